@@ -1,0 +1,40 @@
+"""The model card that goes into a bundle when its author brings none."""
+
+from __future__ import annotations
+
+import msgspec
+
+from knet_runtime.manifest import Manifest
+from knet_train.config import Config
+
+
+def model_card(manifest: Manifest, config: Config) -> str:
+    """Markdown that states what is known: input, classes, parity, recipe, licences."""
+    spec, parity = manifest.input, manifest.artefacts[0].parity
+    lines = [
+        f"# {manifest.name}",
+        "",
+        f"K-Net (arXiv 2106.14855), preset `{config.preset}`, exported by knet-deploy.",
+        "",
+        f"- Input: {spec.width}×{spec.height} RGB; other sizes are fitted by {spec.resize}.",
+        f"- Classes ({manifest.labels.num_classes}): {', '.join(manifest.labels.names)}.",
+        f"- Checkpoint: SHA-256 `{manifest.provenance.checkpoint_sha256}`.",
+        f"- Licences: code {manifest.licence.code}; weights {manifest.licence.weights}; "
+        f"training data {manifest.licence.data}.",
+        "",
+        "## Parity with PyTorch",
+        "",
+    ]
+    if parity is None:
+        lines.append("Not measured.")
+    else:
+        lines.append(f"Measured on {parity.images} pictures ({parity.data}), ONNX Runtime, CPU:")
+        lines.append("")
+        if parity.miou_reference is not None:
+            lines.append(f"- mIoU in PyTorch {parity.miou_reference:.2f} %")
+            lines.append(f"- mIoU of the artefact {parity.miou_artefact:.2f} %")
+        lines.append(f"- equal pixels {100 * parity.agreement:.4f} %")
+        lines.append(f"- largest logit difference {parity.max_logit_diff:.1e}")
+    recipe = msgspec.json.format(msgspec.json.encode(config), indent=2).decode()
+    lines += ["", "## Recipe", "", "```json", recipe, "```", ""]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""The torch-free edge runtime of knet-deploy: bundle in, trusted class maps out."""

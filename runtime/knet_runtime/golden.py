@@ -1,0 +1,122 @@
+"""Golden tensors: a few real inputs and PyTorch's logits for them, replayed on the device.
+
+``golden.npz`` holds ``images`` uint8 [K, H, W, 3] RGB, already at the model's input size, and
+``logits`` float32 [K, N, h, w]. A device without labels or PyTorch can still show with them that
+what it runs is the model that was trained.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from knet_runtime.backends import Backend
+from knet_runtime.bundle import Bundle
+from knet_runtime.errors import BundleError
+from knet_runtime.manifest import Tolerance
+from knet_runtime.metrics import agreement
+from knet_runtime.postprocess import upsampled_argmax
+
+GOLDEN_NAME = "golden.npz"
+
+
+class Golden(msgspec.Struct, frozen=True):
+    """``images`` uint8 [K, H, W, 3] and their reference ``logits`` float32 [K, N, h, w]."""
+
+    images: NDArray[np.uint8]
+    logits: NDArray[np.float32]
+
+
+class GoldenReport(msgspec.Struct, frozen=True):
+    """How far a backend's logits are from the reference on ``images`` golden pictures.
+
+    ``max_logit_diff`` is the largest absolute difference (NaN if the backend gave NaN or
+    infinity),
+    ``agreement`` the fraction of equal pixels of the class maps at the model's input size.
+    """
+
+    images: int
+    max_logit_diff: float
+    agreement: float
+    passed: bool
+    tolerance: Tolerance
+
+
+def save_golden(
+    target: Path | BinaryIO, images: NDArray[np.uint8], logits: NDArray[np.float32]
+) -> None:
+    """Write ``images`` uint8 [K, H, W, 3] and ``logits`` float32 [K, N, h, w], compressed.
+
+    Equal arrays give equal bytes. Raises ValueError when the shapes or types are others.
+    """
+    if problem := _problem(images, logits):
+        raise ValueError(problem)
+    np.savez_compressed(target, images=images, logits=logits)
+
+
+def load_golden(bundle: Bundle) -> Golden:
+    """Read the bundle's ``golden.npz``; BundleError if absent or at odds with the manifest."""
+    path = bundle.file(GOLDEN_NAME)
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise ValueError("it is a single array, not a .npz of images and logits")
+        with loaded as arrays:
+            images, logits = arrays["images"], arrays["logits"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{path}: no golden tensors: {error}; export the bundle again") from error
+    manifest = bundle.manifest
+    stride, height, width = manifest.output.stride, manifest.input.height, manifest.input.width
+    problem = _problem(images, logits)
+    if not problem and images.shape[1:3] != (height, width):
+        problem = f"images are {images.shape}, the model takes {height}×{width}"
+    expected = (manifest.labels.num_classes, height // stride, width // stride)
+    if not problem and logits.shape[1:] != expected:
+        problem = f"logits are {logits.shape}, the model gives [K, {', '.join(map(str, expected))}]"
+    if problem:
+        raise BundleError(f"{path}: {problem}; export the bundle again")
+    return Golden(images, logits)
+
+
+def replay(bundle: Bundle, backend: Backend) -> GoldenReport:
+    """Run the golden images through ``backend`` and compare with the reference logits.
+
+    Batches are as large as the model takes, so that batching is part of what is tested.
+    ``passed`` says whether logits and class maps are within the artefact's tolerance.
+    """
+    golden = load_golden(bundle)
+    tolerance = bundle.artefact.tolerance
+    step = bundle.manifest.input.max_batch
+    size = (golden.images.shape[1], golden.images.shape[2])
+    worst, equal = 0.0, []
+    for start in range(0, len(golden.images), step):
+        outputs = backend.infer(golden.images[start : start + step])
+        for output, reference in zip(outputs, golden.logits[start : start + step], strict=True):
+            if not np.isfinite(output).all():
+                worst = float("nan")  # fails every comparison below
+                equal.append(0.0)
+                continue
+            # np.maximum, unlike max(), carries a NaN on.
+            worst = float(np.maximum(worst, np.abs(output - reference).max()))
+            maps = upsampled_argmax(output, size), upsampled_argmax(reference, size)
+            equal.append(agreement(*maps))
+    agreed = float(np.mean(equal))
+    passed = worst <= tolerance.max_logit_diff and agreed >= tolerance.agreement
+    return GoldenReport(len(golden.images), worst, agreed, passed, tolerance)
+
+
+def _problem(images: NDArray[np.uint8], logits: NDArray[np.float32]) -> str | None:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        return f"images must be uint8 [K, H, W, 3], not {images.dtype} {images.shape}"
+    if logits.dtype != np.float32 or logits.ndim != 4:
+        return f"logits must be float32 [K, N, h, w], not {logits.dtype} {logits.shape}"
+    if len(images) != len(logits) or not logits.size or not images.size:
+        return f"{len(images)} images but {len(logits)} logits: one each, and at least one"
+    if not np.isfinite(logits).all():
+        return "logits hold NaN or infinity"
+    return None

@@ -1,0 +1,101 @@
+"""Class maps as pictures: colours, a blend over the frame, and a legend."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from knet_runtime.errors import ConfigError
+from knet_runtime.labels import LabelMap
+
+Rgb = NDArray[np.uint8]
+_Sample = TypeVar("_Sample", np.uint8, np.uint16)
+ClassMap = NDArray[np.uint8] | NDArray[np.uint16]
+
+_LEGEND_CLASSES = 24
+_ROW, _PAD, _SWATCH = 22, 6, 12
+_FONT, _SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.42
+
+
+def colourise(class_map: ClassMap, labels: LabelMap) -> Rgb:
+    """``labels.palette[class_map]`` as uint8 [H, W, 3] RGB, exactly.
+
+    ``class_map`` is uint8 or uint16 [H, W]. The ignore index and every other value without a class
+    become black.
+    """
+    return _look_up(class_map, _table(labels))
+
+
+def blend(image: Rgb, class_map: ClassMap, labels: LabelMap, alpha: float) -> Rgb:
+    """Lay the colours of ``class_map`` [H, W] over ``image`` uint8 [H, W, 3] RGB; a new array.
+
+    With a = round(256 · alpha) each sample is (image · (256 - a) + colour · a + 128) // 256, in
+    integers, the same on every machine: alpha 0 gives the image, alpha 1 the colours. Where the map
+    has the ignore index or another value without a class, the image shows untouched. Raises
+    ConfigError when alpha lies outside 0 … 1, ValueError when the sizes differ.
+    """
+    if not 0 <= alpha <= 1:
+        raise ConfigError(f"alpha is {alpha}; the overlay's opacity lies between 0 and 1")
+    if image.shape[:2] != class_map.shape:
+        raise ValueError(f"image {image.shape[:2]} and class map {class_map.shape} differ in size")
+    weight = round(256 * alpha)
+    under = np.multiply(image, np.uint16(256 - weight), dtype=np.uint16)
+    over = _look_up(class_map, _table(labels).astype(np.uint16) * np.uint16(weight))
+    # At most 255 · 256 + 128 < 2^16, so uint16 holds every sum.
+    mixed = np.add(under, over, dtype=np.uint16)
+    mixed += np.uint16(128)
+    mixed >>= np.uint16(8)
+    result = mixed.astype(np.uint8)
+    if class_map.size and int(class_map.max()) >= labels.num_classes:
+        np.copyto(result, image, where=(class_map >= labels.num_classes)[..., None])
+    return result
+
+
+def _table(labels: LabelMap) -> Rgb:
+    """Colours as uint8 [N', 3], N' ≥ 256 and > N: every index past the classes is black."""
+    table = np.zeros((max(256, labels.num_classes + 1), 3), np.uint8)
+    table[: labels.num_classes] = labels.palette
+    return table
+
+
+def _look_up(class_map: ClassMap, table: NDArray[_Sample]) -> NDArray[_Sample]:
+    if class_map.dtype == np.uint8:
+        # OpenCV wants as many channels in the source as in the table; still faster than indexing.
+        return np.asarray(cv2.LUT(cv2.merge([class_map] * 3), table[None, :256]), table.dtype)
+    return table[np.minimum(class_map, len(table) - 1)]
+
+
+def legend_strip(labels: LabelMap, width: int, shares: dict[str, float] | None = None) -> Rgb:
+    """Names and colours of the classes, in rows, as uint8 [h, width, 3] RGB on dark grey.
+
+    ``shares`` (0 … 1 by class name) are written as percentages. The height follows from labels and
+    width alone, so the strips of a video fit one another. Of more than 24 classes the 24 with the
+    largest share are shown. Characters outside ASCII are shown as "?".
+    """
+    shown = list(range(labels.num_classes))
+    if labels.num_classes > _LEGEND_CLASSES:
+        if shares is not None:
+            shown.sort(key=lambda index: -shares.get(labels.names[index], 0.0))
+        shown = sorted(shown[:_LEGEND_CLASSES])
+    # All names count, not only those shown now, so that the columns stay where they are.
+    texts = [name.encode("ascii", "replace").decode() for name in labels.names]
+    widest = max(cv2.getTextSize(f"{text} 100%", _FONT, _SCALE, 1)[0][0] for text in texts)
+    cell = _PAD + _SWATCH + _PAD + widest + _PAD
+    columns = max(1, width // cell)
+    rows = -(-len(shown) // columns)
+    strip = np.full((rows * _ROW + _PAD, width, 3), 32, np.uint8)
+    for place, index in enumerate(shown):
+        left = place % columns * cell + _PAD
+        top = place // columns * _ROW + _PAD
+        corner = (left + _SWATCH, top + _SWATCH)
+        cv2.rectangle(strip, (left, top), corner, labels.palette[index], cv2.FILLED)
+        cv2.rectangle(strip, (left, top), corner, (160, 160, 160), 1)
+        text = texts[index]
+        if shares is not None:
+            text += f" {100 * shares.get(labels.names[index], 0.0):.0f}%"
+        at = (left + _SWATCH + _PAD, top + _SWATCH - 1)
+        cv2.putText(strip, text, at, _FONT, _SCALE, (235, 235, 235), 1, cv2.LINE_AA)
+    return strip

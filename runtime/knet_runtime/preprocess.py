@@ -1,0 +1,141 @@
+"""Fit a picture of any size to the model's input, and remember the way back.
+
+Training evaluation, export verification and the device all call ``fit``: the network sees the very
+same pixels in the three of them. Nothing is normalised here; mean and standard deviation are part
+of the graph.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from knet_runtime.errors import SourceError
+from knet_runtime.manifest import InputSpec
+
+PAD_GREY = 114  # the usual letterbox grey: near the mean of natural pictures in each channel
+
+
+class Geometry(msgspec.Struct, frozen=True):
+    """How a picture was laid into the model's input.
+
+    ``source_hw`` and ``model_hw`` are (height, width) in pixels. ``window`` is (top, left, height,
+    width): where the whole source lies in the model's input, in model pixels. All four are
+    multiples of the output's stride, so the low-resolution logits can be cropped exactly.
+    """
+
+    source_hw: tuple[int, int]
+    model_hw: tuple[int, int]
+    window: tuple[int, int, int, int]
+
+
+def fit(
+    image: NDArray[np.uint8], spec: InputSpec, stride: int
+) -> tuple[NDArray[np.uint8], Geometry]:
+    """Fit a uint8 [H, W, 3] RGB picture to uint8 [spec.height, spec.width, 3], C-contiguous.
+
+    A picture that already has the right size is returned as it is (not copied). "letterbox" keeps
+    the aspect ratio up to the snapping of the window to ``stride`` pixels.
+    Raises SourceError when the picture has another type or shape.
+    """
+    check_image(image)
+    if spec.height % stride or spec.width % stride:
+        raise ValueError(f"input {spec.height}×{spec.width} is no multiple of stride {stride}")
+    model_hw = (spec.height, spec.width)
+    source_hw = (image.shape[0], image.shape[1])
+    match spec.resize:
+        case "stretch":
+            geometry = Geometry(source_hw, model_hw, (0, 0, *model_hw))
+            return resize(image, model_hw), geometry
+        case "letterbox":
+            top, left, height, width = window = _letterbox(source_hw, model_hw, stride)
+            fitted = resize(image, (height, width))
+            if (height, width) != model_hw:
+                padded = np.full((*model_hw, 3), PAD_GREY, np.uint8)
+                padded[top : top + height, left : left + width] = fitted
+                fitted = padded
+            return fitted, Geometry(source_hw, model_hw, window)
+
+
+def check_image(image: Any) -> None:
+    """Raise SourceError, with the mend, unless ``image`` is uint8 [H, W, 3] and not empty."""
+    if not isinstance(image, np.ndarray):
+        raise SourceError(
+            f"a frame must be a NumPy array, not {type(image).__name__}: pass np.asarray(frame)"
+        )
+    shape = "×".join(map(str, image.shape))
+    if image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1):
+        raise SourceError(
+            f"a frame must be H×W×3 RGB, this one is grey ({shape}): "
+            "convert it with cv2.cvtColor(frame, cv2.COLOR_GRAY2RGB)"
+        )
+    if image.ndim == 3 and image.shape[2] == 4:
+        raise SourceError(
+            f"a frame must be H×W×3 RGB, this one has an alpha channel ({shape}): "
+            "pass frame[..., :3]"
+        )
+    if image.ndim == 3 and image.shape[0] == 3 and image.shape[2] != 3:
+        raise SourceError(
+            f"a frame must be H×W×3 RGB, this one looks like 3×H×W ({shape}): "
+            "pass frame.transpose(1, 2, 0)"
+        )
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise SourceError(
+            f"a frame must be H×W×3 RGB, this one is {shape}: pass one frame at a time"
+        )
+    if image.dtype != np.uint8:
+        raise SourceError(
+            f"a frame must be uint8 of 0 … 255, this one is {image.dtype}: "
+            "scale it to 0 … 255 and pass frame.astype(np.uint8)"
+        )
+    if image.size == 0:
+        raise SourceError(f"a frame must hold at least one pixel, this one is {shape}: skip it")
+
+
+def resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Resize uint8 [H, W, 3] to ``size`` (height, width), C-contiguous.
+
+    Linear up to a shrink of 2: its two taps per axis still read every source pixel. Beyond that
+    they would skip pixels, and thin things (poles) would come and go from frame to frame, so what
+    shrinks more is averaged by area. An axis that grows is always linear.
+    """
+    height, width = image.shape[:2]
+    image = np.ascontiguousarray(image)
+    if (height, width) == size:
+        return image
+    if max(height / size[0], width / size[1]) > 2:
+        # OpenCV averages only if neither axis grows; one that does waits for the second step.
+        shrunk = (min(height, size[0]), min(width, size[1]))
+        image = _cv_resize(image, shrunk, cv2.INTER_AREA)
+        if shrunk == size:
+            return image
+    return _cv_resize(image, size, cv2.INTER_LINEAR)
+
+
+def _cv_resize(image: NDArray[np.uint8], size: tuple[int, int], method: int) -> NDArray[np.uint8]:
+    resized = cv2.resize(image, (size[1], size[0]), interpolation=method)
+    return np.asarray(resized, np.uint8)
+
+
+def _letterbox(
+    source_hw: tuple[int, int], model_hw: tuple[int, int], stride: int
+) -> tuple[int, int, int, int]:
+    """The centred window (top, left, height, width), every number a multiple of stride.
+
+    The side that limits the scale fills the model's input; the other is rounded to the nearest
+    multiple of stride and is never empty.
+    """
+    scale = min(model_hw[0] / source_hw[0], model_hw[1] / source_hw[1])
+    sides = []
+    for source, model in zip(source_hw, model_hw, strict=True):
+        snapped = stride * round(source * scale / stride)
+        sides.append(min(max(snapped, stride), model))
+    top, left = (
+        stride * ((model - side) // (2 * stride))
+        for side, model in zip(sides, model_hw, strict=True)
+    )
+    return top, left, sides[0], sides[1]

@@ -1,0 +1,127 @@
+"""The runtime's front door: a bundle and a frame in, a class map at the frame's own size out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from knet_runtime.backends import open_backend
+from knet_runtime.bundle import Bundle, default_bundle_path, open_bundle
+from knet_runtime.errors import BackendError
+from knet_runtime.labels import LabelMap
+from knet_runtime.postprocess import ClassMap, class_map
+from knet_runtime.preprocess import fit
+
+
+class Mask(msgspec.Struct, frozen=True):
+    """One frame's result: ``class_map`` uint8 [H, W] (uint16 beyond 256 classes) at its size.
+
+    ``timings`` holds milliseconds per stage: "fit" (to the model's size), "infer" (the engine; in
+    a batch, an equal share of it) and "tail" (logits to class map).
+    """
+
+    class_map: ClassMap
+    labels: LabelMap
+    timings: dict[str, float]
+
+    def shares(self) -> dict[str, float]:
+        """The fraction of the frame (0 … 1) that each class covers, by name, in label order."""
+        counts = np.bincount(self.class_map.ravel(), minlength=self.labels.num_classes)
+        shares = (counts / self.class_map.size).tolist()
+        return dict(zip(self.labels.names, shares, strict=True))
+
+
+class Segmenter:
+    """A bundle opened on an engine, as a context manager.
+
+        with Segmenter("street.knet") as segment:
+            mask = segment(frame)
+
+    ``bundle`` is an opened bundle, its folder, or None for the packaged model; ``engine`` is one of
+    ``knet_runtime.backends.ENGINES`` or "auto". Raises BundleError for a bundle that can not be
+    trusted and BackendError when no engine runs it. It may be called from several threads.
+    """
+
+    def __init__(self, bundle: Bundle | Path | str | None = None, engine: str = "auto") -> None:
+        if bundle is None:
+            bundle = default_bundle_path()
+        self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        self._backend = open_backend(self.bundle, engine)
+
+    @property
+    def labels(self) -> LabelMap:
+        """Names and colours of the classes."""
+        return self.bundle.manifest.labels
+
+    @property
+    def model_id(self) -> str:
+        """The model's name and the first digits of its hash."""
+        return self.bundle.model_id
+
+    @property
+    def engine(self) -> str:
+        """The name of the engine that runs."""
+        return self._backend.name
+
+    def __call__(self, frame: NDArray[np.uint8]) -> Mask:
+        """Segment one uint8 [H, W, 3] RGB frame of any size; SourceError if it is none."""
+        return self.batch([frame])[0]
+
+    def batch(self, frames: Sequence[NDArray[np.uint8]]) -> list[Mask]:
+        """Segment uint8 [H, W, 3] RGB frames, each of any size; one mask per frame, in order.
+
+        They go through the engine in groups of the model's largest batch. Raises SourceError for a
+        frame of another type or shape, BackendError when the engine fails.
+        """
+        step = self.bundle.manifest.input.max_batch
+        return [
+            mask
+            for start in range(0, len(frames), step)
+            for mask in self._group(frames[start : start + step])
+        ]
+
+    def _group(self, frames: Sequence[NDArray[np.uint8]]) -> list[Mask]:
+        spec, stride = self.bundle.manifest.input, self.bundle.manifest.output.stride
+        fitted, fit_times = [], []
+        for frame in frames:
+            started = perf_counter()
+            fitted.append(fit(frame, spec, stride))
+            fit_times.append(perf_counter() - started)
+        started = perf_counter()
+        images = [image for image, _ in fitted]
+        # A lone frame needs no copy to become a batch.
+        logits = self._backend.infer(images[0][None] if len(images) == 1 else np.stack(images))
+        infer_time = (perf_counter() - started) / len(frames)
+        masks = []
+        for output, (_, geometry), fit_time in zip(logits, fitted, fit_times, strict=True):
+            started = perf_counter()
+            try:
+                classes = class_map(output, geometry, stride)
+            except ValueError as error:
+                raise BackendError(f"{self.engine}: {error}; check it with verify") from error
+            tail_time = perf_counter() - started
+            seconds = {"fit": fit_time, "infer": infer_time, "tail": tail_time}
+            timings = {stage: 1000 * value for stage, value in seconds.items()}
+            masks.append(Mask(classes, self.labels, timings))
+        return masks
+
+    def close(self) -> None:
+        """Free the engine; a second call does nothing."""
+        self._backend.close()
+
+    def __enter__(self) -> Segmenter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,26 @@
+"""Sources named otherwise than by a file: cameras and addresses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from knet_runtime.errors import SourceError
+from knet_runtime.video import open_source
+
+
+def test_addresses_are_refused_without_their_password() -> None:
+    with pytest.raises(SourceError, match="rtsp addresses can not be read") as caught:
+        open_source("rtsp://user:secret@host/stream")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["97", "camera:97", "/dev/video97"])
+def test_an_absent_camera_says_how_to_find_one(name: str) -> None:
+    with pytest.raises(SourceError, match=r"/dev/video97: .*(plug it in|Linux only)"):
+        open_source(name)
+
+
+def test_a_path_named_like_a_camera_is_a_path(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="0: No such file"):
+        open_source(tmp_path / "0")

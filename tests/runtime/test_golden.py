@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pytest
+from knet_runtime.backends import open_backend
+from knet_runtime.bundle import Bundle, write_bundle
+from knet_runtime.errors import BundleError
+from knet_runtime.golden import GOLDEN_NAME, load_golden, replay, save_golden
+from knet_runtime.manifest import Manifest
+
+IMAGES = np.zeros((2, 16, 24, 3), np.uint8)
+LOGITS = np.zeros((2, 3, 4, 6), np.float32)
+
+
+class Spoilt:
+    """A backend whose logits are another's, spoilt."""
+
+    name = "spoilt"
+
+    def __init__(self, bundle: Bundle, spoil: Callable[[np.ndarray], np.ndarray]) -> None:
+        self.inner = open_backend(bundle, "onnxruntime-cpu")
+        self.spoil = spoil
+        self.batches: list[int] = []
+
+    def infer(self, batch: np.ndarray) -> np.ndarray:
+        self.batches.append(len(batch))
+        return self.spoil(self.inner.infer(batch))
+
+    def close(self) -> None:
+        self.inner.close()
+
+    def __enter__(self) -> Spoilt:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def write(tmp_path: Path, manifest: Manifest, golden: bytes) -> Bundle:
+    files = {"model.onnx": b"", GOLDEN_NAME: golden}
+    return write_bundle(tmp_path / "x.knet", manifest, files, replace=True)
+
+
+def test_real_engine_passes(make_bundle):
+    bundle = make_bundle()
+    with open_backend(bundle, "onnxruntime-cpu") as backend:
+        report = replay(bundle, backend)
+    assert report.passed
+    assert report.images == 5
+    assert report.agreement == 1.0
+    assert report.max_logit_diff < 1e-3
+    assert report.tolerance == bundle.manifest.artefacts[0].tolerance
+
+
+def test_replay_fills_the_batches(make_bundle):
+    bundle = make_bundle()
+    with Spoilt(bundle, lambda logits: logits) as backend:
+        assert replay(bundle, backend).passed
+        assert backend.batches == [3, 2]
+
+
+def last_off(logits: np.ndarray) -> np.ndarray:
+    spoilt = logits.copy()
+    spoilt[-1, 0, 0, 0] += 0.01
+    return spoilt
+
+
+def last_nan(logits: np.ndarray) -> np.ndarray:
+    spoilt = logits.copy()
+    spoilt[-1, 0, 0, 0] = np.nan
+    return spoilt
+
+
+@pytest.mark.parametrize("spoil", [last_off, last_nan, lambda logits: logits[:, ::-1]])
+def test_engine_that_differs_does_not_pass(make_bundle, spoil):
+    bundle = make_bundle()
+    with Spoilt(bundle, spoil) as backend:
+        report = replay(bundle, backend)
+    assert not report.passed
+    assert not report.max_logit_diff <= 1e-3
+
+
+def test_small_differences_that_turn_pixels_do_not_pass(make_bundle, manifest, golden):
+    """Logits within their tolerance are not enough: the class maps must agree as well."""
+    arrays = np.load(io.BytesIO(golden))
+    assert arrays["images"].dtype == np.uint8
+    flat = np.zeros_like(arrays["logits"])
+    flat[:, 1] = 1e-4
+    bundle = make_bundle()
+    buffer = io.BytesIO()
+    save_golden(buffer, arrays["images"], flat)
+    files = {"model.onnx": bundle.file("model.onnx"), GOLDEN_NAME: buffer.getvalue()}
+    bundle = write_bundle(bundle.path, manifest, files, replace=True)
+    with Spoilt(bundle, np.zeros_like) as backend:
+        report = replay(bundle, backend)
+    assert report.max_logit_diff <= report.tolerance.max_logit_diff
+    assert report.agreement == 0
+    assert not report.passed
+
+
+def test_saved_arrays_are_loaded_and_their_bytes_are_stable(tmp_path, manifest, golden):
+    tensors = load_golden(write(tmp_path, manifest, golden))
+    assert tensors.images.shape == (5, 16, 24, 3)
+    again = io.BytesIO()
+    save_golden(again, tensors.images, tensors.logits)
+    assert again.getvalue() == golden
+
+
+@pytest.mark.parametrize(
+    ("images", "logits", "reason"),
+    [
+        (IMAGES.astype(np.float32), LOGITS, "images must be uint8"),
+        (IMAGES[0], LOGITS, "images must be uint8"),
+        (IMAGES, LOGITS.astype(np.float64), "logits must be float32"),
+        (IMAGES, LOGITS[:1], "2 images but 1 logits"),
+        (IMAGES[:0], LOGITS[:0], "at least one"),
+        (IMAGES, LOGITS + np.float32("nan"), "NaN"),
+    ],
+)
+def test_arrays_of_another_form_are_neither_saved_nor_loaded(
+    tmp_path, manifest, images, logits, reason
+):
+    with pytest.raises(ValueError, match=reason):
+        save_golden(io.BytesIO(), images, logits)
+    buffer = io.BytesIO()
+    np.savez(buffer, images=images, logits=logits)
+    with pytest.raises(BundleError, match=reason):
+        load_golden(write(tmp_path, manifest, buffer.getvalue()))
+
+
+@pytest.mark.parametrize(
+    ("images", "logits", "reason"),
+    [
+        (IMAGES[:, :8], LOGITS, "the model takes 16×24"),
+        (IMAGES, LOGITS[:, :2], r"the model gives \[K, 3, 4, 6\]"),
+        (IMAGES, LOGITS[..., :5], r"the model gives \[K, 3, 4, 6\]"),
+    ],
+)
+def test_arrays_of_another_model_are_refused(tmp_path, manifest, images, logits, reason):
+    buffer = io.BytesIO()
+    save_golden(buffer, images, logits)
+    with pytest.raises(BundleError, match=reason):
+        load_golden(write(tmp_path, manifest, buffer.getvalue()))
+
+
+def test_file_without_golden_tensors_is_refused_by_name(tmp_path, manifest):
+    pickled, single, other = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    np.savez(pickled, images=np.array([{}], object), logits=LOGITS)
+    np.save(single, LOGITS)
+    np.savez(other, pictures=IMAGES)
+    for data in (b"", b"words", pickled.getvalue(), single.getvalue(), other.getvalue()):
+        with pytest.raises(BundleError, match=r"golden\.npz: no golden tensors"):
+            load_golden(write(tmp_path, manifest, data))
+
+
+def test_bundle_without_golden_file_says_so(tmp_path, manifest):
+    bundle = write_bundle(tmp_path / "x.knet", manifest, {"model.onnx": b""})
+    with pytest.raises(BundleError, match=r"'golden\.npz' is not listed"):
+        load_golden(bundle)

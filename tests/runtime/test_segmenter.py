@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+from knet_runtime.bundle import default_bundle_path
+from knet_runtime.errors import BackendError, BundleError, SourceError
+from knet_runtime.segmenter import Mask, Segmenter
+
+COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
+
+
+@pytest.fixture
+def segment(make_bundle):
+    with Segmenter(make_bundle(), engine="onnxruntime-cpu") as segmenter:
+        yield segmenter
+
+
+def plain(colour: int, height: int, width: int) -> np.ndarray:
+    frame = np.empty((height, width, 3), np.uint8)
+    frame[:] = COLOURS[colour]
+    return frame
+
+
+@pytest.mark.parametrize("size", [(1, 1), (16, 24), (7, 300), (300, 7), (360, 480)])
+def test_frame_of_any_size_gets_a_map_of_its_size(segment, size):
+    mask = segment(plain(2, *size))
+    assert mask.class_map.shape == size
+    assert mask.class_map.dtype == np.uint8
+    assert (mask.class_map == 2).all()
+
+
+@pytest.mark.parametrize("resize", ["stretch", "letterbox"])
+def test_regions_are_found_where_they_are(make_bundle, manifest, resize):
+    spec = msgspec.structs.replace(manifest.input, resize=resize)
+    frame = np.concatenate([plain(0, 90, 100), plain(1, 90, 60)], axis=1)
+    with Segmenter(make_bundle(input=spec)) as segment:
+        classes = segment(frame).class_map
+    assert (classes[:, :80] == 0).all()
+    assert (classes[:, 120:] == 1).all()
+
+
+def test_batch_of_any_length_and_sizes_is_segmented_in_order(segment):
+    sizes = [(16, 24), (5, 9), (40, 30), (16, 24), (3, 3), (8, 64), (20, 20)]
+    frames = [plain(i % 3, *size) for i, size in enumerate(sizes)]
+    masks = segment.batch(frames)
+    assert [mask.class_map.shape for mask in masks] == sizes
+    assert [int(mask.class_map[0, 0]) for mask in masks] == [i % 3 for i in range(7)]
+    for mask, frame in zip(masks, frames, strict=True):
+        assert (mask.class_map == segment(frame).class_map).all()
+    assert segment.batch([]) == []
+
+
+def test_every_stage_is_timed_in_milliseconds(segment):
+    for mask in segment.batch([plain(0, 30, 40)] * 4):
+        assert list(mask.timings) == ["fit", "infer", "tail"]
+        assert all(0 < value < 10_000 for value in mask.timings.values())
+
+
+def test_shares_are_fractions_by_name(manifest):
+    mask = Mask(np.array([[0, 0], [2, 0]], np.uint8), manifest.labels, {})
+    assert mask.shares() == {"red": 0.75, "green": 0.0, "blue": 0.25}
+
+
+def test_segmenter_says_what_it_is(segment):
+    assert segment.engine == "onnxruntime-cpu"
+    assert segment.labels.names == ("red", "green", "blue")
+    assert segment.model_id == segment.bundle.model_id
+    assert segment.model_id.startswith("colours@")
+
+
+def test_bundle_may_be_given_by_path(make_bundle):
+    path = make_bundle().path
+    for given in (path, str(path)):
+        with Segmenter(given) as segment:
+            assert (segment(plain(1, 5, 5)).class_map == 1).all()
+
+
+def test_frame_that_is_none_is_refused(segment):
+    with pytest.raises(SourceError, match="COLOR_GRAY2RGB"):
+        segment(np.zeros((5, 5), np.uint8))
+    with pytest.raises(SourceError, match="skip it"):
+        segment.batch([plain(0, 5, 5), np.zeros((0, 5, 3), np.uint8)])
+
+
+def test_closed_segmenter_says_so(make_bundle):
+    with Segmenter(make_bundle()) as segment:
+        pass
+    with pytest.raises(BackendError, match="was closed"):
+        segment(plain(0, 5, 5))
+
+
+def test_engine_that_gives_nan_is_named(segment, monkeypatch):
+    nothing = np.full((1, 3, 4, 6), np.nan, np.float32)
+    monkeypatch.setattr(segment._backend, "infer", lambda batch: nothing)
+    with pytest.raises(BackendError, match="onnxruntime-cpu: logits hold NaN"):
+        segment(plain(0, 5, 5))
+
+
+def test_default_bundle_is_the_packaged_one():
+    try:
+        default_bundle_path()
+    except BundleError:
+        with pytest.raises(BundleError, match="name a bundle"):
+            Segmenter()
+    else:
+        with Segmenter() as segment:
+            assert segment(plain(0, 36, 48)).class_map.shape == (36, 48)

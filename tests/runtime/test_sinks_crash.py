@@ -1,0 +1,82 @@
+"""What a full disk and a killed process leave behind, each tried in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import knet_runtime
+import pytest
+
+FILL_THE_DISK = """
+import resource, sys
+from fractions import Fraction
+import numpy as np
+from knet_runtime.errors import OutputError
+from knet_runtime.frames import Frame, SourceInfo
+from knet_runtime.labels import CAMVID11
+from knet_runtime.segmenter import Mask
+from knet_runtime.sinks import JsonLines, OverlayVideo
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+info = SourceInfo("video", (96, 128), Fraction(5), None, Fraction(1, 5))
+mask = Mask(np.zeros((96, 128), np.uint8), CAMVID11, {})
+random = np.random.default_rng(0)
+for sink in (OverlayVideo(sys.argv[1] + "/o.mp4", info), JsonLines(sys.argv[1] + "/o.jsonl", "m")):
+    try:
+        for i in range(300):
+            image = random.integers(0, 256, (96, 128, 3), np.uint8)
+            sink.write(Frame(image, i, Fraction(i, 5), str(i)), mask)
+        sys.exit("the disk never filled")
+    except OutputError as error:
+        assert "free some space" in str(error), error
+    sink.close("partial")
+"""
+ROOM = str(Path(knet_runtime.__file__).parent.parent)
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("limit", [40, 60_000])
+def test_a_full_disk_is_an_output_error_and_leaves_only_what_plays(
+    tmp_path: Path, limit: int
+) -> None:
+    subprocess.run(
+        [sys.executable, "-c", FILL_THE_DISK, str(tmp_path), str(limit)],
+        env={**os.environ, "PYTHONPATH": ROOM},
+        check=True,
+        timeout=60,
+    )
+    if limit == 40:
+        assert files_in(tmp_path) == []
+        return
+    assert files_in(tmp_path) == ["o.partial.jsonl", "o.partial.mp4"]
+    lines = (tmp_path / "o.partial.jsonl").read_text().splitlines()
+    assert [json.loads(line)["frame"] for line in lines] == list(range(len(lines)))
+    with av.open(str(tmp_path / "o.partial.mp4")) as container:
+        assert next(container.decode(video=0)).width == 128
+
+
+def test_a_killed_process_leaves_a_hidden_file_that_plays(tmp_path: Path) -> None:
+    program = FILL_THE_DISK.replace("range(300)", "range(60)").replace(
+        'sys.exit("the disk never filled")', "__import__('os').kill(__import__('os').getpid(), 9)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path), "100000000"],
+        env={**os.environ, "PYTHONPATH": ROOM},
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    (name,) = files_in(tmp_path)
+    assert name.startswith(".o.mp4.")
+    assert name.endswith(".part")
+    with av.open(f"file:{tmp_path / name}", format="mp4") as container:
+        assert sum(1 for _ in container.decode(video=0)) >= 10
