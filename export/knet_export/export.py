@@ -38,9 +38,7 @@ from knet_train.evaluate import input_spec
 
 CARD_NAME = "MODEL_CARD.md"
 GRAPH_NAME = "model.onnx"
-FP32 = Tolerance(
-    delta_miou=0.05, worst_class_delta_iou=0.5, agreement=0.9995, max_logit_diff=0.02
-)
+FP32 = Tolerance(delta_miou=0.05, worst_class_delta_iou=0.5, agreement=0.9995, max_logit_diff=0.02)
 _GOLDEN_IMAGES = 2
 _SYNTHETIC_SCENES = 12
 _SCENE_SEED = 900_000  # far from the seeds of training
@@ -106,9 +104,7 @@ def export_bundle(
         return write_bundle(destination, manifest, {**files, CARD_NAME: text}, replace=replace)
 
 
-def _with_parity(
-    draft: Bundle, checkpoint: Checkpoint, folder: LabelledFolder | None
-) -> Manifest:
+def _with_parity(draft: Bundle, checkpoint: Checkpoint, folder: LabelledFolder | None) -> Manifest:
     if folder is not None:
         check_labels(draft, folder)
         name = f"{folder.root.name}, split {folder.split}"

@@ -244,7 +244,9 @@ def _interval(
     rng = np.random.default_rng(0)
     deltas = []
     for _ in range(_RESAMPLES):
-        times = np.bincount(rng.integers(0, len(per_image), len(per_image)), minlength=len(per_image))
+        times = np.bincount(
+            rng.integers(0, len(per_image), len(per_image)), minlength=len(per_image)
+        )
         both = [np.tensordot(times, side, 1) for side in (reference, artefact)]
         deltas.append(100 * (_miou(both[1]) - _miou(both[0])))
     low, high = np.nanpercentile(deltas, (2.5, 97.5))

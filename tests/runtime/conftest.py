@@ -14,6 +14,8 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
+
 from knet_runtime.bundle import Bundle, write_bundle
 from knet_runtime.golden import GOLDEN_NAME, save_golden
 from knet_runtime.labels import LabelMap
@@ -26,7 +28,6 @@ from knet_runtime.manifest import (
     Provenance,
     Tolerance,
 )
-from onnx import TensorProto, helper, numpy_helper
 
 HEIGHT, WIDTH, STRIDE = 16, 24, 4
 

@@ -8,13 +8,14 @@ import threading
 from importlib import metadata
 from pathlib import Path
 
-import knet_runtime.backends as backends
-import knet_runtime.backends.ort as ort_module
 import msgspec
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+
+import knet_runtime.backends as backends
+import knet_runtime.backends.ort as ort_module
 from knet_runtime.backends import ENGINES, onnxruntime_clash, open_backend, probe_engines
 from knet_runtime.backends.ort import cpu_budget, cuda_is_built_in, try_provider
 from knet_runtime.errors import BackendError, BackendUnavailable

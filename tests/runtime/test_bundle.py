@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+
 from knet_runtime import bundle as bundle_module
 from knet_runtime.bundle import Bundle, default_bundle_path, open_bundle, write_bundle
 from knet_runtime.errors import BundleError, OutputError

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from knet_runtime.errors import SourceError
 from knet_runtime.video import open_source
 

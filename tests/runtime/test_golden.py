@@ -7,6 +7,7 @@ from types import TracebackType
 
 import numpy as np
 import pytest
+
 from knet_runtime.backends import open_backend
 from knet_runtime.bundle import Bundle, write_bundle
 from knet_runtime.errors import BundleError

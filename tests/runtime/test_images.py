@@ -9,11 +9,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from knet_runtime.errors import SourceError
 from knet_runtime.image_file import read_image
 from knet_runtime.images import frame_names, list_images
 from knet_runtime.video import open_source
-from numpy.typing import NDArray
 
 ENCODINGS = (".png", ".jpg", ".bmp", ".tif", ".webp")
 

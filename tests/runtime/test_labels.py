@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from knet_runtime.errors import DataError
 from knet_runtime.labels import CAMVID11, LabelMap, distinct_palette, load_labels_json
 

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from knet_runtime.errors import BundleError
 from knet_runtime.labels import LabelMap, distinct_palette
 from knet_runtime.manifest import (

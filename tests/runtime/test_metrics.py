@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from knet_runtime.errors import DataError
 from knet_runtime.labels import LabelMap
 from knet_runtime.metrics import ConfusionMatrix, agreement, worst_class_delta

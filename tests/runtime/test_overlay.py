@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from knet_runtime.errors import ConfigError
 from knet_runtime.labels import CAMVID11, LabelMap, distinct_palette
 from knet_runtime.overlay import blend, colourise, legend_strip

@@ -5,9 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional
+
 from knet_runtime.postprocess import candidates, class_map, upsampled_argmax
 from knet_runtime.preprocess import Geometry
-from torch.nn import functional
 
 SHAPES = st.tuples(*[st.integers(1, top) for top in (20, 24, 24, 90, 90)])
 

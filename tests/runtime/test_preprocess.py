@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from knet_runtime.errors import SourceError
 from knet_runtime.manifest import InputSpec
 from knet_runtime.postprocess import class_map

@@ -3,6 +3,7 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 import pytest
+
 from knet_runtime.bundle import default_bundle_path
 from knet_runtime.errors import BackendError, BundleError, SourceError
 from knet_runtime.segmenter import Mask, Segmenter

@@ -11,13 +11,14 @@ import av
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from knet_runtime.errors import ConfigError, OutputError
 from knet_runtime.frames import Frame, SourceInfo
 from knet_runtime.labels import CAMVID11, LabelMap, distinct_palette
 from knet_runtime.overlay import blend, legend_strip
 from knet_runtime.segmenter import Mask
 from knet_runtime.sinks import JsonLines, Keep, MaskFolder, OverlayVideo, Sink
-from numpy.typing import NDArray
 
 VIDEO = SourceInfo("video", (48, 64), Fraction(25), None, Fraction(1, 1000))
 IMAGES = SourceInfo("images", (48, 64), None, 3)

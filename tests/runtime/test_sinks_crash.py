@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import av
-import knet_runtime
 import pytest
+
+import knet_runtime
 
 FILL_THE_DISK = """
 import resource, sys

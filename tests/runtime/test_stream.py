@@ -11,6 +11,8 @@ from types import TracebackType
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from knet_runtime.errors import OutputError, SourceError
 from knet_runtime.frames import Frame, SourceInfo
 from knet_runtime.labels import CAMVID11
@@ -18,7 +20,6 @@ from knet_runtime.segmenter import Mask
 from knet_runtime.sinks import JsonLines, MaskFolder, OverlayVideo, Sink
 from knet_runtime.stream import run, segment
 from knet_runtime.video import open_source
-from numpy.typing import NDArray
 
 
 class Frames:

@@ -7,6 +7,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 import pytest
+
 from knet_runtime.labels import CAMVID11
 from knet_runtime.synthetic import Street
 

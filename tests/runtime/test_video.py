@@ -14,9 +14,10 @@ import av
 import numpy as np
 import pytest
 from av.stream import Disposition
+from numpy.typing import NDArray
+
 from knet_runtime.errors import SourceError
 from knet_runtime.video import open_source
-from numpy.typing import NDArray
 
 CORNERS = np.array([[[230, 20, 20], [20, 230, 20]], [[20, 20, 230], [230, 230, 20]]], np.uint8)
 

@@ -11,13 +11,13 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from knet_runtime.synthetic import Street
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as tvf
 
+from knet_runtime.synthetic import Street
 from knet_train.config import DataConfig
 from knet_train.dataset import LabelledFolder
 

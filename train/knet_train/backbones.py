@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from knet_runtime.errors import CheckpointError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from knet_runtime.errors import CheckpointError
 from knet_train.config import ModelConfig
 
 # The symmetric-padding twin of the TensorFlow network takes the same weights (its BatchNorms
@@ -68,8 +68,8 @@ def _from_hub(name: str) -> dict[str, Tensor]:
     except Exception as error:  # the hub client raises many unrelated types
         raise CheckpointError(
             f"ImageNet weights of {name} could not be fetched from the hub "
-            f"({type(error).__name__}): connect to the network, or pass --backbone-weights FILE.safetensors"
-            f" ({_HUB[name]}'s model.safetensors)"
+            f"({type(error).__name__}): connect to the network, or pass "
+            f"--backbone-weights FILE.safetensors ({_HUB[name]}'s model.safetensors)"
         ) from error
     state: dict[str, Tensor] = source.state_dict()
     return state

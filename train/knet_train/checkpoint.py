@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-from knet_runtime.errors import CheckpointError, OutputError
-from knet_runtime.labels import LabelMap
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from knet_runtime.errors import CheckpointError, OutputError
+from knet_runtime.labels import LabelMap
 from knet_train.build import build_model
 from knet_train.config import Config
 from knet_train.knet import KNet

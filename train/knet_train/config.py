@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+
 from knet_runtime.errors import ConfigError
 
 if sys.version_info >= (3, 11):

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
 from knet_runtime.errors import DataError
 from knet_runtime.image_file import read_image
 from knet_runtime.images import IMAGE_SUFFIXES
 from knet_runtime.labels import LabelMap, load_labels_json
-from numpy.typing import NDArray
-from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def read_label(path: Path, labels: LabelMap) -> NDArray[np.uint8]:
     if (present & ~allowed).any():
         raise DataError(
             f"{path} holds label {int(np.flatnonzero(present & ~allowed)[0])}; labels.json allows "
-            f"0 … {labels.num_classes - 1} and {labels.ignore_index} for ignore: mend one of the two"
+            f"0 … {labels.num_classes - 1} and {labels.ignore_index} (ignore): mend one of the two"
         )
     return label
 

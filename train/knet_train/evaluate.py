@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+
 from knet_runtime.manifest import InputSpec
 from knet_runtime.metrics import ConfusionMatrix
 from knet_runtime.postprocess import class_map
 from knet_runtime.preprocess import fit
-from numpy.typing import NDArray
-
 from knet_train.config import Config
 from knet_train.dataset import LabelledFolder
 from knet_train.knet import KNet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,12 +11,12 @@ import msgspec
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from knet_runtime.errors import CheckpointError, ConfigError, OutputError
-from knet_runtime.labels import CAMVID11
 from numpy.typing import NDArray
 from pytorch_lightning.callbacks import Callback, EMAWeightAveraging
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
+from knet_runtime.errors import CheckpointError, ConfigError, OutputError
+from knet_runtime.labels import CAMVID11
 from knet_train.allocator import keep_freed_memory
 from knet_train.backbones import load_pretrained
 from knet_train.build import build_model
@@ -95,7 +96,7 @@ def train(
             num_sanity_val_steps=0,
             log_every_n_steps=10,
             logger=_loggers(run),
-            callbacks=[best, average, keep, *(callbacks or [])],
+            callbacks=[best, average, *(callbacks or []), keep],
             enable_checkpointing=False,
             enable_progress_bar=any("ProgressBar" in type(c).__name__ for c in callbacks or []),
             enable_model_summary=False,
@@ -131,6 +132,8 @@ def _check_run(run: Path, config: Config, resume: bool) -> None:
         raise OutputError(f"{run} is complete ({last.name} is there): pass another --out")
     if resume and not state.is_file():
         raise CheckpointError(f"nothing to resume: {state} does not exist; leave out --resume")
+    if resume and not zipfile.is_zipfile(state):
+        raise CheckpointError(f"{state} is damaged: start a new run with another --out")
     if not resume and any((run / name).exists() for name in (state.name, last.name)):
         raise OutputError(f"{run} already holds a run: pass --resume to go on, or another --out")
     if not resume:
@@ -171,8 +174,10 @@ def _precision(config: Config) -> Precision:
         return config.trainer.precision
     if torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
-    return "bf16-mixed" if torch.backends.mkldnn.is_available() and _cpu_has_bf16() else "32-true"
+    return "bf16-mixed" if _cpu_has_bf16() else "32-true"
 
 
 def _cpu_has_bf16() -> bool:
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -12,8 +12,8 @@ from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
-from knet_runtime.metrics import ConfusionMatrix
 
+from knet_runtime.metrics import ConfusionMatrix
 from knet_train.checkpoint import save_checkpoint
 from knet_train.lightning import KNetModule
 
@@ -65,8 +65,8 @@ class KeepState(pl.Callback):
     """Writes ``resume.ckpt`` after every evaluation, and when the user stops the run.
 
     Saved after the evaluation and not before: a resumed run would not repeat it, and would forget
-    the best score. It must stand behind the weight averaging in the list of callbacks, so that
-    the average holds the step that has just ended.
+    the best score. It must stand last in the list of callbacks: the average then holds the
+    step that has just ended, and the others have seen it.
     """
 
     def __init__(self, path: Path) -> None:

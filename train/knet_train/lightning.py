@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from knet_runtime.metrics import ConfusionMatrix
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from knet_runtime.metrics import ConfusionMatrix
 from knet_train.augment import TrainingSamples
 from knet_train.config import Config
 from knet_train.dataset import LabelledFolder

@@ -15,7 +15,7 @@ _NO_NEWS = (
     r".*resuming from a checkpoint that ended before the epoch ended",  # ours go on at the step
     r".*callbacks used to create the checkpoint need to be provided",  # progress bars come and go
     r".*callback states in the checkpoint",
-    r".*torch\.jit\.",  # TensorBoard and timm on new Pythons
+    r".*use of fork\(\) may lead to deadlocks",  # torch's own way of starting workers
 )
 
 

@@ -1,0 +1,9 @@
+"""``python -m knet_deploy``: the same as the command ``knet-deploy``."""
+
+from __future__ import annotations
+
+import sys
+
+from knet_deploy.cli import main
+
+sys.exit(main())

@@ -1,0 +1,85 @@
+"""The command line: which commands there are, and the way in.
+
+Each command is one module, which imports the rooms it needs when it is called: ``--help`` answers
+at once, and the base install needs none of the packages that training needs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from knet_deploy.console import (
+    exit_code_of,
+    forgive_encodings,
+    log_verbosely,
+    logging_to_stderr,
+    package_version,
+)
+from knet_deploy.demo import demo
+from knet_deploy.doctor import doctor
+from knet_deploy.export import export
+from knet_deploy.inspect import inspect
+from knet_deploy.run import run
+from knet_deploy.train import train
+from knet_deploy.verify import verify
+
+# Plain help: no markup is read out of texts and file names, and no colour goes into a pipe.
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+for command in (demo, run, inspect, doctor, train, export, verify):
+    app.command(command.__name__)(command)
+
+_ANYWHERE = ("--debug", "--verbose")
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"knet-deploy {package_version()}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    context: typer.Context,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Log what is done, not only warnings.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", callback=_say_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """K-Net image segmentation from a PyTorch checkpoint to an edge box, with measured parity."""
+    if verbose:
+        log_verbosely()
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line (``sys.argv`` by default) and return its exit code."""
+    given = _flags_first(sys.argv[1:] if arguments is None else arguments)
+    forgive_encodings()
+    with logging_to_stderr():
+        return exit_code_of(lambda: _invoke(given), debug="--debug" in given)
+
+
+def _invoke(arguments: list[str]) -> None:
+    # Not app(): that prints errors in its own way, and turns Ctrl-C into something else.
+    group = typer.main.get_command(app)
+    with group.make_context("knet-deploy", arguments) as context:
+        group.invoke(context)
+
+
+def _flags_first(arguments: Sequence[str]) -> list[str]:
+    """``run x --debug`` means ``--debug run x``: nobody remembers where such a flag belongs."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    head = sorted(arguments[:end], key=lambda argument: argument not in _ANYWHERE)
+    return [*head, *arguments[end:]]

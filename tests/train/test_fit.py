@@ -1,0 +1,286 @@
+"""Whole runs, of six steps on six small pictures."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from safetensors.torch import load_file
+
+from knet_runtime.errors import CheckpointError, ConfigError, DataError, OutputError
+from knet_train.checkpoint import load_checkpoint
+from knet_train.config import Config
+from knet_train.dataset import open_folder
+from knet_train.evaluate import evaluate
+from knet_train.fit import RunResult, count_pixels, train
+
+MakeConfig = Callable[..., Config]
+SPLITS = ("data.train_split=all", "data.val_split=all")
+
+
+class At(pl.Callback):
+    """Does something at the end of one step; remembers every step's loss."""
+
+    def __init__(self, step: int = 0, act: Callable[[], None] = lambda: None) -> None:
+        self.step, self.act = step, act
+        self.losses: dict[int, float] = {}
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step + 1 == self.step:
+            self.act()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, *_: Any) -> None:
+        self.losses[trainer.global_step] = float(outputs["loss"])
+
+
+class Evaluations(pl.Callback):
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.steps.append(trainer.global_step)
+
+
+@pytest.fixture
+def data(make_folder: Callable[..., Path]) -> Path:
+    return make_folder()
+
+
+@pytest.fixture
+def go(
+    tiny_config: MakeConfig, data: Path, tmp_path: Path, backbone_file: Path
+) -> Callable[..., RunResult]:
+    def run(name: str, *overrides: str, **options: Any) -> RunResult:
+        config = tiny_config(*SPLITS, *overrides)
+        return train(config, data, tmp_path / name, backbone_weights=backbone_file, **options)
+
+    return run
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    first, second = load_file(a), load_file(b)
+    assert first.keys() == second.keys()
+    different = [key for key in first if not torch.equal(first[key], second[key])]
+    assert not different
+
+
+def test_a_run_leaves_its_files_and_says_what_it_scored(
+    go: Callable[..., RunResult],
+    tiny_config: MakeConfig,
+    data: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    level = logging.getLogger("pytorch_lightning").level
+    handler = signal.getsignal(signal.SIGINT)
+    seen = Evaluations()
+    result = go("run", callbacks=[seen])
+    run = tmp_path / "run"
+    assert (result.best, result.last) == (run / "best.safetensors", run / "last.safetensors")
+    assert {p.name for p in run.iterdir()} == {
+        "best.safetensors",
+        "last.safetensors",
+        "resume.ckpt",
+        "config.json",
+        "logs",
+    }
+    config = tiny_config(*SPLITS)
+    assert msgspec.json.decode((run / "config.json").read_bytes(), type=Config) == config
+    logs = {p.name.split(".")[0] for p in (run / "logs" / "version_0").iterdir()}
+    assert {"metrics", "events"} <= logs
+    assert "val_miou" in (run / "logs" / "version_0" / "metrics.csv").read_text()
+    assert seen.steps == [2, 4, 6]
+
+    best = load_checkpoint(result.best)
+    assert best.config == config
+    score = evaluate(best.model, open_folder(data, "all"), config).miou
+    assert score == pytest.approx(result.best_miou)
+    assert load_checkpoint(result.last).labels.names == ("road", "sky", "car")
+
+    assert logging.getLogger("pytorch_lightning").level == level
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert not [r for r in caplog.records if r.name.startswith(("pytorch_", "lightning"))]
+
+
+def test_what_is_kept_is_the_average_of_the_weights(go: Callable[..., RunResult]) -> None:
+    class Follow(pl.Callback):
+        """The average by its definition: e ← d·e + (1 - d)·w, from the first step's weights."""
+
+        average: torch.Tensor | None = None
+
+        def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
+            weight = module.model.conv_seg.weight.detach().clone()
+            before = self.average
+            self.average = weight if before is None else 0.5 * before + 0.5 * weight
+
+    follow = Follow()
+    result = go("run", "optim.ema_decay=0.5", "optim.lr=0.01", callbacks=[follow])
+    assert follow.average is not None
+    torch.testing.assert_close(load_file(result.last)["conv_seg.weight"], follow.average)
+
+
+def test_the_same_seed_gives_the_same_weights(go: Callable[..., RunResult]) -> None:
+    first, second = go("one"), go("two")
+    assert_same_weights(first.last, second.last)
+    third = go("three", "trainer.seed=1")
+    with pytest.raises(AssertionError):
+        assert_same_weights(first.last, third.last)
+
+
+@pytest.mark.parametrize("step", [3, 4])
+def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
+    go: Callable[..., RunResult], tmp_path: Path, step: int
+) -> None:
+    """Equal to the last bit, dropout included: samples, dropout and rate depend on the step."""
+    whole, seen = At(), Evaluations()
+    expected = go("whole", callbacks=[whole, seen])
+    first, second = At(step, interrupt), At()
+    handler = signal.getsignal(signal.SIGINT)
+    begun, ended = Evaluations(), Evaluations()
+    with pytest.raises(KeyboardInterrupt):
+        go("parts", callbacks=[first, begun])
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert max(first.losses, default=0) == step
+    assert not (tmp_path / "parts" / "last.safetensors").exists()
+    result = go("parts", resume=True, callbacks=[second, ended])
+    assert {**first.losses, **second.losses} == whole.losses
+    assert sorted([*first.losses, *second.losses]) == [1, 2, 3, 4, 5, 6]
+    assert sorted({*begun.steps, *ended.steps}) == seen.steps
+    assert_same_weights(expected.last, result.last)
+    assert_same_weights(expected.best, result.best)
+    assert result.best_miou == expected.best_miou
+
+
+def test_a_crash_loses_no_more_than_the_steps_since_the_last_evaluation(
+    go: Callable[..., RunResult],
+) -> None:
+    def crash() -> None:
+        raise RuntimeError("the power went")
+
+    expected = go("whole")
+    with pytest.raises(RuntimeError, match="the power went"):
+        go("parts", callbacks=[At(6, crash)])
+    second = At()
+    result = go("parts", resume=True, callbacks=[second])
+    assert list(second.losses) == [5, 6]
+    assert_same_weights(expected.last, result.last)
+
+
+def test_a_second_interrupt_ends_at_once(go: Callable[..., RunResult], tmp_path: Path) -> None:
+    def twice() -> None:
+        interrupt()
+        interrupt()
+
+    with pytest.raises(KeyboardInterrupt):
+        go("run", callbacks=[At(1, twice)])
+    assert not (tmp_path / "run" / "resume.ckpt").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_steps_behind_the_last_evaluation_are_scored_too(
+    go: Callable[..., RunResult], tiny_config: MakeConfig, data: Path
+) -> None:
+    result = go("run", "optim.steps=3", "trainer.val_every=10")
+    assert_same_weights(result.best, result.last)
+    model = load_checkpoint(result.last).model
+    score = evaluate(model, open_folder(data, "all"), tiny_config(*SPLITS)).miou
+    assert score == pytest.approx(result.best_miou)
+
+
+def test_a_run_is_not_overwritten_nor_resumed_when_complete(go: Callable[..., RunResult]) -> None:
+    result = go("run", "optim.steps=2")
+    before = result.best.read_bytes()
+    with pytest.raises(OutputError, match=r"already holds a run: pass --resume .* another --out"):
+        go("run", "optim.steps=2")
+    with pytest.raises(OutputError, match=r"is complete .*another --out"):
+        go("run", "optim.steps=2", resume=True)
+    assert result.best.read_bytes() == before
+
+
+def test_a_run_is_resumed_with_its_own_configuration(
+    go: Callable[..., RunResult], tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        go("run", callbacks=[At(1, interrupt)])
+    with pytest.raises(ConfigError, match=r"started with optim\.lr = 0\.001, not 0\.1"):
+        go("run", "optim.lr=0.1", resume=True)
+    (tmp_path / "run" / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config\.json.*start a new one"):
+        go("run", resume=True)
+
+
+def test_a_damaged_state_is_named(go: Callable[..., RunResult], tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        go("run", callbacks=[At(1, interrupt)])
+    state = tmp_path / "run" / "resume.ckpt"
+    state.write_bytes(state.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match=r"resume\.ckpt is damaged: start a new run"):
+        go("run", resume=True)
+
+
+def test_nothing_to_resume_is_said(go: Callable[..., RunResult], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nothing to resume: .*resume\.ckpt"):
+        go("run", resume=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_synthetic_streets_want_camvids_classes(
+    go: Callable[..., RunResult], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"--set data\.synthetic_share=0"):
+        go("run", "data.synthetic_share=0.1")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_place_that_can_not_be_written_is_named(
+    go: Callable[..., RunResult], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match=r"can not write to .*file.*--out"):
+        go("file")
+    with pytest.raises(OutputError, match="can not write to"):
+        go("file/below")
+
+
+def test_faulty_data_is_refused_before_anything_is_written(
+    go: Callable[..., RunResult], tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="no split 'absent'"):
+        go("run", "data.val_split=absent")
+    assert not (tmp_path / "run").exists()
+
+
+def test_pixels_of_each_class_are_counted(data: Path) -> None:
+    folder = open_folder(data, "all")
+    labels = np.concatenate([folder.read(index)[1].ravel() for index in range(6)])
+    np.testing.assert_array_equal(count_pixels(folder), [(labels == c).sum() for c in range(3)])
+
+
+@pytest.mark.slow
+def test_workers_change_nothing_and_interrupts_do_not_kill_them(
+    go: Callable[..., RunResult],
+) -> None:
+    expected = go("none")
+    with pytest.raises(KeyboardInterrupt):
+        go("one", "trainer.workers=1", callbacks=[At(3, interrupt)])
+    result = go("one", "trainer.workers=1", resume=True)
+    assert_same_weights(expected.last, result.last)
+
+
+@pytest.mark.slow
+def test_it_learns(go: Callable[..., RunResult], data: Path, tiny_config: MakeConfig) -> None:
+    result = go("run", "optim.steps=60", "optim.ema_decay=0.8", "trainer.val_every=60")
+    assert result.best_miou > 0.5  # one class everywhere scores below 0.2
