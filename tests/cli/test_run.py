@@ -1,0 +1,164 @@
+"""``knet-deploy run``: its outputs, its refusals, and a run that is ended early."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from knet_runtime.image_file import read_image
+
+Call = Callable[..., Any]
+
+
+def count_frames(path: Path) -> int:
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+def test_run_writes_overlay_masks_and_json(call: Call, video: Path, tmp_path: Path) -> None:
+    places = tmp_path / "o.mp4", tmp_path / "masks", tmp_path / "o.jsonl"
+    answer = call("run", video, "-o", places[0], "--masks", places[1], "--json", places[2])
+    assert (answer.code, answer.err) == (0, "")
+    assert count_frames(places[0]) == 4
+    assert [path.name for path in sorted(places[1].iterdir())] == [
+        f"{index:06d}.png" for index in range(4)
+    ]
+    lines = [json.loads(line) for line in places[2].read_text(encoding="utf-8").splitlines()]
+    assert [line["frame"] for line in lines] == [0, 1, 2, 3]
+    for text in ("frames", "speed", "infer", "engine", "model", "shares", *map(str, places)):
+        assert text in answer.out
+
+
+def test_run_without_outputs_ends_with_the_summary(call: Call, video: Path) -> None:
+    answer = call("run", video, "--max-frames", "1", "--engine", "onnxruntime-cpu")
+    assert answer.code == 0
+    assert "frames       1\n" in answer.out
+    assert "written" not in answer.out
+
+
+def test_one_image_gives_an_overlay_picture(call: Call, tmp_path: Path) -> None:
+    image = tmp_path / "street.png"
+    cv2.imwrite(str(image), np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8))
+    for name in ("o.png", "o.jpg"):
+        assert call("run", image, "-o", tmp_path / name, "--alpha", "0.7").code == 0
+        assert read_image(tmp_path / name).shape == (40, 60, 3)
+    assert call("run", image, "-o", tmp_path / "l.png", "--legend").code == 0
+    assert read_image(tmp_path / "l.png").shape[0] > 40
+    assert call("run", image, "-o", image).code == 2
+
+
+def _text_file(folder: Path) -> list[str]:
+    (folder / "text.mp4").write_text("this is no video")
+    return [str(folder / "text.mp4")]
+
+
+def _empty_folder(folder: Path) -> list[str]:
+    (folder / "empty").mkdir()
+    return [str(folder / "empty")]
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda folder: [str(folder / "gone.mp4")], "gone.mp4"),
+        (_text_file, "is not a video"),
+        (_empty_folder, "has no images"),
+        (lambda _: ["rtsp://me:secret@host/1"], "rtsp"),
+    ],
+)
+def test_a_source_that_is_none_is_refused(
+    call: Call, tmp_path: Path, make: Callable[[Path], list[str]], text: str
+) -> None:
+    answer = call("run", *make(tmp_path))
+    assert answer.code == 2
+    assert answer.err.count("\n") == 1
+    assert text in answer.err
+    assert "secret" not in answer.err
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--engine", "onnxruntime-gpu"], "there is no engine 'onnxruntime-gpu'"),
+        (["--engine", "tensorrt"], "onnxruntime-cpu"),
+        (["-o", "o.avi"], "end in .mp4"),
+        (["-o", "o.png"], "single image"),
+        (["-o", "o.mp4", "--alpha", "2"], "between 0 and 1"),
+        (["--legend"], "name it with -o"),
+        (["--bundle", "gone.knet"], "there is no such bundle"),
+        (["-o", "/dev/null/o.mp4"], "/dev/null/o.mp4"),
+        (["--masks", "/dev/null/masks"], "/dev/null/masks"),
+        (["--json", "/dev/null/o.jsonl"], "/dev/null/o.jsonl"),
+    ],
+)
+def test_options_that_can_not_work_are_refused_in_one_line(
+    call: Call,
+    video: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    text: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    answer = call("run", video, *words)
+    assert answer.code == 2, answer.err
+    assert answer.err.count("\n") == 1
+    assert text in answer.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_source_that_is_damaged_midway_keeps_what_was_written_as_partial(
+    call: Call, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    cv2.imwrite(str(folder / "a.png"), np.zeros((32, 48, 3), np.uint8))
+    (folder / "b.png").write_text("no image")
+    answer = call("run", folder, "--json", tmp_path / "o.jsonl")
+    assert answer.code == 2
+    assert "b.png" in answer.err
+    assert f"{tmp_path / 'o.partial.jsonl'}" in answer.out
+
+
+# A shell without job control starts its background jobs with SIGINT ignored; we may be in one.
+CHILD = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from knet_deploy.cli import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_ended_early_leaves_a_video_that_plays(
+    make_video: Callable[[int], Path], tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    lines, overlay = tmp_path / "o.jsonl", tmp_path / "o.mp4"
+    words = ["run", str(make_video(2000)), "-o", str(overlay), "--json", str(lines)]
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        hidden = tmp_path / f".o.jsonl.{process.pid}.part"
+        until = time.monotonic() + 60
+        while not (hidden.exists() and hidden.read_bytes().count(b"\n") > 2):
+            assert process.poll() is None, "it ended by itself"
+            assert time.monotonic() < until, "no frame was written"
+            time.sleep(0.05)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (code, b"")
+    assert b"stopped" in out
+    assert str(overlay).encode() in out
+    assert count_frames(overlay) >= 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["o.jsonl", "o.mp4"]
