@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from knet_deploy.console import needs_extra, track
+from knet_deploy.run import check_engine
 from knet_runtime.backends import Backend, open_backend
 from knet_runtime.bundle import Bundle, open_bundle
 from knet_runtime.errors import ConfigError, ParityError
@@ -35,6 +36,7 @@ def verify(
         raise ConfigError("--against and --data go together: a checkpoint, and pictures to compare")
     if json is not None and against is None:
         raise ConfigError("--json goes with --against and --data")
+    check_engine(engine)
     opened = open_bundle(bundle)
     with open_backend(opened, engine) as backend:
         if against is None or data is None:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import typer
 
@@ -186,10 +185,9 @@ def test_sigterm_of_this_process_is_restored_after_a_command() -> None:
 def test_an_output_that_can_not_encode_a_sign_shows_another() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "knet_deploy", "inspect"],
-        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
         capture_output=True,
         timeout=60,
         check=True,
     )
-    assert b"360?480" in done.stdout
-    assert np.frombuffer(done.stdout, np.uint8).max() < 128
+    assert b"agreement ? " in done.stdout  # for the sign of "at least"

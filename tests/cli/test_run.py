@@ -145,7 +145,7 @@ def test_a_run_that_is_ended_early_leaves_a_video_that_plays(
     make_video: Callable[[int], Path], tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     lines, overlay = tmp_path / "o.jsonl", tmp_path / "o.mp4"
-    words = ["run", str(make_video(2000)), "-o", str(overlay), "--json", str(lines)]
+    words = ["run", str(make_video(600)), "-o", str(overlay), "--json", str(lines)]
     with subprocess.Popen(
         [sys.executable, "-c", CHILD, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
