@@ -120,6 +120,21 @@ def test_every_picture_is_used_once_a_turn_in_a_new_order(
     assert turns[0] != turns[1] != turns[2]
 
 
+def test_colours_are_jittered_but_never_swapped(tiny_labels: LabelMap, data: DataConfig) -> None:
+    class Blue(Numbered):
+        def read(self, index: int) -> Pair:
+            image, label = super().read(index)
+            image[:] = (40, 80, 200)
+            return image, label
+
+    always = msgspec.structs.replace(data, photometric=1.0, scale=(1.5, 1.5), synthetic_share=0.0)
+    samples = TrainingSamples(Blue(tiny_labels), always, 0, 40)
+    colours = torch.stack([samples[index][0].flatten(1).float().mean(1) for index in range(40)])
+    assert (colours.argmax(1) == 2).all()
+    assert (colours.argmin(1) == 0).all()
+    assert colours.std(0).min() > 5
+
+
 @pytest.mark.parametrize("share", [0.0, 0.125, 0.3, 1.0])
 def test_the_synthetic_share_is_exact_and_does_not_skip_pictures(
     share: float, data: DataConfig, monkeypatch: pytest.MonkeyPatch

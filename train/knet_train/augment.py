@@ -8,6 +8,7 @@ with the very samples that it would have seen.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ class TrainingSamples(Dataset[tuple[Tensor, Tensor]]):
         self.config = config
         self.seed = seed
         self.length = length
-        self.jitter = v2.RandomPhotometricDistort(
+        self.jitter = _Jitter(
             brightness=(0.75, 1.25), contrast=(0.6, 1.4), saturation=(0.6, 1.4), hue=(-0.04, 0.04)
         )
 
@@ -107,6 +108,14 @@ class TrainingSamples(Dataset[tuple[Tensor, Tensor]]):
             if (counts > 0).sum() > 1 and counts.max() < self.config.max_class_share * counts.sum():
                 break
         return top, left
+
+
+class _Jitter(v2.RandomPhotometricDistort):  # type: ignore[misc]  # torchvision has no types
+    """Each distortion with probability 1/2, but never torchvision's swap of colour channels: grass
+    and sky keep their colours, as in mmsegmentation's ``PhotoMetricDistortion``."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        return {**super().make_params(flat_inputs), "channel_permutation": None}
 
 
 def _uniform(low: float, high: float) -> float:
