@@ -22,7 +22,7 @@ class DeployKNet(nn.Module):
         self.model = model
 
     def forward(self, image: Tensor) -> Tensor:
-        logits: Tensor = self.model(image.permute(0, 3, 1, 2))[-1]
+        logits: Tensor = self.model(image)
         return logits
 
 

@@ -32,7 +32,7 @@ from knet_runtime.manifest import (
 )
 from knet_runtime.preprocess import fit
 from knet_runtime.synthetic import Street
-from knet_train.checkpoint import Checkpoint, load_checkpoint
+from knet_train.checkpoint import Checkpoint, read_checkpoint
 from knet_train.dataset import LabelledFolder, open_folder
 from knet_train.evaluate import input_spec
 
@@ -70,7 +70,7 @@ def export_bundle(
         raise OutputError(f"{destination} exists already: choose another name, or pass --force")
     if card is not None and not card.is_file():
         raise OutputError(f"--card {card} is not a file: name a Markdown file")
-    loaded = load_checkpoint(checkpoint)
+    loaded = read_checkpoint(checkpoint)
     folder = None if data is None else open_folder(data, split)
     spec = input_spec(loaded.config)
     output = OutputSpec(name="logits", kind="logits", stride=loaded.config.model.stride)

@@ -19,9 +19,12 @@ from knet_deploy.console import (
     logging_to_stderr,
     package_version,
 )
+from knet_deploy.data import data
 from knet_deploy.demo import demo
 from knet_deploy.doctor import doctor
+from knet_deploy.evaluate import evaluate
 from knet_deploy.export import export
+from knet_deploy.import_mmseg import import_mmseg
 from knet_deploy.inspect import inspect
 from knet_deploy.run import run
 from knet_deploy.train import train
@@ -29,8 +32,10 @@ from knet_deploy.verify import verify
 
 # Plain help: no markup is read out of texts and file names, and no colour goes into a pipe.
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-for command in (demo, run, inspect, doctor, train, export, verify):
-    app.command(command.__name__)(command)
+for command in (demo, run, inspect, doctor, train, import_mmseg, export, verify):
+    app.command(command.__name__.replace("_", "-"))(command)
+app.command("eval")(evaluate)  # a function of that name would hide Python's
+app.add_typer(data, name="data")
 
 _ANYWHERE = ("--debug", "--verbose")
 

@@ -25,7 +25,13 @@ def train(
         Path | None,
         typer.Option(help="ImageNet weights (safetensors); without it, from timm's hub."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    init: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint of the same architecture to start from; classes may differ."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out, or begin it.")
+    ] = False,
 ) -> None:
     """Train a K-Net. Leaves best.safetensors (highest mIoU on the validation split),
     last.safetensors, and CSV and TensorBoard logs in the folder --out."""
@@ -39,9 +45,12 @@ def train(
         data,
         out,
         backbone_weights=backbone_weights,
+        init=init,
         resume=resume,
         callbacks=[_progress(config.optim.steps)],
     )
+    if result.rank > 0:  # of many processes the first one speaks
+        return
     typer.echo(
         f"best {result.best}  mIoU {100 * result.best_miou:.2f} % on {config.data.val_split}"
     )
@@ -59,12 +68,14 @@ def _progress(steps: int) -> Callback:
     class Lines(pl.Callback):
         def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
             step = trainer.global_step
-            if step % max(1, steps // 100) == 0 or step == steps:
+            if trainer.is_global_zero and (step % max(1, steps // 100) == 0 or step == steps):
                 loss = float(trainer.callback_metrics.get("loss", float("nan")))
                 typer.echo(f"step {step}/{steps}  loss {loss:.3f}")
 
         def on_validation_end(self, trainer: pl.Trainer, *_: object) -> None:
             score = float(trainer.callback_metrics.get("val_miou", float("nan")))
+            if not trainer.is_global_zero:
+                return
             typer.echo(f"step {trainer.global_step}/{steps}  mIoU {100 * score:.2f} %")
 
     return Lines()

@@ -68,9 +68,9 @@ def _compare(
 ) -> None:
     with needs_extra("export", "knet-deploy verify --against"):
         from knet_export import verify as parity
-        from knet_train.checkpoint import load_checkpoint
+        from knet_train.checkpoint import read_checkpoint
         from knet_train.dataset import open_folder
-    checkpoint, folder = load_checkpoint(against), open_folder(data, split)
+    checkpoint, folder = read_checkpoint(against), open_folder(data, split)
     parity.check_labels(bundle, folder)
     name = f"{folder.root.name}, split {split}"
     with track("comparing", len(folder)) as advance:

@@ -9,6 +9,7 @@
     ├── DataError            labelled data is missing or does not fit its label map
     ├── ConfigError          a configuration is misspelt or contradicts itself
     ├── CheckpointError      a training checkpoint can not be used
+    ├── TrainingError        a training run broke off
     └── ParityError          an artefact does not agree with its reference
 
 The text of each says what to do. Libraries raise; only the command line prints.
@@ -51,6 +52,10 @@ class ConfigError(KnetError):
 
 class CheckpointError(KnetError):
     """A checkpoint is missing, foreign, or does not fit the model."""
+
+
+class TrainingError(KnetError):
+    """A training run broke off in the middle; what it saved is whole."""
 
 
 class ParityError(KnetError):

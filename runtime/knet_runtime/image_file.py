@@ -22,7 +22,6 @@ from knet_runtime.errors import SourceError
 from knet_runtime.frames import MAX_PIXELS
 
 _PNG_KEPT = {b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"}
-_opencv_log = threading.Lock()
 
 
 class _DamageError(ValueError):
@@ -175,18 +174,32 @@ def _inspect_webp(data: bytes) -> tuple[int, int]:
     return height, width
 
 
-@contextmanager
-def _quiet_opencv() -> Iterator[None]:
-    """Silence OpenCV's log inside the block.
+class _Silence:
+    """Silences OpenCV's log while a thread is inside it.
 
-    Its level belongs to the whole process, so blocks of two threads must not overlap: the second
-    would restore the first one's silence.
+    The level belongs to the whole process: the first thread to enter takes it, and the last one to
+    leave gives it back.
     """
-    log = getattr(cv2.utils, "logging", cv2)  # OpenCV 5, and 4
-    with _opencv_log:
-        level = log.getLogLevel()
-        log.setLogLevel(0)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside, self._level = 0, 0
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        log = getattr(cv2.utils, "logging", cv2)  # OpenCV 5, and 4
+        with self._lock:
+            if self._inside == 0:
+                self._level = log.getLogLevel()
+                log.setLogLevel(0)
+            self._inside += 1
         try:
             yield
         finally:
-            log.setLogLevel(level)
+            with self._lock:
+                self._inside -= 1
+                if self._inside == 0:
+                    log.setLogLevel(self._level)
+
+
+_quiet_opencv = _Silence()

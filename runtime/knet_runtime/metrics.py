@@ -95,6 +95,14 @@ class ConfusionMatrix:
         """The fraction of labelled pixels that were predicted right; NaN when there are none."""
         return float(_divide(np.trace(self.matrix), self.matrix.sum()))
 
+    @property
+    def mean_accuracy(self) -> float:
+        """The mean recall of the classes that were labelled (mmsegmentation's mAcc); NaN when none
+        was."""
+        labelled = self.matrix.sum(1)
+        recall = _divide(np.diag(self.matrix), labelled)[labelled > 0]
+        return float(recall.mean()) if recall.size else float("nan")
+
     def rows(self, labels: LabelMap) -> list[ClassScore]:
         """One row per class of ``labels``, in its order; DataError when it has other classes."""
         if labels.num_classes != self.num_classes:

@@ -11,7 +11,7 @@ import numpy as np
 from knet_runtime.errors import ConfigError, OutputError
 from knet_runtime.frames import Frame
 from knet_runtime.overlay import blend, legend_strip
-from knet_runtime.pending import Keep, PendingFile, output_error
+from knet_runtime.pending import Keep, PendingFile
 
 if TYPE_CHECKING:
     from knet_runtime.segmenter import Mask
@@ -59,13 +59,7 @@ class OverlayImage:
             encoded = False
         if not encoded:
             raise OutputError(f"{self._path}: {picture.shape} can not be encoded; write a PNG")
-        pending.start()
-        try:
-            pending.temporary.write_bytes(data.tobytes())
-        except OSError as error:
-            pending.discard()
-            raise output_error(self._path, error) from error
-        pending.commit("complete")
+        pending.write(data.tobytes())
 
     def close(self, keep: Keep = "complete") -> None:
         """Nothing is left to do: the picture is whole, or was never written."""

@@ -98,6 +98,16 @@ class PendingFile:
             self.discard()
             raise output_error(self.target, error) from error
 
+    def write(self, data: bytes) -> Path:
+        """Start, write all of it, and commit; the target. Raises OutputError; nothing is left."""
+        self.start()
+        try:
+            self.temporary.write_bytes(data)
+        except OSError as error:
+            self.discard()
+            raise output_error(self.target, error) from error
+        return self.commit("complete")
+
     def commit(self, keep: Keep) -> Path:
         """Rename the file to the target, or for "partial" to ``NAME.partial.SUFFIX``; that path.
 

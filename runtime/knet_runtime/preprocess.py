@@ -116,6 +116,23 @@ def resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]
     return _cv_resize(image, size, cv2.INTER_LINEAR)
 
 
+def keep_ratio(image: NDArray[np.uint8], scale: tuple[int, int]) -> NDArray[np.uint8]:
+    """Resize uint8 [H, W, 3] to ``keep_ratio_size``, C-contiguous: as mmsegmentation evaluates
+    (``mmcv.imrescale``), always linear, also where that skips pixels."""
+    check_image(image)
+    image = np.ascontiguousarray(image)
+    size = keep_ratio_size((image.shape[0], image.shape[1]), scale)
+    return image if image.shape[:2] == size else _cv_resize(image, size, cv2.INTER_LINEAR)
+
+
+def keep_ratio_size(source_hw: tuple[int, int], scale: tuple[int, int]) -> tuple[int, int]:
+    """The largest (height, width) of the source's ratio whose longest side is at most ``scale[0]``
+    and whose shortest side at most ``scale[1]``, rounded as mmcv's ``rescale_size`` does."""
+    factor = min(scale[0] / max(source_hw), scale[1] / min(source_hw))
+    height, width = (max(1, int(side * factor + 0.5)) for side in source_hw)
+    return height, width
+
+
 def _cv_resize(image: NDArray[np.uint8], size: tuple[int, int], method: int) -> NDArray[np.uint8]:
     resized = cv2.resize(image, (size[1], size[0]), interpolation=method)
     return np.asarray(resized, np.uint8)

@@ -36,6 +36,7 @@ def test_train_export_verify_run(tmp_path: Path, capsys: pytest.CaptureFixture[s
         "data.eval_size=[64, 96]",
         "data.crop=[64, 64]",
         "model.channels=32",
+        "model.update_channels=32",
         "model.ffn_channels=64",
         "optim.steps=4",
         "optim.batch_size=4",

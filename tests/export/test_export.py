@@ -29,10 +29,10 @@ from knet_runtime.manifest import OutputSpec
 from knet_runtime.segmenter import Segmenter
 from knet_runtime.synthetic import Street
 from knet_train.build import build_model
-from knet_train.checkpoint import load_checkpoint, save_checkpoint
+from knet_train.checkpoint import read_checkpoint, save_checkpoint
 from knet_train.config import load_config
 from knet_train.evaluate import input_spec, predict
-from knet_train.loss import stage_losses
+from knet_train.loss import training_loss
 
 SIZE = (64, 96)
 
@@ -42,21 +42,28 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small K-Net, trained for a few seconds: random weights would see one class everywhere."""
     config = load_config(
         "knet-edge",
-        [f"data.eval_size={list(SIZE)}", "model.channels=32", "model.ffn_channels=64"],
+        [
+            f"data.eval_size={list(SIZE)}",
+            "model.channels=32",
+            "model.update_channels=32",
+            "model.ffn_channels=64",
+        ],
     )
     torch.manual_seed(3)
     model = build_model(config.model, CAMVID11.num_classes).train()
     scenes = [Street(seed, SIZE).frame(0) for seed in range(8)]
-    images = torch.from_numpy(np.stack([scene[0] for scene in scenes])).permute(0, 3, 1, 2)
+    images = torch.from_numpy(np.stack([scene[0] for scene in scenes]))
     labels = torch.from_numpy(np.stack([scene[1] for scene in scenes]))
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
     for _ in range(30):
         optimizer.zero_grad()
-        loss = stage_losses(model(images), labels, config.loss, torch.ones(11), 11)
+        loss = training_loss(
+            model.stage_logits(images), None, labels, config.loss, torch.ones(11), 11
+        )
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        won = model.eval()(images)[-1].argmax(1)
+        won = model.eval()(images).argmax(1)
     assert len(won.unique()) >= 4, "a map of one class would agree with anything"
     path = tmp_path_factory.mktemp("run") / "best.safetensors"
     save_checkpoint(path, model, config, CAMVID11)
@@ -69,7 +76,7 @@ def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle
 
 
 def test_the_bundle_is_the_model_on_frames_of_any_size(bundle: Bundle, checkpoint: Path) -> None:
-    loaded = load_checkpoint(checkpoint)
+    loaded = read_checkpoint(checkpoint)
     with Segmenter(bundle) as segment:
         for size in ((64, 96), (120, 97), (33, 200)):
             image, _ = Street(7, (96, 128)).frame(3)
@@ -112,14 +119,14 @@ def test_the_graph_is_static_in_size_dynamic_in_batch_and_carries_no_paths(bundl
 def test_a_batch_of_one_can_be_exported(checkpoint: Path, tmp_path: Path) -> None:
     import msgspec
 
-    loaded = load_checkpoint(checkpoint)
+    loaded = read_checkpoint(checkpoint)
     spec = msgspec.structs.replace(input_spec(loaded.config), max_batch=1)
     export_onnx(loaded.model, spec, OutputSpec("logits", "logits", 4), tmp_path / "one.onnx")
     check_onnx(loaded.model, spec, tmp_path / "one.onnx", 0.02)
 
 
 def test_a_graph_of_other_weights_is_caught(checkpoint: Path, bundle: Bundle) -> None:
-    loaded = load_checkpoint(checkpoint)
+    loaded = read_checkpoint(checkpoint)
     with torch.no_grad():
         loaded.model.stages[1].fc_mask.weight[:, :8] *= -1
     with pytest.raises(ParityError, match="differs from PyTorch by"):
@@ -170,7 +177,7 @@ def test_verify_passes_with_its_checkpoint_and_fails_with_another(
 ) -> None:
     from knet_train.dataset import open_folder
 
-    loaded, data = load_checkpoint(checkpoint), open_folder(folder, "all")
+    loaded, data = read_checkpoint(checkpoint), open_folder(folder, "all")
     with open_backend(bundle, "onnxruntime-cpu") as backend:
         good = verify(bundle, backend, loaded, pictures(data), "made")
         with torch.no_grad():
@@ -194,7 +201,7 @@ def test_verify_passes_with_its_checkpoint_and_fails_with_another(
 def test_verify_refuses_a_checkpoint_of_another_task(bundle: Bundle, checkpoint: Path) -> None:
     import dataclasses
 
-    loaded = load_checkpoint(checkpoint)
+    loaded = read_checkpoint(checkpoint)
     import msgspec
 
     other = msgspec.structs.replace(
@@ -212,7 +219,7 @@ def test_verify_refuses_no_pictures(bundle: Bundle, checkpoint: Path) -> None:
         open_backend(bundle, "onnxruntime-cpu") as backend,
         pytest.raises(DataError, match="no pictures"),
     ):
-        verify(bundle, backend, load_checkpoint(checkpoint), [], "an empty folder")
+        verify(bundle, backend, read_checkpoint(checkpoint), [], "an empty folder")
 
 
 def test_exporting_with_data_of_other_classes_is_refused(

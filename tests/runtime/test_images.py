@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -170,6 +171,16 @@ def test_opencv_log_level_is_what_it_was(tmp_path: Path) -> None:
     with pytest.raises(SourceError):
         read_image(save(tmp_path / "a.bmp", encoded(".bmp")[:900]))
     assert log.getLogLevel() == before
+
+
+def test_opencv_log_level_survives_many_readers_at_once(tmp_path: Path) -> None:
+    log = getattr(cv2.utils, "logging", cv2)
+    before = log.getLogLevel()
+    path = save(tmp_path / "a.png", encoded(".png"))
+    with ThreadPoolExecutor(8) as pool:
+        images = list(pool.map(read_image, [path] * 64))
+    assert log.getLogLevel() == before
+    assert all(np.array_equal(image, picture()) for image in images)
 
 
 @pytest.mark.parametrize("suffix", ENCODINGS)

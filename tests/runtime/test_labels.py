@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from knet_runtime.errors import DataError
-from knet_runtime.labels import CAMVID11, LabelMap, distinct_palette, load_labels_json
+from knet_runtime.labels import CAMVID11, LabelMap, ade20k, distinct_palette, load_labels_json
 
 
 def test_camvid_has_eleven_classes_and_ignores_the_twelfth():
@@ -86,3 +86,15 @@ def test_camvid_labels_on_disk_are_the_built_in_ones(shared_data: Path):
     labels = load_labels_json(found[0])
     assert labels.names == CAMVID11.names
     assert labels.ignore_index == CAMVID11.ignore_index
+
+
+def test_ade20k_has_150_classes_with_the_palette_of_the_published_models():
+    labels = ade20k()
+    assert labels.num_classes == 150
+    assert labels.ignore_index == 255
+    assert (labels.names[12], labels.palette[12]) == ("person", (150, 5, 61))
+
+
+def test_ade20k_has_the_order_of_the_benchmark(shared_data: Path):
+    official = load_labels_json(shared_data / "ade_samples" / "labels150.json").names
+    assert all(short in long for short, long in zip(ade20k().names, official, strict=True))

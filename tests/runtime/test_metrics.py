@@ -148,3 +148,10 @@ def test_agreement_is_the_fraction_of_equal_pixels():
         agreement(first, first[:1])
     with pytest.raises(DataError, match="without a pixel"):
         agreement(first[:0], first[:0])
+
+
+def test_mean_accuracy_leaves_unlabelled_classes_out():
+    confusion = ConfusionMatrix(3, 255)
+    confusion.update(np.array([0, 0, 1, 2]), np.array([0, 0, 0, 1]))
+    assert confusion.mean_accuracy == pytest.approx((2 / 3 + 0) / 2)
+    assert math.isnan(ConfusionMatrix(3, 255).mean_accuracy)

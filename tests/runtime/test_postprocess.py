@@ -136,3 +136,32 @@ def test_logits_that_do_not_fit_the_geometry_are_refused():
     geometry = Geometry((30, 40), (16, 24), (0, 0, 16, 24))
     with pytest.raises(ValueError, match=r"expected \[N, 4, 6\]"):
         class_map(np.zeros((3, 4, 5), np.float32), geometry, 4)
+
+
+@pytest.mark.parametrize("make", [noise, smooth])
+@pytest.mark.parametrize(
+    ("low", "via", "size"),
+    [((12, 16), (93, 127), (60, 200)), ((1, 2), (8, 9), (30, 31)), ((9, 7), (9, 7), (41, 23))],
+)
+def test_two_steps_go_through_the_size_between(make, low, via, size):
+    logits = make(5, 40, *low)
+    between = resized(logits, via, torch.float64)
+    exact = resized(between.numpy(), size, torch.float64)
+    ours = upsampled_argmax(logits, size, via)
+    different = ours != exact.argmax(0).numpy()
+    assert not different[margin(exact) > 1e-4].any()
+    if low == (12, 16):
+        assert (ours != upsampled_argmax(logits, size)).any()
+
+
+def test_classes_that_win_only_after_two_steps_are_kept():
+    for seed in range(30):
+        logits = smooth(seed, 150, 8, 9)
+        between = resized(logits, (30, 35), torch.float64)
+        winners = resized(between.numpy(), (97, 71), torch.float64).argmax(0).unique()
+        assert set(winners.tolist()) <= set(candidates(logits, reach=3).tolist())
+
+
+def test_a_step_through_a_smaller_size_is_refused():
+    with pytest.raises(ValueError, match="smaller size"):
+        upsampled_argmax(noise(0, 3, 10, 10), (40, 40), (9, 40))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from knet_runtime.errors import SourceError
 from knet_runtime.manifest import InputSpec
 from knet_runtime.postprocess import class_map
-from knet_runtime.preprocess import PAD_GREY, fit, resize
+from knet_runtime.preprocess import PAD_GREY, fit, keep_ratio, keep_ratio_size, resize
 
 Resize = Literal["stretch", "letterbox"]
 
@@ -180,3 +180,27 @@ def test_what_is_no_frame_is_refused_with_the_mend(image, mend):
 def test_an_input_off_the_stride_is_refused():
     with pytest.raises(ValueError, match="multiple of stride"):
         fit(picture(4, 4), spec(30, 48, "stretch"), 4)
+
+
+@pytest.mark.parametrize(
+    ("source", "scale", "expected"),
+    [
+        ((512, 683), (2048, 512), (512, 683)),
+        ((364, 500), (2048, 512), (512, 703)),
+        ((300, 400), (2048, 512), (512, 683)),
+        ((100, 1000), (2048, 512), (205, 2048)),
+        ((1000, 100), (2048, 640), (2048, 205)),
+        ((1, 5000), (2048, 512), (1, 2048)),
+    ],
+)
+def test_keep_ratio_fits_inside_longest_and_shortest_side(source, scale, expected):
+    assert keep_ratio_size(source, scale) == expected
+
+
+def test_keep_ratio_is_linear_also_where_it_shrinks():
+    image = np.random.default_rng(0).integers(0, 256, (90, 200, 3), np.uint8)
+    expected = cv2.resize(image, (64, 29), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_array_equal(keep_ratio(image, (64, 32)), expected)
+    np.testing.assert_array_equal(keep_ratio(image, (200, 90)), image)
+    with pytest.raises(SourceError, match="grey"):
+        keep_ratio(image[..., 0], (64, 32))

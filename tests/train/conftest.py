@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from knet_runtime.labels import LabelMap
 from knet_train.backbones import build_backbone
@@ -18,14 +23,20 @@ from knet_train.build import build_model
 from knet_train.config import Config, load_config
 from knet_train.knet import KNet
 
+if TYPE_CHECKING:
+    from knet_train.fit import RunResult
+
 TINY = (
     "model.channels=32",
     "model.stages=1",
     "model.heads=2",
+    "model.update_channels=32",
     "model.ffn_channels=64",
     "data.eval_size=[64, 96]",
     "data.crop=[64, 64]",
     "data.synthetic_share=0",
+    "data.train_split=all",
+    "data.val_split=all",
     "loss.stage_weights=[1.0, 1.0]",
     "optim.steps=6",
     "optim.batch_size=2",
@@ -97,6 +108,110 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture
+def data(make_folder: Callable[..., Path]) -> Path:
+    return make_folder()
+
+
+@pytest.fixture
+def go(
+    tiny_config: Callable[..., Config], data: Path, tmp_path: Path, backbone_file: Path
+) -> Callable[..., RunResult]:
+    """A small run in this process, in the folder ``name``."""
+
+    def run(name: str, *overrides: str, **options: Any) -> RunResult:
+        from knet_train.fit import train  # Lightning: no need to wait for it in other tests
+
+        config = tiny_config(*overrides)
+        options = {"backbone_weights": backbone_file, **options}
+        return train(config, data, tmp_path / name, **options)
+
+    return run
+
+
+@pytest.fixture
+def start(data: Path, tmp_path: Path, backbone_file: Path) -> Iterator[Callable[..., Started]]:
+    """The same run in processes of its own: one, ``ranks`` as torchrun would start them, or (with
+    trainer.devices=2) one that starts the other itself. None of them outlives the test."""
+    processes: list[Started] = []
+
+    def launch(name: str, *overrides: str, ranks: int = 1, **options: Any) -> Started:
+        job = tmp_path / f"{name}-{len(processes)}.json"
+        losses = job.with_suffix(".losses")
+        job.write_text(
+            json.dumps(
+                {
+                    "settings": [*TINY, *overrides],
+                    "data": str(data),
+                    "run": str(tmp_path / name),
+                    "backbone": str(backbone_file),
+                    "losses": str(losses),
+                    **options,
+                }
+            )
+        )
+        began = Started([], losses)
+        processes.append(began)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        for rank in range(ranks):
+            torchrun = {
+                "TORCHELASTIC_RUN_ID": "test",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "WORLD_SIZE": str(ranks),
+                "LOCAL_WORLD_SIZE": str(ranks),
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+            }
+            own = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+            began.processes.append(
+                subprocess.Popen(
+                    [sys.executable, str(Path(__file__).with_name("one_run.py")), str(job)],
+                    env={**os.environ, **own, **(torchrun if ranks > 1 else {})},
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+        return began
+
+    yield launch
+    for began in processes:
+        for process in began.processes:
+            process.kill()
+            process.communicate()
+
+
+class Started:
+    """Processes of one run."""
+
+    def __init__(self, processes: list[subprocess.Popen[str]], losses: Path) -> None:
+        self.processes = processes
+        self.losses_file = losses
+
+    def ended(self, seconds: float = 400) -> list[tuple[int, str]]:
+        """Exit code and stderr of each, which must end within ``seconds``."""
+        texts = [process.communicate(timeout=seconds)[1] for process in self.processes]
+        return [(p.returncode, text) for p, text in zip(self.processes, texts, strict=True)]
+
+    def losses(self) -> dict[int, float]:
+        return {int(k): v for k, v in json.loads(self.losses_file.read_text()).items()}
+
+
+@pytest.fixture
+def different() -> Callable[[Path, Path], list[str]]:
+    """Names of the weights that two checkpoints do not share to the last bit."""
+
+    def compare(a: Path, b: Path) -> list[str]:
+        first, second = load_file(a), load_file(b)
+        shared = first.keys() & second.keys()
+        alone = sorted(first.keys() ^ second.keys())
+        return alone + [key for key in sorted(shared) if not torch.equal(first[key], second[key])]
+
+    return compare
 
 
 def write(path: Path, pixels: np.ndarray) -> None:

@@ -75,7 +75,7 @@ def test_samples_have_the_crops_shape_and_known_labels(
         image, label = samples[index]
         assert type(image) is torch.Tensor
         assert type(label) is torch.Tensor
-        assert (image.shape, image.dtype) == ((3, 64, 64), torch.uint8)
+        assert (image.shape, image.dtype) == ((64, 64, 3), torch.uint8)
         assert (label.shape, label.dtype) == ((64, 64), torch.uint8)
         assert set(label.unique().tolist()) <= {0, 1, 2, 255}
 
@@ -129,7 +129,7 @@ def test_colours_are_jittered_but_never_swapped(tiny_labels: LabelMap, data: Dat
 
     always = msgspec.structs.replace(data, photometric=1.0, scale=(1.5, 1.5), synthetic_share=0.0)
     samples = TrainingSamples(Blue(tiny_labels), always, 0, 40)
-    colours = torch.stack([samples[index][0].flatten(1).float().mean(1) for index in range(40)])
+    colours = torch.stack([samples[index][0].flatten(0, 1).float().mean(0) for index in range(40)])
     assert (colours.argmax(1) == 2).all()
     assert (colours.argmin(1) == 0).all()
     assert colours.std(0).min() > 5
@@ -159,7 +159,7 @@ def test_real_streets_mix_in(make_folder: Callable[..., Path], data: DataConfig)
     labels = replace(open_folder(root, "all"), labels=CAMVID11)
     mixed = msgspec.structs.replace(data, synthetic_share=1.0)
     image, label = TrainingSamples(labels, mixed, 0, 2)[1]
-    assert image.shape == (3, 64, 64)
+    assert image.shape == (64, 64, 3)
     assert len(label.unique()) > 2
     assert int(label.max()) <= 11
 
@@ -171,10 +171,10 @@ def test_image_and_label_stay_aligned(tiny_labels: LabelMap, data: DataConfig) -
     for index in range(40):
         image, label = samples[index]
         inside = label != 255
-        decoded = torch.round(image[0].float() / 127)
+        decoded = torch.round(image[..., 0].float() / 127)
         right += int((decoded == label)[inside].sum())
         total += int(inside.sum())
-        assert (image[:, ~inside] == 128).all()
+        assert (image[~inside] == 128).all()
     # Only the blurred pixels at a block's edge may round to another class.
     assert right / total > 0.93
 
@@ -185,7 +185,7 @@ def test_flip_is_a_mirror_of_both(tiny_labels: LabelMap, data: DataConfig) -> No
     for index in range(5):
         image, label = TrainingSamples(Encoded(tiny_labels), still, 0, 5)[index]
         image_m, label_m = TrainingSamples(Encoded(tiny_labels), mirrored, 0, 5)[index]
-        assert torch.equal(image.flip(-1), image_m)
+        assert torch.equal(image.flip(1), image_m)
         assert torch.equal(label.flip(-1), label_m)
 
 
@@ -197,8 +197,29 @@ def test_without_augmentation_the_picture_comes_through(
     )
     samples = TrainingSamples(folder, plain, 0, 6)
     pictures = {folder.read(index)[0].tobytes() for index in range(6)}
-    drawn = {samples[index][0].permute(1, 2, 0).numpy().tobytes() for index in range(6)}
+    drawn = {samples[index][0].numpy().tobytes() for index in range(6)}
     assert drawn == pictures
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((60, 80), (64, 85)), ((60, 400), (38, 256)), ((400, 60), (256, 38))],
+)
+def test_scale_one_is_the_published_size_of_evaluation(
+    tiny_labels: LabelMap, data: DataConfig, size: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    """mmsegmentation's keep-ratio resize: inside (longest, shortest side)."""
+    plain = msgspec.structs.replace(
+        data,
+        eval_mode="keep_ratio",
+        eval_scale=(256, 64),
+        crop=(300, 300),
+        scale=(1.0, 1.0),
+        aspect=1.0,
+    )
+    _, label = TrainingSamples(Numbered(tiny_labels, size=size), plain, 0, 1)[0]
+    inside = label != 255  # around it is what fills the crop
+    assert (int(inside.any(1).sum()), int(inside.any(0).sum())) == expected
 
 
 def test_no_crop_is_mostly_one_class_where_another_is_to_be_had(
@@ -229,5 +250,5 @@ def test_pictures_of_any_size_fill_the_crop(
     samples = TrainingSamples(Numbered(tiny_labels, size=size), small, 0, 10)
     for index in range(10):
         image, label = samples[index]
-        assert image.shape == (3, 64, 64)
+        assert image.shape == (64, 64, 3)
         assert set(label.unique().tolist()) == {0, 255}

@@ -8,7 +8,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from knet_runtime.errors import CheckpointError
+from knet_runtime.errors import CheckpointError, ConfigError
 from knet_train.backbones import build_backbone, level_channels, load_pretrained
 from knet_train.config import Config
 
@@ -101,3 +101,43 @@ def test_the_hubs_weights_are_loaded(
     monkeypatch.setattr(timm, "create_model", from_hub)
     load_pretrained(backbone, tiny_config().model, None)
     assert torch.equal(backbone.state_dict()["conv_stem.weight"], made[0].conv_stem.weight)
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "swin_tiny_patch4_window7_224", "resnet18"])
+def test_a_classifier_of_any_backbone_serves(
+    tiny_config: Callable[..., Config], tmp_path: Path, name: str
+) -> None:
+    config = tiny_config("model.head=uper", f"model.backbone={name}").model
+    classifier = timm.create_model(name, pretrained=False)
+    save_file(classifier.state_dict(), tmp_path / "model.safetensors")
+    backbone = build_backbone(config)
+    load_pretrained(backbone, config, tmp_path / "model.safetensors")
+    stored = {k.replace(".", "_"): v for k, v in classifier.state_dict().items()}
+    loaded = {k.replace(".", "_"): v for k, v in backbone.state_dict().items() if k[:5] != "norms"}
+    assert loaded
+    assert all(torch.equal(value, stored[key]) for key, value in loaded.items())
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.backbone=resnet5O", r"timm has no 'resnet5O'"),
+        ("model.backbone=resnet50x", r"near it: .*resnet"),
+        ("model.backbone=vit_tiny_patch16_224", r"can not give features at strides"),
+        ("model.backbone=swinv2_tiny_window8_256", r"channels last|can not give features"),
+    ],
+)
+def test_what_has_no_levels_is_refused(
+    tiny_config: Callable[..., Config], override: str, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        build_backbone(tiny_config(override).model)
+
+
+def test_swin_takes_neither_dilation_nor_a_shorter_pyramid(
+    tiny_config: Callable[..., Config],
+) -> None:
+    swin = "model.backbone=swin_tiny_patch4_window7_224"
+    for override in ("model.output_stride=8", "model.stride=8"):
+        with pytest.raises(ConfigError, match="needs output_stride 32 and stride 4"):
+            build_backbone(tiny_config(swin, override).model)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from knet_runtime.errors import CheckpointError, OutputError
 from knet_runtime.labels import LabelMap
 from knet_train import checkpoint as checkpoint_module
-from knet_train.checkpoint import FORMAT, load_checkpoint, save_checkpoint
+from knet_train.checkpoint import FORMAT, read_checkpoint, save_checkpoint
 from knet_train.config import Config
 from knet_train.knet import KNet
 
@@ -37,7 +37,7 @@ def rewrite(path: Path, state: dict[str, torch.Tensor], **metadata: str) -> None
 def test_what_was_saved_comes_back(
     saved: Path, tiny_model: KNet, tiny_config: Callable[..., Config], tiny_labels: LabelMap
 ) -> None:
-    loaded = load_checkpoint(saved)
+    loaded = read_checkpoint(saved)
     assert loaded.config == tiny_config()
     assert loaded.labels == tiny_labels
     assert loaded.sha256 == hashlib.sha256(saved.read_bytes()).hexdigest()
@@ -46,9 +46,9 @@ def test_what_was_saved_comes_back(
     state = loaded.model.state_dict()
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[key], expected[key]) for key in state)
-    images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    images = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
     with torch.no_grad():
-        assert torch.equal(loaded.model(images)[-1], tiny_model(images)[-1])
+        assert torch.equal(loaded.model(images), tiny_model(images))
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
 
@@ -60,38 +60,38 @@ def test_memory_layout_is_not_stored(
     save_checkpoint(saved, model, tiny_config(), tiny_labels)
     assert load_file(saved).keys() == tiny_model.state_dict().keys()
     assert len(saved.read_bytes()) == len(before)
-    loaded = load_checkpoint(saved).model.state_dict()
+    loaded = read_checkpoint(saved).model.state_dict()
     assert all(torch.equal(loaded[key], value) for key, value in model.state_dict().items())
 
 
 def test_an_absent_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"none\.safetensors is no file: pass"):
-        load_checkpoint(tmp_path / "none.safetensors")
+        read_checkpoint(tmp_path / "none.safetensors")
     with pytest.raises(CheckpointError, match="is no file"):
-        load_checkpoint(tmp_path)
+        read_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 200, -10])
 def test_a_truncated_file_is_refused(saved: Path, keep: int) -> None:
     saved.write_bytes(saved.read_bytes()[:keep])
     with pytest.raises(CheckpointError, match=r"best\.safetensors is not a readable"):
-        load_checkpoint(saved)
+        read_checkpoint(saved)
 
 
 def test_a_text_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "notes.safetensors"
     path.write_text("just some notes, longer than a header's length\n" * 10)
     with pytest.raises(CheckpointError, match=r"notes\.safetensors is not a readable"):
-        load_checkpoint(path)
+        read_checkpoint(path)
 
 
 def test_foreign_and_newer_files_are_refused(saved: Path) -> None:
     rewrite(saved, load_file(saved), format="knet-deploy checkpoint 9")
     with pytest.raises(CheckpointError, match=rf"checkpoint 9', expected '{FORMAT}'"):
-        load_checkpoint(saved)
+        read_checkpoint(saved)
     save_file({"weight": torch.zeros(2)}, saved)
     with pytest.raises(CheckpointError, match=r"not written by this version.*unknown"):
-        load_checkpoint(saved)
+        read_checkpoint(saved)
 
 
 def test_a_configuration_that_is_not_ours_is_refused(
@@ -102,30 +102,30 @@ def test_a_configuration_that_is_not_ours_is_refused(
     raw["model"]["depth"] = 3
     rewrite(saved, state, config=json.dumps(raw))
     with pytest.raises(CheckpointError, match=r"configuration is not readable: .*depth"):
-        load_checkpoint(saved)
+        read_checkpoint(saved)
     rewrite(saved, state, config="{")
     with pytest.raises(CheckpointError, match="configuration is not readable"):
-        load_checkpoint(saved)
+        read_checkpoint(saved)
 
 
 def test_a_bad_label_map_is_refused(saved: Path) -> None:
     labels = {"names": ["a", "a"], "palette": [[0, 0, 0], [1, 1, 1]], "ignore_index": 255}
     rewrite(saved, load_file(saved), labels=json.dumps(labels))
     with pytest.raises(CheckpointError, match="class names must differ"):
-        load_checkpoint(saved)
+        read_checkpoint(saved)
 
 
 def test_weights_that_do_not_fit_their_configuration_are_named(saved: Path) -> None:
     state = load_file(saved)
     rewrite(saved, {**state, "conv_seg.weight": torch.zeros(7, 32, 1, 1)})
     with pytest.raises(CheckpointError, match=r"does not fit .*conv_seg\.weight"):
-        load_checkpoint(saved)
+        read_checkpoint(saved)
     rewrite(saved, {key: value for key, value in state.items() if key != "conv_seg.bias"})
     with pytest.raises(CheckpointError, match=r"Missing key.*conv_seg\.bias"):
-        load_checkpoint(saved)
+        read_checkpoint(saved)
     rewrite(saved, {**state, "extra": torch.zeros(1)})
     with pytest.raises(CheckpointError, match=r"Unexpected key.*extra"):
-        load_checkpoint(saved)
+        read_checkpoint(saved)
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt, OSError(28, "No space left on device")])

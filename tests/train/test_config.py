@@ -58,7 +58,11 @@ def test_the_last_override_of_a_key_wins() -> None:
         ("=1", "section.key=value"),
         ("optim.lr=fast", r"Expected `float`, got `str`.*optim.lr"),
         ("optim.steps=1.5", r"Expected `int`.*optim.steps"),
-        ("model.backbone=resnet50", "resnet50.*model.backbone"),
+        ("model.backbone=50", "Expected `str`.*model.backbone"),
+        ("model.head=mlp", "mlp.*model.head"),
+        ("model.head=fcn", r"head fcn works .* stride 4 must be output_stride 32"),
+        ("model.update_channels=100", "channels 128 must be a multiple of update_channels 100"),
+        ("model.auxiliary_channels=-1", "auxiliary_channels must be at least 0"),
         ("model=3", r"Expected `object`.*model"),
         ("data.crop=[64]", "data.crop"),
         ("data.crop=[16, 64]", "at least 32"),
@@ -68,15 +72,21 @@ def test_the_last_override_of_a_key_wins() -> None:
         ("data.flip=-0.1", "flip must be within"),
         ("model.heads=3", "channels 128 must be a multiple of heads 3"),
         ("model.heads=0", "heads 0"),
-        ("model.dropout=1", "dropout must be within"),
+        ("model.dropout=1", "dropout and drop_path must be within"),
         ("loss.early_label_stride=0", "early_label_stride must be at least 1"),
         ("loss.stage_weights=[1, 1]", "has 2 entries; model.stages = 3 needs 4"),
         ("loss.stage_weights=[1, 1, 1, -1]", "must not be negative"),
         ("model.stages=2", "stage_weights has 4 entries; model.stages = 2 needs 3"),
-        ("optim.steps=0", "steps and batch_size"),
-        ("optim.lr=nan", "lr must be above 0"),
+        ("optim.steps=0", "steps, batch_size and accumulate must be at least 1"),
+        ("optim.lr=nan", "lr and clip_norm must be above 0"),
         ("optim.ema_decay=1", "ema_decay"),
-        ("trainer.val_every=0", "val_every at least 1"),
+        ("optim.accumulate=3", "batch_size 8 must be a multiple of accumulate 3"),
+        ("optim.milestones=[5, 5]", "milestones must rise"),
+        ('optim.layers=[{pattern="*", lr_scale=-1.0}]', "lr_scale must be at least 0"),
+        ("loss.auxiliary_weight=0.4", "auxiliary_weight needs model.auxiliary_channels"),
+        ("loss.mean_over=some", "some.*loss.mean_over"),
+        ("trainer.val_every=0", "val_every, save_every and nodes must be at least 1"),
+        ("trainer.devices=-1", "seed, workers and devices must be at least 0"),
     ],
 )
 def test_a_bad_override_is_refused_by_name(override: str, said: str) -> None:
@@ -89,6 +99,15 @@ def test_unknown_preset_lists_the_known() -> None:
         load_config("knet-huge")
 
 
+def _toml(value: object) -> str:
+    match value:
+        case dict():
+            return "{" + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + "}"
+        case list() | tuple():
+            return "[" + ", ".join(_toml(v) for v in value) + "]"
+    return msgspec.json.encode(value).decode()
+
+
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
     """The edge preset as a user's file."""
@@ -98,9 +117,9 @@ def own(tmp_path: Path) -> Path:
     for key, value in raw.items():
         if isinstance(value, dict):
             lines.append(f"[{key}]")
-            lines += [f"{k} = {msgspec.json.encode(v).decode()}" for k, v in value.items()]
+            lines += [f"{k} = {_toml(v)}" for k, v in value.items()]
         else:
-            lines.append(f"{key} = {msgspec.json.encode(value).decode()}")
+            lines.append(f"{key} = {_toml(value)}")
     path.write_text("\n".join(lines))
     return path
 

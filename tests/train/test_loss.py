@@ -8,9 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from knet_train.config import LossConfig
-from knet_train.loss import class_weights, stage_losses
+from knet_train.loss import class_weights, loss_divisors, training_loss
 
-PLAIN = LossConfig(stage_weights=(1.0, 1.0, 1.0), class_balance=0.0, early_label_stride=1)
+PLAIN = LossConfig(
+    stage_weights=(1.0, 1.0, 1.0),
+    auxiliary_weight=0.0,
+    class_balance=0.0,
+    mean_over="labelled",
+    early_label_stride=1,
+)
 
 
 def made(stages: int = 3, size: tuple[int, int] = (12, 16)) -> tuple[list[Tensor], Tensor]:
@@ -30,7 +36,7 @@ def plain(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
 def test_at_every_pixel_it_is_plain_cross_entropy(weights: Tensor) -> None:
     logits, labels = made()
     expected = sum(plain(stage, labels, weights) for stage in logits)
-    torch.testing.assert_close(stage_losses(logits, labels, PLAIN, weights, 255), expected)
+    torch.testing.assert_close(training_loss(logits, None, labels, PLAIN, weights, 255), expected)
 
 
 def test_stage_weights_scale_their_stages() -> None:
@@ -38,7 +44,7 @@ def test_stage_weights_scale_their_stages() -> None:
     config = msgspec.structs.replace(PLAIN, stage_weights=(0.0, 0.5, 2.0))
     ones = torch.ones(4)
     expected = 0.5 * plain(logits[1], labels, ones) + 2 * plain(logits[2], labels, ones)
-    torch.testing.assert_close(stage_losses(logits, labels, config, ones, 255), expected)
+    torch.testing.assert_close(training_loss(logits, None, labels, config, ones, 255), expected)
 
 
 @pytest.mark.parametrize("stride", [2, 3])
@@ -52,14 +58,19 @@ def test_early_stages_see_every_nth_label_and_the_last_all(stride: int) -> None:
         + plain(logits[1], labels[:, second::stride, second::stride], ones)
         + plain(logits[2], labels, ones)
     )
-    torch.testing.assert_close(stage_losses(logits, labels, config, ones, 255), expected)
+    torch.testing.assert_close(training_loss(logits, None, labels, config, ones, 255), expected)
 
 
 def test_what_is_ignored_gets_no_gradient() -> None:
     logits, labels = made(1)
     labels[1] = 255
-    stage_losses(
-        logits, labels, msgspec.structs.replace(PLAIN, stage_weights=(1.0,)), torch.ones(4), 255
+    training_loss(
+        logits,
+        None,
+        labels,
+        msgspec.structs.replace(PLAIN, stage_weights=(1.0,)),
+        torch.ones(4),
+        255,
     ).backward()
     assert logits[0].grad is not None
     assert not logits[0].grad[1].any()
@@ -68,7 +79,7 @@ def test_what_is_ignored_gets_no_gradient() -> None:
 
 def test_a_batch_without_labels_costs_nothing_and_breaks_nothing() -> None:
     logits, labels = made()
-    loss = stage_losses(logits, torch.full_like(labels, 255), PLAIN, torch.ones(4), 255)
+    loss = training_loss(logits, None, torch.full_like(labels, 255), PLAIN, torch.ones(4), 255)
     loss.backward()
     assert float(loss.detach()) == 0
     assert all(stage.grad is not None and not stage.grad.any() for stage in logits)
@@ -79,14 +90,15 @@ def test_another_ignore_index_just_behind_the_classes() -> None:
     moved = torch.where(labels == 255, torch.tensor(4, dtype=torch.uint8), labels)
     ones = torch.ones(4)
     torch.testing.assert_close(
-        stage_losses(logits, moved, PLAIN, ones, 4), stage_losses(logits, labels, PLAIN, ones, 255)
+        training_loss(logits, None, moved, PLAIN, ones, 4),
+        training_loss(logits, None, labels, PLAIN, ones, 255),
     )
 
 
 def test_half_precision_logits_are_compared_in_float32() -> None:
     logits, labels = made()
     halves = [stage.detach().bfloat16() for stage in logits]
-    loss = stage_losses(halves, labels, PLAIN, torch.ones(4), 255)
+    loss = training_loss(halves, None, labels, PLAIN, torch.ones(4), 255)
     assert loss.dtype == torch.float32
 
 
@@ -100,3 +112,54 @@ def test_a_rare_class_weighs_more_and_an_absent_one_weighs_one() -> None:
 
 def test_no_labelled_pixel_at_all_weighs_every_class_alike() -> None:
     np.testing.assert_array_equal(class_weights(np.zeros(3, np.int64), 0.5), 1)
+
+
+def test_the_mean_over_all_counts_ignored_pixels_as_mmsegmentation_does() -> None:
+    logits, labels = made()
+    config = msgspec.structs.replace(PLAIN, mean_over="all")
+    weights = torch.tensor([0.5, 2.0, 1.0, 3.0])
+    expected = torch.zeros(())
+    for stage in logits:
+        full = F.interpolate(stage, labels.shape[-2:], mode="bilinear", align_corners=False)
+        each = F.cross_entropy(full, labels.long(), weights, ignore_index=255, reduction="none")
+        expected = expected + each.mean()
+    torch.testing.assert_close(training_loss(logits, None, labels, config, weights, 255), expected)
+
+
+def test_the_auxiliary_classifier_counts_by_its_weight() -> None:
+    logits, labels = made()
+    auxiliary = torch.randn(2, 4, 2, 2)
+    config = msgspec.structs.replace(PLAIN, auxiliary_weight=0.4, early_label_stride=2)
+    ones = torch.ones(4)
+    without = training_loss(logits, None, labels, config, ones, 255)
+    expected = without + 0.4 * plain(auxiliary, labels, ones)
+    torch.testing.assert_close(
+        training_loss(logits, auxiliary, labels, config, ones, 255), expected
+    )
+
+
+@pytest.mark.parametrize("mean_over", ["labelled", "all"])
+def test_the_mean_of_the_parts_is_the_loss_of_the_whole(mean_over: str) -> None:
+    """Though one part has far more labels than the other, and heavier ones."""
+    logits, labels = made()
+    labels[1, 2:] = 255
+    auxiliary = torch.randn(2, 4, 2, 2)
+    weights = torch.tensor([0.5, 2.0, 1.0, 3.0])
+    config = msgspec.structs.replace(
+        PLAIN, mean_over=mean_over, auxiliary_weight=0.4, early_label_stride=2
+    )
+    whole = training_loss(logits, auxiliary, labels, config, weights, 255)
+    divisors = loss_divisors(labels, config, weights, 255) / 2
+    parts = [
+        training_loss(
+            [stage[i : i + 1] for stage in logits],
+            auxiliary[i : i + 1],
+            labels[i : i + 1],
+            config,
+            weights,
+            255,
+            divisors,
+        )
+        for i in range(2)
+    ]
+    torch.testing.assert_close((parts[0] + parts[1]) / 2, whole)

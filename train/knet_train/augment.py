@@ -27,7 +27,7 @@ _FILL = 128  # grey, which is near zero after normalisation
 
 
 class TrainingSamples(Dataset[tuple[Tensor, Tensor]]):
-    """``length`` augmented samples: image uint8 [3, H, W] and label uint8 [H, W] of the crop size.
+    """``length`` augmented samples: image uint8 [H, W, 3] and label uint8 [H, W] of the crop size.
 
     A ``data.synthetic_share`` of them, evenly spread, are synthetic streets; the others go through
     the folder in a new order every time round.
@@ -38,9 +38,9 @@ class TrainingSamples(Dataset[tuple[Tensor, Tensor]]):
         self.config = config
         self.seed = seed
         self.length = length
-        self.jitter = _Jitter(
-            brightness=(0.75, 1.25), contrast=(0.6, 1.4), saturation=(0.6, 1.4), hue=(-0.04, 0.04)
-        )
+        *strengths, hue = config.jitter
+        brightness, contrast, saturation = ((1 - s, 1 + s) for s in strengths)
+        self.jitter = _Jitter(brightness, contrast, saturation, (-hue, hue))
 
     def __len__(self) -> int:
         return self.length
@@ -63,16 +63,13 @@ class TrainingSamples(Dataset[tuple[Tensor, Tensor]]):
             (state,) = np.random.SeedSequence((self.seed, 3, index)).generate_state(1)
             torch.manual_seed(int(state))
             image, label = self._augment(image, label)
-        return image.as_subclass(Tensor), label.as_subclass(Tensor)
+        return image.as_subclass(Tensor).permute(1, 2, 0), label.as_subclass(Tensor)
 
     def _augment(
         self, image: tv_tensors.Image, label: tv_tensors.Mask
     ) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
         config, ignore = self.config, self.folder.labels.ignore_index
-        # Scale 1 is the size at which the network will see the whole picture.
-        scale = _uniform(*config.scale) * min(
-            config.eval_size[0] / label.shape[0], config.eval_size[1] / label.shape[1]
-        )
+        scale = _uniform(*config.scale) * self._evaluation_scale(*label.shape)
         stretch = _uniform(-1.0, 1.0) * np.log(config.aspect)
         size = [
             max(1, round(label.shape[0] * scale * float(np.exp(-stretch / 2)))),
@@ -95,6 +92,13 @@ class TrainingSamples(Dataset[tuple[Tensor, Tensor]]):
         if _uniform(0, 1) < config.photometric:
             image = self.jitter(image)
         return image, label
+
+    def _evaluation_scale(self, height: int, width: int) -> float:
+        """Scale 1 is the size at which the network will see the whole picture."""
+        if self.config.eval_mode == "keep_ratio":
+            longest, shortest = self.config.eval_scale
+            return min(longest / max(height, width), shortest / min(height, width))
+        return min(self.config.eval_size[0] / height, self.config.eval_size[1] / width)
 
     def _crop_corner(self, label: Tensor) -> tuple[int, int]:
         """A corner whose crop is not mostly one class, as mmsegmentation's ``cat_max_ratio``."""

@@ -53,7 +53,7 @@ def save_checkpoint(path: Path, model: KNet, config: Config, labels: LabelMap) -
         partial.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path) -> Checkpoint:
     """Read what ``save_checkpoint`` wrote; nothing in the file is executed.
 
     Raises CheckpointError when it is missing, damaged, foreign, or does not fit its own

@@ -1,13 +1,8 @@
-"""Labelled images in a folder.
-
-Layout: ``images/`` and ``labels/`` with the same file stems (labels are PNGs of class indices),
-and ``labels.json`` (``class_names``, optionally ``palette_rgb`` and ``ignore_index``). A split is
-``split/NAME.txt`` (one stem a line) if that file exists, else the folder ``images/NAME``; a flat
-``images/`` has the splits ``all``, ``val`` (every tenth image by name) and ``train`` (the others).
-"""
+"""Labelled images in a folder; ``knet_train.layouts`` says how such a folder may look."""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,19 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from knet_runtime.errors import DataError
+from knet_runtime.errors import DataError, SourceError
 from knet_runtime.image_file import read_image
-from knet_runtime.images import IMAGE_SUFFIXES
-from knet_runtime.labels import LabelMap, load_labels_json
+from knet_runtime.labels import LabelMap
+from knet_train.layouts import Sample, find_layout, list_split
 
-
-@dataclass(frozen=True)
-class Sample:
-    """One labelled picture, not yet read."""
-
-    name: str
-    image: Path
-    label: Path
+_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+_ORIENTATION = 274  # the EXIF tag; 5 and above swap width and height
+_PROBES = 200  # labels whose values are read before a run starts: about a second
 
 
 @dataclass(frozen=True)
@@ -38,59 +28,79 @@ class LabelledFolder:
     split: str
     labels: LabelMap
     samples: tuple[Sample, ...]
+    void_first: bool = False  # label files hold 0 for void and v for class v - 1
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Image uint8 [H, W, 3] RGB and label uint8 [H, W].
+        """Image uint8 [H, W, 3] RGB and label uint8 [H, W] of classes or the ignore index.
 
         Raises DataError when the two differ in size or a label is outside the label map, and
         SourceError when a file is unreadable.
         """
         sample = self.samples[index]
-        image = read_image(sample.image)
-        label = read_label(sample.label, self.labels)
+        image, label = read_image(sample.image), self.read_label(index)
         if label.shape != image.shape[:2]:
-            raise DataError(
-                f"{sample.label} is {label.shape[1]}×{label.shape[0]} but its image is "
-                f"{image.shape[1]}×{image.shape[0]}: labels are never resized, mend the file"
-            )
+            raise DataError(sizes_differ(sample, label.shape, image.shape[:2]))
         return image, label
+
+    def read_label(self, index: int) -> NDArray[np.uint8]:
+        """Label uint8 [H, W] of classes or the ignore index; raises as ``read`` does."""
+        return read_label(self.samples[index].label, self.labels, void_first=self.void_first)
 
 
 def open_folder(root: Path, split: str) -> LabelledFolder:
     """Find the pairs of a split. Raises DataError that says what is missing."""
-    if not root.is_dir():
-        raise DataError(f"{root} is not a folder: --data wants one with images/ and labels/")
-    for part in ("images", "labels"):
-        if not (root / part).is_dir():
-            raise DataError(f"{root} has no folder {part}/: a data folder has images/ and labels/")
-    labels = load_labels_json(root / "labels.json")
-    if labels.num_classes > 255 or labels.ignore_index > 255:
-        raise DataError(f"{root / 'labels.json'}: label PNGs are 8-bit, so values end at 255")
-    images = _by_stem(root / "images", frozenset(IMAGE_SUFFIXES))
-    masks = _by_stem(root / "labels", frozenset({".png"}))
-    samples = []
-    for stem in _stems(root, split, images):
-        if stem not in images:
-            raise DataError(
-                f"split {split!r} names {stem}, which is not in {root / 'images'}: "
-                f"add the picture, or take the line out of split/{split}.txt"
-            )
-        if stem not in masks:
-            raise DataError(f"{images[stem]} has no label: expected a PNG named {stem}.png")
-        samples.append(Sample(stem, images[stem], masks[stem]))
-    if not samples:
+    layout = find_layout(root)
+    listing = list_split(layout, split)
+    if listing.problems:
+        more = len(listing.problems) - 1
+        raise DataError(
+            listing.problems[0] + (f" (and {more} more problems)" if more else "") + _advice(root)
+        )
+    if not listing.samples:
         raise DataError(
             f"split {split!r} of {root} is empty: list stems in split/{split}.txt, "
             f"or put pictures into images/{split}/"
         )
-    return LabelledFolder(root, split, labels, tuple(samples))
+    return LabelledFolder(root, split, layout.labels, listing.samples, layout.void_first)
 
 
-def read_label(path: Path, labels: LabelMap) -> NDArray[np.uint8]:
-    """A PNG of class indices (grey or palette) -> uint8 [H, W]; DataError when it holds others."""
+def check_pairs(folder: LabelledFolder) -> None:
+    """Refuse a broken split before a run is begun with it, in seconds: the sizes of every pair, by
+    the files' headers, and the values of some labels, spread over the split.
+
+    Raises DataError with the first fault, and the command that lists all.
+    """
+    step = -(-len(folder) // _PROBES)
+    try:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(_check_sizes, folder.samples))
+            list(pool.map(folder.read_label, range(0, len(folder), step)))
+    except (DataError, SourceError) as error:
+        raise DataError(f"{error}{_advice(folder.root)}") from error
+
+
+def read_label(path: Path, labels: LabelMap, *, void_first: bool = False) -> NDArray[np.uint8]:
+    """A PNG of class indices (grey or palette) -> uint8 [H, W]; DataError when it holds others.
+
+    With ``void_first`` the file holds 0 for void and v for class v - 1 (mmsegmentation's
+    ``reduce_zero_label``).
+    """
+    values = read_values(path)
+    table = label_table(labels, void_first=void_first)
+    present = np.bincount(values.ravel(), minlength=256) > 0
+    outside = np.flatnonzero(present & (table < 0))
+    if outside.size:
+        raise DataError(
+            f"{path} holds label {int(outside[0])}; {allowed_values(labels, void_first=void_first)}"
+        )
+    return table.astype(np.uint8)[values] if void_first else values
+
+
+def read_values(path: Path) -> NDArray[np.uint8]:
+    """A label file's own values, uint8 [H, W]; DataError when it is no 8-bit PNG of one channel."""
     try:
         with Image.open(path) as picture:
             if picture.mode not in ("L", "P"):
@@ -98,63 +108,55 @@ def read_label(path: Path, labels: LabelMap) -> NDArray[np.uint8]:
                     f"{path} is a {picture.mode} picture: labels are 8-bit PNGs of class indices"
                 )
             # Not cv2: it would paint a palette PNG instead of giving its indices.
-            label: NDArray[np.uint8] = np.array(picture, np.uint8)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            return np.array(picture, np.uint8)
+    except _UNREADABLE as error:
         raise DataError(f"can not read label {path}: {error}; write the PNG again") from error
-    allowed = np.zeros(256, bool)
-    allowed[: labels.num_classes] = True
-    allowed[labels.ignore_index] = True
-    present = np.bincount(label.ravel(), minlength=256) > 0
-    if (present & ~allowed).any():
-        raise DataError(
-            f"{path} holds label {int(np.flatnonzero(present & ~allowed)[0])}; labels.json allows "
-            f"0 … {labels.num_classes - 1} and {labels.ignore_index} (ignore): mend one of the two"
-        )
-    return label
 
 
-def _stems(root: Path, split: str, images: dict[str, Path]) -> list[str]:
-    listing = root / "split" / f"{split}.txt"
-    if listing.is_file():
-        try:
-            lines = listing.read_text("utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{listing}: {error}; it wants one stem a line, in UTF-8") from error
-        stems = [line.strip() for line in lines if line.strip()]
-        if len(set(stems)) < len(stems):
-            twice = next(stem for stem in stems if stems.count(stem) > 1)
-            raise DataError(f"{listing} names {twice} more than once: take the others out")
-        return stems
-    folder = root / "images" / split
-    if folder.is_dir():
-        return sorted(stem for stem, path in images.items() if folder in path.parents)
-    flat = sorted(stem for stem, path in images.items() if path.parent == root / "images")
-    match split if flat else None:
-        case "all":
-            return flat
-        case "val":
-            return flat[::10]
-        case "train":
-            return [stem for index, stem in enumerate(flat) if index % 10]
-        case _:
-            known = sorted(
-                {path.stem for path in (root / "split").glob("*.txt")}
-                | {path.name for path in (root / "images").iterdir() if path.is_dir()}
-                | ({"all", "train", "val"} if flat else set())
-            )
-            raise DataError(
-                f"{root} has no split {split!r}; it has {', '.join(known) or 'none'}: "
-                f"make split/{split}.txt or images/{split}/"
-            )
+def label_table(labels: LabelMap, *, void_first: bool) -> NDArray[np.int16]:
+    """What each value of a label file means, int16 [256]: a class, the ignore index, or -1."""
+    table = np.full(256, -1, np.int16)
+    first = int(void_first)
+    table[labels.ignore_index] = labels.ignore_index
+    table[first : first + labels.num_classes] = np.arange(labels.num_classes)
+    if void_first:
+        table[0] = labels.ignore_index
+    return table
 
 
-def _by_stem(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.name.startswith("."):  # macOS leaves "._photo.jpg" beside "photo.jpg"
-            continue
-        if path.suffix.lower() in suffixes and path.is_file():
-            if path.stem in found:
-                raise DataError(f"{path} and {found[path.stem]} share a name: rename one of them")
-            found[path.stem] = path
-    return found
+def allowed_values(labels: LabelMap, *, void_first: bool) -> str:
+    """What a label file may hold, and what to do about others, in words."""
+    classes = f"1 … {labels.num_classes}" if void_first else f"0 … {labels.num_classes - 1}"
+    void = "0" if void_first else str(labels.ignore_index)
+    return f"its classes are {classes} and {void} (ignore): mend the file, or labels.json"
+
+
+def sizes_differ(sample: Sample, label: tuple[int, ...], image: tuple[int, ...]) -> str:
+    """What to say of a pair whose (height, width) differ."""
+    return (
+        f"{sample.label} is {label[1]}×{label[0]} but its image is {image[1]}×{image[0]}: "
+        "labels are never resized, mend the file"
+    )
+
+
+def _check_sizes(sample: Sample) -> None:
+    label, _ = _header(sample.label)
+    image, turned = _header(sample.image, like=label)
+    if label != image and not (turned and label == image[::-1]):
+        raise DataError(sizes_differ(sample, label, image))
+
+
+def _header(path: Path, like: tuple[int, int] | None = None) -> tuple[tuple[int, int], bool]:
+    """The (height, width) that a file states, and whether it is shown with the two exchanged; the
+    latter, for which a whole PNG is read, only where the size is not ``like`` another."""
+    try:
+        with Image.open(path) as picture:
+            size = picture.height, picture.width
+            turned = like not in (None, size) and picture.getexif().get(_ORIENTATION, 1) >= 5
+            return size, turned
+    except _UNREADABLE as error:
+        raise DataError(f"can not read {path}: {error}; write the file again") from error
+
+
+def _advice(root: Path) -> str:
+    return f"; run `knet-deploy data check {root}` to see every fault"

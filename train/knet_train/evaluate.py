@@ -2,57 +2,193 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from knet_runtime.errors import ConfigError, DataError
+from knet_runtime.labels import LabelMap
 from knet_runtime.manifest import InputSpec
 from knet_runtime.metrics import ConfusionMatrix
-from knet_runtime.postprocess import class_map
-from knet_runtime.preprocess import fit
+from knet_runtime.postprocess import ClassMap, class_map, upsampled_argmax
+from knet_runtime.preprocess import fit, keep_ratio
+from knet_train import inference
+from knet_train.checkpoint import Checkpoint
 from knet_train.config import Config
 from knet_train.dataset import LabelledFolder
 from knet_train.knet import KNet
 
 
+class ClassRow(msgspec.Struct, frozen=True):
+    """One class in percent; None where it is 0 / 0. The names are mmsegmentation's."""
+
+    name: str
+    iou: float | None
+    acc: float | None  # of the pixels with this label, those predicted as such (recall)
+    precision: float | None
+    pixels: int
+
+
+class EvalReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``knet-deploy eval`` measured; scores in percent, None where nothing was labelled."""
+
+    checkpoint_sha256: str
+    preset: str
+    data: str
+    images: int
+    mode: str  # how the pictures were seen, in words
+    miou: float | None = msgspec.field(name="mIoU")
+    macc: float | None = msgspec.field(name="mAcc")
+    aacc: float | None = msgspec.field(name="aAcc")
+    classes: tuple[ClassRow, ...]
+    confusion: list[list[int]]  # pixels; rows are labels, columns predictions
+
+
 def input_spec(config: Config) -> InputSpec:
-    """The network's input as training evaluates it and export fixes it."""
+    """The network's input as export fixes it, and as pictures of ``eval_mode`` "fixed" see it."""
     height, width = config.data.eval_size
     return InputSpec(
         name="image", height=height, width=width, resize=config.data.eval_resize, max_batch=16
     )
 
 
-@torch.no_grad()
 def predict_logits(model: KNet, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """A fitted image uint8 [H, W, 3] RGB -> the last stage's logits float32 [N, H/s, W/s]."""
-    device = model.mean.device
-    batch = torch.from_numpy(image).to(device).permute(2, 0, 1)[None]
-    logits: NDArray[np.float32] = model(batch)[-1][0].float().cpu().numpy()
-    return logits
+    """An image uint8 [H, W, 3] RGB -> the last stage's logits float32 [N, H/s, W/s], rounded up.
+    Raises CheckpointError when they hold NaN or infinity."""
+    found = inference.logits(model, torch.from_numpy(image).to(model.mean.device))
+    return np.asarray(found.cpu().numpy(), np.float32)
 
 
-def predict(model: KNet, image: NDArray[np.uint8], config: Config) -> NDArray[np.integer]:
-    """An image uint8 [h, w, 3] RGB of any size -> its class map [h, w]. The model must be in
-    evaluation mode."""
-    fitted, geometry = fit(image, input_spec(config), config.model.stride)
-    return class_map(predict_logits(model, fitted), geometry, config.model.stride)
+def predict(model: KNet, image: NDArray[np.uint8], config: Config) -> ClassMap:
+    """An image uint8 [h, w, 3] RGB of any size -> its class map [h, w], seen as
+    ``config.data.eval_mode`` says. The model must be in evaluation mode."""
+    match config.data.eval_mode:
+        case "fixed":
+            fitted, geometry = fit(image, input_spec(config), config.model.stride)
+            return class_map(predict_logits(model, fitted), geometry, config.model.stride)
+        case "keep_ratio":
+            scaled = keep_ratio(image, config.data.eval_scale)
+            return upsampled_argmax(
+                predict_logits(model, scaled),
+                (image.shape[0], image.shape[1]),
+                via=(scaled.shape[0], scaled.shape[1]),
+            )
 
 
-def evaluate(model: KNet, folder: LabelledFolder, config: Config) -> ConfusionMatrix:
-    """Confusion matrix over a split, at the images' own sizes. The model must be in evaluation
-    mode."""
+def predict_many(
+    model: KNet, image: NDArray[np.uint8], config: Config, *, slide: bool, ms_flip: bool
+) -> ClassMap:
+    """``predict`` in windows of ``config.data.crop`` (``slide``), or as the mean softmax at
+    ``inference.RATIOS`` of ``eval_scale``, plain and mirrored (``ms_flip``), or both."""
+    crop = config.data.crop if slide else None
+    looks = [(ratio, mirrored) for ratio in inference.RATIOS for mirrored in (False, True)]
+    views = []
+    for ratio, mirrored in looks if ms_flip else [(1.0, False)]:
+        longest, shortest = (int(side * ratio) for side in config.data.eval_scale)
+        views.append(inference.look(model, image, (longest, shortest), crop, mirrored=mirrored))
+    return inference.class_map(views)
+
+
+def evaluate(
+    model: KNet,
+    folder: LabelledFolder,
+    config: Config,
+    *,
+    slide: bool = False,
+    ms_flip: bool = False,
+    on_image: Callable[[], None] = lambda: None,
+) -> ConfusionMatrix:
+    """Confusion matrix over a split, at the images' own sizes; see ``predict`` and
+    ``predict_many``. The model must be in evaluation mode.
+
+    Raises ConfigError when windows or scales are asked for in ``eval_mode`` "fixed", and what
+    ``LabelledFolder.read`` raises.
+    """
+    check_mode(config, slide=slide, ms_flip=ms_flip)
     confusion = ConfusionMatrix(folder.labels.num_classes, folder.labels.ignore_index)
-    for prediction, label in _pairs(model, folder, config):
+    for index in range(len(folder)):
+        image, label = folder.read(index)
+        if slide or ms_flip:
+            prediction = predict_many(model, image, config, slide=slide, ms_flip=ms_flip)
+        else:
+            prediction = predict(model, image, config)
         confusion.update(prediction, label)
+        on_image()
     return confusion
 
 
-def _pairs(
-    model: KNet, folder: LabelledFolder, config: Config
-) -> Iterator[tuple[NDArray[np.integer], NDArray[np.uint8]]]:
-    for index in range(len(folder)):
-        image, label = folder.read(index)
-        yield predict(model, image, config), label
+def check_mode(config: Config, *, slide: bool, ms_flip: bool) -> None:
+    """ConfigError where windows or scales are asked for and pictures have one fixed size."""
+    if config.data.eval_mode == "fixed" and (slide or ms_flip):
+        raise ConfigError(
+            f"{'--slide' if slide else '--ms-flip'} sees pictures at their own ratio, but "
+            f"{config.preset} is evaluated at one fixed size: "
+            "pass --set data.eval_mode=keep_ratio too"
+        )
+
+
+def describe_mode(config: Config, *, slide: bool, ms_flip: bool) -> str:
+    """How pictures are seen, in words."""
+    data = config.data
+    if data.eval_mode == "fixed":
+        return f"{data.eval_resize} to {data.eval_size[1]}×{data.eval_size[0]}"
+    words = [f"keep ratio inside ({data.eval_scale[0]}, {data.eval_scale[1]})"]
+    words.append(f"windows of {data.crop[1]}×{data.crop[0]}" if slide else "whole")
+    if ms_flip:
+        words.append(f"scales {' '.join(f'{ratio:g}' for ratio in inference.RATIOS)}, mirrored too")
+    return ", ".join(words)
+
+
+def check_classes(labels: LabelMap, folder: LabelledFolder) -> None:
+    """Refuse data of another task: DataError unless its classes are the checkpoint's."""
+    if labels.names == folder.labels.names:
+        return
+    ours, theirs = labels.num_classes, folder.labels.num_classes
+    what = f"{theirs} classes, the checkpoint {ours}"
+    if ours == theirs:
+        pairs = zip(folder.labels.names, labels.names, strict=True)
+        has, wants = next(pair for pair in pairs if pair[0] != pair[1])
+        what = f"class {has!r} where the checkpoint has {wants!r}"
+    raise DataError(
+        f"{folder.root} has {what}: evaluate on data labelled with the checkpoint's classes"
+    )
+
+
+def make_report(
+    confusion: ConfusionMatrix, checkpoint: Checkpoint, folder: LabelledFolder, mode: str
+) -> EvalReport:
+    """The scores in percent; ``mode`` is ``describe_mode``'s."""
+    return EvalReport(
+        checkpoint_sha256=checkpoint.sha256,
+        preset=checkpoint.config.preset,
+        data=f"{folder.root.resolve().name}, split {folder.split}",
+        images=len(folder),
+        mode=mode,
+        miou=_percent(confusion.miou),
+        macc=_percent(confusion.mean_accuracy),
+        aacc=_percent(confusion.pixel_accuracy),
+        classes=tuple(
+            ClassRow(
+                row.name,
+                _percent(row.iou),
+                _percent(row.recall),
+                _percent(row.precision),
+                row.pixels,
+            )
+            for row in confusion.rows(folder.labels)
+        ),
+        confusion=confusion.matrix.tolist(),
+    )
+
+
+def encode_report(report: EvalReport) -> bytes:
+    """The report as JSON."""
+    return msgspec.json.encode(report) + b"\n"
+
+
+def _percent(share: float) -> float | None:
+    """0 … 1 -> 0 … 100; None for NaN."""
+    return None if np.isnan(share) else 100 * float(share)

@@ -2,33 +2,50 @@
 
 from __future__ import annotations
 
-import zipfile
+import logging
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import msgspec
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
-from pytorch_lightning.callbacks import Callback, EMAWeightAveraging
+from pytorch_lightning.callbacks import Callback, WeightAveraging
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from timm.layers.norm_act import convert_sync_batchnorm
+from torch import Tensor
 
-from knet_runtime.errors import CheckpointError, ConfigError, OutputError
+from knet_runtime.errors import ConfigError, KnetError, TrainingError
 from knet_runtime.labels import CAMVID11
 from knet_train.allocator import keep_freed_memory
 from knet_train.backbones import load_pretrained
+from knet_train.batches import StreetData
 from knet_train.build import build_model
 from knet_train.config import Config
-from knet_train.dataset import LabelledFolder, open_folder, read_label
-from knet_train.evaluate import evaluate
+from knet_train.dataset import LabelledFolder, check_pairs, open_folder
+from knet_train.distributed import (
+    check_processes,
+    check_single_images,
+    device_count,
+    environment_plugins,
+    strategy,
+)
+from knet_train.initial import load_initial
 from knet_train.keep import KeepBest, KeepState
-from knet_train.lightning import KNetModule, StreetData
+from knet_train.knet import KNet
+from knet_train.lightning import KNetModule
 from knet_train.loss import class_weights
+from knet_train.optim import check_layers, freeze_layers
 from knet_train.quiet import quiet_lightning
+from knet_train.recompute import recompute_backbone
+from knet_train.run_folder import STATE, WholeStates, prepare, state_to_resume
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,6 +55,7 @@ class RunResult:
     best: Path
     last: Path
     best_miou: float
+    rank: int  # of this process among those of the run; 0 is the one that wrote
 
 
 def train(
@@ -46,74 +64,157 @@ def train(
     run: Path,
     *,
     backbone_weights: Path | None = None,
+    init: Path | None = None,
     resume: bool = False,
-    callbacks: list[Callback] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> RunResult:
     """Train on ``data`` into ``run``: ``config.json``, ``best.safetensors`` (highest mIoU on the
     validation split), ``last.safetensors`` (the end), ``resume.ckpt``, and CSV and TensorBoard
-    logs. ``resume`` goes on from ``resume.ckpt``.
+    logs. ``init`` starts from one of our checkpoints instead of ImageNet's weights. ``resume``
+    goes on from ``resume.ckpt``, or starts where there is none yet.
 
-    Ctrl-C ends the step, saves ``resume.ckpt`` and raises KeyboardInterrupt. Progress bars and
-    the like come as ``callbacks``.
+    Ctrl-C (or SIGTERM) ends the step, saves ``resume.ckpt`` and raises KeyboardInterrupt. Progress
+    bars and the like come as ``callbacks``. In a run of many processes each calls this function;
+    the first one writes.
 
-    Raises ConfigError, DataError, CheckpointError or OutputError before any work is done.
+    Raises ConfigError, DataError, CheckpointError or OutputError before any work is done;
+    OutputError, DataError, SourceError or TrainingError when the run can not go on.
     """
+    if init is not None and backbone_weights is not None:
+        raise ConfigError("--init brings the backbone's weights too: leave out --backbone-weights")
     train_folder = open_folder(data, config.data.train_split)
     val_folder = open_folder(data, config.data.val_split)
     _check_classes(config, train_folder)
-    state = run / "resume.ckpt"
-    _check_run(run, config, resume)
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "config.json").write_bytes(msgspec.json.format(msgspec.json.encode(config)))
-    except OSError as error:
-        raise OutputError(
-            f"can not write to {run}: {error.strerror}; pass another --out"
-        ) from error
+    check_processes(config, len(val_folder))
+    state = state_to_resume(run, config, resume)
+    check_pairs(train_folder)
+    check_pairs(val_folder)
 
     pl.seed_everything(config.trainer.seed, verbose=False)
     model = build_model(config.model, train_folder.labels.num_classes)
-    if not resume:
+    check_layers(model, config.optim)
+    freeze_layers(model, config.optim)
+    check_single_images(model, config)
+    if config.trainer.gradient_checkpointing:
+        recompute_backbone(model.backbone, config.model.backbone)
+    if state is None and init is not None:
+        load_initial(model, init)
+    elif state is None:
         load_pretrained(model.backbone, config.model, backbone_weights)
-    model = model.to(memory_format=torch.channels_last)
-    pixels = count_pixels(train_folder)
-    module = KNetModule(
-        model, config, train_folder, class_weights(pixels, config.loss.class_balance)
+    best, keep = KeepBest(run), KeepState(run / STATE)
+    with _global_settings(), quiet_lightning():
+        trainer = _trainer(config, run, [best, *_averaging(config), *callbacks, keep])
+        if trainer.is_global_zero:
+            if resume and state is None:
+                log.warning("%s has no %s yet: starting at step 0", run, STATE)
+            prepare(run, config)
+        module = KNetModule(
+            _for_devices(model, config, trainer),
+            config,
+            train_folder,
+            _class_weights(config, train_folder),
+        )
+        module.train()
+        pictures = StreetData(train_folder, val_folder, config)
+        with keep.interruptible(), _plain_errors(trainer):
+            trainer.fit(module, datamodule=pictures, ckpt_path=state)
+            if config.optim.steps % config.trainer.val_every:  # else the last step was evaluated
+                trainer.validate(module, datamodule=pictures, verbose=False)
+    return RunResult(
+        run / "best.safetensors", run / "last.safetensors", best.best, trainer.global_rank
     )
 
-    best, keep = KeepBest(run), KeepState(state)
-    average = EMAWeightAveraging(decay=config.optim.ema_decay)
-    with quiet_lightning():
-        trainer = pl.Trainer(
-            max_steps=config.optim.steps,
-            max_epochs=-1,
-            accelerator="auto",
-            devices=1,
-            precision=_precision(config),
-            gradient_clip_val=config.optim.clip_norm,
-            val_check_interval=config.trainer.val_every,
-            check_val_every_n_epoch=None,
-            num_sanity_val_steps=0,
-            log_every_n_steps=10,
-            logger=_loggers(run),
-            callbacks=[best, average, *(callbacks or []), keep],
-            enable_checkpointing=False,
-            enable_progress_bar=any("ProgressBar" in type(c).__name__ for c in callbacks or []),
-            enable_model_summary=False,
-        )
-        if trainer.strategy.root_device.type == "cpu":
-            keep_freed_memory()
-        with keep.interruptible():
-            trainer.fit(
-                module,
-                datamodule=StreetData(train_folder, val_folder, config),
-                ckpt_path=state if resume else None,
-            )
-    if config.optim.steps % config.trainer.val_every:  # else the last step was evaluated
-        model.eval()
-        best.offer(module, evaluate(model, val_folder, config))
-        best.save(module, "last.safetensors")
-    return RunResult(run / "best.safetensors", run / "last.safetensors", best.best)
+
+def _trainer(config: Config, run: Path, callbacks: list[Callback]) -> pl.Trainer:
+    optim, settings = config.optim, config.trainer
+    return pl.Trainer(
+        default_root_dir=run,
+        max_steps=optim.steps,
+        max_epochs=-1,
+        accelerator="auto",
+        devices=device_count(settings),
+        num_nodes=settings.nodes,
+        strategy=strategy(settings),
+        plugins=[WholeStates(), *environment_plugins()],
+        use_distributed_sampler=False,  # ours shares the samples out itself
+        deterministic=settings.deterministic,
+        precision=_precision(config),
+        gradient_clip_val=optim.clip_norm,
+        accumulate_grad_batches=optim.accumulate,
+        val_check_interval=settings.val_every * optim.accumulate,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+        logger=_loggers(run),
+        callbacks=callbacks,
+        enable_checkpointing=False,
+        enable_progress_bar=any("ProgressBar" in type(c).__name__ for c in callbacks),
+        enable_model_summary=False,
+    )
+
+
+def _for_devices(model: KNet, config: Config, trainer: pl.Trainer) -> KNet:
+    model = model.to(memory_format=torch.channels_last)
+    if config.trainer.sync_batchnorm and trainer.world_size > 1:
+        # timm's conversion, as torch's would lose the activations that timm's norms carry.
+        model = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
+    return model
+
+
+def _averaging(config: Config) -> list[Callback]:
+    """The exponential average of all weights and statistics; none for a decay of 0."""
+    decay = config.optim.ema_decay
+
+    def blend(average: Tensor, current: Tensor, _count: Tensor | int) -> Tensor:
+        # Not d·e + (1 - d)·w, as Lightning has it, whose rounding moves even frozen weights.
+        return average.lerp(current, 1 - decay) if average.is_floating_point() else current
+
+    return [WeightAveraging(avg_fn=blend)] if decay > 0 else []
+
+
+@contextmanager
+def _global_settings() -> Iterator[None]:
+    """Inside the block ``trainer.deterministic`` may change torch for the whole process."""
+    before = torch.are_deterministic_algorithms_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.backends.cudnn.benchmark = benchmark
+
+
+@contextmanager
+def _plain_errors(trainer: pl.Trainer) -> Iterator[None]:
+    """Errors out of other processes become ours; whatever ends this process ends those that it
+    has started, instead of letting them wait for it."""
+    try:
+        yield
+    except BaseException as error:
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signal.SIGKILL)
+        text = str(error)
+        if isinstance(error, KnetError) and text.startswith("Caught "):  # by a DataLoader worker
+            raise type(error)(text.strip().splitlines()[-1].partition(": ")[2]) from error
+        if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
+            raise TrainingError(
+                "a process that reads pictures was killed, as happens when memory runs out: "
+                "lower trainer.workers or data.crop (or give a container more shared memory), "
+                "then go on with --resume"
+            ) from error
+        if isinstance(error, RuntimeError) and trainer.world_size > 1 and _lost_contact(text):
+            raise TrainingError(
+                "another process of this run has ended: its own message says why; "
+                "go on with --resume"
+            ) from error
+        raise
+
+
+def _lost_contact(text: str) -> bool:
+    """Whether a RuntimeError is what gloo or nccl says when another process is gone."""
+    return any(word in text for word in ("gloo", "NCCL", "onnection closed", "onnection reset"))
 
 
 def _check_classes(config: Config, folder: LabelledFolder) -> None:
@@ -125,46 +226,23 @@ def _check_classes(config: Config, folder: LabelledFolder) -> None:
         )
 
 
-def _check_run(run: Path, config: Config, resume: bool) -> None:
-    """A run is started once, and resumed with the configuration that it was started with."""
-    state, last = run / "resume.ckpt", run / "last.safetensors"
-    if resume and last.exists():
-        raise OutputError(f"{run} is complete ({last.name} is there): pass another --out")
-    if resume and not state.is_file():
-        raise CheckpointError(f"nothing to resume: {state} does not exist; leave out --resume")
-    if resume and not zipfile.is_zipfile(state):
-        raise CheckpointError(f"{state} is damaged: start a new run with another --out")
-    if not resume and any((run / name).exists() for name in (state.name, last.name)):
-        raise OutputError(f"{run} already holds a run: pass --resume to go on, or another --out")
-    if not resume:
-        return
-    try:
-        began = msgspec.json.decode((run / "config.json").read_bytes(), type=Config)
-    except (OSError, msgspec.DecodeError) as error:
-        raise CheckpointError(
-            f"{run / 'config.json'}: {error}; the run can not go on without it: start a new one"
-        ) from error
-    for section in ("model", "data", "loss", "optim"):
-        old, new = getattr(began, section), getattr(config, section)
-        for key in old.__struct_fields__:
-            if getattr(old, key) != getattr(new, key):
-                raise ConfigError(
-                    f"{run} was started with {section}.{key} = {getattr(old, key)!r}, not "
-                    f"{getattr(new, key)!r}: resume with the same, or start a new run"
-                )
-
-
 def _loggers(run: Path) -> list[Logger]:
     """CSV and TensorBoard, together in ``run/logs/version_N``; a resumed run starts a new N."""
     table = CSVLogger(run, "logs")
     return [table, TensorBoardLogger(run, "logs", version=table.version)]
 
 
+def _class_weights(config: Config, folder: LabelledFolder) -> NDArray[np.float32]:
+    if config.loss.class_balance == 0:  # reading every label of a large split takes minutes
+        return np.ones(folder.labels.num_classes, np.float32)
+    return class_weights(count_pixels(folder), config.loss.class_balance)
+
+
 def count_pixels(folder: LabelledFolder) -> NDArray[np.int64]:
     """Labelled pixels of each class over a split."""
     pixels = np.zeros(256, np.int64)
-    for sample in folder.samples:
-        pixels += np.bincount(read_label(sample.label, folder.labels).ravel(), minlength=256)
+    for index in range(len(folder)):
+        pixels += np.bincount(folder.read_label(index).ravel(), minlength=256)
     return pixels[: folder.labels.num_classes]
 
 

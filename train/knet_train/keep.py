@@ -12,8 +12,9 @@ from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.trainer.states import TrainerFn
 
-from knet_runtime.metrics import ConfusionMatrix
+from knet_train.batches import Part
 from knet_train.checkpoint import save_checkpoint
 from knet_train.lightning import KNetModule
 
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 
 class KeepBest(pl.Callback):
     """Writes ``best.safetensors`` whenever the averaged weights score higher than before, and
-    ``last.safetensors`` with the last step.
+    ``last.safetensors`` with the last step; the first of the processes does.
 
     It must stand before the weight averaging in the list of callbacks: it then still sees the
     averaged weights when an evaluation ends.
@@ -34,20 +35,19 @@ class KeepBest(pl.Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, KNetModule)
-        pl_module.log("val_miou", pl_module.confusion.miou, prog_bar=True)
-        pl_module.log("val_pixel_accuracy", pl_module.confusion.pixel_accuracy)
-        self.offer(pl_module, pl_module.confusion)
-        if trainer.global_step >= pl_module.config.optim.steps:
-            self.save(pl_module, "last.safetensors")
-
-    def offer(self, module: KNetModule, confusion: ConfusionMatrix) -> None:
-        """Keep the weights of ``module`` if ``confusion`` is the best score so far."""
+        confusion = pl_module.gather_confusion()
+        scores = {"val_miou": confusion.miou, "val_pixel_accuracy": confusion.pixel_accuracy}
+        for name, score in scores.items():
+            pl_module.log(name, score, prog_bar=name == "val_miou", sync_dist=True, batch_size=1)
         if confusion.miou > self.best:
             self.best = confusion.miou
-            self.save(module, "best.safetensors")
+            self._save(pl_module, "best.safetensors")
+        if trainer.global_step >= pl_module.config.optim.steps:
+            self._save(pl_module, "last.safetensors")
 
-    def save(self, module: KNetModule, name: str) -> None:
-        save_checkpoint(self.run / name, module.model, module.config, module.label_map)
+    def _save(self, module: KNetModule, name: str) -> None:
+        if module.trainer.is_global_zero:
+            save_checkpoint(self.run / name, module.model, module.config, module.label_map)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
@@ -62,55 +62,77 @@ class _Stop(Exception):
 
 
 class KeepState(pl.Callback):
-    """Writes ``resume.ckpt`` after every evaluation, and when the user stops the run.
+    """Writes ``resume.ckpt`` every ``trainer.save_every`` steps, after every evaluation, and when
+    the user stops the run.
 
-    Saved after the evaluation and not before: a resumed run would not repeat it, and would forget
-    the best score. It must stand last in the list of callbacks: the average then holds the
-    step that has just ended, and the others have seen it.
+    Where an evaluation is due the state is saved after it and not before: a resumed run would not
+    repeat it, and would forget the best score. It must stand last in the list of callbacks: the
+    average then holds the step that has just ended, and the others have seen it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.asked_to_stop = False
+        self.asked_to_stop: signal.Signals | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Lightning has put its own SIGTERM handler in place by now, which would end the run at
+        # once (and talk to the other processes in the middle of whatever they say).
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._ask)
 
     def on_train_batch_end(
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
         outputs: Any,
-        batch: Any,
+        batch: Part,
         batch_idx: int,
     ) -> None:
         assert isinstance(pl_module, KNetModule)
-        due = trainer.global_step % pl_module.config.trainer.val_every == 0
-        if self.asked_to_stop and not due and trainer.global_step < pl_module.config.optim.steps:
+        config, step = pl_module.config, trainer.global_step
+        if batch.part + 1 < config.optim.accumulate:
+            return
+        if step % config.trainer.val_every == 0 or step >= config.optim.steps:
+            return  # an evaluation follows
+        stop = self._somebody_asked(trainer)
+        if stop or step % config.trainer.save_every == 0:
             trainer.save_checkpoint(self.path)
+        if stop:
             raise _Stop
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        trainer.save_checkpoint(self.path)
-        if self.asked_to_stop:
+        if trainer.state.fn == TrainerFn.FITTING:
+            trainer.save_checkpoint(self.path)
+        if self._somebody_asked(trainer):
             raise _Stop
+
+    def _somebody_asked(self, trainer: pl.Trainer) -> bool:
+        """Whether any process was asked to stop; all of them get the same answer."""
+        asked = self.asked_to_stop is not None
+        return trainer.strategy.reduce_boolean_decision(asked, all=False)
+
+    def _ask(self, number: int, _frame: FrameType | None) -> None:
+        if self.asked_to_stop is not None:
+            raise KeyboardInterrupt
+        self.asked_to_stop = signal.Signals(number)
+        log.warning("stopping after this step; press Ctrl-C again to stop without saving")
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Inside the block the first Ctrl-C ends the step (or evaluation) and saves, the second
-        ends at once; either way the block raises KeyboardInterrupt."""
-
-        def ask(_signal: int, _frame: FrameType | None) -> None:
-            if self.asked_to_stop:
-                raise KeyboardInterrupt
-            self.asked_to_stop = True
-            log.warning("stopping after this step; press Ctrl-C again to stop without saving")
-
+        """Inside the block the first Ctrl-C or SIGTERM ends the step (or evaluation) and saves,
+        the second ends at once. The block then raises KeyboardInterrupt; after a SIGTERM, that
+        signal is sent once more to whoever handled it before."""
         main = threading.current_thread() is threading.main_thread()
-        before = signal.getsignal(signal.SIGINT)
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         if main:
-            signal.signal(signal.SIGINT, ask)
+            signal.signal(signal.SIGINT, self._ask)
         try:
             yield
         except (_Stop, SystemExit) as end:
             raise KeyboardInterrupt from end
         finally:
             if main:
-                signal.signal(signal.SIGINT, before)
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+                if self.asked_to_stop == signal.SIGTERM:
+                    signal.raise_signal(signal.SIGTERM)

@@ -34,6 +34,7 @@ class KNet(nn.Module):
         dropout: float,
         mean: Sequence[float],
         std: Sequence[float],
+        auxiliary: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -44,23 +45,42 @@ class KNet(nn.Module):
         nn.init.zeros_(self.conv_seg.bias)
         self.dropout = nn.Dropout2d(dropout)
         self.stages = nn.ModuleList(stages)
+        self.auxiliary = auxiliary
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """RGB images [B, 3, H, W] in 0 … 255 -> mask logits [B, N, H/s, W/s] of the initial
-        kernels and of every stage; the last one is the prediction."""
-        features = self.features(images)
+    def forward(self, images: Tensor) -> Tensor:
+        """RGB images [B, H, W, 3] in 0 … 255 (uint8, or floats), of any size -> logits
+        [B, N, H/s, W/s] (rounded up) of the last stage: the prediction."""
+        return self.stage_logits(images)[-1]
+
+    def stage_logits(self, images: Tensor) -> list[Tensor]:
+        """RGB images [B, H, W, 3] in 0 … 255 -> logits [B, N, H/s, W/s] of the initial kernels
+        and of every stage."""
+        return self.decode(self.levels(images))
+
+    def training_logits(self, images: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """``stage_logits``, and the auxiliary classifier's logits where the model has one."""
+        levels = self.levels(images)
+        auxiliary = None if self.auxiliary is None else self.auxiliary(levels)
+        return self.decode(levels), auxiliary
+
+    def levels(self, images: Tensor) -> list[Tensor]:
+        """RGB images [B, H, W, 3] in 0 … 255 -> the backbone's levels, finest first."""
+        # The weights decide the memory layout. The permuted view would make it channels-last, where
+        # a CPU sums in another order: levels of resnet50c then differ from mmsegmentation's by up
+        # to 1e-4, and otherwise by nothing.
+        planes = images.permute(0, 3, 1, 2).to(self.mean.dtype).contiguous()
+        levels: list[Tensor] = self.backbone((planes - self.mean) / self.std)
+        return levels
+
+    def decode(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """The backbone's levels -> logits of the initial kernels and of every stage."""
+        features = self.head(levels)
         masks = self.conv_seg(self.dropout(features))
-        kernels = self.conv_seg.weight.flatten(1).expand(images.shape[0], -1, -1)
+        kernels = self.conv_seg.weight.flatten(1).expand(features.shape[0], -1, -1)
         logits = [masks]
         for stage in self.stages:
             kernels, masks = stage(features, kernels, masks)
             logits.append(masks)
         return logits
-
-    def features(self, images: Tensor) -> Tensor:
-        """RGB images [B, 3, H, W] in 0 … 255 -> the feature map [B, C, H/s, W/s] of all stages."""
-        levels = self.backbone((images.float() - self.mean) / self.std)
-        features: Tensor = self.head(levels)
-        return features

@@ -15,6 +15,7 @@ _NO_NEWS = (
     r".*resuming from a checkpoint that ended before the epoch ended",  # ours go on at the step
     r".*callbacks used to create the checkpoint need to be provided",  # progress bars come and go
     r".*callback states in the checkpoint",
+    r".*module\(s\) in eval mode at the start of training",  # frozen norms are
     r".*use of fork\(\) may lead to deadlocks",  # torch's own way of starting workers
 )
 

@@ -1,0 +1,241 @@
+"""Step time and peak memory of training: our K-Nets against mmsegmentation's own.
+
+    python benchmarks/train_step.py --reference-python REFENV/bin/python --reference FOLDER
+
+A step is forward, loss and backward of one batch, in float32: cross-entropy on four stages and 0.4
+times the auxiliary classifier's, at label size. That both sides compute the same loss from the same
+weights is checked first, with dropout and stochastic depth off. Then they run in turns, each time
+in a fresh process, so that whatever else the machine does meets both.
+README.md beside this file says what the numbers mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+REFERENCES = {
+    "r50-fcn": "r50_fcn",
+    "r50-pspnet": "r50_pspnet",
+    "r50-deeplabv3": "r50_deeplabv3",
+    "r50-upernet": "r50_upernet",
+    "swin-t-upernet": "swin_t_upernet",
+    "swin-l-upernet-512": "swin_l_upernet_512",
+    "swin-l-upernet-640": "swin_l_upernet_640",
+}
+CLASSES = 150
+LARGEST_LOSS_DIFFERENCE = 1e-4  # relative
+
+Loss = Callable[[], torch.Tensor]
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--reference-python", required=True, help="python with mmsegmentation")
+    parser.add_argument("--reference", type=Path, required=True, help="folder of make_refs.py")
+    parser.add_argument("--presets", nargs="+", choices=REFERENCES, default=list(REFERENCES))
+    parser.add_argument("--size", type=int, default=128, help="height and width of an image")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=6, help="timed in each process, after two")
+    parser.add_argument("--repetitions", type=int, default=3, help="processes for each side")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--output", type=Path, help="JSON; without it, to stdout")
+    # What the processes of the two sides are told.
+    parser.add_argument("--side", choices=("ours", "theirs"), help=argparse.SUPPRESS)
+    parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--check", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def batch(size: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """RGB uint8 [B, H, W, 3] and labels int64 [B, H, W], a tenth of them ignored."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, size, size, 3), generator=draw, dtype=torch.uint8)
+    labels = torch.randint(0, CLASSES, (count, size, size), generator=draw)
+    labels[torch.rand(labels.shape, generator=draw) < 0.1] = 255
+    return images, labels
+
+
+def ours(options: argparse.Namespace) -> tuple[torch.nn.Module, Loss]:
+    from knet_train.build import build_model
+    from knet_train.config import load_config
+    from knet_train.loss import training_loss
+    from knet_train.mmseg import read_mmseg
+
+    preset = options.presets[0]
+    config = load_config(preset)
+    if options.check:
+        model = read_mmseg(options.weights, preset=preset).model
+    else:
+        model = build_model(config.model, CLASSES)
+    images, labels = batch(options.size, options.batch)
+    weights = torch.ones(CLASSES)
+
+    def loss() -> torch.Tensor:
+        stages, auxiliary = model.training_logits(images)
+        return training_loss(stages, auxiliary, labels, config.loss, weights, 255)
+
+    return model, loss
+
+
+def theirs(options: argparse.Namespace) -> tuple[torch.nn.Module, Loss]:
+    sys.path.insert(0, str(options.reference.resolve()))
+    import make_refs  # type: ignore[import-not-found]
+    from mmengine.structures import PixelData  # type: ignore[import-not-found]
+    from mmseg.models.decode_heads import decode_head  # type: ignore[import-not-found]
+    from mmseg.structures import SegDataSample  # type: ignore[import-not-found]
+
+    config, model = make_refs.build(REFERENCES[options.presets[0]])
+    if options.check:
+        torch.manual_seed(0)
+        make_refs.randomise(model, 0)
+        make_refs.save_checkpoint(model, config, options.weights, options.presets[0])
+    # Its accuracy for the log is not part of the loss: left out, in its favour.
+    decode_head.accuracy = lambda *_, **__: torch.zeros(())
+    images, labels = batch(options.size, options.batch)
+    samples = []
+    for label in labels:
+        sample = SegDataSample(metainfo={"img_shape": label.shape, "ori_shape": label.shape})
+        sample.gt_sem_seg = PixelData(data=label[None])
+        samples.append(sample)
+
+    def loss() -> torch.Tensor:
+        rgb = images.permute(0, 3, 1, 2).float()
+        losses = model.loss((rgb - make_refs.MEAN) / make_refs.STD, samples)
+        return sum(v for key, v in losses.items() if "loss" in key)  # type: ignore[return-value]
+
+    return model, loss
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """What one process of one side finds."""
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    model, loss = (ours if options.side == "ours" else theirs)(options)
+    model.train()
+    if options.check:
+        for module in model.modules():
+            if "Drop" in type(module).__name__:
+                module.eval()
+        return {"loss": float(loss().detach())}
+    seconds = []
+    before = _peak_mib()
+    for _ in range(options.steps + 2):
+        model.zero_grad(set_to_none=True)
+        start = time.perf_counter()
+        loss().backward()
+        seconds.append(time.perf_counter() - start)
+    return {
+        "seconds": statistics.median(seconds[2:]),
+        "peak_mib": _peak_mib(),
+        "before_mib": before,
+        "torch": torch.__version__,
+    }
+
+
+def _peak_mib() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024 if sys.platform == "linux" else 1024**2)
+
+
+def run_side(side: str, preset: str, options: argparse.Namespace, *more: str) -> dict[str, Any]:
+    """One side in a process of its own."""
+    python = sys.executable if side == "ours" else options.reference_python
+    words = [python, __file__, "--side", side, "--presets", preset, *more]
+    for name in ("reference_python", "reference", "size", "batch", "steps", "threads"):
+        words += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}  # not beside make_refs.py
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise SystemExit(f"{side} {preset} failed:\n{done.stderr[-3000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def compare(preset: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Both sides of one preset in turns; medians over the processes, and ratios ours / theirs."""
+    with tempfile.TemporaryDirectory() as folder:
+        weights = f"{folder}/checkpoint.pth"
+        check = [
+            run_side(side, preset, options, "--check", "--weights", weights)["loss"]
+            for side in ("theirs", "ours")
+        ]
+    difference = abs(check[1] - check[0]) / abs(check[0])
+    if difference > LARGEST_LOSS_DIFFERENCE:
+        raise SystemExit(f"{preset}: losses {check[1]} and {check[0]} are not the same thing")
+    runs: dict[str, list[dict[str, Any]]] = {"ours": [], "theirs": []}
+    for _ in range(options.repetitions):
+        for side, found in runs.items():
+            found.append(run_side(side, preset, options))
+    row: dict[str, Any] = {"preset": preset, "loss_difference": difference}
+    for side, found in runs.items():
+        row[side] = {
+            "seconds": statistics.median(run["seconds"] for run in found),
+            "peak_mib": statistics.median(run["peak_mib"] for run in found),
+            "step_mib": statistics.median(run["peak_mib"] - run["before_mib"] for run in found),
+            "torch": found[0]["torch"],
+            "runs": [[round(run["seconds"], 4), round(run["peak_mib"], 1)] for run in found],
+        }
+    row["ratio"] = {
+        key: round(row["ours"][key] / row["theirs"][key], 4)
+        for key in ("seconds", "peak_mib", "step_mib")
+    }
+    return row
+
+
+def main() -> None:
+    options = parse()
+    if options.side:
+        sys.stdout.write(json.dumps(measure(options)) + "\n")
+        return
+    rows = []
+    for preset in options.presets:
+        rows.append(compare(preset, options))
+        sys.stderr.write(f"{preset}: {rows[-1]['ratio']}\n")
+    repository = Path(__file__).resolve().parent.parent
+    commit = subprocess.run(
+        ["git", "-C", str(repository), "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    report = {
+        "what": "forward + loss + backward, float32, CPU; ratio is ours / mmsegmentation",
+        "size": options.size,
+        "batch": options.batch,
+        "steps": options.steps,
+        "repetitions": options.repetitions,
+        "threads": options.threads,
+        "processor": _processor(),
+        "python": platform.python_version(),
+        "commit": commit,
+        "rows": rows,
+    }
+    text = json.dumps(report, indent=1) + "\n"
+    if options.output is None:
+        sys.stdout.write(text)
+    else:
+        options.output.write_text(text)
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from knet_runtime.errors import CheckpointError, ConfigError
+from knet_runtime.labels import LabelMap
+from knet_train.build import build_model
+from knet_train.checkpoint import save_checkpoint
+from knet_train.config import Config
+from knet_train.fit import RunResult
+from knet_train.initial import load_initial
+
+UPER = (
+    "model.backbone=resnet18",
+    "model.head=uper",
+    "model.auxiliary_channels=16",
+    "loss.auxiliary_weight=0.4",
+)
+
+
+@pytest.fixture
+def config(tiny_config: Callable[..., Config]) -> Config:
+    return tiny_config(*UPER)
+
+
+@pytest.fixture
+def five(config: Config, tmp_path: Path) -> Path:
+    """A checkpoint with an auxiliary classifier and five classes."""
+    torch.manual_seed(5)
+    path = tmp_path / "five.safetensors"
+    labels = LabelMap(tuple("abcde"), tuple((i, i, i) for i in range(5)), 255)
+    save_checkpoint(path, build_model(config.model, 5), config, labels)
+    return path
+
+
+def change(path: Path, **weights: torch.Tensor | None) -> None:
+    """Replace weights in a checkpoint (its dots as __), or take them out."""
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    state = load_file(path)
+    for name, value in weights.items():
+        key = name.replace("__", ".")
+        state.pop(key, None)
+        if value is not None:
+            state[key] = value
+    save_file(state, path, metadata)
+
+
+def test_everything_but_the_classifiers_is_taken(
+    config: Config, five: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = build_model(config.model, 3)
+    fresh = {key: value.clone() for key, value in model.state_dict().items()}
+    with caplog.at_level(logging.INFO):
+        load_initial(model, five)
+    stored, after = load_file(five), model.state_dict()
+    classifiers = {key for key in after if key.rpartition(".")[0].endswith("conv_seg")}
+    assert len(classifiers) == 4
+    for key, value in after.items():
+        assert torch.equal(value, fresh[key] if key in classifiers else stored[key]), key
+    assert "conv_seg.weight" in caplog.text
+    assert f"{len(after) - 4} of {len(after)} weights taken" in caplog.text
+
+
+def test_as_many_classes_keep_their_classifiers(config: Config, five: Path) -> None:
+    model = build_model(config.model, 5)
+    load_initial(model, five)
+    stored = load_file(five)
+    assert all(torch.equal(value, stored[key]) for key, value in model.state_dict().items())
+
+
+def test_an_auxiliary_classifier_comes_and_goes(
+    config: Config,
+    five: Path,
+    tiny_config: Callable[..., Config],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    without = build_model(tiny_config(*UPER[:2]).model, 5)
+    load_initial(without, five)
+    absent = {k.replace(".", "__"): None for k in load_file(five) if k.startswith("auxiliary.")}
+    change(five, **absent)
+    load_initial(build_model(config.model, 5), five)
+    assert "auxiliary.conv.0.weight" in caplog.text
+
+
+def test_what_does_not_fit_is_named(config: Config, five: Path) -> None:
+    model = build_model(config.model, 5)
+    stored = load_file(five)
+    name = "head.fuse.0.weight"
+    change(five, head__fuse__0__weight=torch.zeros(1))
+    with pytest.raises(CheckpointError, match=rf"five.* has {name} as \[1\]"):
+        load_initial(model, five)
+    change(five, head__fuse__0__weight=None)
+    with pytest.raises(CheckpointError, match=rf"no weight {name}: it is another arch"):
+        load_initial(model, five)
+    change(five, head__fuse__0__weight=stored[name] * float("nan"))
+    with pytest.raises(CheckpointError, match=rf"{name} holds values that are not finite"):
+        load_initial(model, five)
+    change(five, head__fuse__0__weight=stored[name], extra=torch.zeros(1))
+    with pytest.raises(CheckpointError, match=r"the weight extra, which the model has not"):
+        load_initial(model, five)
+
+
+def test_other_files_are_refused(config: Config, tmp_path: Path) -> None:
+    model = build_model(config.model, 5)
+    plain, text = tmp_path / "plain.safetensors", tmp_path / "text.safetensors"
+    save_file({"a": torch.zeros(1)}, plain)
+    text.write_text(json.dumps({"a": 1}))
+    with pytest.raises(CheckpointError, match=r"plain\.safetensors is no checkpoint of"):
+        load_initial(model, plain)
+    for path in (text, tmp_path / "absent.safetensors"):
+        with pytest.raises(CheckpointError, match="is not a readable safetensors checkpoint"):
+            load_initial(model, path)
+
+
+def test_a_run_begins_with_another_ones_weights(
+    go: Callable[..., RunResult], five: Path, different: Callable[[Path, Path], list[str]]
+) -> None:
+    frozen = 'optim.layers=[{pattern="[!a]*", lr_scale=0.0}]'
+    settings = (*UPER, frozen, "optim.steps=2")
+    result = go("run", *settings, backbone_weights=None, init=five)
+    changed = [key for key in different(five, result.last) if "conv_seg" not in key]
+    assert all(key.startswith("auxiliary.") for key in changed)
+
+
+def test_two_sources_of_weights_are_one_too_many(
+    go: Callable[..., RunResult], five: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="leave out --backbone-weights"):
+        go("run", *UPER, init=five)
+    assert not (tmp_path / "run").exists()

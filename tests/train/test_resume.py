@@ -1,0 +1,159 @@
+"""Runs that die: killed at any step, out of disk, out of workers, over broken files."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import multiprocessing
+import os
+import resource
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from knet_runtime.errors import OutputError, SourceError, TrainingError
+from knet_train.fit import RunResult
+from knet_train.run_folder import WholeStates
+
+Different = Callable[[Path, Path], list[str]]
+
+
+class At(pl.Callback):
+    """Does something at the start of one step."""
+
+    def __init__(self, step: int, act: Callable[[], None]) -> None:
+        self.step, self.act = step, act
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step + 1 == self.step:
+            self.act()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("step", "workers"),
+    [(2, 0), (4, 0), (6, 0), (6, 1)],
+    ids=["before the first save", "after a save", "after an evaluation", "with a worker"],
+)
+def test_a_killed_run_ends_as_if_nothing_had_been(
+    go: Callable[..., RunResult],
+    start: Callable[..., Any],
+    different: Different,
+    tmp_path: Path,
+    step: int,
+    workers: int,
+) -> None:
+    """SIGKILL at the start of ``step``; saved were steps 2 and 4, the last by an evaluation."""
+    settings = ("trainer.save_every=2", "trainer.val_every=4", f"trainer.workers={workers}")
+    expected = go("whole", *settings)
+    killed = start("parts", *settings, die_at=step)
+    assert [code for code, _ in killed.ended()] == [-signal.SIGKILL]
+    assert (tmp_path / "parts" / "resume.ckpt").exists() == (step > 2)
+    (tmp_path / "parts" / ".resume.ckpt.1.part").write_bytes(b"half a state")
+    result = go("parts", *settings, resume=True)
+    assert not different(expected.last, result.last)
+    assert not different(expected.best, result.best)
+    assert result.best_miou == expected.best_miou
+    assert not list((tmp_path / "parts").glob(".*.part"))
+
+
+def limit_files(size: int) -> Callable[[], None]:
+    """The next file that grows beyond ``size`` bytes can not be written, as on a full disk."""
+
+    def limit() -> None:
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+
+    return limit
+
+
+@pytest.fixture
+def _no_limit_afterwards() -> Any:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("_no_limit_afterwards")
+def test_a_full_disk_leaves_the_state_before_whole(tmp_path: Path) -> None:
+    path = tmp_path / "resume.ckpt"
+    states = WholeStates()
+    states.save_checkpoint({"weights": torch.zeros(100_000)}, path)
+    before = path.read_bytes()
+    limit_files(50_000)()
+    with pytest.raises(OutputError, match=r"resume\.ckpt: .*free some space"):
+        states.save_checkpoint({"weights": torch.ones(100_000)}, path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["resume.ckpt"]
+
+
+def test_a_disk_that_is_full_only_when_the_file_is_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "resume.ckpt"
+    states = WholeStates()
+    states.save_checkpoint({"weights": torch.zeros(10)}, path)
+    before = path.read_bytes()
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match=r"No space left on device; free some space"):
+        states.save_checkpoint({"weights": torch.ones(10)}, path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["resume.ckpt"]
+
+
+def test_what_is_no_fault_of_the_disk_is_not_called_one(tmp_path: Path) -> None:
+    with pytest.raises((TypeError, AttributeError)):
+        WholeStates().save_checkpoint({"odd": lambda: None}, tmp_path / "resume.ckpt")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("_no_limit_afterwards")
+def test_a_run_on_a_full_disk_says_so_and_goes_on_from_the_state_before(
+    go: Callable[..., RunResult], different: Different
+) -> None:
+    settings = ("trainer.save_every=1", "trainer.val_every=6")
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    expected = go("whole", *settings)
+    with pytest.raises(OutputError, match=r"resume\.ckpt.*free some space"):
+        go("parts", *settings, callbacks=[At(4, limit_files(1_000_000))])
+    resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert not different(expected.last, go("parts", *settings, resume=True).last)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_named_and_the_run_can_go_on(
+    go: Callable[..., RunResult], different: Different
+) -> None:
+    def kill() -> None:
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid or 0, signal.SIGKILL)
+
+    settings = ("trainer.save_every=1", "trainer.workers=1", "optim.steps=40")
+    settings += ("trainer.val_every=40",)
+    with pytest.raises(TrainingError, match=r"process that reads pictures was killed.*--resume"):
+        go("parts", *settings, callbacks=[At(3, kill)])
+    expected = go("whole", *settings)
+    assert not different(expected.last, go("parts", *settings, resume=True).last)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_picture_in_the_middle_is_named(
+    go: Callable[..., RunResult], data: Path, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = data / "images" / "d.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    caplog.set_level(logging.ERROR)
+    with pytest.raises(SourceError, match=r"d\.png") as raised:
+        go("run", f"trainer.workers={workers}")
+    assert "\n" not in str(raised.value)
+    assert "Traceback" not in str(raised.value)
