@@ -42,7 +42,7 @@ from knet_train.loss import class_weights
 from knet_train.optim import check_layers, freeze_layers
 from knet_train.quiet import quiet_lightning
 from knet_train.recompute import recompute_backbone
-from knet_train.run_folder import STATE, WholeStates, prepare, state_to_resume
+from knet_train.run_folder import STATE, WholeStates, causes, prepare, state_to_resume
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 log = logging.getLogger(__name__)
@@ -198,7 +198,11 @@ def _plain_errors(trainer: pl.Trainer) -> Iterator[None]:
         text = str(error)
         if isinstance(error, KnetError) and text.startswith("Caught "):  # by a DataLoader worker
             raise type(error)(text.strip().splitlines()[-1].partition(": ")[2]) from error
-        if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
+        # Torch notices it in a signal handler, in the middle of anything, a save included: what
+        # is interrupted may raise an error of its own.
+        if not isinstance(error, KnetError) and any(
+            str(cause).startswith("DataLoader worker") for cause in causes(error)
+        ):
             raise TrainingError(
                 "a process that reads pictures was killed, as happens when memory runs out: "
                 "lower trainer.workers or data.crop (or give a container more shared memory), "

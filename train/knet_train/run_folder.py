@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +81,20 @@ class WholeStates(TorchCheckpointIO):
             _sync_folder(target.parent)
         except (OSError, RuntimeError) as error:
             # torch hides a failed write behind a RuntimeError of its own.
-            reason = error if isinstance(error, OSError) else error.__context__
-            if not isinstance(reason, OSError):
+            reason = next((e for e in causes(error) if isinstance(e, OSError)), None)
+            if reason is None:
                 raise
             raise output_error(target, reason) from error
         finally:
             partial.unlink(missing_ok=True)
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, then those that it was raised from or in the handling of, latest first."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
 
 
 def _sync_folder(folder: Path) -> None:
