@@ -1,9 +1,9 @@
-"""A checkpoint becomes a bundle: graph, check, golden tensors, parity record, model card."""
+"""A checkpoint becomes a bundle: graphs, check, golden tensors, parity record, model card."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
@@ -13,32 +13,44 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from knet_export.calibrate import open_calibration
 from knet_export.card import model_card
-from knet_export.deploy import reference_logits
-from knet_export.to_onnx import check_onnx, export_onnx
-from knet_export.verify import Picture, check_labels, pictures, verify
+from knet_export.check_onnx import check_onnx, check_structure
+from knet_export.deploy import deploy_form, reference_logits
+from knet_export.input_size import export_spec
+from knet_export.int8 import QUANTISATION_NAME, Calibration, read_quantisation, write_int8
+from knet_export.precision import check_finite, halve
+from knet_export.sensitivity import Calibrator
+from knet_export.tail import MOST_CLASSES, add_tail
+from knet_export.to_onnx import CLASSMAP_NAME, LOGITS_NAME, WEIGHTS_NAME, export_onnx
+from knet_export.tolerance import default_tolerance
+from knet_export.torch_reference import TorchReference
+from knet_export.verify import Picture, verify
+from knet_export.verify_data import check_labels, pictures
 from knet_runtime.backends import open_backend
 from knet_runtime.bundle import Bundle, write_bundle
-from knet_runtime.errors import OutputError, ParityError
+from knet_runtime.errors import ConfigError, OutputError, ParityError
 from knet_runtime.golden import GOLDEN_NAME, save_golden
 from knet_runtime.labels import CAMVID11
 from knet_runtime.manifest import (
     Artefact,
+    InputSpec,
+    Kind,
     Licence,
     Manifest,
     OutputSpec,
+    Precision,
     Provenance,
-    Tolerance,
+    Size,
+    SizeRange,
 )
+from knet_runtime.pending import make_folder, output_error, remove_empty
 from knet_runtime.preprocess import fit
 from knet_runtime.synthetic import Street
 from knet_train.checkpoint import Checkpoint, read_checkpoint
 from knet_train.dataset import LabelledFolder, open_folder
-from knet_train.evaluate import input_spec
 
 CARD_NAME = "MODEL_CARD.md"
-GRAPH_NAME = "model.onnx"
-FP32 = Tolerance(delta_miou=0.05, worst_class_delta_iou=0.5, agreement=0.9995, max_logit_diff=0.02)
 _GOLDEN_IMAGES = 2
 _SYNTHETIC_SCENES = 12
 _SCENE_SEED = 900_000  # far from the seeds of training
@@ -48,6 +60,13 @@ def export_bundle(
     checkpoint: Path,
     destination: Path,
     *,
+    precision: Precision = "fp32",
+    size: Size | None = None,
+    sizes: SizeRange | None = None,
+    max_batch: int = 16,
+    calibration: Path | None = None,
+    calibrator: Calibrator = "auto",
+    keep_fp32: Sequence[str] = (),
     data: Path | None = None,
     split: str = "val",
     card: Path | None = None,
@@ -57,65 +76,153 @@ def export_bundle(
 ) -> Bundle:
     """Export ``checkpoint`` to the folder ``destination`` (NAME.knet) and prove it.
 
-    The graph is run at once at other batches and contents than it was traced with; then the whole
+    The graphs take pictures of ``size`` (height, width; the checkpoint's own if None), or of all
+    ``sizes``, of which ``size`` is then the usual one, in batches up to ``max_batch``. They are
+    run at once at other batches, contents and sizes than they were traced with; then the whole
     bundle is compared with PyTorch on the ``split`` of ``data``, or on synthetic streets without
-    ``data``, and the result is recorded in the manifest. Golden inputs come from the same
-    pictures. ``card`` replaces the generated MODEL_CARD.md. The destination appears whole or not
-    at all; ``replace`` allows it to replace a bundle.
+    ``data``, and the result is recorded in the manifest. bf16 runs on no engine here: its graphs
+    are checked for being valid, and parity is left for ``verify`` where they run. Golden inputs
+    come from the same pictures, golden logits from the trained model in float32. ``card`` replaces
+    the generated MODEL_CARD.md. The destination appears whole or not at all; ``replace`` allows it
+    to replace a bundle.
 
-    Raises ParityError when the artefact leaves its tolerance, CheckpointError, DataError,
+    int8 is calibrated on the pictures of ``calibration``, a folder of images or a data set (its
+    split "train"), by ``calibrator``, and leaves what matches ``keep_fp32`` float (see
+    ``sensitivity``); the bundle then holds ``quantisation.json`` too.
+
+    Raises ParityError when an artefact leaves its tolerance, CheckpointError, DataError,
     OutputError or ConfigError for what is wrong with the arguments.
     """
+    if (precision == "int8") != (calibration is not None):
+        raise ConfigError(
+            "--precision int8 and --calibration go together: int8 needs pictures to measure on, "
+            "such as those the model was trained with"
+        )
     if destination.exists() and not replace:
         raise OutputError(f"{destination} exists already: choose another name, or pass --force")
     if card is not None and not card.is_file():
         raise OutputError(f"--card {card} is not a file: name a Markdown file")
     loaded = read_checkpoint(checkpoint)
+    check_finite(loaded.model, str(checkpoint))
     folder = None if data is None else open_folder(data, split)
-    spec = input_spec(loaded.config)
-    output = OutputSpec(name="logits", kind="logits", stride=loaded.config.model.stride)
-    manifest = Manifest(
+    settings = None
+    if calibration is not None:
+        found = open_calibration(calibration, loaded.labels)
+        settings = Calibration(found, calibrator, tuple(keep_fp32))
+    spec = export_spec(loaded.config, size, sizes, max_batch)
+    manifest = _manifest(loaded, precision, spec, destination, licence)
+    if folder is not None:
+        check_labels(Bundle(destination, manifest), folder)
+    parent = destination.absolute().parent
+    created = []
+    try:
+        created = make_folder(parent)
+        # On the destination's own disk, which is the one that has to hold it.
+        with tempfile.TemporaryDirectory(
+            prefix=f".{destination.name}.", suffix=".work", dir=parent
+        ) as work:
+            files = _write_files(loaded, manifest, settings, Path(work), folder, on_step)
+            draft = write_bundle(Path(work) / "draft.knet", manifest, {**files, CARD_NAME: b""})
+            if precision == "bf16":
+                on_step("bf16 is not compared with PyTorch: no engine on this machine runs it")
+            else:
+                on_step("comparing with PyTorch")
+                manifest = _with_parity(draft, loaded, folder)
+            record = read_quantisation(Path(work)) if settings else None
+            text = (
+                card.read_bytes() if card else model_card(manifest, loaded.config, record).encode()
+            )
+            on_step("writing the bundle")
+            return write_bundle(destination, manifest, {**files, CARD_NAME: text}, replace=replace)
+    except OSError as error:
+        raise output_error(destination, error) from error
+    finally:
+        remove_empty(created)  # unless the bundle is there
+
+
+def _manifest(
+    checkpoint: Checkpoint,
+    precision: Precision,
+    spec: InputSpec,
+    destination: Path,
+    licence: Licence | None,
+) -> Manifest:
+    graphs: dict[Kind, str] = {"logits": LOGITS_NAME}
+    if checkpoint.labels.num_classes <= MOST_CLASSES:
+        graphs["classmap"] = CLASSMAP_NAME
+    return Manifest(
         name=destination.name.removesuffix(".knet"),
         input=spec,
-        output=output,
-        labels=loaded.labels,
-        artefacts=(Artefact(path=GRAPH_NAME, tolerance=FP32),),
-        provenance=Provenance(loaded.sha256, loaded.config.preset, _tools()),
+        output=OutputSpec(name="logits", stride=checkpoint.config.model.stride),
+        labels=checkpoint.labels,
+        artefacts=tuple(
+            Artefact(
+                path=path,
+                kind=kind,
+                precision=precision,
+                tolerance=default_tolerance(precision),
+                external_data=(WEIGHTS_NAME,),
+            )
+            for kind, path in graphs.items()
+        ),
+        provenance=Provenance(checkpoint.sha256, checkpoint.config.preset, _tools()),
         licence=licence or Licence("Apache-2.0", "unstated", "unstated"),
     )
-    with tempfile.TemporaryDirectory(prefix="knet-export-") as scratch:
-        work = Path(scratch)
-        on_step("exporting the graph")
-        export_onnx(loaded.model, spec, output, work / GRAPH_NAME)
-        on_step("running it at other batches and contents")
-        check_onnx(loaded.model, spec, work / GRAPH_NAME, FP32.max_logit_diff)
-        on_step("golden inputs")
-        _write_golden(work / GOLDEN_NAME, loaded, islice(_pictures(folder, loaded), _GOLDEN_IMAGES))
-        files: dict[str, bytes | Path] = {
-            GRAPH_NAME: work / GRAPH_NAME,
-            GOLDEN_NAME: work / GOLDEN_NAME,
-            CARD_NAME: b"",
-        }
-        draft = write_bundle(work / destination.name, manifest, files)
-        on_step("comparing with PyTorch")
-        manifest = _with_parity(draft, loaded, folder)
-        text = card.read_bytes() if card else model_card(manifest, loaded.config).encode()
-        on_step("writing the bundle")
-        return write_bundle(destination, manifest, {**files, CARD_NAME: text}, replace=replace)
+
+
+def _write_files(
+    checkpoint: Checkpoint,
+    manifest: Manifest,
+    calibration: Calibration | None,
+    work: Path,
+    folder: LabelledFolder | None,
+    on_step: Callable[[str], None],
+) -> dict[str, bytes | Path]:
+    """Graphs, weights and golden tensors in ``work``, checked: names within the bundle -> files."""
+    spec, output, artefact = manifest.input, manifest.output, manifest.artefacts[0]
+    on_step("exporting the graph")
+    most = spec.sizes.most if spec.sizes else (spec.height, spec.width)
+    form = deploy_form(
+        checkpoint.model,
+        None if spec.sizes else most,
+        pixels=most[0] * most[1] // output.stride**2 if artefact.precision == "fp16" else 0,
+    )
+    if artefact.precision in ("fp16", "bf16"):
+        form = halve(form, artefact.precision)
+    names = [artefact.path for artefact in manifest.artefacts]
+    others = [WEIGHTS_NAME, GOLDEN_NAME]
+    traced = work if calibration is None else work / "fp32"
+    traced.mkdir(exist_ok=True)
+    export_onnx(form, spec, output, traced)
+    del form  # as large as the model
+    if calibration is not None:
+        check_onnx(checkpoint.model, spec, output, traced, default_tolerance("fp32"))
+        write_int8(traced, work, manifest, calibration, on_step)
+        others.append(QUANTISATION_NAME)
+    if CLASSMAP_NAME in names:
+        add_tail(work / LOGITS_NAME, work / CLASSMAP_NAME, output)
+    if artefact.precision == "bf16":
+        check_structure(work)
+    else:
+        on_step("running it at other batches, contents and sizes")
+        check_onnx(checkpoint.model, spec, output, work, artefact.tolerance)
+    on_step("golden inputs")
+    images = islice(_pictures(folder, checkpoint), _GOLDEN_IMAGES)
+    _write_golden(work / GOLDEN_NAME, checkpoint, manifest, images)
+    return {name: work / name for name in (*names, *others)}
 
 
 def _with_parity(draft: Bundle, checkpoint: Checkpoint, folder: LabelledFolder | None) -> Manifest:
-    if folder is not None:
-        check_labels(draft, folder)
-        name = f"{folder.root.name}, split {folder.split}"
-    else:
-        name = "synthetic streets"
+    name = f"{folder.root.name}, split {folder.split}" if folder else "synthetic streets"
     with open_backend(draft, "onnxruntime-cpu") as backend:
-        report = verify(draft, backend, checkpoint, _pictures(folder, checkpoint), name)
+        reference = TorchReference(checkpoint)
+        report = verify(draft, backend, reference, _pictures(folder, checkpoint), name)
     if not report.passed:
         raise ParityError(f"nothing was written: {'; '.join(report.failures)} (on {name})")
-    artefact = msgspec.structs.replace(draft.artefact, parity=report.parity())
-    return msgspec.structs.replace(draft.manifest, artefacts=(artefact,))
+    proven = msgspec.structs.replace(draft.artefact, parity=(report.parity(),))
+    return msgspec.structs.replace(
+        draft.manifest, artefacts=(proven, *draft.manifest.artefacts[1:])
+    )
 
 
 def _pictures(folder: LabelledFolder | None, checkpoint: Checkpoint) -> Iterator[Picture]:
@@ -129,9 +236,13 @@ def _pictures(folder: LabelledFolder | None, checkpoint: Checkpoint) -> Iterator
         yield image, label if labelled else None
 
 
-def _write_golden(path: Path, checkpoint: Checkpoint, images: Iterable[Picture]) -> None:
-    spec, stride = input_spec(checkpoint.config), checkpoint.config.model.stride
-    fitted: NDArray[np.uint8] = np.stack([fit(image, spec, stride)[0] for image, _ in images])
+def _write_golden(
+    path: Path, checkpoint: Checkpoint, manifest: Manifest, images: Iterable[Picture]
+) -> None:
+    stride = manifest.output.stride
+    fitted: NDArray[np.uint8] = np.stack(
+        [fit(image, manifest.input, stride)[0] for image, _ in images]
+    )
     logits = reference_logits(checkpoint.model, torch.from_numpy(fitted)).numpy()
     save_golden(path, fitted, logits)
 

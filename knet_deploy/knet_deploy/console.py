@@ -127,6 +127,14 @@ def say(label: str, value: object) -> None:
     typer.echo(f"{label:<12} {one_line(str(value))}")
 
 
+def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
+    """ "HEIGHTxWIDTH" of an option as two numbers; ConfigError when it is something else."""
+    found = re.fullmatch(r"(\d{1,5})[x×](\d{1,5})", text.strip())
+    if found is None:
+        raise ConfigError(f"{option} is {text!r}: write HEIGHTxWIDTH, such as 512x1024")
+    return int(found[1]), int(found[2])
+
+
 def forgive_encodings() -> None:
     """A terminal that can not show a character shows ? for it: no reason to stop."""
     for stream in (sys.stdout, sys.stderr):

@@ -41,7 +41,7 @@ def demo(
         int, typer.Option("--frames", min=1, help="Length of the drive, at 30 frames/s.")
     ] = 120,
     engine: Annotated[
-        str, typer.Option("--engine", help="auto, onnxruntime-cpu or onnxruntime-cuda.")
+        str, typer.Option("--engine", help="auto, or an engine that doctor lists.")
     ] = "auto",
 ) -> None:
     """Try the packaged model offline, on a synthetic drive.
@@ -176,7 +176,7 @@ def _check_labels(bundle: Bundle) -> None:
 
 
 def _machine() -> str:
-    from knet_runtime.backends.ort import cpu_budget
+    from knet_runtime.backends.machine import cpu_budget
 
     cores = cpu_budget()
     return (

@@ -27,8 +27,7 @@ _PACKAGES = {
     "typer": "typer",
     "torch": "torch",
 }
-_EXTRAS = ("train", "export", "gpu")
-_GPU_ENGINES = ("onnxruntime-cuda",)
+_EXTRAS = ("train", "export", "gpu", "openvino", "tensorrt")
 _NOT_YET_RUN = "not yet run on a GPU by its authors: knet-deploy verify shows whether it is right"
 
 
@@ -131,7 +130,7 @@ def _golden() -> str:
         report = replay(bundle, backend)
     numbers = (
         f"{report.images} pictures, agreement {100 * report.agreement:.3f} %, "
-        f"logits differ by at most {report.max_logit_diff:.2g}"
+        f"logits differ by at most {report.max_logit_diff:.2g} of the largest"
     )
     if not report.passed:
         raise ParityError(
@@ -171,6 +170,7 @@ _CHECKS: dict[str, Callable[[], str]] = {
 def _engines() -> list[Check]:
     try:
         from knet_runtime.backends import probe_engines
+        from knet_runtime.backends.choose import CPU_ENGINES
 
         statuses = probe_engines()
     except Exception as error:
@@ -179,7 +179,7 @@ def _engines() -> list[Check]:
         Check(
             status.name,
             status.available,
-            status.detail + (f"; {_NOT_YET_RUN}" if status.name in _GPU_ENGINES else ""),
+            status.detail + ("" if status.name in CPU_ENGINES else f"; {_NOT_YET_RUN}"),
         )
         for status in statuses
     ]
@@ -187,8 +187,8 @@ def _engines() -> list[Check]:
 
 def _cores_usable() -> int | None:
     try:
-        from knet_runtime.backends.ort import cpu_budget
-    except Exception:  # whatever is wrong with onnxruntime, its own check says so
+        from knet_runtime.backends.machine import cpu_budget
+    except Exception:  # whatever is wrong with the runtime, the checks say so
         return None
     return cpu_budget()
 

@@ -12,7 +12,7 @@ from knet_deploy.console import say
 
 if TYPE_CHECKING:
     from knet_runtime.bundle import Bundle
-    from knet_runtime.manifest import Artefact
+    from knet_runtime.manifest import Artefact, Parity
 
 
 def inspect(
@@ -24,8 +24,8 @@ def inspect(
 ) -> None:
     """Check every file of a bundle and show what it holds.
 
-    Model, input and output, classes and colours, files and hashes, parity with PyTorch, origin and
-    licences.
+    Model, input and output, classes and colours, files and hashes, parity with PyTorch by engine,
+    engines that were built in it, origin and licences.
     """
     from knet_runtime.bundle import default_bundle_path, open_bundle
     from knet_runtime.manifest import encode_manifest
@@ -39,22 +39,34 @@ def inspect(
 
 
 def _rows(bundle: Bundle) -> Iterator[tuple[str, str]]:
+    from knet_runtime.manifest import CLASSMAP_OUTPUT
+
     manifest = bundle.manifest
     spec, output = manifest.input, manifest.output
     yield "bundle", str(bundle.path)
     yield "name", manifest.name
     yield "model", bundle.model_id
     yield "schema", str(manifest.schema)
+    yield "precision", bundle.artefact.precision
     yield (
         "input",
         f"{spec.name}: {spec.dtype} {spec.colour} {spec.layout}, {spec.height}×{spec.width} "
         f"(height×width), batch 1 to {spec.max_batch}, other sizes: {spec.resize}",
     )
-    yield (
-        "output",
-        f"{output.name}: float32 {output.kind}, {manifest.labels.num_classes} classes, "
-        f"{spec.height // output.stride}×{spec.width // output.stride}",
-    )
+    if spec.sizes is not None:
+        least, most = spec.sizes.least, spec.sizes.most
+        yield (
+            "sizes",
+            f"{least[0]}×{least[1]} to {most[0]}×{most[1]} in multiples of {spec.sizes.multiple}: "
+            "run --size",
+        )
+    for artefact in manifest.artefacts:
+        if artefact.kind == "logits":
+            low = f"{spec.height // output.stride}×{spec.width // output.stride}"
+            text = f"{output.name}: float32 logits, {manifest.labels.num_classes} classes, {low}"
+        else:
+            text = f"{CLASSMAP_OUTPUT}: uint8 classes, {spec.height}×{spec.width}"
+        yield "output", text
     classes = zip(manifest.labels.names, manifest.labels.palette, strict=True)
     for index, (name, (red, green, blue)) in enumerate(classes):
         text = f"{index:>3}  #{red:02x}{green:02x}{blue:02x}  {name}"
@@ -65,6 +77,7 @@ def _rows(bundle: Bundle) -> Iterator[tuple[str, str]]:
         yield "file", f"{path}  {record.bytes:,} bytes  sha256 {record.sha256[:12]}  ok"
     for artefact in manifest.artefacts:
         yield from _artefact_rows(artefact)
+    yield from _engine_rows(bundle)
     origin, licence = manifest.provenance, manifest.licence
     yield "preset", origin.preset
     yield "checkpoint", f"sha256 {origin.checkpoint_sha256[:12]}"
@@ -73,23 +86,54 @@ def _rows(bundle: Bundle) -> Iterator[tuple[str, str]]:
 
 
 def _artefact_rows(artefact: Artefact) -> Iterator[tuple[str, str]]:
-    yield "artefact", f"{artefact.path} ({artefact.format}, {artefact.precision})"
-    limits, parity = artefact.tolerance, artefact.parity
+    weights = f", weights in {', '.join(artefact.external_data)}" if artefact.external_data else ""
+    yield (
+        "artefact",
+        f"{artefact.path} ({artefact.kind}, {artefact.format}, {artefact.precision}{weights})",
+    )
+    limits = artefact.tolerance
     yield (
         "tolerance",
         f"mIoU ±{limits.delta_miou:g} points, worst class ±{limits.worst_class_delta_iou:g} "
-        f"points, agreement ≥ {100 * limits.agreement:g} %, logits ±{limits.max_logit_diff:g}",
+        f"points, agreement ≥ {100 * limits.agreement:g} %, logits ±{limits.max_logit_diff:g} of "
+        "the largest",
     )
-    if parity is None:
+    if not artefact.parity:
         yield "parity", "not measured: knet-deploy verify measures it"
-        return
+    for parity in artefact.parity:
+        yield "parity", _parity_line(parity)
+
+
+def _engine_rows(bundle: Bundle) -> Iterator[tuple[str, str]]:
+    """The engines that were built in the bundle; the manifest does not list them."""
+    from knet_runtime.engine_store import FOLDER, read_record
+    from knet_runtime.errors import BackendError
+
+    for path in sorted((bundle.path / FOLDER).glob("*.engine")):
+        try:
+            record = read_record(path)
+        except BackendError as error:
+            yield "engine", f"{path.name}: {error}"
+            continue
+        made_for = record.gpu.name if record.gpu else ", ".join(record.targets)
+        profile = record.options.profile
+        yield (
+            "engine",
+            f"{path.name}: {record.engine} {record.version}, {record.kind}, {record.precision}, "
+            f"for {made_for}, {profile.least} to {profile.most}, {record.bytes:,} bytes",
+        )
+
+
+def _parity_line(parity: Parity) -> str:
     scores = ""
     if parity.miou_reference is not None and parity.miou_artefact is not None:
         scores = f"mIoU {parity.miou_reference:.2f} → {parity.miou_artefact:.2f} %, "
     if parity.worst_class_delta_iou is not None:
         scores += f"worst class {parity.worst_class_delta_iou:+.3f} points, "
-    yield (
-        "parity",
-        f"{scores}agreement {100 * parity.agreement:.4f} %, logits differ by at most "
-        f"{parity.max_logit_diff:.2g} on {parity.images} images of {parity.data}",
+    scores += f"agreement {100 * parity.agreement:.4f} %, "
+    if parity.max_logit_diff is not None:
+        scores += f"logits differ by at most {parity.max_logit_diff:.2g} of the largest, "
+    return (
+        f"{'passed' if parity.passed else 'FAILED'} on {parity.engine} ({parity.device}): {scores}"
+        f"on {parity.images} images of {parity.data}"
     )

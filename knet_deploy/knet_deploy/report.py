@@ -51,7 +51,7 @@ def golden_words(golden: GoldenReport) -> str:
     """The golden replay in one line."""
     return (
         f"{golden.images} pictures, {100 * golden.agreement:.3f} % of pixels equal, "
-        f"logits differ by at most {golden.max_logit_diff:.2g}"
+        f"logits differ by at most {golden.max_logit_diff:.2g} of the largest"
     )
 
 

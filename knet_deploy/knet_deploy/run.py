@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from knet_deploy.console import say, track
+from knet_deploy.console import parse_size, say, track
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from knet_runtime.sinks import Sink
     from knet_runtime.stream import RunSummary
 
+_log = logging.getLogger(__name__)
 _PICTURES = (".png", ".jpg", ".jpeg")
 _ALPHA = 0.5
 
@@ -47,8 +49,22 @@ def run(
         typer.Option("--json", help="Write a line of JSON per frame: class shares, times, model."),
     ] = None,
     engine: Annotated[
-        str, typer.Option("--engine", help="auto, onnxruntime-cpu or onnxruntime-cuda.")
+        str,
+        typer.Option(
+            "--engine", help="auto, or one that doctor lists; auto takes proven ones only."
+        ),
     ] = "auto",
+    require_verified: Annotated[
+        bool,
+        typer.Option(
+            "--require-verified",
+            help="Refuse to run what verify has not passed on this engine and device.",
+        ),
+    ] = False,
+    size: Annotated[
+        str | None,
+        typer.Option("--size", help="HEIGHTxWIDTH that the model sees; for bundles of any size."),
+    ] = None,
     alpha: Annotated[
         float | None,
         typer.Option("--alpha", help=f"Opacity of the overlay's colours, 0 to 1 ({_ALPHA})."),
@@ -73,12 +89,15 @@ def run(
     check_engine(engine)
     _check_overlay(output, alpha, legend)
     opened = open_bundle(bundle or default_bundle_path())
+    if size is not None:
+        opened = opened.at(parse_size(size))
     with open_source(source) as frames:
         sinks: list[Sink] = []
         if output is not None:
             sinks.append(_overlay(output, frames.info, _ALPHA if alpha is None else alpha, legend))
         sinks.extend(_data_sinks(masks, json, opened.model_id))
         with Segmenter(opened, engine) as segmenter:
+            _check_proof(segmenter, require_verified)
             _Run(segmenter, sinks).go(frames, source, max_frames)
 
 
@@ -88,7 +107,7 @@ def check_engine(engine: str) -> None:
     from knet_runtime.errors import ConfigError
 
     if engine not in ("auto", *ENGINES):
-        raise ConfigError(f"there is no engine {engine!r}: use auto, {' or '.join(ENGINES)}")
+        raise ConfigError(f"there is no engine {engine!r}: use auto, {', '.join(ENGINES)}")
 
 
 def say_times(summary: RunSummary) -> None:
@@ -98,6 +117,22 @@ def say_times(summary: RunSummary) -> None:
     for index, (stage, time) in enumerate(summary.stages.items()):
         text = f"{stage:<6} {time.median:8.1f} median {time.p95:8.1f} p95"
         say("" if index else "times, ms", text)
+
+
+def _check_proof(segmenter: Segmenter, required: bool) -> None:
+    from knet_runtime.errors import ParityError
+
+    doubt = segmenter.doubt
+    if doubt is None:
+        return
+    precision = segmenter.bundle.artefact.precision
+    text = (
+        f"{segmenter.bundle.path} ({precision}) on {segmenter.engine}: {doubt}; "
+        f"knet-deploy verify --engine {segmenter.engine} measures it"
+    )
+    if required:
+        raise ParityError(text)
+    _log.warning("%s", text)
 
 
 def _check_overlay(output: Path | None, alpha: float | None, legend: bool) -> None:

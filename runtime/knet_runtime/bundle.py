@@ -14,16 +14,20 @@ from typing import BinaryIO
 
 import msgspec
 
-from knet_runtime.errors import BundleError, OutputError
+from knet_runtime.errors import BundleError, ConfigError, OutputError
 from knet_runtime.manifest import (
     MANIFEST_NAME,
     Artefact,
     FileRecord,
+    Kind,
     Manifest,
+    Parity,
+    Size,
     check_paths,
     decode_manifest,
     encode_manifest,
 )
+from knet_runtime.pending import output_error, write_whole
 
 _log = logging.getLogger(__name__)
 _BLOCK = 1 << 20
@@ -41,8 +45,34 @@ class Bundle:
 
     @property
     def artefact(self) -> Artefact:
-        """The artefact that this version runs: the first."""
+        """The artefact that gives logits; every bundle has one."""
         return self.manifest.artefacts[0]
+
+    def of_kind(self, kind: Kind) -> Artefact:
+        """The artefact that gives logits or class maps; BundleError where there is none."""
+        for artefact in self.manifest.artefacts:
+            if artefact.kind == kind:
+                return artefact
+        raise BundleError(f"{self.path} holds no {kind} graph: export it again")
+
+    def at(self, size: Size) -> Bundle:
+        """This bundle run at another (height, width); ConfigError for one that its graph lacks."""
+        spec = self.manifest.input
+        if size == (spec.height, spec.width):
+            return self
+        if spec.sizes is None:
+            raise ConfigError(
+                f"{self.path} was exported for {spec.height}×{spec.width} only: run it at that "
+                "size, or export it with --dynamic"
+            )
+        if size not in spec.sizes:
+            least, most = spec.sizes.least, spec.sizes.most
+            raise ConfigError(
+                f"{self.path} takes heights {least[0]} … {most[0]} and widths {least[1]} … "
+                f"{most[1]} in multiples of {spec.sizes.multiple}, not {size[0]}×{size[1]}"
+            )
+        changed = msgspec.structs.replace(spec, height=size[0], width=size[1])
+        return Bundle(self.path, msgspec.structs.replace(self.manifest, input=changed))
 
     @property
     def model_id(self) -> str:
@@ -121,6 +151,30 @@ def default_bundle_path() -> Path:
     return path
 
 
+def record_parity(bundle: Bundle, kind: Kind, parity: Parity) -> None:
+    """Store what was measured of the ``kind`` artefact in ``manifest.json`` on disk, in place of
+    what was measured on the same engine and device before. The file is exchanged whole.
+
+    Raises BundleError when it can not be read, OutputError when it can not be written.
+    """
+    path = bundle.path / MANIFEST_NAME
+    try:
+        manifest = decode_manifest(path.read_bytes())
+    except OSError as error:
+        raise BundleError(f"{path} can not be read: {_why(error)}") from error
+    same = (parity.engine, parity.device)
+    artefacts = []
+    for artefact in manifest.artefacts:
+        kept = [record for record in artefact.parity if (record.engine, record.device) != same]
+        fresh = msgspec.structs.replace(artefact, parity=(*kept, parity))
+        artefacts.append(fresh if artefact.kind == kind else artefact)
+    changed = msgspec.structs.replace(manifest, artefacts=tuple(artefacts))
+    try:
+        write_whole(path, encode_manifest(changed))
+    except OSError as error:
+        raise output_error(path, error) from error
+
+
 def write_bundle(
     destination: Path,
     manifest: Manifest,
@@ -150,7 +204,7 @@ def write_bundle(
         _write_file(fresh / MANIFEST_NAME, encode_manifest(whole))
         _sync_folders(fresh)
         bundle = open_bundle(fresh)
-        _exchange(fresh, destination, fresh.with_suffix(".old"))
+        exchange_folders(fresh, destination, fresh.with_suffix(".old"))
     except OSError as error:
         shutil.rmtree(fresh, ignore_errors=True)
         raise OutputError(f"{destination}: can not be written: {_why(error)}") from error
@@ -181,8 +235,9 @@ def _check_destination(destination: Path, replace: bool) -> None:
         raise OutputError(f"{destination} exists and is no bundle: choose another name")
 
 
-def _exchange(fresh: Path, destination: Path, aside: Path) -> None:
-    """Rename ``fresh`` to ``destination``; the old one is back in its place if that fails."""
+def exchange_folders(fresh: Path, destination: Path, aside: Path) -> None:
+    """Rename ``fresh`` to ``destination``; what was there goes through ``aside`` into nothing, and
+    is back in its place if that fails."""
     old = os.path.lexists(destination)
     try:
         if old:

@@ -33,15 +33,15 @@ class Golden(msgspec.Struct, frozen=True):
 
 
 class GoldenReport(msgspec.Struct, frozen=True):
-    """How far a backend's logits are from the reference on ``images`` golden pictures.
+    """How far a backend is from the reference on ``images`` golden pictures.
 
-    ``max_logit_diff`` is the largest absolute difference (NaN if the backend gave NaN or
-    infinity),
-    ``agreement`` the fraction of equal pixels of the class maps at the model's input size.
+    ``max_logit_diff`` is the largest difference as a share of the reference's largest logit (NaN
+    if the backend gave NaN or infinity, None if it gives class maps), ``agreement`` the fraction
+    of equal pixels of the class maps at the model's input size.
     """
 
     images: int
-    max_logit_diff: float
+    max_logit_diff: float | None
     agreement: float
     passed: bool
     tolerance: Tolerance
@@ -97,17 +97,22 @@ def replay(bundle: Bundle, backend: Backend) -> GoldenReport:
     for start in range(0, len(golden.images), step):
         outputs = backend.infer(golden.images[start : start + step])
         for output, reference in zip(outputs, golden.logits[start : start + step], strict=True):
+            expected = upsampled_argmax(reference, size)
+            if backend.kind == "classmap":
+                equal.append(agreement(output, expected))
+                continue
             if not np.isfinite(output).all():
                 worst = float("nan")  # fails every comparison below
                 equal.append(0.0)
                 continue
+            largest = max(float(np.abs(reference).max()), 1e-30)
             # np.maximum, unlike max(), carries a NaN on.
-            worst = float(np.maximum(worst, np.abs(output - reference).max()))
-            maps = upsampled_argmax(output, size), upsampled_argmax(reference, size)
-            equal.append(agreement(*maps))
+            worst = float(np.maximum(worst, np.abs(output - reference).max() / largest))
+            equal.append(agreement(upsampled_argmax(output, size), expected))
     agreed = float(np.mean(equal))
     passed = worst <= tolerance.max_logit_diff and agreed >= tolerance.agreement
-    return GoldenReport(len(golden.images), worst, agreed, passed, tolerance)
+    logits = worst if backend.kind == "logits" else None
+    return GoldenReport(len(golden.images), logits, agreed, passed, tolerance)
 
 
 def _problem(images: NDArray[np.uint8], logits: NDArray[np.float32]) -> str | None:

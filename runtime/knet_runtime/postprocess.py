@@ -25,6 +25,23 @@ def class_map(logits: NDArray[np.float32], geometry: Geometry, stride: int) -> C
     return upsampled_argmax(window, geometry.source_hw)
 
 
+def restore_class_map(classes: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
+    """The class map [H, W] at ``geometry.source_hw`` for a graph's own class map uint8 [h, w] at
+    the model's size: the window is cut out, and every pixel takes its nearest one's class.
+
+    Raises ValueError when the map does not fit the geometry.
+    """
+    if classes.shape != geometry.model_hw:
+        raise ValueError(f"the class map is {classes.shape}, expected {geometry.model_hw}")
+    top, left, height, width = geometry.window
+    window = np.ascontiguousarray(classes[top : top + height, left : left + width])
+    if window.shape == geometry.source_hw:
+        return window
+    size = (geometry.source_hw[1], geometry.source_hw[0])
+    resized = cv2.resize(window, size, interpolation=cv2.INTER_NEAREST_EXACT)
+    return np.asarray(resized, np.uint8)
+
+
 def upsampled_argmax(
     logits: NDArray[np.float32], size: tuple[int, int], via: tuple[int, int] | None = None
 ) -> ClassMap:

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knet_runtime.backends import open_backend
+from knet_runtime.backends.choose import doubt
 from knet_runtime.bundle import Bundle, default_bundle_path, open_bundle
 from knet_runtime.errors import BackendError
 from knet_runtime.labels import LabelMap
-from knet_runtime.postprocess import ClassMap, class_map
+from knet_runtime.postprocess import ClassMap, class_map, restore_class_map
 from knet_runtime.preprocess import fit
 
 
@@ -23,7 +24,7 @@ class Mask(msgspec.Struct, frozen=True):
     """One frame's result: ``class_map`` uint8 [H, W] (uint16 beyond 256 classes) at its size.
 
     ``timings`` holds milliseconds per stage: "fit" (to the model's size), "infer" (the engine; in
-    a batch, an equal share of it) and "tail" (logits to class map).
+    a batch, an equal share of it) and "tail" (to the class map at the frame's size).
     """
 
     class_map: ClassMap
@@ -45,7 +46,8 @@ class Segmenter:
 
     ``bundle`` is an opened bundle, its folder, or None for the packaged model; ``engine`` is one of
     ``knet_runtime.backends.ENGINES`` or "auto". Raises BundleError for a bundle that can not be
-    trusted and BackendError when no engine runs it. It may be called from several threads.
+    trusted, BackendError when the engine does not run it, and ParityError when "auto" may take
+    none. It may be called from several threads.
     """
 
     def __init__(self, bundle: Bundle | Path | str | None = None, engine: str = "auto") -> None:
@@ -68,6 +70,13 @@ class Segmenter:
     def engine(self) -> str:
         """The name of the engine that runs."""
         return self._backend.name
+
+    @property
+    def doubt(self) -> str | None:
+        """Why these masks are not proven to be the trained model's; None if verify has passed this
+        bundle on this engine and device."""
+        backend = self._backend
+        return doubt(self.bundle.of_kind(backend.kind), backend.name, backend.device)
 
     def __call__(self, frame: NDArray[np.uint8]) -> Mask:
         """Segment one uint8 [H, W, 3] RGB frame of any size; SourceError if it is none."""
@@ -96,13 +105,16 @@ class Segmenter:
         started = perf_counter()
         images = [image for image, _ in fitted]
         # A lone frame needs no copy to become a batch.
-        logits = self._backend.infer(images[0][None] if len(images) == 1 else np.stack(images))
+        outputs = self._backend.infer(images[0][None] if len(images) == 1 else np.stack(images))
         infer_time = (perf_counter() - started) / len(frames)
         masks = []
-        for output, (_, geometry), fit_time in zip(logits, fitted, fit_times, strict=True):
+        for output, (_, geometry), fit_time in zip(outputs, fitted, fit_times, strict=True):
             started = perf_counter()
             try:
-                classes = class_map(output, geometry, stride)
+                if self._backend.kind == "classmap":
+                    classes: ClassMap = restore_class_map(output, geometry)
+                else:
+                    classes = class_map(output, geometry, stride)
             except ValueError as error:
                 raise BackendError(f"{self.engine}: {error}; check it with verify") from error
             tail_time = perf_counter() - started

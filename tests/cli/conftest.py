@@ -1,4 +1,4 @@
-"""A short video, and the command line called in this process."""
+"""A short video, two bundles, and the command line called in this process."""
 
 from __future__ import annotations
 
@@ -9,9 +9,21 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from onnx import TensorProto, helper
 
 from knet_deploy.cli import main
-from knet_runtime.bundle import default_bundle_path
+from knet_runtime.bundle import Bundle, default_bundle_path, write_bundle
+from knet_runtime.labels import LabelMap
+from knet_runtime.manifest import (
+    Artefact,
+    InputSpec,
+    Licence,
+    Manifest,
+    OutputSpec,
+    Provenance,
+    SizeRange,
+    Tolerance,
+)
 from knet_runtime.mp4 import ENCODERS, Mp4Writer, working_encoder
 from knet_runtime.synthetic import Street
 
@@ -67,3 +79,49 @@ def video(make_video: Callable[[int], Path]) -> Path:
 def copied_bundle(tmp_path: Path) -> Path:
     """The packaged model, where it can be damaged."""
     return Path(shutil.copytree(default_bundle_path(), tmp_path / "copy.knet"))
+
+
+@pytest.fixture
+def free_bundle(tmp_path: Path) -> Bundle:
+    """A bundle that says which colour prevails, of free size, with a class map graph."""
+
+    def graph(kind: str) -> bytes:
+        nodes = [
+            helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+            helper.make_node("Transpose", ["float"], ["planes"], perm=[0, 3, 1, 2]),
+            helper.make_node(
+                "AveragePool", ["planes"], ["logits"], kernel_shape=[4, 4], strides=[4, 4]
+            ),
+            helper.make_node("ArgMax", ["planes"], ["best"], axis=1, keepdims=0),
+            helper.make_node("Cast", ["best"], ["classmap"], to=TensorProto.UINT8),
+        ]
+        outputs = {
+            "logits": (TensorProto.FLOAT, ["B", 3, "h", "w"]),
+            "classmap": (TensorProto.UINT8, ["B", "H", "W"]),
+        }
+        made = helper.make_graph(
+            nodes[:3] if kind == "logits" else [*nodes[:2], *nodes[3:]],
+            "colours",
+            [helper.make_tensor_value_info("image", TensorProto.UINT8, ["B", "H", "W", 3])],
+            [helper.make_tensor_value_info(kind, *outputs[kind])],
+        )
+        opsets = [helper.make_opsetid("", 18)]
+        return bytes(
+            helper.make_model(made, opset_imports=opsets, ir_version=10).SerializeToString()
+        )
+
+    limits = Tolerance(0.02, 0.2, 0.9999, 1e-3)
+    manifest = Manifest(
+        name="colours",
+        input=InputSpec("image", 16, 24, max_batch=2, sizes=SizeRange((8, 8), (64, 96), 8)),
+        output=OutputSpec("logits", 4),
+        labels=LabelMap(("red", "green", "blue"), ((255, 0, 0), (0, 255, 0), (0, 0, 255)), 255),
+        artefacts=(
+            Artefact(path="logits.onnx", tolerance=limits),
+            Artefact(path="classmap.onnx", kind="classmap", tolerance=limits),
+        ),
+        provenance=Provenance("0" * 64, "none", {}),
+        licence=Licence("", "", ""),
+    )
+    files = {f"{kind}.onnx": graph(kind) for kind in ("logits", "classmap")}
+    return write_bundle(tmp_path / "colours.knet", manifest, files)

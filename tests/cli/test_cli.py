@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -11,11 +12,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import typer
 
 from knet_deploy import console
 from knet_deploy.cli import app, main
+from knet_runtime.backends import ENGINES
+from knet_runtime.backends.choose import CPU_ENGINES
+from knet_runtime.bundle import Bundle, open_bundle, record_parity
+from knet_runtime.engine_store import (
+    BuildOptions,
+    EngineRecord,
+    Profile,
+    Shape,
+    graph_hashes,
+    store_engine,
+)
 from knet_runtime.errors import BackendError, BackendUnavailable, ParityError
 
 Call = Callable[..., Any]
@@ -135,8 +148,11 @@ def test_doctor_reports_as_lines_and_as_json(call: Call) -> None:
     found = json.loads(call("doctor", "--json").out)
     assert found["ok"]
     assert {check["name"] for check in found["checks"]} >= {"CPU engine", "golden", "H.264"}
-    cuda = next(engine for engine in found["engines"] if engine["name"] == "onnxruntime-cuda")
-    assert "not yet run on a GPU" in cuda["detail"]
+    engines = {engine["name"]: engine["detail"] for engine in found["engines"]}
+    assert tuple(engines) == ENGINES
+    for name, detail in engines.items():
+        assert ("not yet run on a GPU" in detail) == (name not in CPU_ENGINES), name
+    assert {extra["name"] for extra in found["extras"]} >= {"train", "gpu", "openvino", "tensorrt"}
 
 
 def test_doctor_names_what_fails_and_ends_with_one(
@@ -153,19 +169,67 @@ def test_doctor_names_what_fails_and_ends_with_one(
 def test_inspect_shows_the_bundle_and_prints_its_manifest(call: Call, copied_bundle: Path) -> None:
     table = call("inspect", copied_bundle)
     assert table.code == 0
-    for text in ("Bicyclist", "#0080c0", "model.onnx", "sha256", "tolerance", "licence", "360×480"):
+    for text in (
+        *("Bicyclist", "#0080c0", ".onnx", "sha256", "tolerance", "licence", "360×480"),
+        *("precision    fp32", "logits: float32 logits, 11 classes", "passed on onnxruntime-cpu"),
+    ):
         assert text in table.out
     manifest = call("inspect", copied_bundle, "--json").out
     assert manifest == (copied_bundle / "manifest.json").read_text(encoding="utf-8")
 
 
+def test_inspect_shows_sizes_kinds_parity_by_engine_and_built_engines(
+    call: Call, free_bundle: Bundle, copied_bundle: Path
+) -> None:
+    measured = open_bundle(copied_bundle).artefact.parity[0]
+    for passed, engine in ((True, "openvino"), (False, "openvino-bf16")):
+        record_parity(
+            free_bundle,
+            "logits",
+            msgspec.structs.replace(
+                measured, engine=engine, device="some processor", passed=passed
+            ),
+        )
+    shape = Shape(1, 16, 24)
+    record = EngineRecord(
+        engine="tensorrt-rtx",
+        version="1.7",
+        kind="classmap",
+        precision="fp32",
+        files=graph_hashes(free_bundle, "classmap"),
+        gpu=None,
+        targets=("sm86", "sm120"),
+        options=BuildOptions(Profile(shape, shape, Shape(2, 16, 24))),
+        sha256=hashlib.sha256(b"plan").hexdigest(),
+        bytes=4,
+        seconds=1.0,
+        built="2026-01-01",
+    )
+    stored = store_engine(free_bundle, b"plan", record)
+    (free_bundle.path / "engines" / "tensorrt-lost.engine").write_bytes(b"")
+    table = call("inspect", free_bundle.path)
+    assert (table.code, table.err) == (0, "")
+    for text in (
+        "8×8 to 64×96 in multiples of 8",
+        "logits: float32 logits, 3 classes, 4×6",
+        "classmap: uint8 classes, 16×24",
+        "passed on openvino (some processor)",
+        "FAILED on openvino-bf16 (some processor)",
+        "not measured: knet-deploy verify",
+        f"{stored.path.name}: tensorrt-rtx 1.7, classmap, fp32, for sm86, sm120, 1x16x24 to 2x16x",
+        "tensorrt-lost.engine: has no record",
+    ):
+        assert text in table.out, text
+
+
 def test_a_flipped_byte_in_a_bundle_names_the_file(call: Call, copied_bundle: Path) -> None:
-    data = bytearray((copied_bundle / "model.onnx").read_bytes())
+    graph = open_bundle(copied_bundle).artefact.path
+    data = bytearray((copied_bundle / graph).read_bytes())
     data[1000] ^= 1
-    (copied_bundle / "model.onnx").write_bytes(data)
+    (copied_bundle / graph).write_bytes(data)
     answer = call("inspect", copied_bundle)
     assert answer.code == 2
-    assert "model.onnx is damaged" in one_error(answer.err)
+    assert f"{graph} is damaged" in one_error(answer.err)
 
 
 def test_a_newer_schema_says_upgrade(call: Call, copied_bundle: Path) -> None:

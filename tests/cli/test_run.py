@@ -13,12 +13,21 @@ from typing import Any
 
 import av
 import cv2
+import msgspec
 import numpy as np
 import pytest
 
+from knet_runtime.backends.machine import processor_name
+from knet_runtime.bundle import Bundle, open_bundle, record_parity
 from knet_runtime.image_file import read_image
 
 Call = Callable[..., Any]
+
+
+def read_mask(path: Path) -> np.ndarray:
+    mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    assert mask is not None
+    return mask
 
 
 def count_frames(path: Path) -> int:
@@ -91,7 +100,9 @@ def test_a_source_that_is_none_is_refused(
     ("words", "text"),
     [
         (["--engine", "onnxruntime-gpu"], "there is no engine 'onnxruntime-gpu'"),
-        (["--engine", "tensorrt"], "onnxruntime-cpu"),
+        (["--engine", "onnxruntime-tensorrt-rtx"], "onnxruntime-ep-nv-tensorrt-rtx"),
+        (["--size", "big"], "write HEIGHTxWIDTH"),
+        (["--size", "384x480"], "was exported for 360×480 only"),
         (["-o", "o.avi"], "end in .mp4"),
         (["-o", "o.png"], "single image"),
         (["-o", "o.mp4", "--alpha", "2"], "between 0 and 1"),
@@ -111,11 +122,90 @@ def test_options_that_can_not_work_are_refused_in_one_line(
     text: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "onnxruntime_ep_nv_tensorrt_rtx", None)
     answer = call("run", video, *words)
     assert answer.code == 2, answer.err
     assert answer.err.count("\n") == 1
     assert text in answer.err
     assert list(tmp_path.iterdir()) == []
+
+
+def _record(bundle: Path, engine: str, passed: bool) -> None:
+    """As if verify had measured this engine here."""
+    opened = open_bundle(bundle)
+    measured = opened.artefact.parity[0]
+    changes = {"engine": engine, "device": processor_name(), "passed": passed}
+    record_parity(opened, "logits", msgspec.structs.replace(measured, **changes))
+
+
+def _forget(bundle: Path) -> None:
+    path = bundle / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    for artefact in manifest["artefacts"]:
+        artefact["parity"] = []
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def test_a_bundle_that_was_never_verified_runs_with_one_warning(
+    call: Call, video: Path, copied_bundle: Path
+) -> None:
+    _forget(copied_bundle)
+    words = ["run", video, "--bundle", copied_bundle, "--max-frames", "1"]
+    answer = call(*words)
+    assert answer.code == 0
+    (line,) = answer.err.splitlines()
+    assert line.startswith("knet-deploy: warning: ")
+    for text in ("(fp32) on onnxruntime-cpu", "never verified on", "knet-deploy verify --engine"):
+        assert text in line
+
+
+def test_require_verified_refuses_what_was_not(
+    call: Call, video: Path, copied_bundle: Path, tmp_path: Path
+) -> None:
+    words = ["run", video, "--bundle", copied_bundle, "--max-frames", "1", "--require-verified"]
+    assert (call(*words).code, call(*words).err) == (0, "")
+    _record(copied_bundle, "onnxruntime-cpu", False)
+    named = [*words, "--engine", "onnxruntime-cpu", "--json", tmp_path / "o.jsonl"]
+    failed = call(*named)
+    assert failed.code == 1
+    assert "it did not pass verify on" in failed.err
+    assert failed.err.count("\n") == 1
+    assert not (tmp_path / "o.jsonl").exists()
+    _record(copied_bundle, "onnxruntime-cpu", True)
+    assert call(*named).code == 0
+    _forget(copied_bundle)
+    assert call(*words).code == 1
+
+
+def test_an_engine_that_failed_is_never_taken_by_auto(
+    call: Call, video: Path, copied_bundle: Path
+) -> None:
+    words = ["run", video, "--bundle", copied_bundle, "--max-frames", "1"]
+    _record(copied_bundle, "onnxruntime-cpu", False)
+    answer = call(*words)
+    assert answer.code == 1
+    assert "passes verify on no engine of this machine" in answer.err
+    assert answer.err.count("\n") == 1
+
+
+def test_the_models_size_is_chosen_within_what_the_bundle_takes(
+    call: Call, tmp_path: Path, free_bundle: Bundle
+) -> None:
+    image = tmp_path / "halves.png"
+    cv2.imwrite(str(image), np.repeat([[[0, 0, 255]] * 30 + [[255, 0, 0]] * 30], 40, 0))
+    words = ["run", image, "--bundle", free_bundle.path, "--masks", tmp_path / "m"]
+    for size in ("16x24", "64x96", "8×8"):
+        answer = call(*words, "--size", size)
+        assert answer.code == 0, answer.err
+        mask = read_mask(tmp_path / "m" / "halves.png")
+        assert mask.shape == (40, 60)
+        assert (mask[:, :20] == 0).all()
+        assert (mask[:, 40:] == 2).all()
+    for size in ("72x96", "12x24", "0x8"):
+        answer = call(*words, "--size", size)
+        assert answer.code == 2
+        assert "heights 8 … 64 and widths 8 … 96 in multiples of 8" in answer.err
+        assert answer.err.count("\n") == 1
 
 
 def test_a_source_that_is_damaged_midway_keeps_what_was_written_as_partial(

@@ -17,8 +17,8 @@ from knet_runtime.golden import GOLDEN_NAME, load_golden, save_golden
 Call = Callable[..., Any]
 
 
-def test_verify_alone_replays_the_golden_tensors(call: Call) -> None:
-    outcome = call("verify", default_bundle_path())
+def test_verify_alone_replays_the_golden_tensors(call: Call, copied_bundle: Path) -> None:
+    outcome = call("verify", copied_bundle)
     assert outcome.code == 0, outcome.err
     assert "passed" in outcome.out
 

@@ -51,7 +51,12 @@ def test_train_export_verify_run(tmp_path: Path, capsys: pytest.CaptureFixture[s
     )
     assert trained == 0, capsys.readouterr().err
     checkpoint = str(run / "last.safetensors")
-    assert main(["export", checkpoint, "-o", str(bundle), "--data", str(data)]) == 0
+    served = ["--triton", str(tmp_path / "models")]
+    assert main(["export", checkpoint, "-o", str(bundle), "--data", str(data), *served]) == 0
+    assert (tmp_path / "models/small/config.pbtxt").is_file()
+    assert main(["export", checkpoint, "-o", str(tmp_path / "b/small.knet"), *served]) == 2
+    assert "small exists already" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
     report = tmp_path / "report.json"
     arguments = ["verify", str(bundle), "--against", checkpoint, "--data", str(data)]
     assert main([*arguments, "--json", str(report)]) == 0

@@ -2,77 +2,42 @@
 
 from __future__ import annotations
 
-import re
+import sys
 from pathlib import Path
+from typing import Any
 
+import cv2
+import msgspec
 import numpy as np
-import onnx
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from knet_export import export as export_module
 from knet_export.export import export_bundle
-from knet_export.to_onnx import check_onnx, export_onnx
-from knet_export.verify import pictures, verify, write_report
+from knet_export.input_size import size_range
+from knet_export.tolerance import default_tolerance
 from knet_runtime.backends import open_backend
 from knet_runtime.bundle import Bundle, open_bundle
-from knet_runtime.errors import (
-    CheckpointError,
-    DataError,
-    KnetError,
-    OutputError,
-    ParityError,
-)
+from knet_runtime.errors import CheckpointError, ConfigError, DataError, OutputError, ParityError
 from knet_runtime.golden import load_golden, replay
-from knet_runtime.labels import CAMVID11
-from knet_runtime.manifest import OutputSpec
+from knet_runtime.manifest import Precision, Size, SizeRange
+from knet_runtime.postprocess import upsampled_argmax
 from knet_runtime.segmenter import Segmenter
 from knet_runtime.synthetic import Street
-from knet_train.build import build_model
 from knet_train.checkpoint import read_checkpoint, save_checkpoint
-from knet_train.config import load_config
-from knet_train.evaluate import input_spec, predict
-from knet_train.loss import training_loss
+from knet_train.evaluate import predict
 
 SIZE = (64, 96)
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small K-Net, trained for a few seconds: random weights would see one class everywhere."""
-    config = load_config(
-        "knet-edge",
-        [
-            f"data.eval_size={list(SIZE)}",
-            "model.channels=32",
-            "model.update_channels=32",
-            "model.ffn_channels=64",
-        ],
-    )
-    torch.manual_seed(3)
-    model = build_model(config.model, CAMVID11.num_classes).train()
-    scenes = [Street(seed, SIZE).frame(0) for seed in range(8)]
-    images = torch.from_numpy(np.stack([scene[0] for scene in scenes]))
-    labels = torch.from_numpy(np.stack([scene[1] for scene in scenes]))
-    optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
-    for _ in range(30):
-        optimizer.zero_grad()
-        loss = training_loss(
-            model.stage_logits(images), None, labels, config.loss, torch.ones(11), 11
-        )
-        loss.backward()
-        optimizer.step()
-    with torch.no_grad():
-        won = model.eval()(images).argmax(1)
-    assert len(won.unique()) >= 4, "a map of one class would agree with anything"
-    path = tmp_path_factory.mktemp("run") / "best.safetensors"
-    save_checkpoint(path, model, config, CAMVID11)
-    return path
-
-
-@pytest.fixture(scope="module")
 def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return export_bundle(checkpoint, tmp_path_factory.mktemp("out") / "small.knet")
+
+
+def pictures(count: int, size: Size = SIZE) -> NDArray[np.uint8]:
+    return np.stack([Street(seed, size).frame(0)[0] for seed in range(count)])
 
 
 def test_the_bundle_is_the_model_on_frames_of_any_size(bundle: Bundle, checkpoint: Path) -> None:
@@ -86,7 +51,7 @@ def test_the_bundle_is_the_model_on_frames_of_any_size(bundle: Bundle, checkpoin
 
 
 def test_batches_other_than_the_traced_one_give_the_same_as_single_frames(bundle: Bundle) -> None:
-    images = np.stack([Street(seed, SIZE).frame(0)[0] for seed in range(7)])
+    images = pictures(7)
     with open_backend(bundle, "onnxruntime-cpu") as backend:
         together = backend.infer(images)
         alone = np.concatenate([backend.infer(image[None]) for image in images])
@@ -94,55 +59,118 @@ def test_batches_other_than_the_traced_one_give_the_same_as_single_frames(bundle
     assert np.abs(together[0] - together[1]).max() > 0.1  # the content matters
 
 
-def test_golden_tensors_replay_and_parity_is_recorded(bundle: Bundle) -> None:
+def test_logits_are_within_a_thousandth_of_pytorch_and_classes_are_the_same(
+    bundle: Bundle, checkpoint: Path
+) -> None:
+    images = pictures(4)
+    with torch.no_grad():
+        expected = read_checkpoint(checkpoint).model(torch.from_numpy(images)).numpy()
+    with open_backend(bundle, "onnxruntime-cpu") as backend:
+        got = backend.infer(images)
+    assert np.abs(got - expected).max() <= 1e-3 * np.abs(expected).max()
+    assert (got.argmax(1) == expected.argmax(1)).mean() >= 0.9999
+
+
+def test_the_classmap_graph_gives_the_classes_of_the_logits_graph(bundle: Bundle) -> None:
+    images = pictures(3)
+    with (
+        open_backend(bundle, "onnxruntime-cpu") as logits,
+        open_backend(bundle, "onnxruntime-cpu", "classmap") as classmap,
+    ):
+        classes = classmap.infer(images)
+        expected = [upsampled_argmax(one, SIZE) for one in logits.infer(images)]
+    assert classes.dtype == np.uint8
+    assert classes.shape == (3, *SIZE)
+    assert (classes == np.stack(expected)).mean() >= 0.9999
+    assert len(np.unique(classes)) >= 4
+
+
+def test_the_manifest_states_both_graphs_over_one_file_of_weights(bundle: Bundle) -> None:
+    kinds = [(artefact.kind, artefact.path) for artefact in bundle.manifest.artefacts]
+    assert kinds == [("logits", "logits.onnx"), ("classmap", "classmap.onnx")]
+    assert {artefact.external_data for artefact in bundle.manifest.artefacts} == {("weights.bin",)}
+    assert {artefact.precision for artefact in bundle.manifest.artefacts} == {"fp32"}
+    assert set(bundle.manifest.files) == {
+        "logits.onnx",
+        "classmap.onnx",
+        "weights.bin",
+        "golden.npz",
+        "MODEL_CARD.md",
+    }
+
+
+def test_golden_tensors_are_the_trained_models_and_parity_is_recorded(
+    bundle: Bundle, checkpoint: Path
+) -> None:
     with open_backend(bundle, "onnxruntime-cpu") as backend:
         assert replay(bundle, backend).passed
-    parity = bundle.artefact.parity
-    assert parity is not None
+    golden = load_golden(bundle)
+    with torch.no_grad():
+        trained = read_checkpoint(checkpoint).model(torch.from_numpy(golden.images))
+    np.testing.assert_array_equal(golden.logits, trained.numpy())
+    assert len(golden.images) == 2
+    (parity,) = bundle.artefact.parity
+    assert parity.passed
     assert parity.images >= 8
     assert parity.agreement >= bundle.artefact.tolerance.agreement
     assert parity.miou_reference is not None
-    assert len(load_golden(bundle).images) == 2
 
 
-def test_the_graph_is_static_in_size_dynamic_in_batch_and_carries_no_paths(bundle: Bundle) -> None:
-    graph = onnx.load(bundle.file("model.onnx"))
-    shape = graph.graph.input[0].type.tensor_type.shape.dim
-    assert shape[0].dim_param
-    assert [dim.dim_value for dim in shape[1:]] == [*SIZE, 3]
-    assert {opset.version for opset in graph.opset_import if opset.domain == ""} == {18}
-    kinds = {node.op_type for node in graph.graph.node}
-    assert not kinds & {"Loop", "If", "Scan"}, "kernels are one batched product"
-    assert str(Path(__file__).parent).encode() not in graph.SerializeToString()
-
-
-def test_a_batch_of_one_can_be_exported(checkpoint: Path, tmp_path: Path) -> None:
-    import msgspec
-
-    loaded = read_checkpoint(checkpoint)
-    spec = msgspec.structs.replace(input_spec(loaded.config), max_batch=1)
-    export_onnx(loaded.model, spec, OutputSpec("logits", "logits", 4), tmp_path / "one.onnx")
-    check_onnx(loaded.model, spec, tmp_path / "one.onnx", 0.02)
-
-
-def test_a_graph_of_other_weights_is_caught(checkpoint: Path, bundle: Bundle) -> None:
-    loaded = read_checkpoint(checkpoint)
+def test_a_half_bundle_is_half_as_large_and_keeps_float32_golden_logits(
+    bundle: Bundle, checkpoint: Path, tmp_path: Path
+) -> None:
+    half = export_bundle(checkpoint, tmp_path / "half.knet", precision="fp16", size=(64, 128))
+    assert half.artefact.precision == "fp16"
+    assert (half.manifest.input.height, half.manifest.input.width) == (64, 128)
+    sizes = [one.manifest.files["weights.bin"].bytes for one in (half, bundle)]
+    assert 0.4 < sizes[0] / sizes[1] < 0.6
+    golden = load_golden(half)
     with torch.no_grad():
-        loaded.model.stages[1].fc_mask.weight[:, :8] *= -1
-    with pytest.raises(ParityError, match="differs from PyTorch by"):
-        check_onnx(loaded.model, input_spec(loaded.config), bundle.file("model.onnx"), 0.02)
+        trained = read_checkpoint(checkpoint).model(torch.from_numpy(golden.images))
+    np.testing.assert_array_equal(golden.logits, trained.numpy())
+    with open_backend(half, "onnxruntime-cpu") as backend:
+        report = replay(half, backend)
+    assert report.passed
+    assert report.max_logit_diff is not None
+    assert report.max_logit_diff > 1e-5, "nothing is half"
+
+
+def test_a_dynamic_bundle_runs_at_other_sizes(checkpoint: Path, tmp_path: Path) -> None:
+    bundle = export_bundle(
+        checkpoint, tmp_path / "free.knet", sizes=size_range((64, 64), (256, 512))
+    )
+    assert bundle.manifest.input.sizes == SizeRange((64, 64), (256, 512), 8)
+    size = (136, 88)
+    images = pictures(2, size)
+    with torch.no_grad():
+        expected = read_checkpoint(checkpoint).model(torch.from_numpy(images)).numpy()
+    with open_backend(bundle.at(size), "onnxruntime-cpu") as backend:
+        got = backend.infer(images)
+    assert np.abs(got - expected).max() <= 1e-3 * np.abs(expected).max()
 
 
 def test_a_bundle_outside_its_tolerance_is_not_written(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import msgspec
-
-    strict = msgspec.structs.replace(export_module.FP32, max_logit_diff=1e-12)
+    strict = msgspec.structs.replace(default_tolerance("fp32"), max_logit_diff=1e-12)
     monkeypatch.setattr(export_module, "check_onnx", lambda *_: None)
-    monkeypatch.setattr(export_module, "FP32", strict)
+    monkeypatch.setattr(export_module, "default_tolerance", lambda _: strict)
     with pytest.raises(ParityError, match="nothing was written"):
-        export_bundle(checkpoint, tmp_path / "x.knet")
+        export_bundle(checkpoint, tmp_path / "folder" / "x.knet")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs file size limits")
+def test_a_full_disk_is_named_and_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+    try:
+        with pytest.raises(OutputError, match="free some space"):
+            export_bundle(checkpoint, tmp_path / "x.knet")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -154,80 +182,82 @@ def test_exports_do_not_replace_unasked(checkpoint: Path, bundle: Bundle) -> Non
     assert open_bundle(bundle.path).model_id == bundle.model_id
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    import json
+def changed(checkpoint: Path, folder: Path, key: str, value: float) -> Path:
+    """The checkpoint with one number of one weight replaced."""
+    loaded = read_checkpoint(checkpoint)
+    with torch.no_grad():
+        loaded.model.state_dict()[key].view(-1)[3] = value
+    path = folder / "changed.safetensors"
+    save_checkpoint(path, loaded.model, loaded.config, loaded.labels)
+    return path
 
-    import cv2
 
+@pytest.mark.parametrize(
+    ("precision", "value", "message"),
+    [
+        ("fp32", float("nan"), r"stages\.1\.ffn\.0\.bias holds NaN"),
+        ("fp16", float("inf"), r"stages\.1\.ffn\.0\.bias holds NaN or infinity"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_named_before_the_export(
+    checkpoint: Path, tmp_path: Path, precision: Precision, value: float, message: str
+) -> None:
+    broken = changed(checkpoint, tmp_path, "stages.1.ffn.0.bias", value)
+    with pytest.raises(CheckpointError, match=message):
+        export_bundle(broken, tmp_path / "x.knet", precision=precision)
+    assert [path.name for path in tmp_path.iterdir()] == ["changed.safetensors"]
+
+
+def test_a_weight_beyond_fp16_is_named_before_the_export(checkpoint: Path, tmp_path: Path) -> None:
+    large = changed(checkpoint, tmp_path, "conv_seg.weight", 1e5)
+    steps: list[str] = []
+    with pytest.raises(CheckpointError, match=r"classifier\.weight .* fp16 ends at 65504"):
+        export_bundle(large, tmp_path / "x.knet", precision="fp16", on_step=steps.append)
+    assert steps == ["exporting the graph"]
+    assert [path.name for path in tmp_path.iterdir()] == ["changed.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": (66, 96)}, "multiples of 4.*64x96 is near"),
+        ({"size": (16, 96)}, "at least 32"),
+        ({"max_batch": 0}, "--max-batch 0 must be at least 1"),
+        ({"sizes": SizeRange((128, 128), (256, 256), 8)}, "leaves out 64x96"),
+        ({"sizes": SizeRange((66, 66), (132, 132), 66)}, "multiples of 66 do not fit the stride 4"),
+        ({"size": (512, 512), "sizes": SizeRange((64, 64), (256, 256), 8)}, "widen --min"),
+    ],
+)
+def test_sizes_that_can_not_be_are_refused_with_ones_that_can(
+    checkpoint: Path, tmp_path: Path, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        export_bundle(checkpoint, tmp_path / "x.knet", **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "message"),
+    [
+        ((256, 256), (128, 128), "hold none"),
+        ((100, 100), (200, 200), "multiples of 8"),
+        ((16, 64), (128, 128), "at least 32"),
+    ],
+)
+def test_ranges_that_hold_no_size_are_refused(least: Size, most: Size, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        size_range(least, most)
+
+
+def test_exporting_with_data_of_other_classes_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     for part in ("images", "labels"):
         (tmp_path / "data" / part).mkdir(parents=True)
-    for number in range(11):
-        image, label = Street(40 + number, (90, 130)).frame(2)
-        cv2.imwrite(str(tmp_path / f"data/images/{number:02}.png"), image[..., ::-1])
-        cv2.imwrite(str(tmp_path / f"data/labels/{number:02}.png"), label)
+    image, label = Street(40, (90, 130)).frame(2)
+    cv2.imwrite(str(tmp_path / "data/images/0.png"), image[..., ::-1])
+    cv2.imwrite(str(tmp_path / "data/labels/0.png"), label)
     (tmp_path / "data/labels.json").write_text(
-        json.dumps({"class_names": CAMVID11.names, "ignore_index": 11})
-    )
-    return tmp_path / "data"
-
-
-def test_verify_passes_with_its_checkpoint_and_fails_with_another(
-    bundle: Bundle, checkpoint: Path, folder: Path, tmp_path: Path
-) -> None:
-    from knet_train.dataset import open_folder
-
-    loaded, data = read_checkpoint(checkpoint), open_folder(folder, "all")
-    with open_backend(bundle, "onnxruntime-cpu") as backend:
-        good = verify(bundle, backend, loaded, pictures(data), "made")
-        with torch.no_grad():
-            loaded.model.stages[-1].fc_mask.weight[:, :8] *= -1
-        bad = verify(bundle, backend, loaded, pictures(data), "made")
-    assert good.passed
-    assert good.images == 11
-    assert good.same_checkpoint
-    assert good.delta_miou is not None
-    assert good.delta_miou_interval is not None
-    low, high = good.delta_miou_interval
-    assert low <= good.delta_miou <= high
-    assert abs(good.delta_miou) <= 0.05
-    assert not bad.passed
-    assert any("logit difference" in failure for failure in bad.failures)
-    assert bad.agreement < good.agreement
-    write_report(good, tmp_path / "report.json")
-    assert re.search(r'"delta_miou": -?\d', (tmp_path / "report.json").read_text())
-
-
-def test_verify_refuses_a_checkpoint_of_another_task(bundle: Bundle, checkpoint: Path) -> None:
-    import dataclasses
-
-    loaded = read_checkpoint(checkpoint)
-    import msgspec
-
-    other = msgspec.structs.replace(
-        CAMVID11, names=CAMVID11.names[:3], palette=CAMVID11.palette[:3]
-    )
-    with (
-        open_backend(bundle, "onnxruntime-cpu") as backend,
-        pytest.raises(CheckpointError, match="is not the model"),
-    ):
-        verify(bundle, backend, dataclasses.replace(loaded, labels=other), [], "nothing")
-
-
-def test_verify_refuses_no_pictures(bundle: Bundle, checkpoint: Path) -> None:
-    with (
-        open_backend(bundle, "onnxruntime-cpu") as backend,
-        pytest.raises(DataError, match="no pictures"),
-    ):
-        verify(bundle, backend, read_checkpoint(checkpoint), [], "an empty folder")
-
-
-def test_exporting_with_data_of_other_classes_is_refused(
-    checkpoint: Path, folder: Path, tmp_path: Path
-) -> None:
-    (folder / "labels.json").write_text(
         '{"class_names": ["a","b","c","d","e","f","g","h","i","j","k"], "ignore_index": 11}'
     )
-    with pytest.raises(KnetError, match="other classes"):
-        export_bundle(checkpoint, tmp_path / "x.knet", data=folder, split="all")
-    assert not (tmp_path / "x.knet").exists()
+    with pytest.raises(DataError, match="other classes"):
+        export_bundle(checkpoint, tmp_path / "x.knet", data=tmp_path / "data", split="all")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]

@@ -10,9 +10,15 @@ import msgspec
 import pytest
 
 from knet_runtime import bundle as bundle_module
-from knet_runtime.bundle import Bundle, default_bundle_path, open_bundle, write_bundle
-from knet_runtime.errors import BundleError, OutputError
-from knet_runtime.manifest import Manifest
+from knet_runtime.bundle import (
+    Bundle,
+    default_bundle_path,
+    open_bundle,
+    record_parity,
+    write_bundle,
+)
+from knet_runtime.errors import BundleError, ConfigError, OutputError
+from knet_runtime.manifest import Manifest, SizeRange
 
 CONTENT = {"model.onnx": b"graph", "golden.npz": b"tensors", "docs/CARD.md": b"words"}
 
@@ -294,10 +300,73 @@ def test_bundle_can_be_copied_and_read_by_others(written: Path, tmp_path: Path):
     assert written.stat().st_mode & 0o777 == 0o777 & ~mask
 
 
+def test_bundle_of_free_size_runs_at_another(make_bundle, manifest: Manifest):
+    sizes = SizeRange((8, 8), (64, 96), 8)
+    bundle = make_bundle(input=msgspec.structs.replace(manifest.input, sizes=sizes))
+    assert bundle.at((16, 24)) is bundle
+    other = bundle.at((64, 32))
+    assert (other.manifest.input.height, other.manifest.input.width) == (64, 32)
+    assert (other.path, other.model_id) == (bundle.path, bundle.model_id)
+    assert (bundle.manifest.input.height, bundle.manifest.input.width) == (16, 24)
+    for size in ((72, 24), (16, 104), (4, 24), (20, 24)):
+        with pytest.raises(
+            ConfigError, match=r"heights 8 … 64 and widths 8 … 96 in multiples of 8"
+        ):
+            bundle.at(size)
+
+
+def test_bundle_of_one_size_says_how_to_get_others(make_bundle):
+    bundle = make_bundle()
+    assert bundle.at((16, 24)) is bundle
+    with pytest.raises(ConfigError, match=r"exported for 16×24 only: .* with --dynamic"):
+        bundle.at((32, 24))
+
+
+def test_kind_that_a_bundle_lacks_is_named(make_bundle, colour_model):
+    assert make_bundle(classmap=colour_model(kind="classmap")).of_kind("classmap").path == (
+        "classmap.onnx"
+    )
+    with pytest.raises(BundleError, match=r"colours\.knet holds no classmap graph"):
+        make_bundle().of_kind("classmap")
+
+
+def test_parity_is_recorded_once_per_engine_and_device(make_bundle, colour_model, parity):
+    bundle = make_bundle(classmap=colour_model(kind="classmap"))
+    first = parity("openvino", passed=False)
+    elsewhere = parity("openvino", device="another processor")
+    for record in (first, elsewhere, parity("onnxruntime-cpu"), parity("openvino")):
+        record_parity(bundle, "logits", record)
+    opened = open_bundle(bundle.path)
+    kept = {(found.engine, found.device): found.passed for found in opened.artefact.parity}
+    assert len(opened.artefact.parity) == 3
+    assert kept[first.engine, first.device]
+    assert opened.artefact.parity_on("openvino", "another processor") == elsewhere
+    assert opened.artefact.parity_on("tensorrt", first.device) is None
+    assert opened.of_kind("classmap").parity == ()
+
+
+def test_parity_that_can_not_be_recorded_leaves_the_manifest(
+    make_bundle, parity, monkeypatch: pytest.MonkeyPatch
+):
+    bundle = make_bundle()
+    before = (bundle.path / "manifest.json").read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(bundle_module, "write_whole", full)
+    with pytest.raises(OutputError, match="free some space"):
+        record_parity(bundle, "logits", parity("openvino"))
+    assert (bundle.path / "manifest.json").read_bytes() == before
+    (bundle.path / "manifest.json").unlink()
+    with pytest.raises(BundleError, match="can not be read"):
+        record_parity(bundle, "logits", parity("openvino"))
+
+
 def test_newer_bundle_says_upgrade(written: Path):
     path = written / "manifest.json"
-    path.write_bytes(path.read_bytes().replace(b'"schema": 1', b'"schema": 7'))
-    with pytest.raises(BundleError, match=r"schema 7, this one reads 1.: upgrade knet-deploy"):
+    path.write_bytes(path.read_bytes().replace(b'"schema": 2', b'"schema": 7'))
+    with pytest.raises(BundleError, match=r"schema 7, this one reads 2.: upgrade knet-deploy"):
         open_bundle(written)
 
 

@@ -12,19 +12,23 @@ from knet_runtime.backends import open_backend
 from knet_runtime.bundle import Bundle, write_bundle
 from knet_runtime.errors import BundleError
 from knet_runtime.golden import GOLDEN_NAME, load_golden, replay, save_golden
-from knet_runtime.manifest import Manifest
+from knet_runtime.manifest import Kind, Manifest
 
 IMAGES = np.zeros((2, 16, 24, 3), np.uint8)
 LOGITS = np.zeros((2, 3, 4, 6), np.float32)
 
 
 class Spoilt:
-    """A backend whose logits are another's, spoilt."""
+    """A backend whose outputs are another's, spoilt."""
 
     name = "spoilt"
+    device = "here"
 
-    def __init__(self, bundle: Bundle, spoil: Callable[[np.ndarray], np.ndarray]) -> None:
-        self.inner = open_backend(bundle, "onnxruntime-cpu")
+    def __init__(
+        self, bundle: Bundle, spoil: Callable[[np.ndarray], np.ndarray], kind: Kind = "logits"
+    ) -> None:
+        self.kind = kind
+        self.inner = open_backend(bundle, "onnxruntime-cpu", kind)
         self.spoil = spoil
         self.batches: list[int] = []
 
@@ -72,7 +76,7 @@ def test_replay_fills_the_batches(make_bundle):
 
 def last_off(logits: np.ndarray) -> np.ndarray:
     spoilt = logits.copy()
-    spoilt[-1, 0, 0, 0] += 0.01
+    spoilt[-1, 0, 0, 0] += 1
     return spoilt
 
 
@@ -95,18 +99,31 @@ def test_small_differences_that_turn_pixels_do_not_pass(make_bundle, manifest, g
     """Logits within their tolerance are not enough: the class maps must agree as well."""
     arrays = np.load(io.BytesIO(golden))
     assert arrays["images"].dtype == np.uint8
-    flat = np.zeros_like(arrays["logits"])
-    flat[:, 1] = 1e-4
+    flat = np.ones_like(arrays["logits"])
+    flat[:, 1] += 1e-4
     bundle = make_bundle()
     buffer = io.BytesIO()
     save_golden(buffer, arrays["images"], flat)
     files = {"model.onnx": bundle.file("model.onnx"), GOLDEN_NAME: buffer.getvalue()}
     bundle = write_bundle(bundle.path, manifest, files, replace=True)
-    with Spoilt(bundle, np.zeros_like) as backend:
+    with Spoilt(bundle, np.ones_like) as backend:
         report = replay(bundle, backend)
     assert report.max_logit_diff <= report.tolerance.max_logit_diff
     assert report.agreement == 0
     assert not report.passed
+
+
+def test_engine_that_gives_class_maps_is_held_to_their_agreement(make_bundle, colour_model):
+    bundle = make_bundle(classmap=colour_model(kind="classmap"))
+    with open_backend(bundle, "onnxruntime-cpu", "classmap") as backend:
+        report = replay(bundle, backend)
+    assert (report.passed, report.max_logit_diff) == (True, None)
+    assert report.agreement >= 0.999
+    for spoil, agreement in ((lambda classes: 2 - classes, 0.5), (np.zeros_like, 0.5)):
+        with Spoilt(bundle, spoil, "classmap") as backend:
+            report = replay(bundle, backend)
+        assert not report.passed
+        assert report.agreement < agreement
 
 
 def test_saved_arrays_are_loaded_and_their_bytes_are_stable(tmp_path, manifest, golden):

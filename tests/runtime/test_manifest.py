@@ -20,6 +20,7 @@ from knet_runtime.manifest import (
     OutputSpec,
     Parity,
     Provenance,
+    SizeRange,
     Tolerance,
     check_paths,
     decode_manifest,
@@ -40,30 +41,70 @@ def manifests(draw: st.DrawFn) -> Manifest:
     n, stride = draw(st.integers(1, 20)), draw(st.sampled_from([1, 4, 8]))
     tolerance = Tolerance(draw(POSITIVE), draw(POSITIVE), draw(st.floats(0.01, 1)), draw(POSITIVE))
     score = st.none() | st.floats(0, 100)
-    parity = Parity(draw(score), draw(score), None, None, 0.5, 1e-4, draw(st.integers(1, 9)), "x")
-    paths = draw(st.lists(PATHS, min_size=1, max_size=4, unique=True))
-    artefact = Artefact(
-        path=paths[0],
-        tolerance=tolerance,
-        parity=draw(st.sampled_from([None, parity])),
-        external_data=tuple(paths[1:2]),
-    )
+    records = [
+        Parity(
+            engine=engine,
+            device="a processor",
+            passed=draw(st.booleans()),
+            miou_reference=draw(score),
+            miou_artefact=draw(score),
+            delta_miou=None,
+            worst_class_delta_iou=None,
+            agreement=0.5,
+            max_logit_diff=1e-4,
+            images=draw(st.integers(1, 9)),
+            data="x",
+        )
+        for engine in draw(st.lists(WORDS, max_size=2))
+    ]
+    paths = draw(st.lists(PATHS, min_size=2, max_size=4, unique=True))
+    precision = draw(st.sampled_from(["fp32", "fp16", "bf16", "int8"]))
+    artefacts = [
+        Artefact(
+            path=path,
+            kind=kind,
+            precision=precision,
+            tolerance=tolerance,
+            parity=tuple(records),
+            external_data=tuple(paths[2:3]),
+        )
+        for path, kind in zip(paths, ("logits", "classmap"), strict=False)
+    ]
+    height, width = stride * draw(st.integers(1, 500)), stride * draw(st.integers(1, 500))
+    sizes = SizeRange((stride, stride), (height, width), stride)
     return Manifest(
         name=draw(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)),
         input=InputSpec(
             draw(st.text(min_size=1, max_size=5)),
-            stride * draw(st.integers(1, 500)),
-            stride * draw(st.integers(1, 500)),
+            height,
+            width,
             draw(st.sampled_from(["stretch", "letterbox"])),
             draw(st.integers(1, 64)),
+            sizes=draw(st.sampled_from([None, sizes])),
         ),
-        output=OutputSpec("logits", "logits", stride),
+        output=OutputSpec("logits", stride),
         labels=LabelMap(tuple(f"class {i}" for i in range(n)), distinct_palette(n), 255),
-        artefacts=(artefact,),
+        artefacts=tuple(artefacts[: draw(st.integers(1, 2))]),
         files={p: FileRecord(draw(SHA256), draw(st.integers(0, 2**40))) for p in paths},
         provenance=Provenance(draw(SHA256), draw(WORDS), draw(st.dictionaries(WORDS, WORDS))),
         licence=Licence(draw(WORDS), draw(WORDS), draw(WORDS)),
     )
+
+
+def size_range(least: list[int], most: list[int], multiple: int) -> dict[str, Any]:
+    return {"least": least, "most": most, "multiple": multiple}
+
+
+@pytest.mark.parametrize("size", [(8, 8), (16, 24), (12, 8), (16, 8)])
+def test_sizes_of_the_range_are_in_it(size):
+    assert size in SizeRange((8, 8), (16, 24), 4)
+
+
+@pytest.mark.parametrize(
+    "size", [(4, 8), (8, 4), (20, 8), (8, 28), (10, 8), (8, 9), (8,), "8x8", 8]
+)
+def test_other_sizes_are_not(size):
+    assert size not in SizeRange((8, 8), (16, 24), 4)
 
 
 @pytest.fixture
@@ -98,14 +139,25 @@ def test_text_is_stable_and_readable(whole: Manifest):
     first = msgspec.structs.replace(whole, files=records)
     second = msgspec.structs.replace(whole, files=dict(reversed(records.items())))
     assert encode_manifest(first) == encode_manifest(second)
-    assert encode_manifest(first).startswith(b'{\n  "schema": 1,\n')
+    assert encode_manifest(first).startswith(b'{\n  "schema": 2,\n')
     assert encode_manifest(first).endswith(b"}\n")
 
 
 def test_newer_schema_says_upgrade_even_with_unknown_fields(decode_changed):
     with pytest.raises(BundleError) as caught:
-        decode_changed(lambda plain: plain.update(schema=2, quantum=True))
-    assert "written by a newer version (schema 2, this one reads 1): upgrade knet-deploy" in str(
+        decode_changed(lambda plain: plain.update(schema=3, quantum=True))
+    assert "written by a newer version (schema 3, this one reads 2): upgrade knet-deploy" in str(
+        caught.value
+    )
+
+
+def test_older_schema_says_export_again(decode_changed):
+    """The first schema had fields that this one lacks: it is named before they are."""
+    with pytest.raises(BundleError) as caught:
+        decode_changed(
+            lambda plain: (plain.update(schema=1), plain["output"].update(kind="logits"))
+        )
+    assert "an older version (schema 1, this one reads 2): export the bundle again" in str(
         caught.value
     )
 
@@ -125,11 +177,23 @@ def test_newer_schema_says_upgrade_even_with_unknown_fields(decode_changed):
         (lambda m: m["output"].update(stride=0), "stride 0"),
         (lambda m: m["input"].update(name=""), "name of the graph's input"),
         (lambda m: m.update(name="../x"), "name"),
-        (lambda m: m.update(artefacts=[]), "at least one artefact"),
+        (lambda m: m.update(artefacts=[]), "needs a logits artefact"),
         (lambda m: m.update(files={}), "lists no files"),
         (lambda m: m["artefacts"][0].update(path="other.onnx"), "'other.onnx' is not listed"),
         (lambda m: m["artefacts"][0].update(external_data=["w"]), "'w' is not listed"),
         (lambda m: m["artefacts"][0].update(precision="fp64"), "fp64"),
+        (lambda m: m["artefacts"][0].update(kind="classmap"), "needs a logits artefact"),
+        (lambda m: m["artefacts"].append(m["artefacts"][0]), "may have a classmap after it"),
+        (
+            lambda m: m["artefacts"].append(
+                m["artefacts"][0] | {"kind": "classmap", "precision": "fp16"}
+            ),
+            "have one precision",
+        ),
+        (lambda m: m["input"].update(sizes=size_range([8, 8], [16, 20], 4)), "16×24 .*not among"),
+        (lambda m: m["input"].update(sizes=size_range([8, 8], [16, 24], 5)), "multiples of 5"),
+        (lambda m: m["input"].update(sizes=size_range([32, 8], [16, 24], 4)), "hold none"),
+        (lambda m: m["input"].update(sizes=size_range([8, 8], [16, 24], 0)), "multiples of 0"),
         (lambda m: m["artefacts"][0]["tolerance"].update(delta_miou=0), "delta_miou"),
         (lambda m: m["artefacts"][0]["tolerance"].update(agreement=1.5), "agreement"),
         (lambda m: m["files"]["model.onnx"].update(sha256="A" * 64), "hexadecimal"),

@@ -7,7 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from knet_runtime.postprocess import candidates, class_map, upsampled_argmax
+from knet_runtime.postprocess import (
+    candidates,
+    class_map,
+    restore_class_map,
+    upsampled_argmax,
+)
 from knet_runtime.preprocess import Geometry
 
 SHAPES = st.tuples(*[st.integers(1, top) for top in (20, 24, 24, 90, 90)])
@@ -165,3 +170,34 @@ def test_classes_that_win_only_after_two_steps_are_kept():
 def test_a_step_through_a_smaller_size_is_refused():
     with pytest.raises(ValueError, match="smaller size"):
         upsampled_argmax(noise(0, 3, 10, 10), (40, 40), (9, 40))
+
+
+@given(
+    source=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    window=st.tuples(st.integers(0, 8), st.integers(0, 8), st.integers(1, 16), st.integers(1, 24)),
+)
+@settings(max_examples=60, deadline=None)
+def test_class_map_of_the_graph_takes_its_nearest_class(source, window):
+    classes = np.random.default_rng(0).integers(0, 9, (24, 32)).astype(np.uint8)
+    top, left, height, width = window
+    restored = restore_class_map(classes, Geometry(source, (24, 32), window))
+    inside = classes[top : top + height, left : left + width]
+    assert (restored.dtype, restored.shape) == (np.uint8, source)
+    # A centre that lies between two pixels may take either.
+    fits = np.zeros(source, bool)
+    for above, left_of in ((-1e-3, -1e-3), (-1e-3, 1e-3), (1e-3, -1e-3), (1e-3, 1e-3)):
+        rows = ((np.arange(source[0]) + 0.5) * height / source[0] + above).astype(int)
+        columns = ((np.arange(source[1]) + 0.5) * width / source[1] + left_of).astype(int)
+        fits |= restored == inside[rows.clip(0, height - 1)][:, columns.clip(0, width - 1)]
+    assert fits.all()
+
+
+def test_class_map_of_the_graph_at_its_own_size_is_left_as_it_is():
+    classes = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    restored = restore_class_map(classes, Geometry((3, 4), (3, 4), (0, 0, 3, 4)))
+    np.testing.assert_array_equal(restored, classes)
+
+
+def test_class_map_that_does_not_fit_its_geometry_is_refused():
+    with pytest.raises(ValueError, match=r"the class map is \(3, 4\), expected \(4, 4\)"):
+        restore_class_map(np.zeros((3, 4), np.uint8), Geometry((9, 9), (4, 4), (0, 0, 4, 4)))

@@ -41,6 +41,38 @@ def test_regions_are_found_where_they_are(make_bundle, manifest, resize):
     assert (classes[:, 120:] == 1).all()
 
 
+@pytest.mark.parametrize("resize", ["stretch", "letterbox"])
+def test_class_maps_of_the_graph_go_back_to_the_frame(
+    make_bundle, manifest, colour_model, monkeypatch, resize
+):
+    """As on a GPU engine, which takes the graph that upsamples by itself."""
+    monkeypatch.setattr("knet_runtime.backends.own_kind", lambda *_: "classmap")
+    spec = msgspec.structs.replace(manifest.input, resize=resize)
+    frame = np.concatenate([plain(0, 90, 100), plain(1, 90, 60)], axis=1)
+    bundle = make_bundle(input=spec, classmap=colour_model(kind="classmap"))
+    with Segmenter(bundle, "onnxruntime-cpu") as segment:
+        mask, small = segment.batch([frame, plain(2, 4, 40)])
+    classes = mask.class_map
+    assert (classes.shape, classes.dtype) == ((90, 160), np.uint8)
+    assert (classes[:, :80] == 0).all()
+    assert (classes[:, 120:] == 1).all()
+    assert small.class_map.shape == (4, 40)
+    assert (small.class_map == 2).all()
+
+
+def test_class_map_of_another_size_is_an_engine_fault(
+    make_bundle, manifest, colour_model, monkeypatch
+):
+    monkeypatch.setattr("knet_runtime.backends.own_kind", lambda *_: "classmap")
+    bundle = make_bundle(classmap=colour_model(kind="classmap"))
+    with Segmenter(bundle, "onnxruntime-cpu") as segment:
+        monkeypatch.setattr(
+            segment._backend, "infer", lambda batch: np.zeros((len(batch), 8, 8), np.uint8)
+        )
+        with pytest.raises(BackendError, match=r"the class map is \(8, 8\), expected \(16, 24\)"):
+            segment(plain(0, 5, 5))
+
+
 def test_batch_of_any_length_and_sizes_is_segmented_in_order(segment):
     sizes = [(16, 24), (5, 9), (40, 30), (16, 24), (3, 3), (8, 64), (20, 20)]
     frames = [plain(i % 3, *size) for i, size in enumerate(sizes)]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from knet_train.heads import upsample_to
 
-_POOLS = (1, 2, 3, 6)
+POOLS = (1, 2, 3, 6)
 _DILATIONS = (12, 24, 36)
 
 
@@ -50,13 +50,13 @@ class PyramidPooling(nn.Module):
 
     def __init__(self, cin: int, channels: int) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(conv_block(cin, channels, 1) for _ in _POOLS)
-        self.fuse = conv_block(cin + len(_POOLS) * channels, channels)
+        self.branches = nn.ModuleList(conv_block(cin, channels, 1) for _ in POOLS)
+        self.fuse = conv_block(cin + len(POOLS) * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = [
             upsample_to(branch(F.adaptive_avg_pool2d(x, size)), x)
-            for branch, size in zip(self.branches, _POOLS, strict=True)
+            for branch, size in zip(self.branches, POOLS, strict=True)
         ]
         out: Tensor = self.fuse(torch.cat([x, *pooled], 1))
         return out

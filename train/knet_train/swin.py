@@ -16,7 +16,7 @@ from timm.models import FeatureInfo
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-_PATCH = 4
+PATCH = 4
 
 
 class SwinBackbone(nn.Module):
@@ -46,7 +46,7 @@ class SwinBackbone(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         height, width = image.shape[-2:]
-        x = self.patch_embed(F.pad(image, (0, -width % _PATCH, 0, -height % _PATCH)))
+        x = self.patch_embed(F.pad(image, (0, -width % PATCH, 0, -height % PATCH)))
         levels = []
         for stage, norm in zip(self.layers, self.norms, strict=True):
             x = stage.downsample(x)

@@ -1,7 +1,7 @@
-"""The engines that run a bundle's graph, behind one protocol; ``open_backend`` chooses.
+"""The engines that run a bundle's graph, behind one protocol; ``open_backend`` opens one.
 
-This version runs ONNX Runtime on the CPU and on NVIDIA GPUs. An engine is never taken on trust:
-asking for CUDA and silently getting the CPU is an error here.
+An engine is never taken on trust: asking for one and silently getting another, or another
+precision, is an error, and ``auto`` takes only what `verify` has passed.
 """
 
 from __future__ import annotations
@@ -17,13 +17,28 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from knet_runtime.backends.choose import PREFERENCE, objection, own_kind
 from knet_runtime.bundle import Bundle
-from knet_runtime.errors import BackendError, BackendUnavailable
+from knet_runtime.errors import BackendError, BackendUnavailable, ParityError
+from knet_runtime.manifest import Kind
 
 _log = logging.getLogger(__name__)
 
-ENGINES: tuple[str, ...] = ("onnxruntime-cpu", "onnxruntime-cuda")
-_PLANNED = ("tensorrt", "tensorrt-rtx", "openvino")
+ENGINES: tuple[str, ...] = (
+    "onnxruntime-cpu",
+    "onnxruntime-cuda",
+    "onnxruntime-tensorrt",
+    "onnxruntime-tensorrt-rtx",
+    "tensorrt",
+    "tensorrt-rtx",
+    "openvino",
+    "openvino-bf16",
+)
+# What would not run, or not at the precision that it says; the rest is for verify to judge.
+_REFUSED = {
+    ("onnxruntime-cpu", "bf16"): "it has no bf16 operations: use openvino-bf16 or a GPU engine",
+    ("openvino", "bf16"): "it computes such a graph in bf16, not in f32: use openvino-bf16",
+}
 # Distributions that all install the package "onnxruntime" and overwrite each other's files.
 _ONNXRUNTIMES = (
     "onnxruntime",
@@ -41,9 +56,18 @@ class Backend(Protocol):
     def name(self) -> str:
         """One of ENGINES."""
 
-    def infer(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+    @property
+    def device(self) -> str:
+        """What it runs on, in words that tell two machines apart: the processor's or GPU's name."""
+
+    @property
+    def kind(self) -> Kind:
+        """Which of the bundle's artefacts it runs, and so what ``infer`` gives."""
+
+    def infer(self, batch: NDArray[np.uint8]) -> NDArray[np.float32] | NDArray[np.uint8]:
         """uint8 [B, H, W, 3] RGB at the model's size, 1 <= B <= max_batch, to logits float32
-        [B, N, h, w]. Raises BackendError for another batch, or when the engine fails."""
+        [B, N, h, w], or with ``kind`` "classmap" to classes uint8 [B, H, W]. Raises BackendError
+        for another batch, or when the engine fails."""
 
     def close(self) -> None:
         """Free the engine; a second call does nothing."""
@@ -66,58 +90,93 @@ class EngineStatus(msgspec.Struct, frozen=True):
     detail: str
 
 
-def open_backend(bundle: Bundle, engine: str = "auto") -> Backend:
-    """Load the bundle's graph on ``engine``: one of ENGINES, or "auto" (CUDA if it works here,
-    else the CPU). Raises BackendUnavailable when the engine can not run here (its text says what
-    to install) and BackendError when it is unknown or the graph is not what the manifest says.
+def open_backend(bundle: Bundle, engine: str = "auto", kind: Kind | None = None) -> Backend:
+    """Load the bundle on ``engine``: one of ENGINES, or "auto", the first of ``PREFERENCE`` that
+    has passed verify for this bundle on this machine.
+
+    ``kind`` says which of its graphs; None leaves it to the engine (``choose.own_kind``).
+    Raises BackendUnavailable when the engine can not run here (its text says what to install),
+    BackendError when it is unknown, can not take the bundle's precision or the graph is not what
+    the manifest says, and ParityError when "auto" finds no engine that it may take.
     """
+    if engine == "auto":
+        return _open_best(bundle, kind)
+    backend = _open(bundle, engine, kind or own_kind(bundle, engine))
+    _log.info("engine %s: asked for", engine)
+    return backend
+
+
+def _open(bundle: Bundle, engine: str, kind: Kind) -> Backend:
+    precision = bundle.artefact.precision
+    if reason := _REFUSED.get((engine, precision)):
+        raise BackendError(f"{engine} can not run {bundle.path}, a {precision} bundle: {reason}")
     match engine:
-        case "onnxruntime-cpu" | "onnxruntime-cuda":
-            with _importing():
+        case "tensorrt" | "tensorrt-rtx":
+            from knet_runtime.backends.tensorrt import TensorRTBackend
+
+            return TensorRTBackend(bundle, engine, kind)
+        case "openvino" | "openvino-bf16":
+            with _importing("openvino"):
+                from knet_runtime.backends.openvino import OpenVinoBackend
+            return OpenVinoBackend(bundle, engine, kind)
+        case _ if engine in ENGINES:
+            with _importing("onnxruntime"):
                 from knet_runtime.backends.ort import OrtBackend
-            backend = OrtBackend(bundle, engine)
-            _log.info("engine %s: asked for", engine)
-            return backend
-        case "auto":
-            return _open_best(bundle)
-        case _ if engine in _PLANNED:
-            raise BackendUnavailable(_not_yet(engine))
+            return OrtBackend(bundle, engine, kind)
         case _:
             raise BackendError(f"there is no engine {engine!r}: use auto, {', '.join(ENGINES)}")
 
 
-def _open_best(bundle: Bundle) -> Backend:
-    with _importing():
-        from knet_runtime.backends.ort import OrtBackend, cuda_is_built_in
-    reason = "this onnxruntime is built without CUDA"
-    if cuda_is_built_in():
+def _open_best(bundle: Bundle, kind: Kind | None) -> Backend:
+    for engine in PREFERENCE:
+        if reason := objection(bundle, engine, kind):
+            _log.info("engine %s: not taken, %s", engine, reason)
+            continue
         try:
-            backend = OrtBackend(bundle, "onnxruntime-cuda")
-        except BackendUnavailable as error:
-            # A GPU build was installed, so its owner expects the GPU: say it aloud.
-            _log.warning("engine onnxruntime-cuda does not work: %s", error)
-            reason = "CUDA does not work here"
+            backend = _open(bundle, engine, kind or own_kind(bundle, engine))
+        except BackendError as error:
+            if engine == PREFERENCE[-1]:
+                raise
+            # It was verified here, so its owner expects it: say it aloud.
+            _log.warning("engine %s does not work: %s", engine, error)
         else:
-            _log.info("engine onnxruntime-cuda: CUDA works here")
+            _log.info("engine %s: the first that may be taken here", engine)
             return backend
-    backend = OrtBackend(bundle, "onnxruntime-cpu")
-    _log.info("engine onnxruntime-cpu: %s", reason)
-    return backend
+    raise ParityError(
+        f"{bundle.path} passes verify on no engine of this machine, so none is taken by itself: "
+        "run knet-deploy verify, or name the engine with --engine"
+    )
 
 
 def probe_engines() -> list[EngineStatus]:
-    """Try every engine on a tiny graph: ENGINES first, then those that this version lacks."""
+    """Try every engine of ENGINES on something tiny."""
     clash = onnxruntime_clash()
     statuses = []
     for engine in ENGINES:
         try:
-            with _importing():
-                from knet_runtime.backends.ort import try_provider
-            available, detail = True, try_provider(engine)
+            available, detail = True, _try(engine)
         except BackendError as error:
             available, detail = False, str(error)
-        statuses.append(EngineStatus(engine, available, f"{detail}; {clash}" if clash else detail))
-    return statuses + [EngineStatus(engine, False, _not_yet(engine)) for engine in _PLANNED]
+        if clash and engine.startswith("onnxruntime"):
+            detail = f"{detail}; {clash}"
+        statuses.append(EngineStatus(engine, available, detail))
+    return statuses
+
+
+def _try(engine: str) -> str:
+    match engine:
+        case "tensorrt" | "tensorrt-rtx":
+            from knet_runtime.backends.tensorrt import try_tensorrt
+
+            return try_tensorrt(engine)
+        case "openvino" | "openvino-bf16":
+            with _importing("openvino"):
+                from knet_runtime.backends.openvino import try_openvino
+            return try_openvino(engine)
+        case _:
+            with _importing("onnxruntime"):
+                from knet_runtime.backends.ort import try_provider
+            return try_provider(engine)
 
 
 def onnxruntime_clash() -> str | None:
@@ -133,13 +192,16 @@ def onnxruntime_clash() -> str | None:
 
 
 @contextmanager
-def _importing() -> Iterator[None]:
-    """onnxruntime is imported when an engine is opened: a broken one must not break the rest."""
+def _importing(package: str) -> Iterator[None]:
+    """Engines are imported when they are opened: a broken one must not break the rest."""
     try:
         yield
     except ImportError as error:
-        mend = onnxruntime_clash() or "pip install --force-reinstall onnxruntime"
-        raise BackendUnavailable(f"onnxruntime can not be imported ({error}): {mend}") from error
+        if package == "onnxruntime":
+            mend = onnxruntime_clash() or "pip install --force-reinstall onnxruntime"
+        else:
+            mend = f'pip install "knet-deploy[{package}]"'
+        raise BackendUnavailable(f"{package} can not be imported ({error}): {mend}") from error
 
 
 def _is_installed(distribution: str) -> bool:
@@ -148,7 +210,3 @@ def _is_installed(distribution: str) -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
-
-
-def _not_yet(engine: str) -> str:
-    return f"{engine} is not supported in this version: use {' or '.join(ENGINES)}"

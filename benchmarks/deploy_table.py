@@ -1,0 +1,241 @@
+"""What every model becomes on the way to a device: exported, run in ONNX Runtime, built.
+
+    python benchmarks/deploy_table.py --pictures FOLDER --output benchmarks/results/deploy.json
+
+For each preset and precision, each in a fresh process: a bundle of a network with random weights,
+its logits in ONNX Runtime against PyTorch on real pictures, and a TensorRT-RTX engine, which needs
+no GPU to be built. Prints the table that README shows. What fails is a row that says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PRESETS = (
+    "knet-edge",
+    "r50-fcn",
+    "r50-pspnet",
+    "r50-deeplabv3",
+    "r50-upernet",
+    "swin-t-upernet",
+    "swin-l-upernet-512",
+    "swin-l-upernet-640",
+)
+PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "tensorrt-rtx-cu13-bindings")
+CLASSES = {"knet-edge": 11}  # CamVid's; the others have ADE20K's
+ADE20K = 150
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--pictures", type=Path, required=True, help="folder of real pictures")
+    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS))
+    parser.add_argument(
+        "--precisions", nargs="+", choices=("fp32", "fp16", "int8"), default=["fp32", "fp16"]
+    )
+    parser.add_argument("--size", type=int, default=128, help="height and width of the input")
+    parser.add_argument("--count", type=int, default=4, help="pictures to compare on")
+    parser.add_argument("--targets", default="sm80,sm86,sm89,sm120")
+    parser.add_argument("--output", type=Path, help="JSON; without it only the table")
+    parser.add_argument("--row", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """One row: what one process finds for the first preset and precision."""
+    import torch
+
+    from knet_export.export import export_bundle
+    from knet_runtime.errors import KnetError
+    from knet_runtime.labels import LabelMap, distinct_palette
+    from knet_train.build import build_model
+    from knet_train.checkpoint import save_checkpoint
+    from knet_train.config import load_config
+
+    preset, precision = options.presets[0], options.precisions[0]
+    side = (options.size, options.size)
+    row: dict[str, Any] = {"preset": preset, "precision": precision}
+    torch.manual_seed(0)
+    config = load_config(preset, [f"data.eval_size={list(side)}"])
+    classes = CLASSES.get(preset, ADE20K)
+    model = build_model(config.model, classes).eval()
+    _spread(model, side)
+    row["parameters"] = sum(weight.numel() for weight in model.parameters())
+    labels = LabelMap(
+        tuple(f"class {number}" for number in range(classes)), distinct_palette(classes), 255
+    )
+    with tempfile.TemporaryDirectory() as work:
+        checkpoint = Path(work) / "random.safetensors"
+        save_checkpoint(checkpoint, model, config, labels)
+        start = time.perf_counter()
+        try:
+            bundle = export_bundle(
+                checkpoint,
+                Path(work) / "random.knet",
+                precision=precision,
+                size=side,
+                calibration=options.pictures if precision == "int8" else None,
+            )
+            row["export_seconds"] = time.perf_counter() - start
+            row["bundle_bytes"] = sum(file.bytes for file in bundle.manifest.files.values())
+            row["onnxruntime"] = _parity(bundle, model, options.pictures, options.count)
+            row["tensorrt_rtx"] = _build(bundle, options.targets.split(","))
+        except KnetError as error:
+            row["failed"] = str(error)
+    row["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return row
+
+
+def _spread(model: Any, side: tuple[int, int]) -> None:
+    """Random weights see one class everywhere, by a hair: make the first kernels larger and take
+    the mean out of what the masks are made from, so that maps have several classes to differ in."""
+    import numpy as np
+    import torch
+
+    from knet_runtime.synthetic import Street
+
+    images = torch.from_numpy(np.stack([Street(seed, side).frame(0)[0] for seed in range(3)]))
+    with torch.no_grad():
+        torch.nn.init.normal_(model.conv_seg.weight)
+        features = model.head(model.levels(images))
+        for stage in model.stages:
+            stage.feat_transform.bias -= stage.feat_transform(features).mean((0, 2, 3))
+
+
+def _parity(bundle: Any, model: Any, folder: Path, count: int) -> dict[str, Any]:
+    """Both graphs in ONNX Runtime against PyTorch: logits, and classes at the input's size."""
+    import numpy as np
+    import torch
+
+    from knet_export.deploy import reference_logits
+    from knet_runtime.backends import open_backend
+    from knet_runtime.image_file import read_image
+    from knet_runtime.images import list_images
+    from knet_runtime.postprocess import upsampled_argmax
+    from knet_runtime.preprocess import fit
+
+    spec, stride = bundle.manifest.input, bundle.manifest.output.stride
+    paths = list_images(folder)
+    paths = paths[:: max(len(paths) // count, 1)][:count]
+    worst, equal, classes = 0.0, [], set()
+    kinds = ("logits", "classmap")
+    logits_backend, map_backend = (open_backend(bundle, "onnxruntime-cpu", kind) for kind in kinds)
+    with logits_backend, map_backend:
+        for path in paths:
+            batch = fit(read_image(path), spec, stride)[0][None]
+            expected = reference_logits(model, torch.from_numpy(batch)).numpy()
+            got = logits_backend.infer(batch)
+            worst = max(worst, float(np.abs(got - expected).max() / np.abs(expected).max()))
+            reference = upsampled_argmax(expected[0], (spec.height, spec.width))
+            equal.append(float((map_backend.infer(batch)[0] == reference).mean()))
+            classes |= set(np.unique(reference).tolist())
+    return {
+        "pictures": len(paths),
+        "max_logit_diff": worst,
+        "agreement": sum(equal) / len(equal),
+        "classes_seen": len(classes),
+    }
+
+
+def _build(bundle: Any, targets: list[str]) -> dict[str, Any]:
+    from knet_export.profile import profile_of
+    from knet_export.to_tensorrt import build_engine
+    from knet_runtime.engine_store import BuildOptions
+
+    options = BuildOptions(profile_of(bundle.manifest.input))
+    stored, _ = build_engine(bundle, "tensorrt-rtx", "classmap", options, targets=targets)
+    record = stored.record
+    return {
+        "version": record.version,
+        "targets": list(record.targets),
+        "seconds": record.seconds,
+        "bytes": record.bytes,
+    }
+
+
+def run_row(preset: str, precision: str, options: argparse.Namespace) -> dict[str, Any]:
+    """``measure`` in a process of its own."""
+    words = [sys.executable, __file__, "--row", "--pictures", str(options.pictures)]
+    words += ["--presets", preset, "--precisions", precision, "--size", str(options.size)]
+    words += ["--count", str(options.count), "--targets", options.targets]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no reason"])[-1]
+        failed = f"the process ended with {done.returncode}: {last}"
+        return {"preset": preset, "precision": precision, "failed": failed}
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return row
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    lines = [
+        "| model | precision | parameters | export | ONNX Runtime: logits | classes | "
+        "TensorRT-RTX: build | engine |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        parameters = f"{row['parameters'] / 1e6:.1f} M" if "parameters" in row else ""
+        cells = [row["preset"], row["precision"], parameters]
+        cells.append(f"{row['export_seconds']:.0f} s" if "export_seconds" in row else "")
+        if found := row.get("onnxruntime"):
+            cells += [f"{found['max_logit_diff']:.1e}", f"{100 * found['agreement']:.3f} %"]
+        else:
+            cells += ["", ""]
+        if found := row.get("tensorrt_rtx"):
+            cells += [f"{found['seconds']:.1f} s", f"{found['bytes'] / 1e6:.0f} MB"]
+        else:
+            cells += [f"failed: {row.get('failed', 'not built')}", ""]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    options = parse()
+    if options.row:
+        sys.stdout.write(json.dumps(measure(options)) + "\n")
+        return
+    rows = []
+    for preset in options.presets:
+        for precision in options.precisions:
+            rows.append(run_row(preset, precision, options))
+            sys.stderr.write(f"{json.dumps(rows[-1])}\n")
+    if options.output is not None:
+        from knet_runtime.backends.machine import processor_name
+
+        repository = Path(__file__).resolve().parent.parent
+        commit = subprocess.run(
+            ["git", "-C", str(repository), "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+        report = {
+            "what": "random weights; logits: largest difference / largest logit",
+            "size": options.size,
+            "processor": processor_name(),
+            "cores": len(os.sched_getaffinity(0)),
+            "python": platform.python_version(),
+            "packages": {name: metadata.version(name) for name in PACKAGES},
+            "commit": commit,
+            "rows": rows,
+        }
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(report, indent=1) + "\n")
+    sys.stdout.write(table(rows))
+    if any("failed" in row for row in rows):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

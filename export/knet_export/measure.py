@@ -1,0 +1,135 @@
+"""What is measured between two sides that saw the same pictures: sums over pictures, in NumPy."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from knet_runtime.metrics import ConfusionMatrix
+
+CONFIDENT_MARGIN = 1.0  # logits: e times as likely as the runner-up
+MARGINS = (0.0, 0.1, 0.5, CONFIDENT_MARGIN, 2.0, 4.0)  # lower ends of the bins
+_RESAMPLES = 1000
+
+Counts = NDArray[np.int64]
+
+
+class MarginRow(msgspec.Struct, frozen=True):
+    """Agreement of the pixels whose best two reference logits differ by ``least`` … ``below`` (or
+    any more, for None): their share of all, and the share of them that agrees, None for none."""
+
+    least: float
+    below: float | None
+    share: float
+    agreement: float | None
+
+
+class Tally:
+    """Sums over pictures; per picture only what the bootstrap needs, [3, N] counts a side."""
+
+    def __init__(self, classes: int, ignore_index: int) -> None:
+        self.classes, self.ignore_index = classes, ignore_index
+        self.reference = ConfusionMatrix(classes, ignore_index)
+        self.artefact = ConfusionMatrix(classes, ignore_index)
+        self.images, self.broken = 0, 0
+        self._per_image: list[tuple[Counts, Counts]] = []
+        self._pixels = np.zeros(len(MARGINS), np.int64)
+        self._equal = np.zeros(len(MARGINS), np.int64)
+        self._worst, self._summed, self._count, self._largest = 0.0, 0.0, 0, 1e-30
+
+    def logits(self, reference: NDArray[np.float32], artefact: NDArray[np.float32]) -> None:
+        """Float32 [N, h, w] of one picture on both sides, finite."""
+        difference = np.abs(reference - artefact)
+        self._worst = max(self._worst, float(difference.max()))
+        self._largest = max(self._largest, float(np.abs(reference).max()))
+        self._summed += float(difference.sum(dtype=np.float64))
+        self._count += difference.size
+
+    def maps(
+        self,
+        reference: NDArray[np.integer],
+        artefact: NDArray[np.integer] | None,
+        margin: NDArray[np.float32],
+        label: NDArray[np.uint8] | None,
+    ) -> float:
+        """Class maps [H, W] of one picture, the margin of the reference at each pixel, and its
+        label; the share of equal pixels. A picture without an artefact's map (its logits hold NaN)
+        agrees nowhere, and is class 0 everywhere to the scores."""
+        self.images += 1
+        if artefact is None:
+            self.broken += 1
+            artefact, equal = np.zeros_like(reference), np.zeros(reference.shape, bool)
+        else:
+            equal = reference == artefact
+        bins = np.digitize(margin, MARGINS[1:])
+        self._pixels += np.bincount(bins.ravel(), minlength=len(MARGINS))
+        self._equal += np.bincount(bins[equal], minlength=len(MARGINS))
+        if label is not None:
+            sides = []
+            for total, prediction in ((self.reference, reference), (self.artefact, artefact)):
+                one = ConfusionMatrix(self.classes, self.ignore_index)
+                one.update(prediction, label)
+                total.matrix += one.matrix
+                sides.append(np.stack([np.diag(one.matrix), one.matrix.sum(1), one.matrix.sum(0)]))
+            self._per_image.append((sides[0], sides[1]))
+        return float(np.count_nonzero(equal) / equal.size)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether any pixel had a label."""
+        return bool(self.reference.matrix.sum())
+
+    @property
+    def agreement(self) -> float:
+        """The share of equal pixels, of all pictures together."""
+        return float(self._equal.sum() / self._pixels.sum())
+
+    @property
+    def agreement_confident(self) -> float:
+        """The same where the reference's best class leads by ``CONFIDENT_MARGIN``; 1 if nowhere."""
+        sure = np.array(MARGINS) >= CONFIDENT_MARGIN
+        pixels = int(self._pixels[sure].sum())
+        return float(self._equal[sure].sum() / pixels) if pixels else 1.0
+
+    def margins(self) -> tuple[MarginRow, ...]:
+        """The agreement by margin, one row a bin."""
+        total = int(self._pixels.sum())
+        return tuple(
+            MarginRow(
+                least=least,
+                below=below,
+                share=float(pixels / total),
+                agreement=float(equal / pixels) if pixels else None,
+            )
+            for least, below, pixels, equal in zip(
+                MARGINS, (*MARGINS[1:], None), self._pixels, self._equal, strict=True
+            )
+        )
+
+    def logit_differences(self) -> tuple[float, float] | None:
+        """The largest and the mean difference, as shares of the reference's largest logit; None
+        where no logits were compared, or some hold NaN or infinity."""
+        if not self._count or self.broken:
+            return None
+        return self._worst / self._largest, self._summed / self._count / self._largest
+
+    def interval(self) -> tuple[float, float]:
+        """95 % of ΔmIoU in points when pictures are drawn again with replacement, both sides alike
+        (the paired bootstrap)."""
+        reference = np.stack([pair[0] for pair in self._per_image])
+        artefact = np.stack([pair[1] for pair in self._per_image])
+        rng, count = np.random.default_rng(0), len(self._per_image)
+        deltas = []
+        for _ in range(_RESAMPLES):
+            times = np.bincount(rng.integers(0, count, count), minlength=count)
+            both = [np.tensordot(times, side, 1) for side in (reference, artefact)]
+            deltas.append(100 * (_miou(both[1]) - _miou(both[0])))
+        low, high = np.nanpercentile(deltas, (2.5, 97.5))
+        return float(low), float(high)
+
+
+def _miou(counts: Counts) -> float:
+    hits, labelled, predicted = counts
+    union = labelled + predicted - hits
+    return float((hits[union > 0] / union[union > 0]).mean()) if (union > 0).any() else np.nan

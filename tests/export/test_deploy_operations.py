@@ -1,0 +1,34 @@
+"""The counts of multiply-adds, and the README that states them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from knet_export.operations import count_operations, operations_row
+from knet_train.config import load_config
+
+README = Path(__file__).parents[2] / "export" / "README.md"
+
+
+@pytest.mark.parametrize("preset", ["knet-edge", "r50-fcn", "r50-upernet", "swin-t-upernet"])
+def test_the_readme_states_what_is_counted(preset: str) -> None:
+    config = load_config(preset)
+    classes = 11 if preset == "knet-edge" else 150
+    counted = count_operations(config, classes, config.data.eval_size)
+    assert operations_row(counted) in README.read_text("utf-8").splitlines()
+
+
+def test_a_published_network_counts_as_mmsegmentation_does_and_saves_what_the_algebra_says() -> (
+    None
+):
+    counted = count_operations(load_config("r50-fcn"), 150, (512, 512))
+    assert round(2 * counted.trained / 1e9, 1) == 410.2  # GFLOP, by mmsegmentation's own tool
+    kernels, channels, width, pixels, stages = 150, 512, 256, 64 * 64, 3
+    transforms = stages * channels**2 * pixels  # 1×1 convolutions, which are gone
+    constant = kernels * channels * 2 * width  # input_layer of the kernels that are weights
+    parts = stages * kernels * channels * (2 * channels - 2 * width)  # T mixes a kernel's parts
+    offsets = stages * kernels * channels  # one row more in each last linear
+    saved = counted.trained_kernels - counted.deployed_kernels
+    assert saved == transforms + constant - parts - offsets

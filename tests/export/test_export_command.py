@@ -1,0 +1,48 @@
+"""`knet-deploy export` with its options: what it refuses in one line, and one export through it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from knet_deploy.cli import main
+from knet_runtime.bundle import open_bundle
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--precision", "half"], "it is fp32, fp16, bf16 or int8"),
+        (["--precision", "int8"], "--calibration"),
+        (["--size", "big"], "write HEIGHTxWIDTH"),
+        (["--size", "66x96"], "64x96 is near"),
+        (["--min", "64x64"], "--dynamic"),
+        (["--dynamic"], "leaves out 64x96"),
+        (["--dynamic", "--min", "64x64", "--max", "56x56"], "hold none"),
+        (["--max-batch", "0"], "at least 1"),
+    ],
+)
+def test_options_that_can_not_be_are_one_line_that_says_what_can(
+    checkpoint: Path,
+    tmp_path: Path,
+    words: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code = main(["export", str(checkpoint), "-o", str(tmp_path / "x.knet"), *words])
+    line = capsys.readouterr().err
+    assert code == 2
+    assert message in line
+    assert len(line.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_exports_at_a_size_for_one_picture_at_a_time(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--size", "32x64", "--max-batch", "1", "-o", str(tmp_path / "one.knet")]
+    assert main(["export", str(checkpoint), *words]) == 0
+    spec = open_bundle(tmp_path / "one.knet").manifest.input
+    assert (spec.height, spec.width, spec.max_batch, spec.sizes) == (32, 64, 1, None)
+    assert "agreement" in capsys.readouterr().out

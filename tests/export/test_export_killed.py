@@ -1,0 +1,88 @@
+"""An export that is killed leaves no bundle that opens, or a whole one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from knet_runtime.bundle import open_bundle
+
+# At a step of the export, copies of the process go on with it and are killed, each at its own
+# moment; the export is traced once for all of them.
+_EXPORT_AND_KILL = """
+import os, random, shutil, signal, sys, tempfile, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from knet_export.export import export_bundle
+from knet_runtime.bundle import open_bundle
+from knet_runtime.errors import BundleError
+
+checkpoint, destination = map(Path, sys.argv[1:])
+moments = random.Random()
+# Step: how many are killed there, and within how many seconds. Writing takes milliseconds.
+plan = {"exporting": (2, 1.0), "running": (1, 0.3), "comparing": (1, 0.3), "writing": (6, 0.02)}
+mine = os.getpid()
+
+def state():
+    if not destination.exists():
+        return "absent"
+    try:
+        open_bundle(destination)
+    except BundleError as error:
+        return f"half: {error}"
+    return "whole"
+
+def on_step(step):
+    if os.getpid() != mine:
+        return
+    times, longest = plan.get(step.split()[0], (0, 0))
+    for _ in range(times):
+        child = os.fork()
+        if not child:
+            # What the parent still needs must outlive a copy that gets through.
+            tempfile.TemporaryDirectory.cleanup = lambda self: None
+            return
+        time.sleep(moments.uniform(0, longest))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        print(step.split()[0], state(), flush=True)
+        shutil.rmtree(destination, ignore_errors=True)
+
+try:
+    export_bundle(checkpoint, destination, on_step=on_step)
+finally:
+    if os.getpid() != mine:
+        os._exit(0)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
+def test_an_export_killed_at_any_moment_leaves_no_half_bundle(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    destination = tmp_path / "out" / "killed.knet"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _EXPORT_AND_KILL, checkpoint, destination],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    kills = [line.split(" ", 1) for line in done.stdout.splitlines()]
+    assert Counter(step for step, _ in kills) == {
+        "exporting": 2,
+        "running": 1,
+        "comparing": 1,
+        "writing": 6,
+    }
+    assert {state for _, state in kills} <= {"absent", "whole"}, kills
+    assert "absent" in {state for _, state in kills}, "nothing was killed in time"
+    assert open_bundle(destination).artefact.parity  # the one that was left alone
+    visible = [path.name for path in destination.parent.iterdir() if path.name[0] != "."]
+    assert visible == ["killed.knet"]
