@@ -146,6 +146,7 @@ def test_a_killed_worker_is_named_and_the_run_can_go_on(
     assert not different(expected.last, go("parts", *settings, resume=True).last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends", ["by itself", "by a broken picture", "by SIGTERM"])
 def test_a_run_with_workers_lets_its_process_end(
     start: Callable[..., Any], data: Path, ends: str
@@ -159,6 +160,7 @@ def test_a_run_with_workers_lets_its_process_end(
     run = start("run", *settings)
     if ends == "by SIGTERM":
         while not run.losses_file.exists():
+            assert run.processes[0].poll() is None
             time.sleep(0.1)
         run.processes[0].terminate()
     ((code, _),) = run.ended(seconds=120)
