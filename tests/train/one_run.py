@@ -5,6 +5,7 @@ What it is to do stands in the file; see ``Job``. Tests kill it, and start many 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -49,6 +50,7 @@ class Watch(pl.Callback):
 
 def main() -> None:
     torch.set_num_threads(1)
+    gc.disable()  # what a run leaves behind must not depend on when garbage is collected
     job = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Job)
     config = load_config("knet-edge", job.settings)
     train(

@@ -129,7 +129,10 @@ def test_one_missing_cityscapes_label_is_named(cityscapes: Path) -> None:
 
 
 def test_folders_of_no_layout_say_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no folder images/.*annotations/.*leftImg8bit/"):
+    with pytest.raises(DataError, match=r"no folder images/.*annotations/.*leftImg8bit/.*has\)$"):
+        find_layout(tmp_path)
+    (tmp_path / "archive" / "images").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"did you mean .*archive\?$"):
         find_layout(tmp_path)
     (tmp_path / "leftImg8bit").mkdir()
     with pytest.raises(DataError, match=r"no gtFine/"):

@@ -39,6 +39,33 @@ def test_at_every_pixel_it_is_plain_cross_entropy(weights: Tensor) -> None:
     torch.testing.assert_close(training_loss(logits, None, labels, PLAIN, weights, 255), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_its_gradient_is_that_of_plain_cross_entropy(dtype: torch.dtype) -> None:
+    logits, labels = made(stages=3)
+    labels[1] = 255  # an image without a labelled pixel
+    weights = torch.tensor([0.5, 2.0, 1.0, 3.0])
+    given = [stage.detach().to(dtype).requires_grad_() for stage in logits]
+    (1000 * training_loss(given, None, labels, PLAIN, weights, 255)).backward()
+    same = [stage.detach().requires_grad_() for stage in given]
+    sum(1000 * plain(stage.float(), labels, weights) for stage in same).backward()
+    for ours, theirs in zip(given, same, strict=True):
+        assert ours.grad is not None
+        assert ours.grad.dtype == dtype
+        assert ours.grad.abs().max() > 1
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_a_gradient_too_small_for_half_precision_survives_the_scaling_of_the_loss() -> None:
+    logits = torch.zeros(1, 2, 2, 2, dtype=torch.float16, requires_grad=True)
+    labels = torch.zeros(1, 64, 64, dtype=torch.uint8)
+    config = msgspec.structs.replace(PLAIN, stage_weights=(1.0,), mean_over="all")
+    loss = training_loss([logits], None, labels, config, torch.full((2,), 1e-12), 255)
+    (loss * 2.0**40).backward()
+    assert logits.grad is not None
+    expected = torch.full((2, 2), 2.0**40 * 1e-12 / 8, dtype=torch.float16)  # 1 / 2 · 1 / 4 pixels
+    torch.testing.assert_close(logits.grad[0, 1], expected)
+
+
 def test_stage_weights_scale_their_stages() -> None:
     logits, labels = made()
     config = msgspec.structs.replace(PLAIN, stage_weights=(0.0, 0.5, 2.0))

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,27 @@ def test_a_killed_worker_is_named_and_the_run_can_go_on(
         go("parts", *settings, callbacks=[At(3, kill)])
     expected = go("whole", *settings)
     assert not different(expected.last, go("parts", *settings, resume=True).last)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ends", ["by itself", "by a broken picture", "by SIGTERM"])
+def test_a_run_with_workers_lets_its_process_end(
+    start: Callable[..., Any], data: Path, ends: str
+) -> None:
+    settings = ["trainer.workers=2", "optim.steps=2", "trainer.val_every=2"]
+    if ends == "by SIGTERM":
+        settings += ["optim.steps=1000", "trainer.val_every=1000"]
+    if ends == "by a broken picture":
+        broken = data / "images" / "d.png"
+        broken.write_bytes(broken.read_bytes()[:200])
+    run = start("run", *settings)
+    if ends == "by SIGTERM":
+        while not run.losses_file.exists():
+            assert run.processes[0].poll() is None
+            time.sleep(0.1)
+        run.processes[0].terminate()
+    ((code, _),) = run.ended(seconds=120)
+    assert code == {"by itself": 0, "by a broken picture": 1, "by SIGTERM": -signal.SIGTERM}[ends]
 
 
 def test_a_worker_killed_in_the_middle_of_a_save_is_named_too(go: Callable[..., RunResult]) -> None:

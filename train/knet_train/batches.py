@@ -70,6 +70,18 @@ class Parts:
             for part, (image, label) in enumerate(chunks):
                 yield Part(image, label, labels, part)
 
+    def close(self) -> None:
+        """End the processes that read pictures. They leave a first SIGTERM to this process, so at
+        its exit, when Python sends them one, it would wait for them for ever."""
+        reading: Any = self.loader._iterator
+        if reading is None:
+            return
+        try:
+            reading._shutdown_workers()
+        finally:
+            for worker in reading._workers:
+                worker.kill()
+
 
 class Pictures(Dataset[Pair]):
     """The pictures of a split as they are, for evaluation."""
@@ -90,6 +102,7 @@ class StreetData(pl.LightningDataModule):
     def __init__(self, train: LabelledFolder, val: LabelledFolder, config: Config) -> None:
         super().__init__()
         self.train, self.val, self.config = train, val, config
+        self.parts: Parts | None = None
 
     def train_dataloader(self) -> Parts:
         optim, settings = self.config.optim, self.config.trainer
@@ -107,7 +120,13 @@ class StreetData(pl.LightningDataModule):
             worker_init_fn=_leave_signals_to_parent,
             pin_memory=torch.cuda.is_available(),
         )
-        return Parts(loader, optim.accumulate)
+        self.parts = Parts(loader, optim.accumulate)
+        return self.parts
+
+    def close(self) -> None:
+        """End what reads pictures in the background. To be called however the run has ended."""
+        if self.parts is not None:
+            self.parts.close()
 
     def val_dataloader(self) -> DataLoader[Pair]:
         assert self.trainer is not None

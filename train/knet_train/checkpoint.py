@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
-from knet_runtime.errors import CheckpointError, OutputError
+from knet_runtime.errors import CheckpointError
 from knet_runtime.labels import LabelMap
+from knet_runtime.pending import output_error, write_whole
 from knet_train.build import build_model
 from knet_train.config import Config
 from knet_train.knet import KNet
@@ -41,16 +42,21 @@ def save_checkpoint(path: Path, model: KNet, config: Config, labels: LabelMap) -
         "config": msgspec.json.encode(config).decode(),
         "labels": msgspec.json.encode(labels).decode(),
     }
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        save_file(state, partial, metadata)
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(
-            f"can not write {path} ({error}): check the folder and the space on its disk"
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
+        write_whole(path, _in_order(save(state, metadata)))
+    except OSError as error:
+        raise output_error(path, error) from error
+
+
+def _in_order(file: bytes) -> bytes:
+    """The bytes of a safetensors file with its metadata sorted by key, in place of the order of
+    the day: equal weights make equal files."""
+    length = int.from_bytes(file[:8], "little")
+    header = json.loads(file[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors stay aligned
+    return len(text).to_bytes(8, "little") + text + file[8 + length :]
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

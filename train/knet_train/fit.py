@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -116,7 +116,7 @@ def train(
         )
         module.train()
         pictures = StreetData(train_folder, val_folder, config)
-        with keep.interruptible(), _plain_errors(trainer):
+        with closing(pictures), keep.interruptible(), _plain_errors(trainer):
             trainer.fit(module, datamodule=pictures, ckpt_path=state)
             if config.optim.steps % config.trainer.val_every:  # else the last step was evaluated
                 trainer.validate(module, datamodule=pictures, verbose=False)

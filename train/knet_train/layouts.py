@@ -77,9 +77,11 @@ def find_layout(root: Path) -> Layout:
             )
         return Layout(root, "Cityscapes", CITYSCAPES19)
     if not (root / "images").is_dir():
+        inner = [path.parent for path in sorted(root.glob("*/images")) if path.is_dir()]
+        hint = f"; did you mean {inner[0]}?" if inner else ""
         raise DataError(
             f"{root} has no folder images/: a data folder has images/ and labels/ (or annotations/ "
-            "as ADE20K has, or leftImg8bit/ and gtFine/ as Cityscapes has)"
+            f"as ADE20K has, or leftImg8bit/ and gtFine/ as Cityscapes has){hint}"
         )
     names = root / "labels.json"
     if (root / "labels").is_dir():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from knet_train.config import LossConfig
 
@@ -50,9 +52,10 @@ def training_loss(
     total = torch.zeros((), device=labels.device)
     stages = zip(config.stage_weights, logits, stage_labels(labels, config), divisors, strict=True)
     for scale, stage, target, divisor in stages:
-        total = total + scale * _summed(stage, target, weights, ignore_index) / divisor
+        loss: Tensor = _UpsampledCrossEntropy.apply(stage, target, weights, ignore_index)
+        total = total + scale * loss / divisor
     if auxiliary is not None:
-        loss = _summed(auxiliary, labels, weights, ignore_index) / divisors[-1]
+        loss = _UpsampledCrossEntropy.apply(auxiliary, labels, weights, ignore_index) / divisors[-1]
         total = total + config.auxiliary_weight * loss
     return total
 
@@ -83,6 +86,36 @@ def stage_labels(labels: Tensor, config: LossConfig) -> list[Tensor]:
     return targets
 
 
-def _summed(logits: Tensor, target: Tensor, weights: Tensor, ignore_index: int) -> Tensor:
-    full = F.interpolate(logits.float(), target.shape[-2:], mode="bilinear", align_corners=False)
-    return F.cross_entropy(full, target.long(), weights, ignore_index=ignore_index, reduction="sum")
+class _UpsampledCrossEntropy(torch.autograd.Function):
+    """Summed cross-entropy of logits [B, N, h, w], resized to the labels [B, H, W].
+
+    Its gradient is computed at once, an image at a time. The tensors [B, N, H, W] that autograd
+    would keep of every stage until the backward pass (2.5 GB each for 16 images of 512×512 and
+    150 classes) are then never held; the gradient is the same, as the loss is a sum over images.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, labels: Tensor, weights: Tensor, ignore_index: int
+    ) -> Tensor:
+        total = torch.zeros((), device=labels.device)
+        gradients: list[Tensor] = []
+        for image, label in zip(torch.split(logits, 1), torch.split(labels, 1), strict=True):
+            with torch.enable_grad():
+                # In float32, as nobody has scaled this loss yet for half precision's range.
+                leaf = image.detach().float().requires_grad_()
+                full = F.interpolate(leaf, label.shape[-2:], mode="bilinear", align_corners=False)
+                loss = F.cross_entropy(
+                    full, label.long(), weights, ignore_index=ignore_index, reduction="sum"
+                )
+            gradients += torch.autograd.grad(loss, leaf)
+            total = total + loss.detach()
+        ctx.save_for_backward(torch.cat(gradients))
+        ctx.dtype = logits.dtype
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (saved,) = ctx.saved_tensors
+        return (saved * gradient).to(ctx.dtype), None, None, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shlex
 from pathlib import Path
@@ -111,6 +112,29 @@ def test_a_malicious_pickle_is_refused_and_not_executed(
     with pytest.raises(CheckpointError):
         read_mmseg(path, labels=SEVEN)
     assert not proof.exists()
+
+
+class Shell:
+    """What unpickling would give to a shell."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.system, (self.command,))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_nobody_is_told_how_to_read_a_file_that_calls_a_shell(
+    tmp_path: Path, state: State, legacy: bool
+) -> None:
+    path = tmp_path / "evil.pth"
+    file = {"state_dict": state, "meta": Shell(f"touch {tmp_path / 'executed'}")}
+    torch.save(file, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CheckpointError, match=r"a pickled \w+\.system, which runs code") as caught:
+        read_mmseg(path, labels=SEVEN)
+    assert "weights_only=False" not in str(caught.value)
+    assert not (tmp_path / "executed").exists()
 
 
 def test_the_way_out_of_a_refused_file_works_as_printed(tmp_path: Path, state: State) -> None:
