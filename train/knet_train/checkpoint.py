@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from knet_runtime.errors import CheckpointError
 from knet_runtime.labels import LabelMap
@@ -59,6 +60,19 @@ def _in_order(file: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + file[8 + length :]
 
 
+def read_tensors(path: Path, advice: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a safetensors file; CheckpointError, which ends in ``advice``, where
+    it can not be read."""
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return file.metadata() or {}, tensors
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} is not a readable safetensors checkpoint ({error}): {advice}"
+        ) from error
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read what ``save_checkpoint`` wrote; nothing in the file is executed.
 
@@ -67,14 +81,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     if not path.is_file():
         raise CheckpointError(f"{path} is no file: pass a checkpoint such as RUN/best.safetensors")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path} is not a readable safetensors checkpoint ({error}): train writes them"
-        ) from error
+    metadata, state = read_tensors(path, "train writes them")
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} was not written by this version of `knet-deploy train` "

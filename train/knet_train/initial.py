@@ -6,10 +6,9 @@ import logging
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from knet_runtime.errors import CheckpointError
-from knet_train.checkpoint import FORMAT
+from knet_train.checkpoint import FORMAT, read_tensors
 from knet_train.knet import KNet
 
 log = logging.getLogger(__name__)
@@ -30,15 +29,9 @@ def load_initial(model: KNet, path: Path) -> None:
     classifier that the checkpoint has not; both are logged. Raises CheckpointError naming the
     first weight that is missing, misshapen, foreign, or not finite.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path} is not a readable safetensors checkpoint ({error}): --init wants one that "
-            "`knet-deploy train` or `import-mmseg` wrote"
-        ) from error
+    metadata, state = read_tensors(
+        path, "--init wants one that `knet-deploy train` or `import-mmseg` wrote"
+    )
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} is no checkpoint of `knet-deploy train` or `import-mmseg`; weights of a "
