@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
@@ -51,6 +55,7 @@ from knet_train.checkpoint import Checkpoint, read_checkpoint
 from knet_train.dataset import LabelledFolder, open_folder
 
 CARD_NAME = "MODEL_CARD.md"
+_SCRATCH = ".work"
 _GOLDEN_IMAGES = 2
 _SYNTHETIC_SCENES = 12
 _SCENE_SEED = 900_000  # far from the seeds of training
@@ -118,17 +123,15 @@ def export_bundle(
     try:
         created = make_folder(parent)
         # On the destination's own disk, which is the one that has to hold it.
-        with tempfile.TemporaryDirectory(
-            prefix=f".{destination.name}.", suffix=".work", dir=parent
-        ) as work:
-            files = _write_files(loaded, manifest, settings, Path(work), folder, on_step)
-            draft = write_bundle(Path(work) / "draft.knet", manifest, {**files, CARD_NAME: b""})
+        with _scratch(parent, f".{destination.name}.") as work:
+            files = _write_files(loaded, manifest, settings, work, folder, on_step)
+            draft = write_bundle(work / "draft.knet", manifest, {**files, CARD_NAME: b""})
             if precision == "bf16":
                 on_step("bf16 is not compared with PyTorch: no engine on this machine runs it")
             else:
                 on_step("comparing with PyTorch")
                 manifest = _with_parity(draft, loaded, folder)
-            record = read_quantisation(Path(work)) if settings else None
+            record = read_quantisation(work) if settings else None
             text = (
                 card.read_bytes() if card else model_card(manifest, loaded.config, record).encode()
             )
@@ -138,6 +141,33 @@ def export_bundle(
         raise output_error(destination, error) from error
     finally:
         remove_empty(created)  # unless the bundle is there
+
+
+@contextmanager
+def _scratch(parent: Path, prefix: str) -> Iterator[Path]:
+    """A hidden folder in ``parent``. Those that killed exports left there are removed: a folder in
+    use is locked by its process, whatever ends that."""
+    for other in parent.glob(f"{prefix}*{_SCRATCH}"):
+        with _locked(other) as orphaned:
+            if orphaned:
+                shutil.rmtree(other, ignore_errors=True)
+    folder = tempfile.TemporaryDirectory(prefix=prefix, suffix=_SCRATCH, dir=parent)
+    with folder as work, _locked(Path(work)):
+        yield Path(work)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Hold the folder's lock; False if another process has it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield False
+    else:
+        yield True
+    finally:
+        os.close(handle)
 
 
 def _manifest(

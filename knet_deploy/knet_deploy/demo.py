@@ -49,7 +49,7 @@ def demo(
     Writes a video and a one-page report with speed, scores against the drive's exact labels, and
     whether the engine gives the results that PyTorch gave. Exit status 1 if it does not.
     """
-    from knet_deploy.report import Results, golden_words, render
+    from knet_deploy.report import Results, render
     from knet_runtime.backends import open_backend
     from knet_runtime.bundle import default_bundle_path, open_bundle
     from knet_runtime.errors import ParityError
@@ -86,7 +86,7 @@ def demo(
     say("engine", results.engine)
     say("model", results.model_id)
     say("mIoU", f"{100 * scores.miou:.1f} % on this synthetic drive, which is no real street")
-    say("golden", f"{'passed' if golden.passed else 'FAILED'}: {golden_words(golden)}")
+    say("golden", f"{'passed' if golden.passed else 'FAILED'}: {golden}")
     say("video", video)
     say("report", page)
     if not golden.passed:

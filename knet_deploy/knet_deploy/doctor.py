@@ -128,16 +128,12 @@ def _golden() -> str:
     bundle = open_bundle(default_bundle_path())
     with open_backend(bundle, "onnxruntime-cpu") as backend:
         report = replay(bundle, backend)
-    numbers = (
-        f"{report.images} pictures, agreement {100 * report.agreement:.3f} %, "
-        f"logits differ by at most {report.max_logit_diff:.2g} of the largest"
-    )
     if not report.passed:
         raise ParityError(
-            f"{numbers}: this is not the model that was trained; "
+            f"{report}: this is not the model that was trained; "
             "pip install --force-reinstall knet-deploy onnxruntime"
         )
-    return numbers
+    return str(report)
 
 
 def _h264() -> str:

@@ -47,21 +47,13 @@ class Results:
     licence: Licence
 
 
-def golden_words(golden: GoldenReport) -> str:
-    """The golden replay in one line."""
-    return (
-        f"{golden.images} pictures, {100 * golden.agreement:.3f} % of pixels equal, "
-        f"logits differ by at most {golden.max_logit_diff:.2g} of the largest"
-    )
-
-
 def render(results: Results) -> str:
     """The whole page as HTML."""
     golden, summary = results.golden, results.summary
     return _PAGE.substitute(
         verdict="pass" if golden.passed else "fail",
         golden_title="The same results as PyTorch" if golden.passed else "NOT PyTorch's results",
-        golden=escape(golden_words(golden)),
+        golden=escape(str(golden)),
         limit=f"{golden.tolerance.max_logit_diff:g}",
         least=f"{100 * golden.tolerance.agreement:g}",
         miou=f"{100 * results.scores.miou:.1f}",

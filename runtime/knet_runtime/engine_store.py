@@ -98,7 +98,10 @@ class StoredEngine(NamedTuple):
 
     def read(self) -> bytes:
         """The plan. Raises BackendUnavailable when its bytes are not those that were built."""
-        rebuild = "build it again with --force"
+        rebuild = (
+            f"knet-deploy build {shlex.quote(str(self.path.parents[1]))} "
+            f"--engine {self.record.engine} --graph {self.record.kind} --force"
+        )
         try:
             plan = self.path.read_bytes()
         except OSError as error:

@@ -46,6 +46,12 @@ class GoldenReport(msgspec.Struct, frozen=True):
     passed: bool
     tolerance: Tolerance
 
+    def __str__(self) -> str:
+        logits = ""
+        if self.max_logit_diff is not None:
+            logits = f", logits differ by at most {self.max_logit_diff:.2g} of the largest"
+        return f"{self.images} pictures, {100 * self.agreement:.3f} % of pixels equal{logits}"
+
 
 def save_golden(
     target: Path | BinaryIO, images: NDArray[np.uint8], logits: NDArray[np.float32]

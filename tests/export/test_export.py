@@ -31,9 +31,9 @@ from knet_train.evaluate import predict
 SIZE = (64, 96)
 
 
-@pytest.fixture(scope="module")
-def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return export_bundle(checkpoint, tmp_path_factory.mktemp("out") / "small.knet")
+@pytest.fixture
+def bundle(small_bundle: Bundle) -> Bundle:
+    return small_bundle
 
 
 def pictures(count: int, size: Size = SIZE) -> NDArray[np.uint8]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-
-import pytest
 
 from knet_runtime.bundle import open_bundle
 
@@ -61,11 +61,17 @@ finally:
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
 def test_an_export_killed_at_any_moment_leaves_no_half_bundle(
     checkpoint: Path, tmp_path: Path
 ) -> None:
     destination = tmp_path / "out" / "killed.knet"
+    orphan = destination.with_name(".killed.knet.0.work")
+    in_use = destination.with_name(".killed.knet.1.work")
+    for folder in (orphan, in_use):
+        folder.mkdir(parents=True)
+        (folder / "weights.bin").write_bytes(b"left by an export")
+    lock = os.open(in_use, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", _EXPORT_AND_KILL, checkpoint, destination],
         capture_output=True,
@@ -73,6 +79,7 @@ def test_an_export_killed_at_any_moment_leaves_no_half_bundle(
         timeout=300,
         check=False,
     )
+    os.close(lock)
     assert done.returncode == 0, done.stderr
     kills = [line.split(" ", 1) for line in done.stdout.splitlines()]
     assert Counter(step for step, _ in kills) == {
@@ -86,3 +93,5 @@ def test_an_export_killed_at_any_moment_leaves_no_half_bundle(
     assert open_bundle(destination).artefact.parity  # the one that was left alone
     visible = [path.name for path in destination.parent.iterdir() if path.name[0] != "."]
     assert visible == ["killed.knet"]
+    assert not orphan.exists(), "what a killed export left goes with the next one"
+    assert (in_use / "weights.bin").exists(), "another export still needs it"
