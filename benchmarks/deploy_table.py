@@ -44,7 +44,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--precisions", nargs="+", choices=("fp32", "fp16", "int8"), default=["fp32", "fp16"]
     )
-    parser.add_argument("--size", type=int, default=128, help="height and width of the input")
+    parser.add_argument("--size", type=int, help="height and width; without it, each its own")
     parser.add_argument("--count", type=int, default=4, help="pictures to compare on")
     parser.add_argument("--targets", default="sm80,sm86,sm89,sm120")
     parser.add_argument("--output", type=Path, help="JSON; without it only the table")
@@ -64,10 +64,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from knet_train.config import load_config
 
     preset, precision = options.presets[0], options.precisions[0]
-    side = (options.size, options.size)
-    row: dict[str, Any] = {"preset": preset, "precision": precision}
     torch.manual_seed(0)
+    side = (options.size, options.size) if options.size else load_config(preset).data.eval_size
     config = load_config(preset, [f"data.eval_size={list(side)}"])
+    row: dict[str, Any] = {"preset": preset, "precision": precision, "size": side}
     classes = CLASSES.get(preset, ADE20K)
     model = build_model(config.model, classes).eval()
     _spread(model, side)
@@ -118,7 +118,7 @@ def _parity(bundle: Any, model: Any, folder: Path, count: int) -> dict[str, Any]
     import numpy as np
     import torch
 
-    from knet_export.deploy import reference_logits
+    from knet_export.form.deploy import reference_logits
     from knet_runtime.backends import open_backend
     from knet_runtime.image_file import read_image
     from knet_runtime.images import list_images
@@ -149,8 +149,8 @@ def _parity(bundle: Any, model: Any, folder: Path, count: int) -> dict[str, Any]
 
 
 def _build(bundle: Any, targets: list[str]) -> dict[str, Any]:
-    from knet_export.profile import profile_of
-    from knet_export.to_tensorrt import build_engine
+    from knet_export.tensorrt.build import build_engine
+    from knet_export.tensorrt.profile import profile_of
     from knet_runtime.engine_store import BuildOptions
 
     options = BuildOptions(profile_of(bundle.manifest.input))
@@ -167,8 +167,9 @@ def _build(bundle: Any, targets: list[str]) -> dict[str, Any]:
 def run_row(preset: str, precision: str, options: argparse.Namespace) -> dict[str, Any]:
     """``measure`` in a process of its own."""
     words = [sys.executable, __file__, "--row", "--pictures", str(options.pictures)]
-    words += ["--presets", preset, "--precisions", precision, "--size", str(options.size)]
+    words += ["--presets", preset, "--precisions", precision]
     words += ["--count", str(options.count), "--targets", options.targets]
+    words += ["--size", str(options.size)] if options.size else []
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no reason"])[-1]
@@ -181,13 +182,14 @@ def run_row(preset: str, precision: str, options: argparse.Namespace) -> dict[st
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown."""
     lines = [
-        "| model | precision | parameters | export | ONNX Runtime: logits | classes | "
+        "| model | size | precision | parameters | export | ONNX Runtime: logits | classes | "
         "TensorRT-RTX: build | engine |",
-        "|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         parameters = f"{row['parameters'] / 1e6:.1f} M" if "parameters" in row else ""
-        cells = [row["preset"], row["precision"], parameters]
+        size = "×".join(map(str, row.get("size", ())))
+        cells = [row["preset"], size, row["precision"], parameters]
         cells.append(f"{row['export_seconds']:.0f} s" if "export_seconds" in row else "")
         if found := row.get("onnxruntime"):
             cells += [f"{found['max_logit_diff']:.1e}", f"{100 * found['agreement']:.3f} %"]
@@ -222,7 +224,6 @@ def main() -> None:
         ).stdout.strip()
         report = {
             "what": "random weights; logits: largest difference / largest logit",
-            "size": options.size,
             "processor": processor_name(),
             "cores": len(os.sched_getaffinity(0)),
             "python": platform.python_version(),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from knet_export.int8 import card_lines
-from knet_export.sensitivity import Quantisation
+from knet_export.int8.sensitivity import Quantisation
+from knet_export.int8.write import card_lines
 from knet_runtime.manifest import Manifest
 from knet_train.config import Config
 

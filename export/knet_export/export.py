@@ -17,20 +17,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from knet_export.calibrate import open_calibration
 from knet_export.card import model_card
-from knet_export.check_onnx import check_onnx, check_structure
-from knet_export.deploy import deploy_form, reference_logits
+from knet_export.form.deploy import deploy_form, reference_logits
+from knet_export.form.precision import check_finite, halve
+from knet_export.graph.check_onnx import check_onnx, check_structure
+from knet_export.graph.tail import MOST_CLASSES, add_tail
+from knet_export.graph.to_onnx import CLASSMAP_NAME, LOGITS_NAME, WEIGHTS_NAME, export_onnx
 from knet_export.input_size import export_spec
-from knet_export.int8 import QUANTISATION_NAME, Calibration, read_quantisation, write_int8
-from knet_export.precision import check_finite, halve
-from knet_export.sensitivity import Calibrator
-from knet_export.tail import MOST_CLASSES, add_tail
-from knet_export.to_onnx import CLASSMAP_NAME, LOGITS_NAME, WEIGHTS_NAME, export_onnx
-from knet_export.tolerance import default_tolerance
-from knet_export.torch_reference import TorchReference
-from knet_export.verify import Picture, verify
-from knet_export.verify_data import check_labels, pictures
+from knet_export.int8.calibrate import open_calibration
+from knet_export.int8.sensitivity import Calibrator
+from knet_export.int8.write import QUANTISATION_NAME, Calibration, read_quantisation, write_int8
+from knet_export.parity.tolerance import default_tolerance
+from knet_export.parity.torch_reference import TorchReference
+from knet_export.parity.verify import Picture, verify
+from knet_export.parity.verify_data import check_labels, pictures
 from knet_runtime.backends import open_backend
 from knet_runtime.bundle import Bundle, write_bundle
 from knet_runtime.errors import ConfigError, OutputError, ParityError

@@ -51,8 +51,8 @@ def build(
     What was built never ran on a GPU by the hands of its authors: let verify decide. An engine
     belongs to one GPU, driver and release of TensorRT; run refuses it elsewhere.
     """
-    from knet_export.profile import profile_of
-    from knet_export.to_tensorrt import build_engine
+    from knet_export.tensorrt.build import build_engine
+    from knet_export.tensorrt.profile import profile_of
     from knet_runtime.backends.choose import own_kind
     from knet_runtime.bundle import open_bundle
     from knet_runtime.engine_store import BuildOptions, TensorRTEngine

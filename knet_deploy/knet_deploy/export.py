@@ -12,7 +12,7 @@ from knet_runtime.errors import ConfigError
 from knet_runtime.manifest import Precision, Size
 
 if TYPE_CHECKING:
-    from knet_export.sensitivity import Calibrator
+    from knet_export.int8.sensitivity import Calibrator
 
 
 def export(

@@ -20,8 +20,8 @@ from knet_runtime.manifest import Kind, Parity
 from knet_runtime.pending import check_folder, output_error, write_whole
 
 if TYPE_CHECKING:
-    from knet_export.reference import Reference
-    from knet_export.verify import VerifyReport
+    from knet_export.parity.reference import Reference
+    from knet_export.parity.verify import VerifyReport
 
 _GOLDEN = "golden pictures"
 
@@ -89,7 +89,7 @@ def verify(
 
 
 def _tightened(bundle: Bundle, settings: list[str]) -> Bundle:
-    from knet_export.tolerance import tightened
+    from knet_export.parity.tolerance import tightened
 
     artefacts = tuple(
         msgspec.structs.replace(artefact, tolerance=tightened(artefact.tolerance, settings))
@@ -159,9 +159,9 @@ def _compare(
     report: Path | None,
     bisect: bool,
 ) -> None:
-    from knet_export import report as page
-    from knet_export import verify as parity
-    from knet_export.verify_data import open_data
+    from knet_export.parity import report as page
+    from knet_export.parity import verify as parity
+    from knet_export.parity.verify_data import open_data
 
     found = open_data(data, split, bundle)
     spec, name = bundle.manifest.input, found.name
@@ -199,20 +199,20 @@ def _compare(
 @contextmanager
 def _reference(against: Path, bundle: Bundle) -> Iterator[Reference]:
     if against.is_dir():
-        from knet_export.reference import BundleReference
+        from knet_export.parity.reference import BundleReference
 
         with BundleReference(open_bundle(against), bundle) as other:
             yield other
         return
     with needs_extra("export", "knet-deploy verify --against CHECKPOINT"):
-        from knet_export.torch_reference import TorchReference
+        from knet_export.parity.torch_reference import TorchReference
         from knet_train.checkpoint import read_checkpoint
     yield TorchReference(read_checkpoint(against))
 
 
 def _bisect(bundle: Bundle, backend: Backend, against: Path, picture: Path) -> None:
     with needs_extra("export", "knet-deploy verify --bisect"):
-        from knet_export.bisect import bisect
+        from knet_export.parity.bisect import bisect
     found = bisect(bundle, backend.kind, against, picture, on_step=typer.echo)
     for line in found.lines(backend.name):
         typer.echo(line)

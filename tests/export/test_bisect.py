@@ -13,12 +13,12 @@ import pytest
 from onnx import helper, numpy_helper
 
 from knet_deploy.cli import main
-from knet_export.align import align, load_graph
-from knet_export.bisect import Bisection, bisect
-from knet_export.deploy import deploy_form
-from knet_export.keep_halves import with_prefix
-from knet_export.precision import halve
-from knet_export.to_onnx import LOGITS_NAME, WEIGHTS_NAME, export_onnx
+from knet_export.form.deploy import deploy_form
+from knet_export.form.precision import halve
+from knet_export.graph.to_onnx import LOGITS_NAME, WEIGHTS_NAME, export_onnx
+from knet_export.parity.align import align, load_graph
+from knet_export.parity.bisect import Bisection, bisect
+from knet_export.parity.keep_halves import with_prefix
 from knet_runtime.bundle import Bundle, write_bundle
 from knet_runtime.errors import ConfigError
 from knet_runtime.manifest import Kind

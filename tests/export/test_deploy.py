@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from knet_export.deploy import deploy_form
-from knet_export.fold_norms import fold_batch_norms
-from knet_export.pooling import pooled
-from knet_export.windows import StaticSwin
+from knet_export.form.deploy import deploy_form
+from knet_export.form.fold_norms import fold_batch_norms
+from knet_export.form.pooling import pooled
+from knet_export.form.windows import StaticSwin
 from knet_runtime.errors import ConfigError
 from knet_train.build import build_model
 from knet_train.config import load_config

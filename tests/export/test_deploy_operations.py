@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from knet_export.operations import count_operations, operations_row
+from knet_export.form.operations import count_operations, operations_row
 from knet_train.config import load_config
 
 README = Path(__file__).parents[2] / "export" / "README.md"

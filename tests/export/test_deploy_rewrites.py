@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from knet_export.deploy import DeployStage
-from knet_export.rewrites import (
+from knet_export.form.deploy import DeployStage
+from knet_export.form.rewrites import (
     FoldedGather,
     FoldedMaskKernels,
     apply_kernels,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from knet_export import export as export_module
 from knet_export.export import export_bundle
 from knet_export.input_size import size_range
-from knet_export.tolerance import default_tolerance
+from knet_export.parity.tolerance import default_tolerance
 from knet_runtime.backends import open_backend
 from knet_runtime.bundle import Bundle, open_bundle
 from knet_runtime.errors import CheckpointError, ConfigError, DataError, OutputError, ParityError

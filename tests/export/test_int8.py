@@ -11,10 +11,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from knet_export.calibrate import CalibrationSet, measure_ranges, open_calibration
-from knet_export.quantise import matching, multiply_adds, quantisable, quantise, save
-from knet_export.sensitivity import Calibrator, quantise_within
-from knet_export.session import open_session
+from knet_export.graph.session import open_session
+from knet_export.int8.calibrate import CalibrationSet, measure_ranges, open_calibration
+from knet_export.int8.quantise import matching, multiply_adds, quantisable, quantise, save
+from knet_export.int8.sensitivity import Calibrator, quantise_within
 from knet_runtime.errors import CheckpointError, ConfigError, ParityError
 from knet_runtime.labels import LabelMap, distinct_palette
 from knet_runtime.manifest import (

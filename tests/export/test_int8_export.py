@@ -12,8 +12,8 @@ from PIL import Image
 
 from knet_deploy.cli import main
 from knet_export.export import export_bundle
-from knet_export.int8 import QUANTISATION_NAME
-from knet_export.sensitivity import Quantisation
+from knet_export.int8.sensitivity import Quantisation
+from knet_export.int8.write import QUANTISATION_NAME
 from knet_runtime.backends import open_backend
 from knet_runtime.bundle import Bundle
 from knet_runtime.errors import ConfigError, DataError

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from knet_export.calibrate import open_calibration
-from knet_export.histogram import METHODS, Histogram
+from knet_export.int8.calibrate import open_calibration
+from knet_export.int8.histogram import METHODS, Histogram
 from knet_runtime.errors import DataError, SourceError
 from knet_runtime.labels import CAMVID11
 from knet_runtime.synthetic import Street

@@ -7,9 +7,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from knet_export.margin import top_two_margin
-from knet_export.measure import Tally
-from knet_export.tolerance import default_tolerance, tightened
+from knet_export.parity.measure import Tally, top_two_margin
+from knet_export.parity.tolerance import default_tolerance, tightened
 from knet_runtime.errors import ConfigError
 from knet_runtime.postprocess import upsampled_argmax
 

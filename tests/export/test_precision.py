@@ -12,11 +12,11 @@ import torch
 from onnx import TensorProto, numpy_helper
 from torch import nn
 
-from knet_export.check_onnx import check_onnx, check_structure
-from knet_export.deploy import DeployKNet, deploy_form
-from knet_export.precision import ExactNorm, check_finite, halve
-from knet_export.to_onnx import LOGITS_NAME, export_onnx
-from knet_export.tolerance import default_tolerance
+from knet_export.form.deploy import DeployKNet, deploy_form
+from knet_export.form.precision import ExactNorm, check_finite, halve
+from knet_export.graph.check_onnx import check_onnx, check_structure
+from knet_export.graph.to_onnx import LOGITS_NAME, export_onnx
+from knet_export.parity.tolerance import default_tolerance
 from knet_runtime.errors import CheckpointError
 from knet_runtime.manifest import InputSpec, OutputSpec
 from knet_runtime.synthetic import Street

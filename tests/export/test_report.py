@@ -14,11 +14,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from knet_export.delta_plot import delta_plot
-from knet_export.measure import MarginRow
-from knet_export.report import JSON_NAME, PAGE_NAME, WorstPictures, write_page
-from knet_export.tolerance import default_tolerance
-from knet_export.verify import ClassRow, Compared, VerifyReport
+from knet_export.parity.delta_plot import delta_plot
+from knet_export.parity.measure import MarginRow
+from knet_export.parity.report import JSON_NAME, PAGE_NAME, WorstPictures, write_page
+from knet_export.parity.tolerance import default_tolerance
+from knet_export.parity.verify import ClassRow, Compared, VerifyReport
 from knet_runtime.errors import OutputError
 from knet_runtime.labels import CAMVID11
 from knet_runtime.synthetic import Street

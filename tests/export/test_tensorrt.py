@@ -16,14 +16,14 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from knet_deploy.cli import main
-from knet_export.deploy import deploy_form
-from knet_export.precision import halve
-from knet_export.profile import profile_of
-from knet_export.quantise import multiply_adds, quantisable, quantise, save
-from knet_export.tail import add_tail
-from knet_export.to_onnx import CLASSMAP_NAME, LOGITS_NAME, WEIGHTS_NAME, export_onnx
-from knet_export.to_tensorrt import _Network, build_engine, parser_reason
-from knet_export.tolerance import default_tolerance
+from knet_export.form.deploy import deploy_form
+from knet_export.form.precision import halve
+from knet_export.graph.tail import add_tail
+from knet_export.graph.to_onnx import CLASSMAP_NAME, LOGITS_NAME, WEIGHTS_NAME, export_onnx
+from knet_export.int8.quantise import multiply_adds, quantisable, quantise, save
+from knet_export.parity.tolerance import default_tolerance
+from knet_export.tensorrt.build import _Network, build_engine, parser_reason
+from knet_export.tensorrt.profile import profile_of
 from knet_runtime.backends.tensorrt_library import load_tensorrt, new_log
 from knet_runtime.bundle import Bundle, open_bundle, write_bundle
 from knet_runtime.engine_store import BuildOptions, find_engine, read_record
@@ -339,7 +339,7 @@ def test_device_needs_neither_torch_nor_onnx_to_build() -> None:
     program = (
         "import sys\n"
         "for name in ('torch', 'onnx', 'timm'): sys.modules[name] = None\n"
-        "import knet_export.to_tensorrt, knet_export.profile, knet_deploy.build\n"
+        "import knet_export.tensorrt.build, knet_export.tensorrt.profile, knet_deploy.build\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, env=os.environ

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from knet_export.audit import check_delivered, count, read_layers
+from knet_export.tensorrt.audit import check_delivered, count, read_layers
 from knet_runtime.errors import BackendError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from knet_export.profile import profile_of
+from knet_export.tensorrt.profile import profile_of
 from knet_runtime.engine_store import Profile, Shape
 from knet_runtime.errors import ConfigError
 from knet_runtime.manifest import InputSpec, SizeRange

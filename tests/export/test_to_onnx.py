@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from knet_export.check_onnx import check_onnx, check_structure
-from knet_export.deploy import deploy_form
+from knet_export.form.deploy import deploy_form
+from knet_export.form.precision import halve
+from knet_export.graph.check_onnx import check_onnx, check_structure
+from knet_export.graph.tail import add_tail
+from knet_export.graph.to_onnx import CLASSMAP_NAME, LOGITS_NAME, WEIGHTS_NAME, export_onnx
 from knet_export.input_size import size_range
-from knet_export.precision import halve
-from knet_export.tail import add_tail
-from knet_export.to_onnx import CLASSMAP_NAME, LOGITS_NAME, WEIGHTS_NAME, export_onnx
-from knet_export.tolerance import default_tolerance
+from knet_export.parity.tolerance import default_tolerance
 from knet_runtime.errors import ConfigError, ParityError
 from knet_runtime.manifest import InputSpec, OutputSpec
 from knet_runtime.synthetic import Street

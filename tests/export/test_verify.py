@@ -19,9 +19,9 @@ from onnx import numpy_helper
 
 from knet_deploy.cli import main
 from knet_export.export import export_bundle
-from knet_export.torch_reference import TorchReference
-from knet_export.verify import Picture, VerifyReport, verify
-from knet_export.verify_data import open_data
+from knet_export.parity.torch_reference import TorchReference
+from knet_export.parity.verify import Picture, VerifyReport, verify
+from knet_export.parity.verify_data import open_data
 from knet_runtime.backends import open_backend
 from knet_runtime.bundle import Bundle, default_bundle_path, open_bundle, write_bundle
 from knet_runtime.errors import BundleError, CheckpointError, ConfigError, DataError
@@ -222,7 +222,7 @@ def test_another_checkpoint_fails_and_is_not_stored(
 def test_models_of_another_kind_are_refused_and_never_resized(
     small_bundle: Bundle, checkpoint: Path, tmp_path: Path
 ) -> None:
-    from knet_export.reference import BundleReference
+    from knet_export.parity.reference import BundleReference
 
     labels = small_bundle.manifest.labels
     few = msgspec.structs.replace(labels, names=labels.names[:3], palette=labels.palette[:3])

@@ -14,8 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from knet_export.deploy import DeployKNet
-from knet_export.windows import WindowSoftmax
+from knet_export.form.deploy import DeployKNet
+from knet_export.form.windows import WindowSoftmax
 from knet_runtime.errors import CheckpointError
 
 Half = Literal["fp16", "bf16"]

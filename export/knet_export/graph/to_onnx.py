@@ -20,7 +20,7 @@ from typing import Any
 import onnx
 import torch
 
-from knet_export.deploy import DeployKNet
+from knet_export.form.deploy import DeployKNet
 from knet_runtime.manifest import InputSpec, OutputSpec
 
 LOGITS_NAME, CLASSMAP_NAME, WEIGHTS_NAME = "logits.onnx", "classmap.onnx", "weights.bin"

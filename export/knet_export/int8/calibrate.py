@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from knet_export.histogram import Histogram
-from knet_export.session import open_session
+from knet_export.graph.session import open_session
+from knet_export.int8.histogram import Histogram
 from knet_runtime.errors import CheckpointError, DataError, SourceError
 from knet_runtime.image_file import read_image
 from knet_runtime.images import list_images

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from knet_export.align import (
+from knet_export.parity.align import (
     Alignment,
     Graph,
     align,
@@ -24,7 +24,7 @@ from knet_export.align import (
     modules_apart,
     static_differences,
 )
-from knet_export.keep_halves import keep_halves
+from knet_export.parity.keep_halves import keep_halves
 from knet_runtime.bundle import Bundle, open_bundle
 from knet_runtime.errors import ConfigError
 from knet_runtime.image_file import read_image
@@ -133,9 +133,9 @@ def bisect(
 
 
 def _export(checkpoint: Path, manifest: Manifest, kind: Kind, folder: Path) -> Path:
-    from knet_export.deploy import deploy_form
-    from knet_export.tail import add_tail
-    from knet_export.to_onnx import CLASSMAP_NAME, export_onnx
+    from knet_export.form.deploy import deploy_form
+    from knet_export.graph.tail import add_tail
+    from knet_export.graph.to_onnx import CLASSMAP_NAME, export_onnx
     from knet_train.checkpoint import read_checkpoint
 
     spec, output = manifest.input, manifest.output

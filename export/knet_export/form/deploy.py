@@ -14,9 +14,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from knet_export.fold_norms import fold_batch_norms
-from knet_export.pooling import MatrixPyramid
-from knet_export.rewrites import (
+from knet_export.form.fold_norms import fold_batch_norms
+from knet_export.form.pooling import MatrixPyramid
+from knet_export.form.rewrites import (
     FoldedGather,
     FoldedMaskKernels,
     apply_kernels,
@@ -24,7 +24,7 @@ from knet_export.rewrites import (
     gather,
     sum_scale,
 )
-from knet_export.windows import StaticSwin
+from knet_export.form.windows import StaticSwin
 from knet_runtime.errors import ConfigError
 from knet_runtime.manifest import Size
 from knet_train.backbones import level_channels

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from knet_export.audit import check_delivered, count, read_layers
+from knet_export.tensorrt.audit import check_delivered, count, read_layers
 from knet_runtime.backends.tensorrt_library import explain, load_tensorrt, new_log, plain
 from knet_runtime.bundle import Bundle
 from knet_runtime.engine_store import (

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class TorchReference:
-    """A checkpoint as ``knet_export.reference.Reference``."""
+    """A checkpoint as ``knet_export.parity.reference.Reference``."""
 
     name = "PyTorch, float32"
 

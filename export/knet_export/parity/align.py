@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from knet_export.session import open_session
+from knet_export.graph.session import open_session
 
 # Nodes that change a type: another precision has others, and they are no step of the model.
 _TYPE_NODES = ("Cast", "QuantizeLinear", "DequantizeLinear")

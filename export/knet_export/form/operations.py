@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from knet_export.deploy import deploy_form
+from knet_export.form.deploy import deploy_form
 from knet_runtime.manifest import Size
 from knet_train.build import build_model
 from knet_train.config import Config

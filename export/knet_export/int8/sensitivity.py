@@ -17,10 +17,10 @@ from typing import Literal
 import msgspec
 import onnx
 
-from knet_export.calibrate import CalibrationSet, measure_ranges
-from knet_export.histogram import Histogram, Method
-from knet_export.judge import Judge, Score
-from knet_export.quantise import Weighted, matching, multiply_adds, quantisable, quantise
+from knet_export.int8.calibrate import CalibrationSet, measure_ranges
+from knet_export.int8.histogram import Histogram, Method
+from knet_export.int8.judge import Judge, Score
+from knet_export.int8.quantise import Weighted, matching, multiply_adds, quantisable, quantise
 from knet_runtime.errors import ConfigError, ParityError
 from knet_runtime.manifest import Manifest, Tolerance
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import msgspec
 import onnx
 
-from knet_export.calibrate import CalibrationSet
-from knet_export.quantise import save
-from knet_export.sensitivity import Calibrator, Quantisation, quantise_within
-from knet_export.to_onnx import LOGITS_NAME, WEIGHTS_NAME
+from knet_export.graph.to_onnx import LOGITS_NAME, WEIGHTS_NAME
+from knet_export.int8.calibrate import CalibrationSet
+from knet_export.int8.quantise import save
+from knet_export.int8.sensitivity import Calibrator, Quantisation, quantise_within
 from knet_runtime.manifest import Manifest
 
 QUANTISATION_NAME = "quantisation.json"

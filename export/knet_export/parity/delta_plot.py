@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from knet_export.verify import VerifyReport
+from knet_export.parity.verify import VerifyReport
 
 _MOST = 40  # classes; of more, those that changed most
 _ROW, _NAME, _PLOT, _VALUE, _TOP, _TICK = 22, 150, 420, 76, 24, 30

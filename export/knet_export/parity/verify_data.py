@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from knet_export.verify import Picture
+from knet_export.parity.verify import Picture
 from knet_runtime.bundle import Bundle
 from knet_runtime.errors import ConfigError, DataError, SourceError
 from knet_runtime.image_file import read_image

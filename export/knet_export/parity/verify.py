@@ -16,9 +16,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from knet_export.margin import top_two_margin
-from knet_export.measure import MarginRow, Tally
-from knet_export.reference import Reference
+from knet_export.parity.measure import MarginRow, Tally, top_two_margin
+from knet_export.parity.reference import Reference
 from knet_runtime.backends import Backend
 from knet_runtime.bundle import Bundle
 from knet_runtime.errors import BackendError, DataError

@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from knet_export.calibrate import CalibrationSet, spread
-from knet_export.session import open_session
+from knet_export.graph.session import open_session
+from knet_export.int8.calibrate import CalibrationSet, spread
 from knet_runtime.errors import CheckpointError
 from knet_runtime.manifest import Manifest, Tolerance
 from knet_runtime.metrics import ConfusionMatrix, agreement, worst_class_delta

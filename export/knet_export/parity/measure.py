@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,18 @@ class MarginRow(msgspec.Struct, frozen=True):
     below: float | None
     share: float
     agreement: float | None
+
+
+def top_two_margin(logits: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """The lead of the best class, float32 [H, W] = ``size``, of logits float32 [N, h, w] resized as
+    ``postprocess.upsampled_argmax`` resizes them; infinity for a single class."""
+    to = (size[1], size[0])
+    best, second = np.full(size, -np.inf, np.float32), np.full(size, -np.inf, np.float32)
+    for plane in np.ascontiguousarray(logits):
+        large = np.asarray(cv2.resize(plane, to, interpolation=cv2.INTER_LINEAR), np.float32)
+        np.maximum(second, np.minimum(best, large), out=second)
+        np.maximum(best, large, out=best)
+    return best - second
 
 
 class Tally:

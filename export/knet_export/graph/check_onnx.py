@@ -16,8 +16,8 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
-from knet_export.deploy import reference_logits
-from knet_export.to_onnx import CLASSMAP_NAME, LOGITS_NAME
+from knet_export.form.deploy import reference_logits
+from knet_export.graph.to_onnx import CLASSMAP_NAME, LOGITS_NAME
 from knet_runtime.backends.machine import cpu_budget
 from knet_runtime.errors import ParityError
 from knet_runtime.manifest import CLASSMAP_OUTPUT, InputSpec, OutputSpec, Size, Tolerance

@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from knet_export.align import Alignment, Graph
+from knet_export.parity.align import Alignment, Graph
 from knet_runtime.manifest import Tolerance
 from knet_runtime.metrics import agreement
 

@@ -14,8 +14,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from knet_export.delta_plot import delta_plot
-from knet_export.verify import Compared, VerifyReport
+from knet_export.parity.delta_plot import delta_plot
+from knet_export.parity.verify import Compared, VerifyReport
 from knet_runtime.labels import LabelMap
 from knet_runtime.overlay import blend
 from knet_runtime.pending import make_folder, output_error, write_whole

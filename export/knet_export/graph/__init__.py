@@ -1,0 +1,1 @@
+"""The deploy form as ONNX files, and the check that they are still the function."""

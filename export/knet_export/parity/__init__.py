@@ -1,0 +1,1 @@
+"""The proof: an artefact against its reference, measured, judged, shown and bisected."""
