@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-SourceKind = Literal["video", "image", "images", "camera"]
+SourceKind = Literal["video", "image", "images", "camera", "stream"]
 
 MAX_PIXELS = 200_000_000
 """A larger picture is refused: as RGB it would take more than 600 MB, and a header can lie."""
@@ -25,13 +25,16 @@ class Frame:
     ``image`` is uint8 [H, W, 3] RGB, contiguous and the frame's own. ``index`` counts from 0.
     ``pts`` is the time in seconds since the source's start, exact, or None where the source has no
     time (images) or left it out. ``name`` differs between all frames of a source: the image's
-    stem, or the index with at least six digits.
+    stem, or the index with at least six digits. ``wall`` is when a live frame arrived, in seconds
+    since the epoch. ``stale`` marks a picture that is handed on again because no newer one came.
     """
 
     image: NDArray[np.uint8]
     index: int
     pts: Fraction | None
     name: str
+    wall: float | None = None
+    stale: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,11 @@ class SourceInfo:
     frames: int | None
     time_base: Fraction | None = None
     path: Path | None = None
+
+    @property
+    def live(self) -> bool:
+        """Whether frames come when they come, and wait for nobody."""
+        return self.kind in ("camera", "stream")
 
 
 class Source(Protocol):
