@@ -33,8 +33,13 @@ from knet_runtime.errors import (
     SourceError,
 )
 
-Extra = Literal["train", "export"]
-_EXTRA_NAMES: dict[Extra, str] = {"train": "training", "export": "export"}
+Extra = Literal["train", "export", "serve", "ray"]
+_EXTRA_NAMES: dict[Extra, str] = {
+    "train": "training",
+    "export": "export",
+    "serve": "serve",
+    "ray": "ray",
+}
 
 
 class MissingExtra(KnetError):

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from knet_deploy.console import say, track
-from knet_deploy.run import check_engine, say_times
+from knet_deploy.run import check_engine
+from knet_deploy.run_summary import say_times
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,9 +102,11 @@ class Drive:
 
     def __init__(self, seed: int, count: int) -> None:
         from knet_runtime.frames import SourceInfo
+        from knet_runtime.source_options import SourceStatus
         from knet_runtime.synthetic import Street
 
         self.info = SourceInfo("video", _SIZE, Fraction(_RATE), count, Fraction(1, _RATE))
+        self.status = SourceStatus()
         self._street = Street(_FIRST_STREET + seed, _SIZE)
         self._truth: dict[int, NDArray[np.uint8]] = {}
         self._frames = self._draw(count)
@@ -122,8 +125,11 @@ class Drive:
     def __iter__(self) -> Iterator[Frame]:
         return self._frames
 
-    def close(self) -> None:
+    def stop(self) -> None:
         self._frames = iter(())
+
+    def close(self) -> None:
+        self.stop()
 
     def __enter__(self) -> Drive:
         return self
@@ -160,7 +166,7 @@ def _drive(
             advance()
 
         overlay = OverlayVideo(video, drive.info, legend=True)
-        summary = stream.run(drive, segmenter, [overlay], on_frame=score)
+        summary = stream.run([stream.Feed(drive, [overlay])], segmenter, on_frame=score)
     return summary, scores, pictures
 
 

@@ -139,13 +139,14 @@ def _golden() -> str:
 def _h264() -> str:
     import numpy as np
 
-    from knet_runtime.mp4 import ENCODERS, Mp4Writer, is_playable, working_encoder
+    from knet_runtime.encoder import ENCODERS, working_encoder
+    from knet_runtime.video_file import VideoWriter, is_playable
 
     size = (64, 96)
-    encoder = working_encoder(ENCODERS, size)
+    encoder = working_encoder(ENCODERS["h264"], size)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "test.mp4"
-        writer = Mp4Writer(path, size, Fraction(1, 30), Fraction(30), encoder)
+        writer = VideoWriter(path, size, Fraction(1, 30), Fraction(30), encoder)
         for tick in range(3):
             writer.write(np.zeros((*size, 3), np.uint8), tick)
         writer.close()

@@ -1,26 +1,34 @@
-"""``knet-deploy run``: a video, image, folder or camera through a bundle, into files."""
+"""``knet-deploy run``: videos, images, cameras and streams through a bundle, into files."""
 
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from knet_deploy.console import parse_size, say, track
+from knet_deploy.run_outputs import ALPHA, Outputs, feed_names
+from knet_deploy.run_summary import Shares, say_losses, say_stages, say_times, say_written
+from knet_deploy.serve_options import Insecure, Serve, Token, live_page, page_listener
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from knet_runtime.frames import Frame, Source, SourceInfo
+    from knet_runtime.bundle import Bundle
+    from knet_runtime.frames import Frame
     from knet_runtime.segmenter import Mask, Segmenter
-    from knet_runtime.sinks import Sink
-    from knet_runtime.stream import RunSummary
+    from knet_runtime.selftest import SelfTestPolicy
+    from knet_runtime.source_options import SourceOptions, Transport
+    from knet_runtime.stream import Feed, Policy
 
 _log = logging.getLogger(__name__)
-_PICTURES = (".png", ".jpg", ".jpeg")
-_ALPHA = 0.5
+_Choice = TypeVar("_Choice", bound=str)
+_SELF_TESTS: tuple[SelfTestPolicy, ...] = ("refuse", "warn", "off")
+_POLICIES: tuple[Policy, ...] = ("file", "live")
+_TRANSPORTS: tuple[Transport, ...] = ("tcp", "udp")
 
 
 def run(
@@ -28,9 +36,19 @@ def run(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A video, an image, a folder of images, or a camera (0, /dev/video0).",
+            help="A video, an image, a folder of images, a camera (0, /dev/video0), or an address "
+            "of rtsp:// or http(s)://.",
         ),
     ],
+    more: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--source",
+            metavar="SOURCE",
+            help="One more source, on the same engine; may be repeated. Each then writes to places "
+            "with its name: o.NAME.mp4, masks/NAME/.",
+        ),
+    ] = None,
     bundle: Annotated[
         Path | None,
         typer.Option("--bundle", "-b", help="The bundle NAME.knet; the packaged model by default."),
@@ -38,7 +56,9 @@ def run(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="Write the overlay: an .mp4; for one image also .png or .jpg."
+            "--output",
+            "-o",
+            help="Write the overlay: an .mp4 or .mkv; for one image also .png or .jpg.",
         ),
     ] = None,
     masks: Annotated[
@@ -61,13 +81,50 @@ def run(
             help="Refuse to run what verify has not passed on this engine and device.",
         ),
     ] = False,
+    self_test: Annotated[
+        str,
+        typer.Option(
+            "--self-test",
+            help="Replay the bundle's golden tensors at the first start here, and refuse or warn "
+            "if the results differ, or off.",
+        ),
+    ] = "refuse",
     size: Annotated[
         str | None,
         typer.Option("--size", help="HEIGHTxWIDTH that the model sees; for bundles of any size."),
     ] = None,
+    every: Annotated[int, typer.Option("--every", min=1, help="Take each n-th frame only.")] = 1,
+    start: Annotated[
+        float | None, typer.Option("--start", help="Seconds into the video to begin at.")
+    ] = None,
+    end: Annotated[
+        float | None, typer.Option("--end", help="Seconds into the video to end before.")
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            "--policy",
+            help="file: every frame; live: the newest one, others are dropped and counted. By "
+            "default cameras and streams are live.",
+        ),
+    ] = None,
+    max_downtime: Annotated[
+        float | None,
+        typer.Option(
+            "--max-downtime",
+            help="Give a camera or stream up after so many seconds without a picture; it is tried "
+            "for ever by default.",
+        ),
+    ] = None,
+    transport: Annotated[
+        str, typer.Option("--transport", help="How RTSP is read: tcp or udp.")
+    ] = "tcp",
+    hwaccel: Annotated[
+        bool, typer.Option("--hwaccel", help="Decode on the GPU where FFmpeg can.")
+    ] = False,
     alpha: Annotated[
         float | None,
-        typer.Option("--alpha", help=f"Opacity of the overlay's colours, 0 to 1 ({_ALPHA})."),
+        typer.Option("--alpha", help=f"Opacity of the overlay's colours, 0 to 1 ({ALPHA})."),
     ] = None,
     legend: Annotated[
         bool, typer.Option("--legend", help="Add class names and shares below the overlay.")
@@ -75,30 +132,48 @@ def run(
     max_frames: Annotated[
         int | None, typer.Option("--max-frames", min=1, help="Stop after so many frames.")
     ] = None,
+    serve: Serve = None,
+    token: Token = None,
+    insecure: Insecure = False,
 ) -> None:
-    """Segment a video, image, folder or camera.
+    """Segment videos, images, cameras and streams.
 
     Ends with a summary of frames per second, times per stage and class shares; without -o, --masks
-    or --json that summary is all there is. Ctrl-C ends a run early and keeps what is written.
+    or --json that summary is all there is. Ctrl-C and SIGTERM end a run early and keep what is
+    written, whole. A source that fails keeps no other from going on.
     """
     from knet_runtime.bundle import default_bundle_path, open_bundle
     from knet_runtime.segmenter import Segmenter
-    from knet_runtime.video import open_source
+    from knet_runtime.source_options import SourceOptions
 
     # What costs nothing is checked first, and the engine, which costs most, is loaded last.
     check_engine(engine)
-    _check_overlay(output, alpha, legend)
+    tested = _one_of("--self-test", self_test, _SELF_TESTS)
+    chosen = None if policy is None else _one_of("--policy", policy, _POLICIES)
+    outputs = Outputs(output, masks, json, alpha, legend)
+    outputs.check()
+    options = SourceOptions(
+        start=start,
+        end=end,
+        every=every,
+        transport=_one_of("--transport", transport, _TRANSPORTS),
+        max_downtime=max_downtime,
+        hwaccel=hwaccel,
+    )
     opened = open_bundle(bundle or default_bundle_path())
     if size is not None:
         opened = opened.at(parse_size(size))
-    with open_source(source) as frames:
-        sinks: list[Sink] = []
-        if output is not None:
-            sinks.append(_overlay(output, frames.info, _ALPHA if alpha is None else alpha, legend))
-        sinks.extend(_data_sinks(masks, json, opened.model_id))
-        with Segmenter(opened, engine) as segmenter:
-            _check_proof(segmenter, require_verified)
-            _Run(segmenter, sinks).go(frames, source, max_frames)
+    with ExitStack() as stack:
+        listener = stack.enter_context(page_listener(serve, token, insecure))
+        feeds = _open_feeds(stack, [source, *(more or [])], options, chosen, outputs, opened)
+        segmenter = stack.enter_context(Segmenter(opened, engine))
+        _check_proof(segmenter, require_verified)
+        if (result := segmenter.self_test(tested)) is not None:
+            _log.info("engine %s: self-test %s", segmenter.engine, result)
+        work = _Run(segmenter, feeds)
+        shown = ALPHA if alpha is None else alpha
+        stack.enter_context(live_page(listener, segmenter, work.stats, feeds, alpha=shown))
+        work.go(max_frames)
 
 
 def check_engine(engine: str) -> None:
@@ -110,13 +185,24 @@ def check_engine(engine: str) -> None:
         raise ConfigError(f"there is no engine {engine!r}: use auto, {', '.join(ENGINES)}")
 
 
-def say_times(summary: RunSummary) -> None:
-    """The summary's lines on speed."""
-    say("frames", summary.frames)
-    say("speed", f"{summary.fps:.1f} frames/s ({summary.seconds:.1f} s)")
-    for index, (stage, time) in enumerate(summary.stages.items()):
-        text = f"{stage:<6} {time.median:8.1f} median {time.p95:8.1f} p95"
-        say("" if index else "times, ms", text)
+def _open_feeds(
+    stack: ExitStack,
+    sources: list[str],
+    options: SourceOptions,
+    policy: Policy | None,
+    outputs: Outputs,
+    bundle: Bundle,
+) -> list[Feed]:
+    from knet_runtime.stream import Feed
+    from knet_runtime.video import open_source
+
+    names, feeds = feed_names(sources), []
+    for name, text in zip(names, sources, strict=True):
+        opened = stack.enter_context(open_source(text, options))
+        places = outputs if len(sources) == 1 else outputs.of(name)
+        sinks = places.sinks(opened.info, bundle.model_id)
+        feeds.append(Feed(opened, [*sinks, Shares(name)], name, policy))
+    return feeds
 
 
 def _check_proof(segmenter: Segmenter, required: bool) -> None:
@@ -135,98 +221,86 @@ def _check_proof(segmenter: Segmenter, required: bool) -> None:
     _log.warning("%s", text)
 
 
-def _check_overlay(output: Path | None, alpha: float | None, legend: bool) -> None:
+def _one_of(option: str, text: str, choices: Sequence[_Choice]) -> _Choice:
     from knet_runtime.errors import ConfigError
 
-    if output is None and (legend or alpha is not None):
-        given = "--legend" if legend else "--alpha"
-        raise ConfigError(f"{given} changes the overlay: name it with -o, or leave {given} out")
-    if output is not None and output.suffix.lower() not in (".mp4", *_PICTURES):
-        raise ConfigError(
-            f"{output}: let the overlay's name end in .mp4 (or .png or .jpg for a single image)"
-        )
-    if alpha is not None and not 0 <= alpha <= 1:
-        raise ConfigError(f"--alpha is {alpha}; the overlay's opacity lies between 0 and 1")
-
-
-def _overlay(output: Path, info: SourceInfo, alpha: float, legend: bool) -> Sink:
-    from knet_runtime.errors import ConfigError
-    from knet_runtime.sinks import OverlayImage, OverlayVideo
-
-    if output.suffix.lower() not in _PICTURES:
-        return OverlayVideo(output, info, alpha=alpha, legend=legend)
-    if info.kind != "image":
-        raise ConfigError(
-            f"{output}: a picture is written for a single image; let the name end in .mp4"
-        )
-    return OverlayImage(output, alpha=alpha, legend=legend)
-
-
-def _data_sinks(masks: Path | None, json: Path | None, model: str) -> list[Sink]:
-    from knet_runtime.sinks import JsonLines, MaskFolder
-
-    sinks: list[Sink] = []
-    if masks is not None:
-        sinks.append(MaskFolder(masks))
-    if json is not None:
-        sinks.append(JsonLines(json, model))
-    return sinks
+    for choice in choices:
+        if choice == text:
+            return choice
+    raise ConfigError(f"{option} is {text!r}: use {', '.join(choices)}")
 
 
 class _Run:
     """One run, and what is known of it when it ends, however it ends."""
 
-    def __init__(self, segmenter: Segmenter, sinks: Sequence[Sink]) -> None:
-        self._segmenter = segmenter
-        self._sinks = sinks
-        self._frames = 0
-        self._shares: dict[str, float] = {}
+    def __init__(self, segmenter: Segmenter, feeds: list[Feed]) -> None:
+        from knet_runtime.stream import RunStats
 
-    def go(self, frames: Source, name: str, max_frames: int | None) -> None:
+        self._segmenter = segmenter
+        self._feeds = feeds
+        self.stats = RunStats()
+
+    def go(self, max_frames: int | None) -> None:
         from knet_runtime import stream
 
-        expected = frames.info.frames
-        if max_frames is not None:
-            expected = min(expected or max_frames, max_frames)
         try:
-            with track(Path(name).name or name, expected) as advance:
+            with track(self._title(), self._expected(max_frames)) as advance:
 
                 def count(frame: Frame, mask: Mask) -> None:
-                    self._frames += 1
-                    for label, share in mask.shares().items():
-                        self._shares[label] = self._shares.get(label, 0.0) + share
                     advance()
 
                 summary = stream.run(
-                    frames, self._segmenter, self._sinks, on_frame=count, max_frames=max_frames
+                    self._feeds,
+                    self._segmenter,
+                    max_frames=max_frames,
+                    on_frame=count,
+                    stats=self.stats,
                 )
         except KeyboardInterrupt:
-            self._say_kept("stopped", partial=False)
+            self._say_kept("stopped")
             raise
         except Exception:
-            self._say_kept("failed", partial=True)
+            self._say_kept("failed")
             raise
-        say_times(summary)
-        self._say_rest(partial=False)
+        if len(self._feeds) > 1:
+            say("frames", summary.frames)
+            say("speed", f"{summary.fps:.1f} frames/s of all sources ({summary.seconds:.1f} s)")
+        else:
+            say_times(summary)
+        self._say_rest(times=len(self._feeds) > 1)
 
-    def _say_kept(self, how: str, *, partial: bool) -> None:
-        if self._frames:
-            say(how, f"after {self._frames} frames; what was written until then is kept")
-            self._say_rest(partial=partial)
+    def _title(self) -> str:
+        return self._feeds[0].name if len(self._feeds) == 1 else f"{len(self._feeds)} sources"
 
-    def _say_rest(self, *, partial: bool) -> None:
+    def _expected(self, max_frames: int | None) -> int | None:
+        total = 0
+        for feed in self._feeds:
+            frames = feed.source.info.frames
+            if max_frames is not None:
+                frames = min(frames or max_frames, max_frames)
+            if frames is None:
+                return None
+            total += frames
+        return total
+
+    def _say_kept(self, how: str) -> None:
+        frames = sum(feed.frames for feed in self.stats.snapshot().feeds.values())
+        if frames:
+            say(how, f"after {frames} frames; what was written until then is kept")
+            self._say_rest(times=False)
+
+    def _say_rest(self, *, times: bool) -> None:
         say("engine", self._segmenter.engine)
         say("model", self._segmenter.model_id)
-        for sink in self._sinks:
-            path = _partial(sink.path) if partial else sink.path
-            if path.exists():
-                say("written", f"{path}{'/' if path.is_dir() else ''}")
-        shares = {label: share / self._frames for label, share in self._shares.items()}
-        ordered = sorted(shares.items(), key=lambda item: -item[1])
-        for index, (label, share) in enumerate(ordered):
-            say("" if index else "shares", f"{100 * share:5.1f} %  {label}")
-
-
-def _partial(path: Path) -> Path:
-    """The name that an output gets when its run failed."""
-    return path if path.is_dir() else path.with_name(f"{path.stem}.partial{path.suffix}")
+        numbers = self.stats.snapshot().feeds
+        for feed in self._feeds:
+            snapshot = numbers[feed.name]
+            if len(self._feeds) > 1:
+                say("source", feed.name)
+                say("frames", snapshot.frames)
+            if times:
+                say_stages(snapshot.stages)
+            say_losses(snapshot)
+            shares = next(sink for sink in feed.sinks if isinstance(sink, Shares))
+            say_written(feed.sinks, partial=shares.kept == "partial")
+            shares.say()

@@ -31,6 +31,7 @@ from knet_runtime.pending import output_error, write_whole
 
 _log = logging.getLogger(__name__)
 _BLOCK = 1 << 20
+_MOST_MANIFEST = 1 << 26  # bytes; a real one has some thousands
 
 
 class Bundle:
@@ -114,7 +115,7 @@ def open_bundle(path: Path | str) -> Bundle:
     if not root.is_dir():
         raise BundleError(f"{path}: this is a file; a bundle is a folder: unpack it first")
     try:
-        data = _inside(root, MANIFEST_NAME).read_bytes()
+        data = _read_manifest(_inside(root, MANIFEST_NAME))
     except FileNotFoundError as error:
         raise BundleError(
             f"{path}: this is no bundle, it holds no {MANIFEST_NAME}; "
@@ -138,6 +139,15 @@ def open_bundle(path: Path | str) -> Bundle:
         except BundleError as error:
             raise BundleError(f"{path}: {relative} {error}") from error
     return Bundle(root, manifest)
+
+
+def _read_manifest(path: Path) -> bytes:
+    size = path.stat().st_size
+    if not path.is_file():  # reading a pipe would wait for ever
+        raise BundleError("is no plain file; copy the bundle again")
+    if size > _MOST_MANIFEST:
+        raise BundleError(f"has {size} bytes, which no manifest has; copy the bundle again")
+    return path.read_bytes()
 
 
 def default_bundle_path() -> Path:

@@ -6,6 +6,7 @@
     │   └── BackendUnavailable   it can not run on this machine
     ├── SourceError          a video, image or camera can not be read
     ├── OutputError          a result can not be written
+    │   └── OutputClosed         whoever read it has had enough
     ├── DataError            labelled data is missing or does not fit its label map
     ├── ConfigError          a configuration is misspelt or contradicts itself
     ├── CheckpointError      a training checkpoint can not be used
@@ -40,6 +41,10 @@ class SourceError(KnetError):
 
 class OutputError(KnetError):
     """A result can not be written where it was asked for."""
+
+
+class OutputClosed(OutputError):
+    """Whoever read a result has closed it: a reason to end the run, quietly."""
 
 
 class DataError(KnetError):

@@ -12,6 +12,8 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from knet_runtime.source_options import SourceStatus
+
 SourceKind = Literal["video", "image", "images", "camera", "stream"]
 
 MAX_PIXELS = 200_000_000
@@ -22,11 +24,12 @@ MAX_PIXELS = 200_000_000
 class Frame:
     """One picture of a source.
 
-    ``image`` is uint8 [H, W, 3] RGB, contiguous and the frame's own. ``index`` counts from 0.
-    ``pts`` is the time in seconds since the source's start, exact, or None where the source has no
-    time (images) or left it out. ``name`` differs between all frames of a source: the image's
-    stem, or the index with at least six digits. ``wall`` is when a live frame arrived, in seconds
-    since the epoch. ``stale`` marks a picture that is handed on again because no newer one came.
+    ``image`` is uint8 [H, W, 3] RGB, contiguous and the frame's own. ``index`` counts the frames
+    that are handed on, from 0. ``pts`` is the time in seconds since the source's start, exact, or
+    None where the source has no time (images) or left it out. ``name`` differs between all frames
+    of a source: the image's stem, or the index with at least six digits. ``wall`` is when a live
+    frame arrived, in seconds since the epoch. ``stale`` marks a picture that is handed on again
+    because no newer one came.
     """
 
     image: NDArray[np.uint8]
@@ -64,15 +67,26 @@ class Source(Protocol):
     """Frames, once and in order, from something that is open until it is closed.
 
     Iterating raises SourceError where the source is damaged; what came before stays valid.
-    A second loop goes on where the first one stopped.
+    A second loop goes on where the first one stopped. A live source has no end: it reconnects.
     """
 
     @property
     def info(self) -> SourceInfo: ...
 
+    @property
+    def status(self) -> SourceStatus:
+        """How a live source fares; may be asked from any thread."""
+        ...
+
     def __iter__(self) -> Iterator[Frame]: ...
 
-    def close(self) -> None: ...
+    def stop(self) -> None:
+        """End the iteration, from any thread: at the next picture, or when a read times out."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything; only when no thread is iterating."""
+        ...
 
     def __enter__(self) -> Source: ...
 

@@ -7,12 +7,15 @@ what it runs is the model that was trained.
 
 from __future__ import annotations
 
+import math
 import zipfile
+import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from knet_runtime.backends import Backend
@@ -23,6 +26,9 @@ from knet_runtime.metrics import agreement
 from knet_runtime.postprocess import upsampled_argmax
 
 GOLDEN_NAME = "golden.npz"
+_MOST = 1 << 30  # bytes of one array; a few pictures and their logits are far below
+# What zipfile raises for a damaged archive, one that is encrypted, or packed in an unknown way.
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError)
 
 
 class Golden(msgspec.Struct, frozen=True):
@@ -68,14 +74,7 @@ def save_golden(
 def load_golden(bundle: Bundle) -> Golden:
     """Read the bundle's ``golden.npz``; BundleError if absent or at odds with the manifest."""
     path = bundle.file(GOLDEN_NAME)
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            raise ValueError("it is a single array, not a .npz of images and logits")
-        with loaded as arrays:
-            images, logits = arrays["images"], arrays["logits"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise BundleError(f"{path}: no golden tensors: {error}; export the bundle again") from error
+    images, logits = _read(path)
     manifest = bundle.manifest
     stride, height, width = manifest.output.stride, manifest.input.height, manifest.input.width
     problem = _problem(images, logits)
@@ -87,6 +86,15 @@ def load_golden(bundle: Bundle) -> Golden:
     if problem:
         raise BundleError(f"{path}: {problem}; export the bundle again")
     return Golden(images, logits)
+
+
+def golden_size(bundle: Bundle) -> tuple[int, int]:
+    """The (height, width) of the golden images; BundleError if they can not be read."""
+    path = bundle.file(GOLDEN_NAME)
+    images, logits = _read(path)
+    if problem := _problem(images, logits):
+        raise BundleError(f"{path}: {problem}; export the bundle again")
+    return images.shape[1], images.shape[2]
 
 
 def replay(bundle: Bundle, backend: Backend) -> GoldenReport:
@@ -119,6 +127,37 @@ def replay(bundle: Bundle, backend: Backend) -> GoldenReport:
     passed = worst <= tolerance.max_logit_diff and agreed >= tolerance.agreement
     logits = worst if backend.kind == "logits" else None
     return GoldenReport(len(golden.images), logits, agreed, passed, tolerance)
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    """One array of an .npz; ValueError for one that states more than ``_MOST`` bytes, or more than
+    there are, before memory is taken for it."""
+    member = archive.getinfo(f"{name}.npy")
+    with archive.open(member) as file:
+        version = npy.read_magic(file)
+        read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
+        if read is None:
+            raise ValueError(f"{name} is of an unknown version {version}")
+        shape, fortran, dtype = read(file)
+        count = math.prod(shape)
+        if dtype.hasobject or count < 0:
+            raise ValueError(f"{name} is {dtype} {shape}, not numbers")
+        stated = count * dtype.itemsize
+        if stated > _MOST or stated > member.file_size:
+            raise ValueError(f"{name} states {stated} bytes, of which there can not be so many")
+        data = file.read(stated)
+    if len(data) != stated:
+        raise ValueError(f"{name} is cut off")
+    array = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+    return np.array(array, order="C")  # of its own: the buffer can not be written to
+
+
+def _read(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _array(archive, "images"), _array(archive, "logits")
+    except (*_UNREADABLE, OSError, ValueError, KeyError, EOFError, SyntaxError) as error:
+        raise BundleError(f"{path}: no golden tensors: {error}; export the bundle again") from error
 
 
 def _problem(images: NDArray[np.uint8], logits: NDArray[np.float32]) -> str | None:

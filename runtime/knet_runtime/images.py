@@ -11,6 +11,7 @@ from types import TracebackType
 from knet_runtime.errors import SourceError
 from knet_runtime.frames import Frame, SourceInfo
 from knet_runtime.image_file import read_image
+from knet_runtime.source_options import SourceOptions, SourceStatus
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -57,13 +58,18 @@ def frame_names(paths: list[Path]) -> list[str]:
 class ImageSource:
     """Frames from image files; a context manager. They have no time: ``pts`` and ``rate`` are None.
 
-    ``path`` is an image or a folder (see ``list_images``). Raises SourceError when it can not be
-    read, from the constructor for the first image, else while iterating.
+    ``path`` is an image or a folder (see ``list_images``), of which each ``options.every``-th is
+    read. Raises SourceError when it can not be read, from the constructor for the first image, else
+    while iterating.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, options: SourceOptions | None = None) -> None:
         folder = path.is_dir()
         paths = list_images(path) if folder else [path]
+        names = frame_names(paths)
+        every = 1 if options is None else options.every
+        paths, names = paths[::every], names[::every]
+        self._stopped = False
         first = read_image(paths[0])
         height, width = first.shape[:2]
         self._info = SourceInfo(
@@ -73,22 +79,33 @@ class ImageSource:
             frames=len(paths),
             path=path,
         )
-        self._first = Frame(first, 0, None, frame_names(paths)[0])
-        self._frames = self._read(paths)
+        self._first = Frame(first, 0, None, names[0])
+        self._frames = self._read(paths, names)
 
     @property
     def info(self) -> SourceInfo:
         """What is known beforehand; ``frames`` is the number of images."""
         return self._info
 
-    def _read(self, paths: list[Path]) -> Iterator[Frame]:
+    @property
+    def status(self) -> SourceStatus:
+        """Always connected."""
+        return SourceStatus()
+
+    def _read(self, paths: list[Path], names: list[str]) -> Iterator[Frame]:
         yield self._first
-        for index, (path, name) in enumerate(zip(paths, frame_names(paths), strict=True)):
+        for index, (path, name) in enumerate(zip(paths, names, strict=True)):
+            if self._stopped:
+                return
             if index > 0:
                 yield Frame(read_image(path), index, None, name)
 
     def __iter__(self) -> Iterator[Frame]:
         return self._frames
+
+    def stop(self) -> None:
+        """End the iteration, from any thread."""
+        self._stopped = True
 
     def close(self) -> None:
         """End the frames; no file stays open between them anyway."""

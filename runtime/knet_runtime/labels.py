@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -10,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from knet_runtime.errors import DataError
+from knet_runtime.errors import ConfigError, DataError
 
 Colour = tuple[int, int, int]
 
@@ -40,6 +41,23 @@ class LabelMap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def num_classes(self) -> int:
         return len(self.names)
+
+    def indices(self, names: Sequence[str]) -> tuple[int, ...]:
+        """The classes of these names, upper and lower case being the same, in label order.
+
+        Raises ConfigError for a name that is none of them.
+        """
+        exact = {name: index for index, name in enumerate(self.names)}
+        folded = {name.casefold(): index for index, name in enumerate(self.names)}
+        found = set()
+        for name in names:
+            index = exact.get(name, folded.get(name.strip().casefold()))
+            if index is None:
+                raise ConfigError(
+                    f"there is no class {name!r}; this model's are {', '.join(self.names)}"
+                )
+            found.add(index)
+        return tuple(sorted(found))
 
     def palette_array(self) -> NDArray[np.uint8]:
         """Colours as uint8 [256, 3] RGB; values without a class are black."""

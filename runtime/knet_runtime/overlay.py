@@ -1,7 +1,8 @@
-"""Class maps as pictures: colours, a blend over the frame, and a legend."""
+"""Class maps as pictures: colours, a blend over the frame, a legend, the mark of a stale one."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TypeVar
 
 import cv2
@@ -18,6 +19,8 @@ ClassMap = NDArray[np.uint8] | NDArray[np.uint16]
 _LEGEND_CLASSES = 24
 _ROW, _PAD, _SWATCH = 22, 6, 12
 _FONT, _SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.42
+_STALE_RED = (200, 0, 0)
+_STRIP_PIXELS = 32 * 1024
 
 
 def colourise(class_map: ClassMap, labels: LabelMap) -> Rgb:
@@ -29,29 +32,61 @@ def colourise(class_map: ClassMap, labels: LabelMap) -> Rgb:
     return _look_up(class_map, _table(labels))
 
 
-def blend(image: Rgb, class_map: ClassMap, labels: LabelMap, alpha: float) -> Rgb:
+def blend(
+    image: Rgb,
+    class_map: ClassMap,
+    labels: LabelMap,
+    alpha: float,
+    classes: Collection[int] | None = None,
+) -> Rgb:
     """Lay the colours of ``class_map`` [H, W] over ``image`` uint8 [H, W, 3] RGB; a new array.
 
     With a = round(256 · alpha) each sample is (image · (256 - a) + colour · a + 128) // 256, in
     integers, the same on every machine: alpha 0 gives the image, alpha 1 the colours. Where the map
-    has the ignore index or another value without a class, the image shows untouched. Raises
-    ConfigError when alpha lies outside 0 … 1, ValueError when the sizes differ.
+    has the ignore index, another value without a class, or a class that is not in ``classes``, the
+    image shows untouched. Raises ConfigError when alpha lies outside 0 … 1, ValueError when the
+    sizes differ.
     """
     if not 0 <= alpha <= 1:
         raise ConfigError(f"alpha is {alpha}; the overlay's opacity lies between 0 and 1")
     if image.shape[:2] != class_map.shape:
         raise ValueError(f"image {image.shape[:2]} and class map {class_map.shape} differ in size")
+    if not class_map.size:
+        return image.copy()
     weight = round(256 * alpha)
-    under = np.multiply(image, np.uint16(256 - weight), dtype=np.uint16)
-    over = _look_up(class_map, _table(labels).astype(np.uint16) * np.uint16(weight))
     # At most 255 · 256 + 128 < 2^16, so uint16 holds every sum.
-    mixed = np.add(under, over, dtype=np.uint16)
-    mixed += np.uint16(128)
-    mixed >>= np.uint16(8)
-    result = mixed.astype(np.uint8)
-    if class_map.size and int(class_map.max()) >= labels.num_classes:
-        np.copyto(result, image, where=(class_map >= labels.num_classes)[..., None])
+    colours = _table(labels).astype(np.uint16) * np.uint16(weight) + np.uint16(128)
+    result = np.empty_like(image)
+    # Strips that stay in the cache: twice as fast as the whole picture at once.
+    rows = max(1, _STRIP_PIXELS // image.shape[1])
+    for top in range(0, image.shape[0], rows):
+        strip = slice(top, top + rows)
+        mixed = _look_up(class_map[strip], colours)
+        mixed += np.multiply(image[strip], np.uint16(256 - weight), dtype=np.uint16)
+        mixed >>= np.uint16(8)
+        result[strip] = mixed
+    clear = _clear(class_map, labels, classes)
+    if clear is not None:
+        cv2.copyTo(image, clear, result)
     return result
+
+
+def _clear(
+    class_map: ClassMap, labels: LabelMap, classes: Collection[int] | None
+) -> NDArray[np.uint8] | None:
+    """255 where the image shows untouched, else 0; None if it does so nowhere."""
+    if classes is None and int(class_map.max()) < labels.num_classes:
+        return None
+    table = np.full(max(256, labels.num_classes + 1), 255, np.uint8)
+    table[list(range(labels.num_classes)) if classes is None else list(classes)] = 0
+    return select(class_map, table)
+
+
+def select(class_map: ClassMap, table: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """``table`` [N', N' ≥ 256] at each value of the map; its last entry beyond it; uint8 [H, W]."""
+    if class_map.dtype == np.uint8:
+        return np.asarray(cv2.LUT(class_map, table[:256]), np.uint8)
+    return table[np.minimum(class_map, len(table) - 1)]
 
 
 def _table(labels: LabelMap) -> Rgb:
@@ -68,21 +103,30 @@ def _look_up(class_map: ClassMap, table: NDArray[_Sample]) -> NDArray[_Sample]:
     return table[np.minimum(class_map, len(table) - 1)]
 
 
-def legend_strip(labels: LabelMap, width: int, shares: dict[str, float] | None = None) -> Rgb:
+def legend_strip(
+    labels: LabelMap,
+    width: int,
+    shares: dict[str, float] | None = None,
+    classes: Collection[int] | None = None,
+) -> Rgb:
     """Names and colours of the classes, in rows, as uint8 [h, width, 3] RGB on dark grey.
 
-    ``shares`` (0 … 1 by class name) are written as percentages. The height follows from labels and
-    width alone, so the strips of a video fit one another. Of more than 24 classes the 24 with the
-    largest share are shown. Characters outside ASCII are shown as "?".
+    ``shares`` (0 … 1 by class name) are written as percentages; ``classes`` are those shown (None:
+    all). The height follows from labels, classes and width alone, so the strips of a video fit one
+    another. Of more than 24 classes the 24 with the largest share are shown. Characters outside
+    ASCII are shown as "?".
     """
-    shown = list(range(labels.num_classes))
-    if labels.num_classes > _LEGEND_CLASSES:
+    shown = sorted(range(labels.num_classes) if classes is None else classes)
+    # All names count, not only those shown now, so that the columns stay where they are.
+    texts = {index: labels.names[index].encode("ascii", "replace").decode() for index in shown}
+    if len(shown) > _LEGEND_CLASSES:
         if shares is not None:
             shown.sort(key=lambda index: -shares.get(labels.names[index], 0.0))
         shown = sorted(shown[:_LEGEND_CLASSES])
-    # All names count, not only those shown now, so that the columns stay where they are.
-    texts = [name.encode("ascii", "replace").decode() for name in labels.names]
-    widest = max(cv2.getTextSize(f"{text} 100%", _FONT, _SCALE, 1)[0][0] for text in texts)
+    widest = max(
+        (cv2.getTextSize(f"{text} 100%", _FONT, _SCALE, 1)[0][0] for text in texts.values()),
+        default=0,
+    )
     cell = _PAD + _SWATCH + _PAD + widest + _PAD
     columns = max(1, width // cell)
     rows = -(-len(shown) // columns)
@@ -99,3 +143,20 @@ def legend_strip(labels: LabelMap, width: int, shares: dict[str, float] | None =
         at = (left + _SWATCH + _PAD, top + _SWATCH - 1)
         cv2.putText(strip, text, at, _FONT, _SCALE, (235, 235, 235), 1, cv2.LINE_AA)
     return strip
+
+
+def mark_stale(picture: Rgb, seconds: float) -> Rgb:
+    """A copy with a red border, and across its top that no picture has come for ``seconds``."""
+    height, width = picture.shape[:2]
+    marked = picture.copy()
+    line = max(2, min(height, width) // 90)
+    cv2.rectangle(marked, (0, 0), (width - 1, height - 1), _STALE_RED, line)
+    text = f"STALE {seconds:.0f} s"
+    (long, tall), _ = cv2.getTextSize(text, _FONT, 1.0, 2)
+    scale = min(0.9 * width / long, max(0.5, height / 720))
+    band = min(height, round(2 * tall * scale) + 2)
+    marked[:band] = _STALE_RED
+    at = (round((width - long * scale) / 2), round((band + tall * scale) / 2))
+    stroke = max(1, round(2 * scale))
+    cv2.putText(marked, text, at, _FONT, scale, (255, 255, 255), stroke, cv2.LINE_AA)
+    return marked

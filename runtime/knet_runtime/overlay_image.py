@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from knet_runtime.errors import ConfigError, OutputError
 from knet_runtime.frames import Frame
-from knet_runtime.overlay import blend, legend_strip
+from knet_runtime.painter import Painter
 from knet_runtime.pending import Keep, PendingFile
 
 if TYPE_CHECKING:
@@ -21,21 +22,31 @@ class OverlayImage:
     """Writes one frame under its colours to ``path``, a PNG or JPEG by its suffix.
 
     ``alpha`` is the colours' opacity (0 … 1); ``legend`` adds a strip of class names and shares
-    below the picture. The file appears whole at the first ``write``; a second one is refused.
-    Raises OutputError when it can not be written, ConfigError for another suffix or a wrong alpha.
+    below the picture; ``classes`` names those that are drawn (none: all). The file appears whole at
+    the first ``write``; a second one is refused. Raises OutputError when it can not be written,
+    ConfigError for another suffix, a wrong alpha or classes that the model does not have.
     """
 
     SUFFIXES = (".png", ".jpg", ".jpeg")
 
-    def __init__(self, path: str | Path, *, alpha: float = 0.5, legend: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        alpha: float = 0.5,
+        legend: bool = False,
+        classes: Sequence[str] = (),
+    ) -> None:
         self._path = Path(path)
         if self._path.suffix.lower() not in self.SUFFIXES:
             raise ConfigError(f"{path}: let the picture's name end in {' or '.join(self.SUFFIXES)}")
-        if not 0 <= alpha <= 1:
-            raise ConfigError(f"alpha is {alpha}; the overlay's opacity lies between 0 and 1")
-        self._alpha = alpha
-        self._legend = legend
+        self._painter = Painter(alpha=alpha, legend=legend, classes=classes)
         self._pending: PendingFile | None = PendingFile(self._path)
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        return str(self._path)
 
     @property
     def path(self) -> Path:
@@ -47,10 +58,7 @@ class OverlayImage:
         pending, self._pending = self._pending, None
         if pending is None:
             raise OutputError(f"{self._path}: holds one picture; write several as an MP4")
-        picture = blend(frame.image, mask.class_map, mask.labels, self._alpha)
-        if self._legend:
-            strip = legend_strip(mask.labels, picture.shape[1], mask.shares())
-            picture = np.concatenate([picture, strip])
+        picture = self._painter.paint(frame, mask)
         quality = [cv2.IMWRITE_JPEG_QUALITY, 95]
         picture = np.ascontiguousarray(picture[..., ::-1])  # OpenCV writes BGR
         try:

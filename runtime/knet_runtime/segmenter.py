@@ -18,6 +18,7 @@ from knet_runtime.errors import BackendError
 from knet_runtime.labels import LabelMap
 from knet_runtime.postprocess import ClassMap, class_map, restore_class_map
 from knet_runtime.preprocess import fit
+from knet_runtime.selftest import SelfTestPolicy, SelfTestResult, check_at_start
 
 
 class Mask(msgspec.Struct, frozen=True):
@@ -72,6 +73,11 @@ class Segmenter:
         return self._backend.name
 
     @property
+    def max_batch(self) -> int:
+        """How many pictures go through the engine at once, at most."""
+        return self.bundle.manifest.input.max_batch
+
+    @property
     def doubt(self) -> str | None:
         """Why these masks are not proven to be the trained model's; None if verify has passed this
         bundle on this engine and device."""
@@ -88,7 +94,7 @@ class Segmenter:
         They go through the engine in groups of the model's largest batch. Raises SourceError for a
         frame of another type or shape, BackendError when the engine fails.
         """
-        step = self.bundle.manifest.input.max_batch
+        step = self.max_batch
         return [
             mask
             for start in range(0, len(frames), step)
@@ -122,6 +128,17 @@ class Segmenter:
             timings = {stage: 1000 * value for stage, value in seconds.items()}
             masks.append(Mask(classes, self.labels, timings))
         return masks
+
+    def self_test(self, policy: SelfTestPolicy = "refuse") -> SelfTestResult | None:
+        """The golden tensors through this engine; see ``selftest.check_at_start``."""
+        return check_at_start(self.bundle, self._backend, policy)
+
+    def warm_up(self, largest: int = 1) -> None:
+        """Run blank pictures in batches of 1 … ``largest`` (at most ``max_batch``): what an engine
+        does once for each, such as taking memory, is then done. Raises BackendError."""
+        spec = self.bundle.manifest.input
+        for size in range(1, min(largest, self.max_batch) + 1):
+            self._backend.infer(np.zeros((size, spec.height, spec.width, 3), np.uint8))
 
     def close(self) -> None:
         """Free the engine; a second call does nothing."""

@@ -1,58 +1,77 @@
-"""The run: frames from a source, through a segmenter, into sinks, with every stage timed."""
+"""The run: frames from sources, through one engine, into sinks, all at the same time.
+
+A thread per feed reads, one segments, a thread per feed writes; between them are queues of a few
+frames. ``segment`` is the same for library users, one frame at a time and without threads.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections import deque
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from time import perf_counter
-from typing import TYPE_CHECKING
+from functools import partial
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from knet_runtime.errors import KnetError, OutputError
+from knet_runtime.errors import BackendError, ConfigError, SourceError
+from knet_runtime.feed import TICK, Feed, Item, Lane, Policy, check_paths
 from knet_runtime.frames import Frame, Source
-from knet_runtime.pending import Keep, output_error
-from knet_runtime.sinks import Sink
+from knet_runtime.stats import RunSnapshot, RunStats, StageSnapshot
+from knet_runtime.worker import Worker
+from knet_runtime.writer import SINK_PATIENCE, STALE_AFTER, Writer
 
 if TYPE_CHECKING:
     from knet_runtime.segmenter import Mask
 
+__all__ = ["Feed", "Pipeline", "Policy", "RunStats", "RunSummary", "run", "segment"]
+
 _log = logging.getLogger(__name__)
 
 Segment = Callable[[NDArray[np.uint8]], "Mask"]
-"""What a ``Segmenter`` is to this module: uint8 [H, W, 3] RGB to a mask of that size."""
+"""What a ``Segmenter`` is at the least: uint8 [H, W, 3] RGB to a mask of that size."""
 
-_REMEMBERED = 10_000
+STOP_PATIENCE = 30.0
+"""Seconds that a source or an engine may take to come back when the run is to end."""
 
 
-@dataclass(frozen=True)
-class StageTiming:
-    """Milliseconds per frame that one stage took."""
+@runtime_checkable
+class BatchSegment(Protocol):
+    """What a ``Segmenter`` is besides: several pictures at once."""
 
-    median: float
-    p95: float
+    @property
+    def max_batch(self) -> int: ...
+
+    def batch(self, frames: Sequence[NDArray[np.uint8]]) -> list[Mask]: ...
+
+    def warm_up(self, largest: int) -> None: ...
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run did: frames written, wall-clock seconds, and times by stage, in order.
+    """What a run did: seconds from the first read to the last closed output, and its numbers."""
 
-    The stages are "read", those of ``Mask.timings``, and "write"; their numbers come from the last
-    10,000 frames, so that a camera can run for months.
-    """
-
-    frames: int
     seconds: float
-    stages: dict[str, StageTiming]
+    snapshot: RunSnapshot
+
+    @property
+    def frames(self) -> int:
+        """Frames written, of all feeds."""
+        return sum(feed.frames for feed in self.snapshot.feeds.values())
 
     @property
     def fps(self) -> float:
-        """Frames per second over the whole run; 0 without frames."""
+        """Frames per second over the whole run, of all feeds; 0 without frames."""
         return self.frames / self.seconds if self.frames else 0.0
+
+    @property
+    def stages(self) -> dict[str, StageSnapshot]:
+        """The times of the first feed; see ``snapshot`` for the others."""
+        return next(iter(self.snapshot.feeds.values())).stages
 
 
 def segment(source: Source, segmenter: Segment) -> Iterator[tuple[Frame, Mask]]:
@@ -62,110 +81,298 @@ def segment(source: Source, segmenter: Segment) -> Iterator[tuple[Frame, Mask]]:
 
 
 def run(
-    source: Source,
+    feeds: Sequence[Feed],
     segmenter: Segment,
-    sinks: Sequence[Sink],
     *,
-    on_frame: Callable[[Frame, Mask], None] | None = None,
     max_frames: int | None = None,
+    stop: threading.Event | None = None,
+    on_frame: Callable[[Frame, Mask], None] | None = None,
+    stats: RunStats | None = None,
+    warm_up: bool = True,
+    stale_after: float = STALE_AFTER,
+    sink_patience: float = SINK_PATIENCE,
 ) -> RunSummary:
-    """Segment the source and hand every frame to every sink; all sinks are closed at the end.
+    """Run a ``Pipeline`` of these until all sources have ended, or ``stop`` is set."""
+    pipeline = Pipeline(
+        feeds,
+        segmenter,
+        max_frames=max_frames,
+        on_frame=on_frame,
+        stats=stats,
+        warm_up=warm_up,
+        stale_after=stale_after,
+        sink_patience=sink_patience,
+    )
+    try:
+        pipeline.start()
+        return pipeline.join(stop)
+    finally:  # an interrupt may come between any two steps
+        pipeline.stop()
+        pipeline.drain()
 
-    They are closed as "complete" at the source's end, after ``max_frames``, and on Ctrl-C
-    (KeyboardInterrupt, raised again), and as "partial" after any other exception, raised again.
-    A sink that fails keeps no other from being closed. ``on_frame`` is called after the sinks have
-    a frame. The source stays open: whoever opened it closes it.
 
-    Raises SourceError and BackendError as they come, and OutputError when a sink fails or would
-    write over the source or another sink.
+class Pipeline:
+    """Feeds that run through one segmenter in threads of their own, as a context manager.
+
+        with Pipeline([Feed(source, sinks)], segmenter) as pipeline:
+            ...
+            summary = pipeline.join()
+
+    The engine takes a frame of each feed in turn, as many as are ready and at most ``max_batch`` at
+    once; it never waits for more. Frames of a feed keep their order. ``max_frames`` ends each feed
+    after so many; ``on_frame`` is called after the sinks have a frame, in the feed's own thread.
+    ``warm_up`` runs the engine on blank pictures before anything is read. A live feed that has no
+    new frame for ``stale_after`` seconds gives its sinks the last one again, marked as stale, at
+    most that often.
+
+    However it ends, every sink is closed, once: as "complete" at the source's end, after
+    ``max_frames``, when it is stopped, on Ctrl-C (a second one writes nothing more, but closes) and
+    when whoever reads an output has had enough (OutputClosed: that feed ends); else as "partial".
+    A feed that fails keeps no other from going on to its end, and is raised then. An engine that
+    fails ends all. A sink that does not come back within ``sink_patience`` seconds is left behind,
+    with its thread, the others are closed. Sources stay open: whoever opened them closes them.
     """
-    with _closing(sinks):
-        _check_paths(source, sinks)
-        clock = _StageClock()
-        count = 0
-        began = perf_counter()
-        frames = iter(source)
-        while max_frames is None or count < max_frames:
-            asked = perf_counter()
+
+    def __init__(
+        self,
+        feeds: Sequence[Feed],
+        segmenter: Segment,
+        *,
+        max_frames: int | None = None,
+        on_frame: Callable[[Frame, Mask], None] | None = None,
+        stats: RunStats | None = None,
+        warm_up: bool = True,
+        stale_after: float = STALE_AFTER,
+        sink_patience: float = SINK_PATIENCE,
+    ) -> None:
+        names = [feed.name for feed in feeds]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"the feeds are called {', '.join(names)}; give each its own name")
+        if not feeds:
+            raise ConfigError("there is nothing to run; give at least one feed")
+        self._feeds = list(feeds)
+        self._segmenter = segmenter
+        self._max_frames = max_frames
+        self._on_frame = on_frame
+        self._stats = RunStats() if stats is None else stats
+        self._warm_up = warm_up
+        self._stale_after = stale_after
+        self._patience = sink_patience
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)
+        self._lanes: list[Lane] = []
+        self._readers: dict[Lane, Worker] = {}
+        self._engine: Worker | None = None
+        self._writers: list[Writer] = []
+        self._turn = 0
+        self._began = self._ended = 0.0
+        self._stopping = False
+        self._busy_since: float | None = None
+        self._told: list[BaseException] = []
+        self._batched = segmenter if isinstance(segmenter, BatchSegment) else None
+        self._max_batch = 1 if self._batched is None else self._batched.max_batch
+
+    def start(self) -> None:
+        """Warm the engine up and begin to read.
+
+        Raises OutputError, with all sinks closed, when a sink would write over a source or another
+        sink, and what the engine raises.
+        """
+        try:
+            check_paths(self._feeds)
+            if self._warm_up and self._batched is not None:
+                self._batched.warm_up(len(self._feeds))
+        except BaseException:
+            self._close_unused()
+            raise
+        self._began = monotonic()
+        for feed in self._feeds:
+            numbers = self._stats.add_feed(feed.name, feed.source)
+            lane = Lane(feed, numbers, self._lock, self._work, self._max_frames)
+            self._lanes.append(lane)
+            self._readers[lane] = Worker(f"reader {feed.name}", partial(_read, lane))
+            self._writers.append(Writer(lane, self._on_frame, self._stale_after, self._patience))
+        self._engine = Worker("engine", self._infer)
+        for thread in self._threads():
+            thread.start()
+
+    def stop(self) -> None:
+        """Read no more, from any thread and from signal handlers; returns at once."""
+        self._stopping = True
+
+    def join(self, stop: threading.Event | None = None) -> RunSummary:
+        """Wait for the end, or until ``stop`` is set and all is closed.
+
+        Raises what went wrong first; the rest is logged. No thread is left, but for those that hang
+        in a sink, source or engine, which an error names.
+        """
+        interrupt = self.drain(stop)
+        summary = RunSummary(self._ended - self._began, self._stats.snapshot())
+        self._raise(interrupt)
+        return summary
+
+    def drain(self, stop: threading.Event | None = None) -> BaseException | None:
+        """Wait like ``join``, and raise nothing: the first interrupt of the wait is returned."""
+        interrupt: BaseException | None = None
+        while True:
+            try:
+                for thread in self._threads():
+                    if thread.ident is None:  # an interrupt came before; its sinks must be closed
+                        thread.start()
+                while any(thread.working for thread in self._threads()):
+                    if stop is not None and stop.is_set():
+                        self.stop()
+                    self._look_after()
+                    self._wait()
+                break
+            except BaseException as error:
+                self.stop()
+                if interrupt is not None:
+                    for lane in self._lanes:
+                        lane.abort()
+                interrupt = interrupt or error
+        for thread in self._threads():
+            if thread.ident is not None:
+                thread.join()
+        self._ended = self._ended or monotonic()
+        return interrupt
+
+    def __enter__(self) -> Pipeline:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+        self.join()
+
+    def _infer(self) -> None:
+        try:
+            while batch := self._gather():
+                self._busy_since = monotonic()
+                self._segment(batch)
+                self._busy_since = None
+        except BaseException as error:
+            for lane in self._lanes:
+                lane.fail(error)
+                lane.cut()
+
+    def _gather(self) -> list[tuple[Lane, Item]]:
+        """Frames of different feeds for the engine, another first each time; none at the end."""
+        with self._lock:
+            while True:
+                turn = self._lanes[self._turn :] + self._lanes[: self._turn]
+                batch: list[tuple[Lane, Item]] = []
+                for lane in turn:
+                    if len(batch) < self._max_batch and (item := lane.take()) is not None:
+                        batch.append((lane, item))
+                if batch:
+                    self._turn = (self._lanes.index(batch[-1][0]) + 1) % len(self._lanes)
+                    return batch
+                if all(lane.segmented_all for lane in self._lanes):
+                    return []
+                self._work.wait(TICK)
+
+    def _segment(self, batch: list[tuple[Lane, Item]]) -> None:
+        images = [item.frame.image for _, item in batch]
+        try:
+            if self._batched is not None:
+                masks = self._batched.batch(images)
+            else:
+                masks = [self._segmenter(image) for image in images]
+        except SourceError as error:  # what is no picture is its own feed's affair
+            if len(batch) > 1:
+                for one in batch:
+                    self._segment([one])
+                return
+            batch[0][0].fail(error)
+            batch[0][0].cut()
+            return
+        for (lane, item), mask in zip(batch, masks, strict=True):
+            item.mask = mask
+            lane.give(item)
+
+    def _threads(self) -> list[Worker]:
+        engine = [] if self._engine is None else [self._engine]
+        return [*(writer.thread for writer in self._writers), *engine, *self._readers.values()]
+
+    def _wait(self) -> None:
+        for thread in self._threads():
+            if thread.working:
+                thread.wait(TICK)
+                return
+
+    def _look_after(self) -> None:
+        """What must happen while the threads work, from the thread that waits for them."""
+        for lane, writer in zip(self._lanes, self._writers, strict=True):
+            writer.check()
+            if self._stopping or lane.enough:
+                lane.stop_reading()
+            for failure in lane.failures:
+                self._tell(failure.error)
+        now = monotonic()
+        for lane in [lane for lane in self._readers if lane.closing is not None]:
+            if self._readers[lane].working and now - (lane.closing or now) > STOP_PATIENCE:
+                del self._readers[lane]
+                name = lane.feed.name or "the source"
+                lane.fail(SourceError(f"{name}: does not stop and was given up; start again"))
+                lane.end()
+        since = self._busy_since
+        over = all(lane.closing is not None for lane in self._lanes)
+        if over and since is not None and now - since > STOP_PATIENCE:
+            self._engine = self._busy_since = None
+            error = BackendError("the engine does not come back and was given up; start again")
+            for lane in self._lanes:
+                lane.fail(error)
+                lane.cut()
+
+    def _tell(self, error: BaseException) -> None:
+        """Log a failure that the other feeds outlive; an interrupt is one of all."""
+        if error in self._told:
+            return
+        self._told.append(error)
+        if isinstance(error, KeyboardInterrupt):
+            self.stop()
+        elif any(other.closing is None for other in self._lanes):
+            _log.error("%s; the other sources go on", error)
+
+    def _raise(self, interrupt: BaseException | None) -> None:
+        """The interrupt, or what happened first; what was not told yet is logged."""
+        lanes = [failure for lane in self._lanes for failure in lane.failures]
+        errors = [failure.error for failure in sorted(lanes, key=lambda failure: failure.at)]
+        first = interrupt or next(iter(errors), None)
+        for error in errors:
+            if error is not first and error not in self._told:
+                self._told.append(error)
+                _log.error("%s", error)
+        if first is not None:
+            raise first
+
+    def _close_unused(self) -> None:
+        for sink in (sink for feed in self._feeds for sink in feed.sinks):
+            try:
+                sink.close("partial")
+            except Exception as error:
+                _log.error("%s", error)
+
+
+def _read(lane: Lane) -> None:
+    try:
+        frames = iter(lane.feed.source)
+        while lane.closing is None:
+            began = monotonic()
             frame = next(frames, None)
             if frame is None:
                 break
-            clock.add("read", 1000 * (perf_counter() - asked))
-            mask = segmenter(frame.image)
-            for stage, value in mask.timings.items():
-                clock.add(stage, value)
-            started = perf_counter()
-            _write(frame, mask, sinks)
-            clock.add("write", 1000 * (perf_counter() - started))
-            count += 1
-            if on_frame is not None:
-                on_frame(frame, mask)
-        return RunSummary(count, perf_counter() - began, clock.summary())
-
-
-def _write(frame: Frame, mask: Mask, sinks: Sequence[Sink]) -> None:
-    for sink in sinks:
-        try:
-            sink.write(frame, mask)
-        except OSError as error:
-            raise output_error(sink.path, error) from error
-
-
-@contextmanager
-def _closing(sinks: Sequence[Sink]) -> Iterator[None]:
-    """Close each sink once, whatever happened inside; what happened first is what is raised."""
-    keep: Keep = "partial"
-    done = False
-    try:
-        yield
-        keep, done = "complete", True
-    except KeyboardInterrupt:
-        keep = "complete"
-        raise
+            now = monotonic()
+            lane.stats.add("read", 1000 * (now - began))
+            if not lane.put(Item(frame, now)):
+                break
+    except BaseException as error:
+        lane.fail(error)
     finally:
-        failures = []
-        for sink in sinks:
-            try:
-                sink.close(keep)
-            except BaseException as error:  # a second Ctrl-C too must not leave sinks open
-                failures.append(_as_raised(sink, error))
-        for failure in failures[1 if done else 0 :]:
-            _log.error("while closing: %s", failure)
-        if done and failures:
-            raise failures[0]
-
-
-def _as_raised(sink: Sink, error: BaseException) -> BaseException:
-    if isinstance(error, KnetError) or not isinstance(error, Exception):
-        return error
-    return output_error(sink.path, error)
-
-
-def _check_paths(source: Source, sinks: Sequence[Sink]) -> None:
-    """Refuse to write over what is read, or into one place twice."""
-    taken = set()
-    if source.info.path is not None:
-        read = source.info.path.resolve()
-        # Masks have the images' own names: in their folder they would replace them.
-        taken = {read, read.parent} if source.info.kind == "image" else {read}
-    for sink in sinks:
-        place = sink.path.resolve()
-        if place in taken:
-            raise OutputError(
-                f"{sink.path}: is read from, or written to by another output; choose another place"
-            )
-        taken.add(place)
-
-
-class _StageClock:
-    def __init__(self) -> None:
-        self._values: dict[str, deque[float]] = {}
-
-    def add(self, stage: str, milliseconds: float) -> None:
-        self._values.setdefault(stage, deque(maxlen=_REMEMBERED)).append(milliseconds)
-
-    def summary(self) -> dict[str, StageTiming]:
-        return {
-            stage: StageTiming(*(float(p) for p in np.percentile(list(values), (50, 95))))
-            for stage, values in self._values.items()
-        }
+        lane.end()

@@ -1,72 +1,70 @@
-"""A video file or a camera as a source of frames, through PyAV."""
+"""A video that has an end as a source of frames: a file, or what a server holds."""
 
 from __future__ import annotations
 
-import errno
-import logging
-import sys
+import threading
 from collections.abc import Generator, Iterator
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 
 import av
-import numpy as np
 from av.container import InputContainer
-from av.stream import Disposition
-from numpy.typing import NDArray
 
+from knet_runtime.damage import Damage, is_cut_off
+from knet_runtime.decoder import READ_ERRORS, Decoder
 from knet_runtime.errors import SourceError
-from knet_runtime.frames import MAX_PIXELS, Frame, SourceInfo
+from knet_runtime.frames import Frame, SourceInfo
+from knet_runtime.media_input import close_input
+from knet_runtime.source_options import SourceOptions, SourceStatus
 
-_log = logging.getLogger(__name__)
-
-# Demuxers that read nothing but the file they are given. Playlists (ffconcat, m3u8, mpd, sdp) and
-# numbered image patterns open other files and addresses, and so are not among them.
-_FORMATS = (
-    "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,h264,hevc,av1,obu,ivf,vvc,m4v,"
-    "yuv4mpegpipe,nut,gif,mjpeg,mxf,dv,rm,wtv,gxf"
-)
-_READ_ERRORS = (av.FFmpegError, OSError)
+_BEFORE = 10  # seconds
 
 
 class VideoSource:
-    """Frames of a video file or of a camera, upright, with exact times; a context manager.
+    """Frames of an opened video, upright, deinterlaced, with exact times; a context manager.
 
-    Times count from the start of the file (its earliest stream) or from a camera's first frame.
-    What can not be decoded inside a damaged file is passed over, and after the last readable frame
-    SourceError says where the damage began. Frames that the decoder had to patch up are handed on
-    and counted in a logged warning. Pixels are taken as square, mirrored recordings as they are.
+    ``path`` is the file, or None where ``name`` is an address. Times count from the start of the
+    video (its earliest stream), also when only the part from ``options.start`` to ``options.end``
+    is read; ``Frame.index`` counts the frames that are handed on. What can not be decoded inside a
+    damaged file is passed over, and after the last readable frame SourceError says where the damage
+    began. Frames that the decoder had to patch up are handed on and counted in a logged warning.
+    Pixels are taken as square, mirrored recordings as they are.
 
-    ``path`` is a regular file or, with ``camera``, a v4l2 device. Raises SourceError when it can
-    not be opened or holds no video.
+    Takes over ``container``. Raises SourceError when it holds no video, or none in that part.
     """
 
-    def __init__(self, path: Path, *, camera: bool = False) -> None:
+    def __init__(
+        self, container: InputContainer, name: str, options: SourceOptions, path: Path | None = None
+    ) -> None:
+        self._name = name
         self._path = path
-        self._camera = camera
+        self._options = options
         self._closed = False
-        self._container = _open_camera(path) if camera else _open_file(path)
+        self._stop = threading.Event()
+        self._container = container
         try:
-            self._stream = self._video_stream()
-            self._start = self._start_ticks()
+            self._decoder = Decoder(container, name, live=False)
+            self._damage = Damage()
+            self._start = start_time(container, self._decoder.stream)
             self._frames = self._read()
             # Only a decoded frame shows the size (after rotation), and that there is any.
-            first = next(self._frames, None)
-            if first is None:
-                raise SourceError(f"{path}: no picture in it can be decoded; export it again")
-            self._first: Frame | None = first
-            height, width = first.image.shape[:2]
+            self._first = next(self._frames, None)
+            if self._first is None:
+                raise SourceError(self._nothing())
+            height, width = self._first.image.shape[:2]
+            rate = self._decoder.rate
             self._info = SourceInfo(
-                kind="camera" if camera else "video",
+                kind="video",
                 hw=(height, width),
-                rate=self._rate(),
-                frames=None if camera else self._frame_hint(),
-                time_base=self._stream.time_base,
+                rate=None if rate is None else rate / options.every,
+                frames=self._frame_hint(),
+                time_base=self._decoder.stream.time_base,
                 path=path,
             )
         except BaseException:
-            _close(self._container)
+            close_input(container)
             raise
 
     @property
@@ -74,21 +72,37 @@ class VideoSource:
         """What is known beforehand."""
         return self._info
 
+    @property
+    def status(self) -> SourceStatus:
+        """Always connected."""
+        return SourceStatus()
+
+    @property
+    def deinterlaces(self) -> bool:
+        """Whether pictures are being made of fields just now, which looks at those beside them."""
+        return self._decoder.deinterlaces
+
     def __iter__(self) -> Iterator[Frame]:
         if self._first is not None:
             first, self._first = self._first, None
             yield first
-        yield from self._frames
+        # (``yield from`` would end the frames for good when a loop is left early.)
+        while (frame := next(self._frames, None)) is not None:
+            yield frame
+
+    def stop(self) -> None:
+        """End the iteration, from any thread."""
+        self._stop.set()
 
     def close(self) -> None:
-        """Let go of the file or device; a second call does nothing."""
+        """Let go of the file; a second call does nothing."""
         if self._closed:
             return
         self._closed = True
         self._first = None
         self._frames.close()
-        _close(self._container)
-        del self._container, self._stream  # the decoder's threads live as long as these
+        close_input(self._container)
+        del self._container, self._decoder  # the decoder's threads live as long as these
 
     def __enter__(self) -> VideoSource:
         return self
@@ -101,190 +115,140 @@ class VideoSource:
     ) -> None:
         self.close()
 
-    def _video_stream(self) -> av.VideoStream:
-        stream = self._container.streams.best("video")
-        # The cover picture of a sound file is a video stream too.
-        cover = stream is not None and stream.disposition & Disposition.attached_pic
-        if cover or not isinstance(stream, av.VideoStream):
-            raise SourceError(f"{self._path}: has no video in it; name a file that has one")
-        context = stream.codec_context
-        if context is None:
-            raise SourceError(
-                f"{self._path}: there is no decoder for its video; convert it to H.264"
-            )
-        _check_size(self._path, context.height, context.width)
-        if not self._camera:
-            context.thread_type = "AUTO"  # faster, but frames come out later: not for live
-        return stream
-
-    def _start_ticks(self) -> int:
-        """The source's start in ticks of the stream, so that times stay exact multiples of them."""
-        start, base = self._stream.start_time, self._stream.time_base
-        if self._container.start_time is None or base is None:
-            return start or 0
-        earliest = Fraction(self._container.start_time, 1_000_000)  # rounded to microseconds
-        if start is not None and abs(start * base - earliest) <= Fraction(1, 1_000_000):
-            return start
-        return round(earliest / base)
-
-    def _rate(self) -> Fraction | None:
-        for rate in (self._stream.average_rate, self._stream.guessed_rate):
-            if rate is not None and 0 < rate <= 1000:
-                return Fraction(rate)
-        return None
+    def _duration(self) -> Fraction | None:
+        duration = self._container.duration  # in microseconds
+        if duration is None or not 0 < duration < 10**13:
+            return None
+        return Fraction(duration, 1_000_000)
 
     def _frame_hint(self) -> int | None:
-        if 0 < self._stream.frames < 2**31:
-            return self._stream.frames
-        rate, duration = self._rate(), self._container.duration  # in microseconds
-        if rate is None or duration is None or not 0 < duration < 10**13:
+        stated, options = self._decoder.stream.frames, self._options
+        if 0 < stated < 2**31 and options.start is None and options.end is None:
+            return -(-stated // options.every)
+        rate, duration = self._decoder.rate, self._duration()
+        if rate is None or duration is None:
             return None
-        return max(1, round(rate * duration / 1_000_000))
+        end = duration if options.end is None else min(duration, Fraction(options.end))
+        seconds = end - Fraction(options.start or 0)
+        return max(1, round(rate * seconds / options.every))
+
+    def _nothing(self) -> str:
+        start, end = self._options.start, self._options.end
+        if start is None and end is None:
+            return f"{self._name}: no picture in it can be decoded; export it again"
+        duration = self._duration()
+        length = "" if duration is None else f" of its {float(duration):.3f} s"
+        until = "its end" if end is None else f"{end:g} s"
+        return (
+            f"{self._name}: there is no picture from {start or 0:g} s to {until}{length}; "
+            "choose another start and end"
+        )
 
     def _read(self) -> Generator[Frame, None, None]:
-        index, patched = 0, 0
-        # In packets, as threads hold some frames back. Counting begins at a key frame: a recording
-        # that begins between two of them is not damaged for that.
-        good, damaged_at = 0, None
-        packets = self._container.demux(self._stream)
-        while True:
+        options, index = self._options, 0
+        for number, (picture, time) in enumerate(self._part()):
+            if number % options.every == 0:
+                yield Frame(self._decoder.rgb(picture), index, time, f"{index:06d}")
+                index += 1
+        if not self._stop.is_set():
+            self._damage.report(self._name)
+
+    def _part(self) -> Iterator[tuple[av.VideoFrame, Fraction | None]]:
+        """The pictures from start to end, with their times."""
+        start, end = self._options.start, self._options.end
+        pictures = self._sought(start) if start else self._pictures()
+        for picture in pictures:
+            time = self._time(picture)
+            if time is None and (start is not None or end is not None):
+                raise SourceError(
+                    f"{self._name}: its pictures state no times, so no part can be chosen; "
+                    "convert it to MP4"
+                )
+            # As floats, or a start of 0.1 (a little more than 1/10) would miss the picture there.
+            if start is not None and time is not None and float(time) < start:
+                continue
+            if end is not None and time is not None and float(time) >= end:
+                return
+            yield picture, time
+
+    def _sought(self, start: float) -> Iterator[av.VideoFrame]:
+        """Pictures from one at or before ``start`` on.
+
+        Where a seek lands is the demuxer's affair (a packet without a key frame, or one whose
+        picture is shown later), so it is tried further back until a picture is early enough.
+        """
+        base = self._decoder.stream.time_base
+        back = Fraction(0)
+        while base is not None:
+            at = max(Fraction(0), Fraction(start) - back)
+            # Demuxers go by decoding times, which begin before the first picture's.
+            target = self._start + at if at else self._start - _BEFORE
+            try:
+                self._container.seek(target // base, stream=self._decoder.stream)
+            except READ_ERRORS as error:
+                if back == 0:  # can not be sought in: it is still where it was, at its beginning
+                    break
+                raise SourceError(
+                    f"{self._name}: can not be sought in; leave the start out, or copy the file"
+                ) from error
+            self._decoder.restart()
+            self._damage = Damage()
+            pictures = self._pictures()
+            first = next(pictures, None)
+            time = None if first is None else self._time(first)
+            if first is not None and (at == 0 or time is None or self._is_early(time, start)):
+                return chain([first], pictures)
+            if at == 0:
+                return iter(())
+            back = max(Fraction(1), 2 * back)
+        return self._pictures()
+
+    def _is_early(self, time: Fraction, start: float) -> bool:
+        # Deinterlacing looks at the picture before.
+        return float(time) < start or (float(time) == start and not self._decoder.deinterlaces)
+
+    def _pictures(self) -> Generator[av.VideoFrame, None, None]:
+        damage = self._damage
+        packets = self._container.demux(self._decoder.stream)
+        broken = False
+        while not self._stop.is_set():
             try:
                 packet = next(packets, None)
-            except _READ_ERRORS as error:
-                if self._camera:
-                    raise SourceError(
-                        f"{self._path}: the camera stopped after {index} frames ({error}); "
-                        "check its cable and start again"
-                    ) from error
-                damaged_at = good if damaged_at is None else damaged_at
+            except READ_ERRORS:
+                broken = True
                 break
             if packet is None:
                 break
-            pictures = _decode(packet)
-            if pictures is None:
-                damaged_at = good if good and damaged_at is None else damaged_at
-                continue
-            good += bool(good or packet.is_keyframe)
-            for picture in pictures:
-                if self._camera and index == 0:
-                    self._start = picture.pts or 0
-                patched += picture.is_corrupt
-                yield Frame(self._rgb(picture), index, self._time(picture), f"{index:06d}")
-                index += 1
-        if patched:
-            _log.warning("%s: %d damaged frames were patched up to be read", self._path, patched)
-        if damaged_at is None and self._is_cut_off():
-            damaged_at = index
-        # Cameras deliver a broken picture now and then; that is no reason to end.
-        if damaged_at is not None and index and not self._camera:
-            whole = min(damaged_at, index)
-            raise SourceError(
-                f"{self._path}: is damaged after {whole} frames ({index} could be read); "
-                "copy or export it again"
-            )
+            pictures = self._decoder.decode(packet)
+            damage.count(packet, pictures)
+            yield from pictures or ()
+        if self._path is None:
+            if broken:  # raised here, as FFmpeg's error holds the address with its password
+                raise SourceError(
+                    f"{self._name}: the connection broke off after {damage.pictures} frames; "
+                    "run it again, or download the video first"
+                )
+        elif broken:
+            damage.began()
+        elif damage.at is None and "mp4" in self._container.format.name and is_cut_off(self._path):
+            damage.at = damage.pictures
 
     def _time(self, picture: av.VideoFrame) -> Fraction | None:
-        base = picture.time_base or self._stream.time_base
-        if picture.pts is None or base is None:
-            return None
-        return (picture.pts - self._start) * Fraction(base)
-
-    def _rgb(self, picture: av.VideoFrame) -> NDArray[np.uint8]:
-        _check_size(self._path, picture.height, picture.width)
-        pixels = picture.to_ndarray(format="rgb24")
-        # The display matrix turns anticlockwise, as rot90 does; the copy is because PyAV's array
-        # can be a view of memory that the decoder still needs.
-        turns = round(picture.rotation / 90) % 4
-        return np.array(np.rot90(pixels, turns), np.uint8, order="C")
-
-    def _is_cut_off(self) -> bool:
-        """Whether an MP4's boxes end after the file does: its demuxer then just reports the end."""
-        if self._camera or "mp4" not in self._container.format.name:
-            return False
-        length = self._path.stat().st_size
-        with self._path.open("rb") as file:
-            offset = 0
-            while offset + 8 <= length:
-                file.seek(offset)
-                header = file.read(16)
-                size = int.from_bytes(header[:4], "big")
-                if size == 1:
-                    size = int.from_bytes(header[8:], "big")
-                if size == 0:  # up to the end
-                    return False
-                if size < 8:
-                    return True
-                offset += size
-        return offset > length
+        time = self._decoder.time_of(picture)
+        return None if time is None else time - self._start
 
 
-def _decode(packet: av.Packet[av.VideoStream]) -> list[av.VideoFrame] | None:
-    """The pictures that a packet completes; None when it can not be decoded."""
-    if packet.is_corrupt:  # cut short: it could decode to half a picture
-        return None
-    try:
-        return packet.decode()
-    except _READ_ERRORS:
-        return None
+def start_time(container: InputContainer, stream: av.VideoStream) -> Fraction:
+    """A video's start on the stream's clock, so that times stay exact multiples of ticks.
 
-
-def _check_size(path: Path, height: int, width: int) -> None:
-    if height * width > MAX_PIXELS:
-        raise SourceError(
-            f"{path}: {height}×{width} pixels are more than {MAX_PIXELS // 1_000_000} million; "
-            "scale the video down"
-        )
-
-
-def _open_file(path: Path) -> InputContainer:
-    try:
-        if path.is_dir():
-            raise SourceError(f"{path}: is a folder, not a video; name a file in it")
-        if path.exists() and not path.is_file():
-            raise SourceError(f"{path}: is not a regular file; record it to one")
-        if path.exists() and path.stat().st_size == 0:
-            raise SourceError(f"{path}: is empty; copy or export the video again")
-        return av.open(
-            f"file:{path}",  # or a colon in the name would be taken for a protocol
-            "r",
-            options={"protocol_whitelist": "file", "format_whitelist": _FORMATS},
-            metadata_errors="ignore",
-        )
-    except av.InvalidDataError as error:
-        raise SourceError(
-            f"{path}: is not a video, or is cut off before its index; copy or export it again"
-        ) from error
-    except _READ_ERRORS as error:
-        if error.errno == errno.EINVAL:  # what a format outside the list gives
-            raise SourceError(
-                f"{path}: is no video file of a supported kind (playlists are not followed); "
-                "convert it to MP4"
-            ) from error
-        reason = error.strerror or "can not be opened"
-        raise SourceError(f"{path}: {reason}; check the name and its permissions") from error
-
-
-def _close(container: InputContainer) -> None:
-    for stream in container.streams.video:
-        # Without this, closing in mid-decode blocks for ever once the program has set a PyAV log
-        # level: the decoder's threads wait for Python's lock, and its holder for them.
-        if stream.codec_context is not None and stream.codec_context.is_open:
-            stream.codec_context.flush_buffers()
-    container.close()
-
-
-def _open_camera(path: Path) -> InputContainer:
-    if not sys.platform.startswith("linux"):
-        raise SourceError(f"{path}: cameras can be read on Linux only; record to a file instead")
-    if not path.exists():
-        raise SourceError(
-            f"{path}: there is no such camera; plug it in, or pick one from: ls /dev/video*"
-        )
-    try:
-        return av.open(str(path), "r", format="v4l2")
-    except _READ_ERRORS as error:
-        reason = error.strerror or "can not be opened"
-        raise SourceError(
-            f"{path}: {reason}; close other programs that use the camera, and see that you are in "
-            "the group video"
-        ) from error
+    ``Frame.pts`` counts from it.
+    """
+    start, base = stream.start_time, stream.time_base
+    if base is None:
+        return Fraction(0)
+    if container.start_time is None:
+        return (start or 0) * base
+    earliest = Fraction(container.start_time, 1_000_000)  # rounded to microseconds
+    if start is not None and abs(start * base - earliest) <= Fraction(1, 1_000_000):
+        return start * base
+    return round(earliest / base) * base

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 
 from knet_deploy.cli import main
 from knet_runtime.bundle import Bundle, default_bundle_path, write_bundle
+from knet_runtime.encoder import ENCODERS, working_encoder
 from knet_runtime.labels import LabelMap
 from knet_runtime.manifest import (
     Artefact,
@@ -24,8 +25,8 @@ from knet_runtime.manifest import (
     SizeRange,
     Tolerance,
 )
-from knet_runtime.mp4 import ENCODERS, Mp4Writer, working_encoder
 from knet_runtime.synthetic import Street
+from knet_runtime.video_file import VideoWriter
 
 RATE = 10
 
@@ -37,6 +38,14 @@ class Answer:
     code: int
     out: str
     err: str
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Passed self-tests are remembered for these tests, and not in the user's folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture
@@ -57,8 +66,8 @@ def make_video(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path
 
     def make(frames: int) -> Path:
         path = tmp_path_factory.mktemp("video") / "drive.mp4"
-        encoder = working_encoder(ENCODERS, (96, 128))
-        writer = Mp4Writer(path, (96, 128), Fraction(1, RATE), Fraction(RATE), encoder)
+        encoder = working_encoder(ENCODERS["h264"], (96, 128))
+        writer = VideoWriter(path, (96, 128), Fraction(1, RATE), Fraction(RATE), encoder)
         street = Street(1, (96, 128))
         pictures = [street.frame(index)[0] for index in range(min(frames, 4))]
         for tick in range(frames):

@@ -56,6 +56,48 @@ def test_run_without_outputs_ends_with_the_summary(call: Call, video: Path) -> N
     assert "written" not in answer.out
 
 
+def test_several_sources_write_to_places_with_their_names(
+    call: Call, video: Path, tmp_path: Path
+) -> None:
+    image = tmp_path / "street.png"
+    cv2.imwrite(str(image), np.zeros((40, 60, 3), np.uint8))
+    outputs = ["-o", tmp_path / "o.mp4", "--json", tmp_path / "o.jsonl", "--masks", tmp_path / "m"]
+    answer = call("run", video, "--source", image, "--source", video, *outputs)
+    assert (answer.code, answer.err) == (0, "")
+    for name, frames in (("drive", 4), ("street", 1), ("drive-2", 4)):
+        assert count_frames(tmp_path / f"o.{name}.mp4") == frames
+        assert len((tmp_path / f"o.{name}.jsonl").read_text().splitlines()) == frames
+        assert len(list((tmp_path / "m" / name).iterdir())) == frames
+        assert f"source       {name}\n" in answer.out
+
+
+def test_a_source_that_fails_keeps_no_other_from_its_end(
+    call: Call, video: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    cv2.imwrite(str(folder / "a.png"), np.zeros((32, 48, 3), np.uint8))
+    (folder / "b.png").write_text("no image")
+    answer = call("run", folder, "--source", video, "-o", tmp_path / "o.mp4")
+    assert answer.code == 2
+    assert "b.png" in answer.err
+    assert count_frames(tmp_path / "o.drive.mp4") == 4
+    assert (tmp_path / "o.photos.partial.mp4").is_file()
+    assert f"written      {tmp_path / 'o.photos.partial.mp4'}" in answer.out
+
+
+@pytest.mark.parametrize(
+    ("words", "frames"),
+    [(["--every", "2"], 2), (["--start", "0.1", "--end", "0.3"], 2), (["--policy", "file"], 4)],
+)
+def test_a_part_of_the_frames_is_taken(
+    call: Call, video: Path, words: list[str], frames: int
+) -> None:
+    answer = call("run", video, *words)
+    assert answer.code == 0, answer.err
+    assert f"frames       {frames}\n" in answer.out
+
+
 def test_one_image_gives_an_overlay_picture(call: Call, tmp_path: Path) -> None:
     image = tmp_path / "street.png"
     cv2.imwrite(str(image), np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8))
@@ -101,6 +143,9 @@ def test_a_source_that_is_none_is_refused(
     [
         (["--engine", "onnxruntime-gpu"], "there is no engine 'onnxruntime-gpu'"),
         (["--engine", "onnxruntime-tensorrt-rtx"], "onnxruntime-ep-nv-tensorrt-rtx"),
+        (["--self-test", "maybe"], "use refuse, warn, off"),
+        (["--policy", "fast"], "use file, live"),
+        (["--every", "2", "--start", "3", "--end", "1"], "is not after start"),
         (["--size", "big"], "write HEIGHTxWIDTH"),
         (["--size", "384x480"], "was exported for 360×480 only"),
         (["-o", "o.avi"], "end in .mp4"),

@@ -21,11 +21,17 @@ from packaging.requirements import Requirement
 PACKAGES = ("knet_deploy", "knet_export", "knet_train", "knet_runtime")
 IMPORT_ALL = """
 import importlib, pkgutil, knet_runtime
+# What is of an extra needs the extra's packages, and only those.
+EXTRAS = {
+    "knet_runtime.backends.openvino": ("openvino",),
+    "knet_runtime.serve.": ("prometheus_client", "starlette", "uvicorn"),
+}
 for module in pkgutil.walk_packages(knet_runtime.__path__, "knet_runtime."):
     try:
         importlib.import_module(module.name)
-    except ModuleNotFoundError as error:  # an engine's own module needs its extra, and only that
-        if (module.name, error.name) != ("knet_runtime.backends.openvino", "openvino"):
+    except ModuleNotFoundError as error:
+        needs = [names for start, names in EXTRAS.items() if module.name.startswith(start)]
+        if not needs or error.name.partition(".")[0] not in needs[0]:
             raise
 """
 
@@ -150,6 +156,10 @@ def test_demo_and_doctor_pass(bare: Path, tmp_path: Path) -> None:
         (
             ["export", "x", "-o", "y.knet"],
             'knet-deploy export needs the export extra: pip install "knet-deploy[export]"',
+        ),
+        (
+            ["run", "x.png", "--serve", "127.0.0.1:0"],
+            '--serve needs the serve extra: pip install "knet-deploy[serve]"',
         ),
     ],
 )

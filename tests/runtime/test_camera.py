@@ -10,9 +10,10 @@ from knet_runtime.errors import SourceError
 from knet_runtime.video import open_source
 
 
-def test_addresses_are_refused_without_their_password() -> None:
-    with pytest.raises(SourceError, match="rtsp addresses can not be read") as caught:
-        open_source("rtsp://user:secret@host/stream")
+@pytest.mark.parametrize("scheme", ["rtmp", "ftp", "file", "concat", "udp"])
+def test_other_protocols_are_refused_without_their_password(scheme: str) -> None:
+    with pytest.raises(SourceError, match=f"{scheme} addresses can not be read, only") as caught:
+        open_source(f"{scheme}://user:secret@host/stream")
     assert "secret" not in str(caught.value)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from knet_runtime.errors import DataError
+from knet_runtime.errors import ConfigError, DataError
 from knet_runtime.labels import CAMVID11, LabelMap, ade20k, distinct_palette, load_labels_json
 
 
@@ -98,3 +98,16 @@ def test_ade20k_has_150_classes_with_the_palette_of_the_published_models():
 def test_ade20k_has_the_order_of_the_benchmark(shared_data: Path):
     official = load_labels_json(shared_data / "ade_samples" / "labels150.json").names
     assert all(short in long for short, long in zip(ade20k().names, official, strict=True))
+
+
+def test_classes_are_found_by_name_in_any_case() -> None:
+    assert CAMVID11.indices(["car", "ROAD", " Car "]) == (3, 8)
+    assert CAMVID11.indices([]) == ()
+    twins = LabelMap(("Bus", "bus"), ((0, 0, 0), (1, 1, 1)), 255)
+    assert twins.indices(["Bus"]) == (0,)
+    assert twins.indices(["bus"]) == (1,)
+
+
+def test_an_unknown_class_is_refused_with_the_list_of_classes() -> None:
+    with pytest.raises(ConfigError, match="no class 'lorry'; this model's are Sky, Building, Pole"):
+        CAMVID11.indices(["Car", "lorry"])

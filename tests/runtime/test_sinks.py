@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -283,7 +284,8 @@ def test_a_name_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
 def test_json_lines_hold_one_object_per_frame(tmp_path: Path) -> None:
     sink = JsonLines(tmp_path / "o.jsonl", "street@0123456789ab")
     sink.write(*a_frame(0, Fraction(1, 3)))
-    sink.write(*a_frame(1, None, name="straße"))
+    frame, mask = a_frame(1, None, name="straße")
+    sink.write(replace(frame, wall=1_700_000_000.5, stale=True), mask)
     sink.close()
     first, second = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
     assert first["shares"].pop("Sky") == first["shares"].pop("Road") == 0.5
@@ -293,8 +295,11 @@ def test_json_lines_hold_one_object_per_frame(tmp_path: Path) -> None:
         "frame": 0,
         "name": "000000",
         "pts": pytest.approx(1 / 3),
+        "wall": None,
+        "stale": False,
         "size": [48, 64],
         "timings_ms": {"fit": 1.0, "infer": 2.5, "tail": 0.25},
         "model": "street@0123456789ab",
     }
     assert (second["name"], second["pts"]) == ("straße", None)
+    assert (second["wall"], second["stale"]) == (1_700_000_000.5, True)

@@ -28,7 +28,8 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFIN
 info = SourceInfo("video", (96, 128), Fraction(5), None, Fraction(1, 5))
 mask = Mask(np.zeros((96, 128), np.uint8), CAMVID11, {})
 random = np.random.default_rng(0)
-for sink in (OverlayVideo(sys.argv[1] + "/o.mp4", info), JsonLines(sys.argv[1] + "/o.jsonl", "m")):
+video = OverlayVideo(sys.argv[1] + "/o." + sys.argv[3], info)
+for sink in (video, JsonLines(sys.argv[1] + "/o.jsonl", "m")):
     try:
         for i in range(300):
             image = random.integers(0, 256, (96, 128, 3), np.uint8)
@@ -45,12 +46,13 @@ def files_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 @pytest.mark.parametrize("limit", [40, 60_000])
 def test_a_full_disk_is_an_output_error_and_leaves_only_what_plays(
-    tmp_path: Path, limit: int
+    tmp_path: Path, limit: int, suffix: str
 ) -> None:
     subprocess.run(
-        [sys.executable, "-c", FILL_THE_DISK, str(tmp_path), str(limit)],
+        [sys.executable, "-c", FILL_THE_DISK, str(tmp_path), str(limit), suffix],
         env={**os.environ, "PYTHONPATH": ROOM},
         check=True,
         timeout=60,
@@ -58,10 +60,10 @@ def test_a_full_disk_is_an_output_error_and_leaves_only_what_plays(
     if limit == 40:
         assert files_in(tmp_path) == []
         return
-    assert files_in(tmp_path) == ["o.partial.jsonl", "o.partial.mp4"]
+    assert files_in(tmp_path) == ["o.partial.jsonl", f"o.partial.{suffix}"]
     lines = (tmp_path / "o.partial.jsonl").read_text().splitlines()
     assert [json.loads(line)["frame"] for line in lines] == list(range(len(lines)))
-    with av.open(str(tmp_path / "o.partial.mp4")) as container:
+    with av.open(str(tmp_path / f"o.partial.{suffix}")) as container:
         assert next(container.decode(video=0)).width == 128
 
 
@@ -70,7 +72,7 @@ def test_a_killed_process_leaves_a_hidden_file_that_plays(tmp_path: Path) -> Non
         'sys.exit("the disk never filled")', "__import__('os').kill(__import__('os').getpid(), 9)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path), "100000000"],
+        [sys.executable, "-c", program, str(tmp_path), "100000000", "mp4"],
         env={**os.environ, "PYTHONPATH": ROOM},
         timeout=60,
         check=False,

@@ -1,0 +1,227 @@
+"""The options of ``run`` that say where results go and what they look like, and what they open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from knet_runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from knet_runtime.encoder import Codec
+    from knet_runtime.frames import SourceInfo
+    from knet_runtime.labels import LabelMap
+    from knet_runtime.sinks import Sink
+    from knet_runtime.smooth import Smoother
+
+ALPHA = 0.5
+_PICTURES = (".png", ".jpg", ".jpeg")
+_VIDEOS = (".mp4", ".mkv")
+_SHARED = "shm:"
+
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", help="Write the overlay: .mp4 or .mkv; for one image also .png or .jpg."
+    ),
+]
+CodecOption = Annotated[
+    str | None, typer.Option("--codec", help="Of the video that -o writes: h264 (default) or hevc.")
+]
+Masks = Annotated[
+    Path | None, typer.Option("--masks", help="Write each class map as a PNG into this folder.")
+]
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", help="Write a line of JSON per frame: class shares, times, model."),
+]
+RleOption = Annotated[
+    Path | None,
+    typer.Option("--rle", help="Write a line of JSON per frame: each class's mask as COCO RLE."),
+]
+Raw = Annotated[
+    str | None,
+    typer.Option(
+        "--raw",
+        metavar="-|shm:NAME",
+        help="Hand the raw class maps to a program: to stdout (-), or in shared memory.",
+    ),
+]
+Push = Annotated[
+    str | None,
+    typer.Option("--push", metavar="URL", help="Push the overlay to an RTSP server."),
+]
+Alpha = Annotated[
+    float | None,
+    typer.Option("--alpha", help=f"Opacity of the overlay's colours, 0 to 1 ({ALPHA})."),
+]
+Legend = Annotated[
+    bool, typer.Option("--legend", help="Add class names and shares below the overlay.")
+]
+Classes = Annotated[
+    str | None,
+    typer.Option("--classes", metavar="NAME,...", help="Draw, and write to --rle, only these."),
+]
+Blur = Annotated[
+    str | None,
+    typer.Option(
+        "--blur",
+        metavar="NAME,...",
+        help="Privacy: take these classes out of every picture, as far as the model sees them.",
+    ),
+]
+Smooth = Annotated[
+    int | None,
+    typer.Option(
+        "--smooth", metavar="FRAMES", help="Less flicker: classes last so many frames; try 2."
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one feed writes, as it was asked for. ``check`` first, then ``sinks``."""
+
+    overlay: Path | None = None
+    codec: str | None = None
+    masks: Path | None = None
+    json: Path | None = None
+    rle: Path | None = None
+    raw: str | None = None
+    push: str | None = None
+    alpha: float | None = None
+    legend: bool = False
+    classes: tuple[str, ...] = ()
+    blur: tuple[str, ...] = ()
+    page: bool = False
+
+    @property
+    def takes_stdout(self) -> bool:
+        """Whether stdout is for masks, and words have to go elsewhere."""
+        return self.raw == "-"
+
+    def check(self) -> None:
+        """ConfigError for what can not be, before anything that costs time."""
+        suffix = None if self.overlay is None else self.overlay.suffix.lower()
+        if suffix is not None and suffix not in (*_VIDEOS, *_PICTURES):
+            raise ConfigError(
+                f"{self.overlay}: let the overlay's name end in .mp4 or .mkv (or .png or .jpg for "
+                "a single image)"
+            )
+        if self.codec not in (None, "h264", "hevc"):
+            raise ConfigError(f"--codec is {self.codec!r}; use h264 or hevc")
+        if self.codec is not None and suffix not in _VIDEOS:
+            raise ConfigError("--codec is of the video that -o writes: name an .mp4 or .mkv")
+        shown = self.overlay is not None or self.push is not None
+        for option, given, used in (
+            ("--alpha", self.alpha is not None, shown or self.page),
+            ("--legend", self.legend, shown),
+            ("--classes", bool(self.classes), shown or self.page or self.rle is not None),
+            ("--blur", bool(self.blur), shown or self.page),
+        ):
+            if given and not used:
+                raise ConfigError(
+                    f"{option} changes the overlay: name it with -o, or leave {option} out"
+                )
+        if self.alpha is not None and not 0 <= self.alpha <= 1:
+            raise ConfigError(f"--alpha is {self.alpha}; opacity lies between 0 and 1")
+        if self.raw is not None and self.raw != "-" and not self.raw.startswith(_SHARED):
+            raise ConfigError(f"--raw is {self.raw!r}: write - for stdout, or shm:NAME")
+
+    def of(self, name: str) -> Outputs:
+        """The places for the source ``name`` among several: o.NAME.mp4, masks/NAME/, shm:X.NAME,
+        rtsp://…/NAME. Raises ConfigError for stdout, which is for one."""
+        if self.takes_stdout:
+            raise ConfigError("--raw - is for one source; use --raw shm:NAME with several")
+        return replace(
+            self,
+            overlay=_suffixed(self.overlay, name),
+            masks=None if self.masks is None else self.masks / name,
+            json=_suffixed(self.json, name),
+            rle=_suffixed(self.rle, name),
+            raw=None if self.raw is None else f"{self.raw}.{name}",
+            push=None if self.push is None else f"{self.push.rstrip('/')}/{name}",
+        )
+
+    def check_classes(self, labels: LabelMap) -> None:
+        """ConfigError for classes that the model does not have."""
+        labels.indices(self.classes)
+        labels.indices(self.blur)
+
+    def sinks(self, info: SourceInfo, labels: LabelMap, model: str) -> list[Sink]:
+        """Open all of them. Raises ConfigError, and OutputError for what can not be written."""
+        from knet_runtime import sinks
+
+        self.check_classes(labels)
+        made: list[Sink] = []
+        conceal = self.concealed(labels)
+        if self.overlay is not None:
+            made.append(conceal(self._overlay(self.overlay, info)))
+        if self.push is not None:
+            alpha = ALPHA if self.alpha is None else self.alpha
+            made.append(
+                conceal(
+                    sinks.RtspPush(
+                        self.push, info, alpha=alpha, legend=self.legend, classes=self.classes
+                    )
+                )
+            )
+        if self.masks is not None:
+            made.append(sinks.MaskFolder(self.masks))
+        if self.json is not None:
+            made.append(sinks.JsonLines(self.json, model))
+        if self.rle is not None:
+            made.append(sinks.RleLines(self.rle, model, classes=self.classes))
+        if self.raw is not None:
+            shared = self.raw.removeprefix(_SHARED)
+            made.append(sinks.RawMasks() if self.raw == "-" else sinks.SharedMasks(shared))
+        return made
+
+    def concealed(self, labels: LabelMap) -> Callable[[Sink], Sink]:
+        """Wraps a sink that shows pictures, so that --blur holds for it; for one feed's sinks."""
+        from knet_runtime.conceal import Concealed, Concealer
+
+        if not self.blur:
+            return lambda sink: sink
+        concealer = Concealer(labels, self.blur)
+        return lambda sink: Concealed(sink, concealer)
+
+    def _overlay(self, output: Path, info: SourceInfo) -> Sink:
+        from knet_runtime.sinks import OverlayImage, OverlayVideo
+
+        alpha = ALPHA if self.alpha is None else self.alpha
+        if output.suffix.lower() not in _PICTURES:
+            codec: Codec = "hevc" if self.codec == "hevc" else "h264"
+            return OverlayVideo(
+                output,
+                info,
+                alpha=alpha,
+                legend=self.legend,
+                classes=self.classes,
+                codec=codec,
+            )
+        if info.kind != "image":
+            raise ConfigError(
+                f"{output}: a picture is written for a single image; let the name end in .mp4"
+            )
+        return OverlayImage(output, alpha=alpha, legend=self.legend, classes=self.classes)
+
+
+def _suffixed(place: Path | None, name: str) -> Path | None:
+    return None if place is None else place.with_name(f"{place.stem}.{name}{place.suffix}")
+
+
+def names(option: str | None) -> tuple[str, ...]:
+    """The class names of "road,car"."""
+    return tuple(name.strip() for name in (option or "").split(",") if name.strip())
+
+
+def smoother(strength: int | None) -> Smoother | None:
+    """What --smooth asks for; one for each feed. Raises ConfigError."""
+    from knet_runtime.smooth import Smoother
+
+    return None if strength is None else Smoother(strength)

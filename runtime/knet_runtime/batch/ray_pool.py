@@ -1,0 +1,147 @@
+"""Workers on Ray: on this machine alone, or on a cluster.
+
+Ray is imported when a pool is opened, and needs the extra ``ray``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from knet_runtime.batch.records import Job, Outcome, Settings
+from knet_runtime.batch.work import Worker
+from knet_runtime.errors import BackendError
+
+_CPU_ENGINES = ("onnxruntime-cpu", "openvino", "openvino-bf16")
+_READERS = 4  # files that are read at once
+_LOCAL_STORE = 100 * 2**20  # bytes; what travels is small
+
+
+class RayPool:
+    """A ``Pool`` of ``workers`` actors, each with one engine; a context manager.
+
+    Without an ``address`` Ray is started on this machine, for this process alone. Its ports
+    are on loopback, and ask for a token that is drawn here. With one ("auto", "HOST:PORT") the
+    cluster's machines need this package, and the videos, the bundle and the output folder under the
+    same paths. By default there is one worker per GPU, or per machine where the engine is a
+    processor's.
+
+    Raises BackendError when Ray can not be started or reached.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: str,
+        *,
+        address: str | None = None,
+        workers: int | None = None,
+    ) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        self._folder: str | None = None
+        if address is None:
+            # Ray reads these once, when it is imported.
+            os.environ["RAY_AUTH_MODE"] = "token"
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        import ray
+        import ray.data
+
+        self._ray: Any = ray
+        self._settings = settings
+        self._model = model
+        try:
+            if address is None:
+                self._folder = tempfile.mkdtemp(prefix="knet-ray-")
+                ray.init(
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    object_store_memory=_LOCAL_STORE,
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=self._folder,
+                )
+            else:
+                ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+            self._share(workers)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, Exception):
+                where = "on this machine" if address is None else f"at {address}"
+                raise BackendError(f"Ray can not be used {where}: {first_line(error)}") from error
+            raise
+
+    def __call__(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
+        """Do the jobs; outcomes come as they are ready. Ray does a job again whose worker died."""
+        if self._folder is not None and all(job.segment is None for job in jobs):
+            # To cut is to read: threads here have done it before a worker has started.
+            with ThreadPoolExecutor(_READERS) as threads:
+                yield from threads.map(Worker(self._settings, self._model), jobs)
+            return
+        data = self._ray.data
+        context = data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.max_errored_blocks = -1  # one part that kills its worker stops no other
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+        rows = [{"job": msgspec.json.encode(job).decode()} for job in jobs]
+        mapped = data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            RayWorker,
+            fn_constructor_args=(msgspec.json.encode(self._settings).decode(), self._model),
+            compute=data.ActorPoolStrategy(size=min(self._workers, len(rows))),
+            batch_size=1,
+            num_cpus=self._cpus,
+            num_gpus=self._gpus,
+        )
+        for row in mapped.iter_rows():
+            yield msgspec.json.decode(row["outcome"], type=Outcome)
+
+    def close(self) -> None:
+        """Stop what was started here."""
+        self._ray.shutdown()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> RayPool:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _share(self, workers: int | None) -> None:
+        """How many workers there are, and what each may use."""
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        nodes = [node for node in nodes if node.get("CPU", 0) >= 1]
+        gpus = 0.0 if self._settings.engine in _CPU_ENGINES else sum(n.get("GPU", 0) for n in nodes)
+        self._workers = workers or int(gpus) or len(nodes)
+        each = -(-self._workers // len(nodes))
+        self._cpus: float = min(node["CPU"] for node in nodes) / each  # so that all of them fit
+        self._gpus = min(1.0, gpus / self._workers)
+
+
+class RayWorker:
+    """A ``Worker`` as Ray Data calls it: batches of one row, of JSON in and out."""
+
+    def __init__(self, settings: str, model: str) -> None:
+        self._worker = Worker(msgspec.json.decode(settings, type=Settings), model)
+
+    def __call__(self, batch: dict[str, Sequence[str]]) -> dict[str, list[str]]:
+        jobs = [msgspec.json.decode(str(job), type=Job) for job in batch["job"]]
+        return {"outcome": [msgspec.json.encode(self._worker(job)).decode() for job in jobs]}
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or its type where there is none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

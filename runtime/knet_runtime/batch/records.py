@@ -1,0 +1,117 @@
+"""What travels between the batch and its workers, and what is left on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from knet_runtime.batch.segments import Segment
+from knet_runtime.bundle import Bundle
+from knet_runtime.manifest import Size
+
+RESULTS_NAME = "results.json"
+FINISHED_NAME = "finished.json"
+LINES_NAME = "frames.jsonl"
+MASKS_NAME = "masks"
+_FORMAT = 1  # of what is left on disk; another number makes everything anew
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a batch is asked for: the ``bundle``'s folder (on every machine that works), the
+    ``engine``, the ``size`` (height, width) that the model sees if not the bundle's own, whether
+    class maps are written as PNG, and whether only what verify has passed may run. Each engine
+    first has to give the bundle's golden results."""
+
+    bundle: str
+    engine: str = "auto"
+    size: Size | None = None
+    masks: bool = True
+    require_verified: bool = False
+
+
+class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One thing for a worker: a video to be cut into parts of ``seconds`` (no ``segment``), or a
+    segment of it to be done, in the folder ``work``. ``stamp`` is size and mtime of the video."""
+
+    source: str
+    work: str
+    stamp: tuple[int, int]
+    seconds: float
+    segment: Segment | None = None
+
+
+Status = Literal["cut", "done", "inexact", "partial", "failed", "fatal"]
+
+
+class Outcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What became of a job.
+
+    "cut" has ``segments``; "done" is whole on disk; "inexact" says that the part is not what the
+    whole video would give, which then has to be done uncut; "partial" that a damaged video gave
+    ``frames`` before ``error``; "failed" that this video gave nothing, "fatal" that no video can.
+    """
+
+    source: str
+    status: Status
+    segment: str = ""
+    segments: tuple[Segment, ...] = ()
+    frames: int = 0
+    engine: str = ""
+    error: str = ""
+
+
+class SourceResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a batch has of one video.
+
+    ``folder`` is within the output folder; ``shares`` is the mean over the frames of each class's
+    part (0 … 1); ``engines`` are those that took part, ``error`` why it is not whole.
+    """
+
+    source: str
+    folder: str
+    key: str
+    frames: int = 0
+    segments: tuple[int, ...] = ()
+    engines: tuple[str, ...] = ()
+    shares: dict[str, float] = {}
+    error: str | None = None
+
+
+class BatchResults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The manifest of results: the model, each video, and a line for each that failed."""
+
+    model: str
+    bundle: str
+    engines: tuple[str, ...]
+    frames: int
+    sources: tuple[SourceResult, ...]
+    failures: dict[str, str]
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """Size and time of the last change of a file. Raises OSError."""
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns
+
+
+def key_of(bundle: Bundle, settings: Settings, source: str, state: tuple[int, int]) -> str:
+    """What a result must have been made from to be used again: every file of the bundle, the
+    options, and the video as it was."""
+    files = sorted((name, record.sha256) for name, record in bundle.manifest.files.items())
+    spec, labels = bundle.manifest.input, bundle.manifest.labels
+    options = (settings.engine, settings.size, settings.masks)
+    parts = (
+        _FORMAT,
+        bundle.model_id,
+        files,
+        spec,
+        bundle.manifest.output,
+        labels,
+        options,
+        source,
+        state,
+    )
+    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:24]

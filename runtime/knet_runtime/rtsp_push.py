@@ -1,0 +1,231 @@
+"""The sink that pushes the overlay to an RTSP server, and that no server can hold up."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Sequence
+from fractions import Fraction
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from knet_runtime.address import redacted, scheme_of
+from knet_runtime.encoder import ENCODERS, working_encoder
+from knet_runtime.errors import ConfigError, OutputError
+from knet_runtime.frame_clock import FrameClock
+from knet_runtime.frames import Frame, SourceInfo
+from knet_runtime.overlay import Rgb
+from knet_runtime.painter import Painter
+from knet_runtime.pending import Keep
+from knet_runtime.push_process import PushLost, PushProcess
+from knet_runtime.reconnect import Backoff
+from knet_runtime.rtsp_child import Push
+from knet_runtime.source_options import Transport
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from knet_runtime.segmenter import Mask
+
+_log = logging.getLogger(__name__)
+
+_TICK = Fraction(1, 90_000)  # RTP's
+_WAITING = 2  # pictures
+_LONGEST_PAUSE = 10.0  # seconds between two pictures of a file; a longer gap is cut to nothing
+_LONGEST_WAIT = 40.0  # seconds that a file may wait: a slow start, a pause and a frozen server
+_LINGER = 2.0  # seconds that close() gives to what is waiting
+
+
+class RtspPush:
+    """Pushes each frame under its colours to the RTSP server at ``url``, as H.264.
+
+    ``alpha``, ``legend`` and ``classes`` are those of ``OverlayVideo``. A child process encodes
+    and sends; two pictures may wait for it. A live source never waits: the older picture is dropped
+    and counted. A file is sent at its own speed and waits, while there is a connection. A server
+    that takes nothing for ``patience`` seconds costs the child its life. A lost connection is made
+    again after a growing pause, for as long as it takes; pictures are dropped and counted
+    meanwhile.
+
+    Raises ConfigError for an address that is not RTSP; ``write`` and ``close`` raise OutputError
+    when the very first connection fails, later ones are only logged. The address is never shown
+    with its password.
+    """
+
+    path: Path | None = None
+
+    def __init__(
+        self,
+        url: str,
+        info: SourceInfo,
+        *,
+        alpha: float = 0.5,
+        legend: bool = False,
+        classes: Sequence[str] = (),
+        transport: Transport = "tcp",
+        patience: float = 5.0,
+    ) -> None:
+        if scheme_of(url) not in ("rtsp", "rtsps"):
+            raise ConfigError(f"{redacted(url)}: push to an address of rtsp:// or rtsps://")
+        self.name = redacted(url)
+        self._url = url
+        self._transport = transport
+        self._patience = patience
+        self._live = info.live
+        self._encoder = working_encoder(ENCODERS["h264"], info.hw)
+        self._painter = Painter(alpha=alpha, legend=legend, classes=classes)
+        self._clock = FrameClock(info, _TICK)
+        self._waiting: deque[tuple[Rgb, int]] = deque()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._ending = False
+        self._stop = threading.Event()
+        self._connected = False
+        self._lost = False  # whether a connection has failed since the last one worked
+        self._failure: str | None = None
+        self._pushed = self._dropped = self._reconnects = 0
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection."""
+        return self._connected
+
+    @property
+    def dropped(self) -> int:
+        """Pictures that were not sent."""
+        return self._dropped
+
+    @property
+    def reconnects(self) -> int:
+        """How often a lost connection was made again."""
+        return self._reconnects
+
+    def write(self, frame: Frame, mask: Mask) -> None:
+        """Hand over one frame; of a file, wait until there is room for it.
+
+        Raises OutputError when the first connection has failed.
+        """
+        if self._ending:
+            raise ValueError(f"{self.name} is closed")
+        picture = self._painter.paint(frame, mask)
+        ticks = self._clock.ticks(frame)
+        with self._changed:
+            self._raise_failure()
+            if self._thread is None:
+                hw = (picture.shape[0], picture.shape[1])
+                self._thread = threading.Thread(target=self._pump, args=(hw,), name="rtsp-push")
+                self._thread.start()
+            if not self._live:
+                # The child is watched: sooner or later there is room, or the connection is lost.
+                self._changed.wait_for(
+                    lambda: len(self._waiting) < _WAITING or self._lost, _LONGEST_WAIT
+                )
+            if len(self._waiting) == _WAITING:
+                self._waiting.popleft()
+                self._dropped += 1
+            self._waiting.append((picture, ticks))
+            self._changed.notify_all()
+
+    def close(self, keep: Keep = "complete") -> None:
+        """Send what is waiting, for two seconds at most, and end the connection.
+
+        Raises OutputError when there never was one.
+        """
+        with self._changed:
+            self._ending = True
+            self._changed.notify_all()
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        thread.join(_LINGER)
+        self._stop.set()
+        thread.join()
+        if self._dropped:
+            _log.warning(
+                "%s: %d pictures pushed, %d dropped", self.name, self._pushed, self._dropped
+            )
+        with self._changed:
+            self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise OutputError(
+                f"{self.name}: {failure}; see that the server runs, takes pushed streams at this "
+                "address, and knows the user and password"
+            )
+
+    def _pump(self, hw: tuple[int, int]) -> None:
+        push = Push(
+            url=self._url,
+            transport=self._transport,
+            encoder=self._encoder,
+            hw=hw,
+            tick=_TICK.as_integer_ratio(),
+            rate=self._clock.rate.as_integer_ratio(),
+            patience=self._patience,
+        )
+        backoff, worked = Backoff(), False
+        while not self._over():
+            began = monotonic()
+            try:
+                with PushProcess(push, self._stop) as process:
+                    if worked:
+                        self._reconnects += 1
+                        _log.warning("%s: connected again", self.name)
+                    self._mark(connected=True)
+                    worked, began = True, monotonic()
+                    self._send_all(process)
+            except PushLost as error:
+                backoff.lasted(monotonic() - began)
+                if self._stop.is_set():
+                    break
+                if not worked:  # only what has worked once is tried again
+                    self._failure = str(error)
+                elif self._connected:
+                    _log.warning("%s: %s; trying again", self.name, error)
+                self._mark(connected=False)
+                if not worked:
+                    break
+                self._stop.wait(backoff.delay())
+        self._mark(connected=False)
+        with self._changed:
+            self._dropped += len(self._waiting)
+            self._waiting.clear()
+
+    def _send_all(self, process: PushProcess) -> None:
+        """Send until all is sent and nothing follows. Raises PushLost."""
+        began: float | None = None
+        while (taken := self._take()) is not None:
+            picture, ticks = taken
+            if not self._live:  # at its own speed, counted from the first one
+                now, due = monotonic(), float(ticks * _TICK)
+                if began is None or began + due - now > _LONGEST_PAUSE:
+                    began = now - due
+                self._stop.wait(began + due - now)
+            try:
+                process.send(picture, ticks)
+            except PushLost:
+                self._dropped += 1
+                raise
+            self._pushed += 1
+
+    def _take(self) -> tuple[Rgb, int] | None:
+        with self._changed:
+            while not self._waiting:
+                if self._ending or self._stop.is_set():
+                    return None
+                self._changed.wait(0.1)
+            taken = self._waiting.popleft()
+            self._changed.notify_all()
+            return taken
+
+    def _mark(self, *, connected: bool) -> None:
+        with self._changed:
+            self._connected = connected
+            self._lost = not connected
+            self._changed.notify_all()
+
+    def _over(self) -> bool:
+        with self._changed:
+            return self._stop.is_set() or (self._ending and not self._waiting)

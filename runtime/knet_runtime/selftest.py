@@ -1,0 +1,154 @@
+"""The golden self-test at start: does this bundle, on this engine and machine, still give the
+results that PyTorch gave?
+
+It is made by the very engine that will run, once: a pass is remembered in the user's cache folder,
+until the bundle, the engine, its libraries, the driver or the device are others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import sys
+from importlib import metadata
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from knet_runtime.backends import open_backend
+from knet_runtime.backends.choose import CPU_ENGINES
+from knet_runtime.bundle import Bundle
+from knet_runtime.errors import ParityError
+from knet_runtime.golden import GOLDEN_NAME, golden_size, replay
+from knet_runtime.gpu import this_gpu
+from knet_runtime.pending import write_whole
+
+if TYPE_CHECKING:
+    from knet_runtime.backends import Backend
+
+SelfTestPolicy = Literal["refuse", "warn", "off"]
+
+_log = logging.getLogger(__name__)
+
+_MODULES = (
+    "cv2",
+    "numpy",
+    "onnxruntime",
+    "onnxruntime_ep_nv_tensorrt_rtx",
+    "openvino",
+    "tensorrt",
+    "tensorrt_rtx",
+    "tensorrt_rtx_bindings",
+)
+
+
+class SelfTest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What came out: ``detail`` in words, ``seconds`` that the replay took when it was made."""
+
+    passed: bool
+    detail: str
+    seconds: float
+
+
+class SelfTestResult(msgspec.Struct, frozen=True):
+    """A ``SelfTest``, and whether it was made before and only looked up."""
+
+    test: SelfTest
+    remembered: bool
+
+    def __str__(self) -> str:
+        how = "remembered" if self.remembered else f"{self.test.seconds:.1f} s"
+        return f"{'passed' if self.test.passed else 'FAILED'} ({how}): {self.test.detail}"
+
+
+def check_at_start(
+    bundle: Bundle, backend: Backend, policy: SelfTestPolicy
+) -> SelfTestResult | None:
+    """Replay the golden tensors through ``backend``, which runs ``bundle``, unless it did pass.
+
+    None with policy "off", and with a warning for a bundle that has no golden tensors. A backend
+    that runs at another size is tested by one that is opened at theirs. A failure is a ParityError
+    with "refuse", a logged warning with "warn".
+    """
+    if policy == "off":
+        return None
+    if GOLDEN_NAME not in bundle.manifest.files:
+        _log.warning("%s holds no golden tensors, so its results were not checked", bundle.path)
+        return None
+    place = cache_folder() / f"{_key(bundle, backend)}.json"
+    with contextlib.suppress(OSError, msgspec.DecodeError):
+        return SelfTestResult(msgspec.json.decode(place.read_bytes(), type=SelfTest), True)
+    test = _replay(bundle, backend)
+    if test.passed:
+        with contextlib.suppress(OSError):  # without a cache it is made again, no more
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(place, msgspec.json.encode(test))
+        return SelfTestResult(test, False)
+    text = (
+        f"{bundle.path} on {backend.name} does not give the results that PyTorch gave "
+        f"({test.detail}); use another --engine, or export it again"
+    )
+    if policy == "refuse":
+        raise ParityError(f"{text}; --self-test warn runs it all the same")
+    _log.warning("%s", text)
+    return SelfTestResult(test, False)
+
+
+def cache_folder() -> Path:
+    """Where passes are remembered: under XDG_CACHE_HOME, or ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    root = Path(base) if Path(base).is_absolute() else Path("~/.cache").expanduser()
+    return root / "knet-deploy" / "self-test"
+
+
+def _replay(bundle: Bundle, backend: Backend) -> SelfTest:
+    began = perf_counter()
+    spec, size = bundle.manifest.input, golden_size(bundle)
+    if size == (spec.height, spec.width):
+        report = replay(bundle, backend)
+    else:
+        other = bundle.at(size)
+        with open_backend(other, backend.name, backend.kind) as same:
+            report = replay(other, same)
+    return SelfTest(report.passed, str(report), perf_counter() - began)
+
+
+def _key(bundle: Bundle, backend: Backend) -> str:
+    """A name that changes with everything that the result may depend on."""
+    versions = {
+        name: str(getattr(sys.modules[name], "__version__", ""))
+        for name in _MODULES
+        if name in sys.modules
+    }
+    parts: list[object] = [
+        sorted((name, record.sha256) for name, record in bundle.manifest.files.items()),
+        bundle.manifest.input,
+        bundle.of_kind(backend.kind).tolerance,
+        (backend.name, backend.kind, backend.device),
+        sorted(versions.items()),
+        _package_version(),
+    ]
+    if backend.name not in CPU_ENGINES:
+        parts.append(this_gpu())
+        parts.append(_gpu_libraries())
+        # Records of built engines hold the hash of each.
+        records = sorted((bundle.path / "engines").glob("*.json"))
+        parts.append([hashlib.sha256(path.read_bytes()).hexdigest() for path in records])
+    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:32]
+
+
+def _package_version() -> str:
+    try:
+        return metadata.version("knet-deploy")
+    except metadata.PackageNotFoundError:  # run from a source tree
+        return ""
+
+
+def _gpu_libraries() -> list[tuple[str, str]]:
+    """CUDA, cuDNN and the like as far as they come from packages."""
+    found = ((str(part.metadata["Name"]), part.version) for part in metadata.distributions())
+    return sorted(one for one in found if one[0].startswith("nvidia-"))

@@ -1,0 +1,73 @@
+// Numbers of the run, as the server's events bring them once a second.
+
+const KEPT_SECONDS = 5;
+
+export class Numbers {
+  constructor(tiles, stages) {
+    this.tiles = tiles;
+    this.stages = stages;
+    this.history = [];
+  }
+
+  show(numbers, feed) {
+    this.history = this.history.filter((old) =>
+      old.frames[feed.name] <= feed.frames && numbers.time - old.time <= KEPT_SECONDS);
+    this.history.push({
+      time: numbers.time,
+      frames: Object.fromEntries(numbers.feeds.map((one) => [one.name, one.frames])),
+    });
+    const latency = feed.stages.latency;
+    const rows = [
+      ["frames/s", this.rate(feed.name)],
+      ["latency p95", latency && milliseconds(latency.p95), "ms"],
+      ["frames", feed.frames.toLocaleString("en")],
+      ["dropped", feed.dropped.toLocaleString("en")],
+      ["stale shown", feed.stale_frames.toLocaleString("en")],
+      ["reconnects", feed.reconnects.toLocaleString("en")],
+      ["viewers", numbers.viewers],
+    ];
+    const { temperatures, clock, clock_limit: limit } = numbers.machine;
+    const warmest = Object.entries(temperatures).sort((a, b) => b[1] - a[1])[0];
+    if (warmest) rows.push([`warmest: ${warmest[0]}`, warmest[1].toFixed(0), "°C"]);
+    if (clock) rows.push(["clock", gigahertz(clock), limit ? `of ${gigahertz(limit)} GHz` : "GHz"]);
+    this.tiles.replaceChildren(...rows.map(tile));
+    this.stages.replaceChildren(...Object.entries(feed.stages).map(stage));
+  }
+
+  rate(name) {
+    const [first, last] = [this.history[0], this.history.at(-1)];
+    if (last.time - first.time < 0.5) return "–";
+    return ((last.frames[name] - first.frames[name]) / (last.time - first.time)).toFixed(1);
+  }
+}
+
+function tile([name, value, unit]) {
+  const box = document.createElement("div");
+  const term = document.createElement("dt");
+  term.textContent = name;
+  const number = document.createElement("dd");
+  number.textContent = value ?? "–";
+  if (unit && value !== undefined) {
+    const small = document.createElement("small");
+    small.textContent = ` ${unit}`;
+    number.append(small);
+  }
+  box.append(term, number);
+  return box;
+}
+
+function stage([name, times]) {
+  const row = document.createElement("tr");
+  if (name === "latency") row.className = "total";
+  const head = document.createElement("th");
+  head.scope = "row";
+  head.textContent = name;
+  row.append(head);
+  for (const value of [times.p50, times.p95, times.p99]) {
+    row.insertCell().textContent = milliseconds(value);
+  }
+  return row;
+}
+
+const milliseconds = (value) => value.toFixed(value < 100 ? 1 : 0);
+const gigahertz = (hertz) => (hertz / 1e9).toFixed(1);

@@ -1,0 +1,55 @@
+// Pictures as they come: the bytes that knet_runtime/serve/encode.py page_picture describes.
+
+class ByteReader {
+  constructor(stream) {
+    this.source = stream.getReader();
+    this.chunks = [];
+    this.size = 0;
+  }
+
+  // A buffer of its own with the next `count` bytes; null at the end of the stream.
+  async take(count) {
+    while (this.size < count) {
+      const { done, value } = await this.source.read();
+      if (done) return null;
+      this.chunks.push(value);
+      this.size += value.length;
+    }
+    const bytes = new Uint8Array(count);
+    let filled = 0;
+    while (filled < count) {
+      const chunk = this.chunks[0];
+      const part = chunk.subarray(0, count - filled);
+      bytes.set(part, filled);
+      filled += part.length;
+      if (part.length === chunk.length) this.chunks.shift();
+      else this.chunks[0] = chunk.subarray(part.length);
+    }
+    this.size -= count;
+    return bytes;
+  }
+}
+
+// Calls `show` with each picture {head, bitmap, ends, classes} until the stream ends or breaks.
+export async function watch(feed, show, signal) {
+  const answer = await fetch(`live?feed=${encodeURIComponent(feed)}`, { signal });
+  if (answer.status === 401) location.reload(); // to the form that asks for the token
+  if (!answer.ok) throw new Error(`the server answered ${answer.status}`);
+  const reader = new ByteReader(answer.body);
+  for (;;) {
+    const size = await reader.take(4);
+    if (size === null) return;
+    const text = await reader.take(new DataView(size.buffer).getUint32(0, true));
+    if (text === null) return;
+    const head = JSON.parse(new TextDecoder().decode(text));
+    const jpeg = await reader.take(head.jpeg);
+    const ends = await reader.take(4 * head.runs);
+    const classes = await reader.take(2 * head.runs);
+    if (classes === null) return;
+    const bitmap = await createImageBitmap(new Blob([jpeg], { type: "image/jpeg" }));
+    if (signal.aborted) return;
+    show({
+      head, bitmap, ends: new Uint32Array(ends.buffer), classes: new Uint16Array(classes.buffer),
+    });
+  }
+}

@@ -1,0 +1,65 @@
+"""How a source is read, and how one that is live fares."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import msgspec
+
+from knet_runtime.errors import ConfigError
+
+Transport = Literal["tcp", "udp"]
+
+
+class SourceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What ``open_source`` is told besides the name. Raises ConfigError for what can not be.
+
+    For video files: ``start`` and ``end``, seconds on the clock of ``Frame.pts``; frames with
+    start <= pts < end are read. For any source: ``every``, each n-th frame, counted from the first
+    one read. For videos: ``hwaccel`` tries the hardware decoders that FFmpeg has, and decodes in
+    software where none works.
+
+    For live sources: ``transport`` of RTSP; ``connect_timeout`` and ``read_timeout``, seconds that
+    a server may be silent; ``max_downtime``, seconds without a picture after which SourceError
+    ends it (None: it goes on trying for ever).
+    """
+
+    start: float | None = None
+    end: float | None = None
+    every: int = 1
+    transport: Transport = "tcp"
+    connect_timeout: float = 5.0
+    read_timeout: float = 3.0
+    max_downtime: float | None = None
+    hwaccel: bool = False
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ConfigError(f"every is {self.every}; take each n-th frame with n of 1 or more")
+        for name in ("start", "end"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ConfigError(f"{name} is {value}; give seconds from the video's beginning")
+        if self.start is not None and self.end is not None and self.end <= self.start:
+            raise ConfigError(
+                f"end ({self.end:g} s) is not after start ({self.start:g} s); nothing would be read"
+            )
+        for name in ("connect_timeout", "read_timeout", "max_downtime"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"{name} is {value}; give seconds, more than 0")
+        if self.transport not in ("tcp", "udp"):
+            raise ConfigError(f"transport is {self.transport!r}; RTSP goes over tcp or udp")
+
+
+class SourceStatus(msgspec.Struct, frozen=True):
+    """How a source fares just now; files are always connected.
+
+    ``reconnects`` counts the times that pictures came again after they had stopped.
+    ``down_seconds`` is how long there has been no picture; 0 while connected.
+    """
+
+    connected: bool = True
+    reconnects: int = 0
+    down_seconds: float = 0.0

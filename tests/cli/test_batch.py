@@ -1,0 +1,40 @@
+"""What batch says before any work; its work is in tests/runtime/batch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Call = Callable[..., Any]
+
+
+def test_batch_without_ray_is_the_pip_line(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    (tmp_path / "x.mp4").write_bytes(b"x")
+    outcome = call("batch", tmp_path / "*.mp4", "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert 'pip install "knet-deploy[ray]"' in outcome.err
+    assert len(outcome.err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_batch_says_what_is_wrong_before_ray_is_started(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "x.mp4").write_bytes(b"x")
+    out = tmp_path / "out"
+    for words, expected in (
+        ((tmp_path / "none/**/*.mp4",), "no file is found"),
+        ((tmp_path / "x.mp4", "--engine", "nope"), "no engine 'nope'"),
+        ((tmp_path / "x.mp4", "--bundle", tmp_path / "none.knet"), "no such bundle"),
+        ((tmp_path / "x.mp4", "--size", "big"), "HEIGHTxWIDTH"),
+    ):
+        outcome = call("batch", *words, "--out", out)
+        assert outcome.code == 2, words
+        assert expected in outcome.err
+        assert len(outcome.err.splitlines()) == 1
+        assert not out.exists()

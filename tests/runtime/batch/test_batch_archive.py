@@ -1,0 +1,239 @@
+"""A batch without Ray: the files of a single run, resumed, with failures by name."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from knet_runtime.batch.archive import find_sources, run_batch
+from knet_runtime.batch.records import BatchResults, Job, Outcome, Settings
+from knet_runtime.batch.segments import WHOLE
+from knet_runtime.errors import BackendError, ConfigError, SourceError
+
+Video = Callable[[str], Path]
+Files = Callable[[Path], dict[str, bytes]]
+
+
+def read_results(out: Path) -> BatchResults:
+    return msgspec.json.decode((out / "results.json").read_bytes(), type=BatchResults)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "b-frames.mp4",
+        "open-gop.ts",
+        "refresh.mp4",
+        "vfr.mkv",
+        "interlaced.mp4",
+        "one-key.mp4",
+        "b-frames.avi",
+    ],
+)
+def test_the_files_are_those_of_a_single_run(
+    video: Video,
+    name: str,
+    settings: Settings,
+    pool: Any,
+    single: Files,
+    written: Files,
+    tmp_path: Path,
+) -> None:
+    path = video(name)
+    results = run_batch({name: path}, tmp_path / "out", settings, pool, seconds=0.5)
+    assert results.failures == {}
+    assert written(tmp_path / "out" / name) == single(path)
+    (result,) = results.sources
+    assert result.frames == sum(result.segments) == 60
+    assert result.engines == ("onnxruntime-cpu",)
+    assert sum(result.shares.values()) == pytest.approx(1, abs=1e-4)
+    assert read_results(tmp_path / "out") == results
+    assert sorted(item.name for item in (tmp_path / "out").iterdir()) == sorted(
+        [name, "results.json"]
+    )
+    # The one's parts depend on pictures beside them, the other's times are out of order.
+    if name in ("interlaced.mp4", "b-frames.avi"):
+        assert result.segments == (60,)
+        assert pool.segments[-1] == "whole"
+        assert (len(pool.segments) == 1) == (name == "interlaced.mp4")  # which shows beforehand
+    elif name != "one-key.mp4":
+        assert len(result.segments) > 2
+        assert "whole" not in pool.segments
+
+
+def test_a_damaged_video_is_what_a_single_run_leaves_and_stops_no_other(
+    video: Video, settings: Settings, pool: Any, single: Files, written: Files, tmp_path: Path
+) -> None:
+    text, good = tmp_path / "text.mp4", video("plain.mp4")
+    text.write_text("no video")
+    damaged = tmp_path / "damaged.mp4"
+    damaged.write_bytes(video("parts.mp4").read_bytes()[:-2000])
+    sources = {path.name: path for path in (text, damaged, good)}
+    results = run_batch(sources, tmp_path / "out", settings, pool, seconds=0.5)
+    assert set(results.failures) == {str(text), str(damaged)}
+    assert "is damaged after" in results.failures[str(damaged)]
+    assert all("\n" not in line for line in results.failures.values())
+    assert written(tmp_path / "out" / "damaged.mp4") == single(damaged)
+    assert (tmp_path / "out" / "damaged.mp4" / "frames.partial.jsonl").exists()
+    assert not (tmp_path / "out" / "text.mp4").exists()
+    assert written(tmp_path / "out" / "plain.mp4") == single(good)
+
+
+def test_what_is_finished_is_not_done_again_unless_it_was_made_otherwise(
+    video: Video,
+    settings: Settings,
+    pool: Any,
+    tmp_path: Path,
+    make_bundle: Callable[..., Any],
+) -> None:
+    path = tmp_path / "b-frames.mp4"
+    shutil.copy(video("b-frames.mp4"), path)
+    sources, out = {path.name: path}, tmp_path / "out"
+    first = run_batch(sources, out, settings, pool, seconds=0.5)
+    did = len(pool.done)
+    assert run_batch(sources, out, settings, pool, seconds=0.5) == first
+    assert len(pool.done) == did
+    os.utime(path, ns=(1, 1))  # another file, for all one can know
+    run_batch(sources, out, settings, pool, seconds=0.5)
+    assert len(pool.done) == 2 * did
+    without = msgspec.structs.replace(settings, masks=False)
+    pool.worker._settings = without
+    run_batch(sources, out, without, pool, seconds=0.5)
+    assert len(pool.done) == 3 * did
+    assert not (out / path.name / "masks").exists()
+    make_bundle(name="other")  # in the same place
+    again = type(pool)(without, run_model(without))
+    second = run_batch(sources, out, without, again, seconds=0.5)
+    assert len(again.done) == did
+    assert second.model != first.model
+
+
+def run_model(settings: Settings) -> str:
+    from knet_runtime.batch.work import settings_bundle
+
+    return settings_bundle(settings).model_id
+
+
+def test_a_batch_that_stopped_midway_goes_on_from_whole_segments(
+    video: Video, settings: Settings, pool: Any, single: Files, written: Files, tmp_path: Path
+) -> None:
+    path, out = video("b-frames.mp4"), tmp_path / "out"
+
+    class Stops:
+        """Is interrupted after the second segment, and leaves half of a third."""
+
+        def __call__(self, jobs: list[Job]) -> Any:
+            for number, outcome in enumerate(pool(jobs)):
+                if jobs[0].segment is not None and number == 2:
+                    half = Path(jobs[0].work) / ".00003_x.host.1.part"
+                    half.mkdir()
+                    (half / "frames.jsonl").write_text("{")
+                    raise KeyboardInterrupt
+                yield outcome
+
+    with pytest.raises(KeyboardInterrupt):
+        run_batch({path.name: path}, out, settings, Stops(), seconds=0.5)
+    assert not (out / path.name).exists()
+    assert not (out / "results.json").exists()
+    kept = {item: item.stat().st_mtime_ns for item in (out / ".work").rglob("0*/masks/*.png")}
+    assert kept
+    results = run_batch({path.name: path}, out, settings, pool, seconds=0.5)
+    assert results.frames == 60
+    assert written(out / path.name) == single(path)
+    # Finished masks were linked, not made again.
+    times = {item.stat().st_mtime_ns for item in (out / path.name / "masks").iterdir()}
+    assert set(kept.values()) <= times
+    assert not (out / ".work").exists()
+
+
+def test_a_job_without_an_outcome_is_a_failure_by_name(
+    video: Video, settings: Settings, pool: Any, tmp_path: Path
+) -> None:
+    class Dies:
+        def __call__(self, jobs: list[Job]) -> Any:
+            return (one for one in pool(jobs) if "00001" not in one.segment)
+
+    path, good = video("b-frames.mp4"), video("one-key.mp4")
+    sources = {path.name: path, good.name: good}
+    results = run_batch(sources, tmp_path / "out", settings, Dies(), seconds=0.5)
+    assert list(results.failures) == [str(path)]
+    assert "lost with its worker" in results.failures[str(path)]
+    assert [result.frames for result in results.sources] == [0, 60]
+
+
+def test_a_model_that_can_not_run_ends_the_batch(
+    video: Video, settings: Settings, pool: Any, tmp_path: Path
+) -> None:
+    path = video("plain.mp4")
+    pool.worker._model = "another@000000000000"
+    with pytest.raises(BackendError, match="copy the same bundle"):
+        run_batch({path.name: path}, tmp_path / "out", settings, pool)
+
+
+def test_a_video_that_changes_meanwhile_is_refused(
+    video: Video, settings: Settings, pool: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "plain.mp4"
+    shutil.copy(video("plain.mp4"), path)
+
+    class Changes:
+        def __call__(self, jobs: list[Job]) -> Any:
+            if jobs[0].segment is not None:
+                os.utime(path, ns=(1, 1))
+            return pool(jobs)
+
+    results = run_batch({path.name: path}, tmp_path / "out", settings, Changes(), seconds=0.5)
+    assert "was changed" in results.failures[str(path)]
+
+
+def test_a_worker_tells_what_it_can_not_do(settings: Settings, pool: Any, tmp_path: Path) -> None:
+    missing = Job(str(tmp_path / "none.mp4"), str(tmp_path / "work"), (0, 0), 1.0)
+    outcome: Outcome = pool.worker(missing)
+    assert (outcome.status, "none.mp4" in outcome.error) == ("failed", True)
+    outcome = pool.worker(msgspec.structs.replace(missing, segment=WHOLE))
+    assert (outcome.status, "none.mp4" in outcome.error) == ("failed", True)
+
+
+def test_patterns_find_files_and_name_their_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a/x.mp4", "a/b/x.mp4", "c/y[1].mp4", "c/z.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert sorted(find_sources([f"{tmp_path}/**/*.mp4"])) == ["a/b/x.mp4", "a/x.mp4", "c/y[1].mp4"]
+    # Where only one folder has any, the folders are named as they will be with more.
+    assert list(find_sources([f"{tmp_path}/**/y*.mp4"])) == ["c/y[1].mp4"]
+    assert list(find_sources([f"{tmp_path}/c/y[1].mp4"])) == ["y[1].mp4"]
+    both = find_sources([f"{tmp_path}/a/x.mp4", f"{tmp_path}/a/b/x.mp4"])
+    assert sorted(both) == ["b/x.mp4", "x.mp4"]
+    monkeypatch.chdir(tmp_path)
+    assert find_sources(["a/*.mp4"]) == {"x.mp4": tmp_path / "a/x.mp4"}
+    with pytest.raises(SourceError, match="no file is found"):
+        find_sources(["d/*.mp4"])
+    (tmp_path / ".hidden.mp4").write_bytes(b"")
+    with pytest.raises(ConfigError, match="hidden"):
+        find_sources([".hidden.mp4"])
+
+
+def test_a_part_that_kills_its_worker_each_time_is_given_up(
+    video: Video, settings: Settings, pool: Any, tmp_path: Path
+) -> None:
+    path = video("plain.mp4")
+    state = path.stat()
+    stamp = (state.st_size, state.st_mtime_ns)
+    work = tmp_path / "work"
+    work.mkdir()
+    job = Job(str(path), str(work), stamp, 1.0, WHOLE)
+    (work / ".whole.begun").write_bytes(b"...")  # what three dead workers left
+    assert pool.worker(job).status == "done"
+    shutil.rmtree(work / "whole")
+    outcome = pool.worker(job)
+    assert outcome.status == "failed"
+    assert outcome.error.startswith(f"{path}: part whole killed its worker 4 times")
+    assert pool.worker(job).status == "done"  # another batch tries again

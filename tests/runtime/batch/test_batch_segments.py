@@ -1,0 +1,83 @@
+"""Segments, decoded apart, are the frames of the whole video, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from knet_runtime.batch.segments import WHOLE, Segment, cut
+from knet_runtime.errors import SourceError
+from knet_runtime.frames import Frame
+from knet_runtime.video import open_source
+
+Video = Callable[[str], Path]
+
+# What can be cut at all: the others have to stay whole (see the test of them).
+CUT = (
+    "plain.mp4",
+    "b-frames.mp4",
+    "b-frames.mkv",
+    "b-frames.ts",
+    "open-gop.mp4",
+    "open-gop.ts",
+    "open-gop-hevc.mp4",
+    "refresh.mp4",
+    "refresh.ts",
+    "vfr.mp4",
+    "vfr.mkv",
+    "late.mp4",
+    "all-keys.avi",
+    "vp9.webm",
+)
+
+
+def frames_of(path: Path, segment: Segment) -> list[Frame]:
+    """What a worker keeps of it."""
+    with open_source(path, segment.options()) as source:
+        taken = [(segment.ticks(frame.pts), frame) for frame in source]
+    if segment.first is None:
+        return [frame for _, frame in taken]
+    return [frame for ticks, frame in taken if ticks is not None and ticks >= segment.first]
+
+
+@pytest.mark.parametrize("name", CUT)
+@pytest.mark.parametrize("seconds", [0.0, 1.2])
+def test_segments_together_are_the_whole(video: Video, name: str, seconds: float) -> None:
+    path = video(name)
+    whole = frames_of(path, WHOLE)
+    segments = cut(path, seconds)
+    assert len(segments) > 1, name
+    parts = []
+    for segment in segments:
+        part = frames_of(path, segment)
+        assert tuple(segment.ticks(frame.pts) for frame in part) == segment.times
+        parts += part
+    assert [frame.pts for frame in parts] == [frame.pts for frame in whole]
+    for one, other in zip(parts, whole, strict=True):
+        np.testing.assert_array_equal(one.image, other.image)
+
+
+@pytest.mark.parametrize("name", ["one-key.mp4", "no-index.h264", "interlaced.mp4"])
+def test_what_can_not_be_cut_stays_whole(video: Video, name: str) -> None:
+    assert cut(video(name), 0.5) == (WHOLE,)
+
+
+def test_a_long_part_is_one_segment_and_names_differ(video: Video) -> None:
+    path = video("b-frames.mp4")
+    assert cut(path, 100) == (WHOLE,)
+    segments = cut(path, 0)
+    assert len({segment.name for segment in segments}) == len(segments)
+    assert [segment.number for segment in segments] == list(range(len(segments)))
+    assert all(one.until == two.first for one, two in pairwise(segments))
+    assert sum(len(segment.times or ()) for segment in segments) == 60
+
+
+def test_no_video_is_a_source_error(tmp_path: Path) -> None:
+    text = tmp_path / "text.mp4"
+    text.write_text("no video")
+    with pytest.raises(SourceError, match=r"text\.mp4"):
+        cut(text, 1)
