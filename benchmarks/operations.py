@@ -1,4 +1,4 @@
-"""Multiply-adds of every preset, as trained and deployed: the table in export/README.md.
+"""Multiply-adds of every preset, as published and deployed: the table in export/README.md.
 
     python benchmarks/operations.py
 

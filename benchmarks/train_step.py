@@ -4,8 +4,8 @@
 
 A step is forward, loss and backward of one batch, in float32: cross-entropy on four stages and 0.4
 times the auxiliary classifier's, at label size. That both sides compute the same loss from the same
-weights is checked first, with dropout and stochastic depth off. Then they run in turns, each time
-in a fresh process, so that whatever else the machine does meets both.
+weights is checked first, with dropout and stochastic depth off. Then a process of each side takes
+steps in turns, one at a time, so that whatever else the machine does meets both.
 README.md beside this file says what the numbers mean.
 """
 
@@ -49,8 +49,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--presets", nargs="+", choices=REFERENCES, default=list(REFERENCES))
     parser.add_argument("--size", type=int, default=128, help="height and width of an image")
     parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=6, help="timed in each process, after two")
-    parser.add_argument("--repetitions", type=int, default=3, help="processes for each side")
+    parser.add_argument("--steps", type=int, default=10, help="timed in each process, after two")
+    parser.add_argument("--repetitions", type=int, default=3, help="pairs of processes")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--output", type=Path, help="JSON; without it, to stdout")
     # What the processes of the two sides are told.
@@ -120,8 +120,8 @@ def theirs(options: argparse.Namespace) -> tuple[torch.nn.Module, Loss]:
     return model, loss
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """What one process of one side finds."""
+def work(options: argparse.Namespace) -> None:
+    """One process of one side: a line of JSON when it is ready, and one per line that it reads."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     model, loss = (ours if options.side == "ours" else theirs)(options)
@@ -130,20 +130,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for module in model.modules():
             if "Drop" in type(module).__name__:
                 module.eval()
-        return {"loss": float(loss().detach())}
-    seconds = []
-    before = _peak_mib()
-    for _ in range(options.steps + 2):
+        _say(loss=float(loss().detach()))
+        return
+    _say(before_mib=_peak_mib(), torch=torch.__version__)
+    for _ in sys.stdin:
         model.zero_grad(set_to_none=True)
         start = time.perf_counter()
         loss().backward()
-        seconds.append(time.perf_counter() - start)
-    return {
-        "seconds": statistics.median(seconds[2:]),
-        "peak_mib": _peak_mib(),
-        "before_mib": before,
-        "torch": torch.__version__,
-    }
+        _say(seconds=time.perf_counter() - start, peak_mib=_peak_mib())
+
+
+def _say(**found: object) -> None:
+    sys.stdout.write(json.dumps(found) + "\n")
+    sys.stdout.flush()
 
 
 def _peak_mib() -> float:
@@ -151,47 +150,80 @@ def _peak_mib() -> float:
     return peak / (1024 if sys.platform == "linux" else 1024**2)
 
 
-def run_side(side: str, preset: str, options: argparse.Namespace, *more: str) -> dict[str, Any]:
-    """One side in a process of its own."""
-    python = sys.executable if side == "ours" else options.reference_python
-    words = [python, __file__, "--side", side, "--presets", preset, *more]
-    for name in ("reference_python", "reference", "size", "batch", "steps", "threads"):
-        words += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}  # not beside make_refs.py
-    done = subprocess.run(words, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        raise SystemExit(f"{side} {preset} failed:\n{done.stderr[-3000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+class Side:
+    """A process of one side, which takes a step when it is told to."""
+
+    def __init__(self, side: str, preset: str, options: argparse.Namespace, *more: str) -> None:
+        python = sys.executable if side == "ours" else options.reference_python
+        words = [python, __file__, "--side", side, "--presets", preset, *more]
+        for name in ("reference_python", "reference", "size", "batch", "threads"):
+            words += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+        self._name = f"{side} {preset}"
+        self._process = subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},  # not beside make_refs.py
+        )
+        self.started = self._answer()
+
+    def step(self) -> dict[str, Any]:
+        """Seconds of one step, and the process's peak memory after it."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("step\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        self._process.communicate()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        while line := self._process.stdout.readline():
+            if line.startswith("{"):  # libraries print, too
+                answer: dict[str, Any] = json.loads(line)
+                return answer
+        raise SystemExit(f"{self._name} ended without an answer")
 
 
 def compare(preset: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Both sides of one preset in turns; medians over the processes, and ratios ours / theirs."""
+    """Both sides of one preset in turns. The ratios, ours / theirs, are the median over all pairs
+    of steps, one after the other, and that of the median memory."""
+    losses = []
     with tempfile.TemporaryDirectory() as folder:
-        weights = f"{folder}/checkpoint.pth"
-        check = [
-            run_side(side, preset, options, "--check", "--weights", weights)["loss"]
-            for side in ("theirs", "ours")
-        ]
-    difference = abs(check[1] - check[0]) / abs(check[0])
+        for side in ("theirs", "ours"):
+            checked = Side(side, preset, options, "--check", "--weights", f"{folder}/model.pth")
+            losses.append(checked.started["loss"])
+            checked.close()
+    difference = abs(losses[1] - losses[0]) / abs(losses[0])
     if difference > LARGEST_LOSS_DIFFERENCE:
-        raise SystemExit(f"{preset}: losses {check[1]} and {check[0]} are not the same thing")
-    runs: dict[str, list[dict[str, Any]]] = {"ours": [], "theirs": []}
+        raise SystemExit(f"{preset}: losses {losses[1]} and {losses[0]} are not the same thing")
+    found: dict[str, dict[str, list[float]]] = {
+        side: {"seconds": [], "peak_mib": [], "step_mib": []} for side in ("ours", "theirs")
+    }
+    versions = {}
     for _ in range(options.repetitions):
-        for side, found in runs.items():
-            found.append(run_side(side, preset, options))
+        sides = {side: Side(side, preset, options) for side in found}
+        for number in range(options.steps + 2):
+            last = {side: process.step() for side, process in sides.items()}
+            for side, step in last.items():
+                if number >= 2:
+                    found[side]["seconds"].append(round(step["seconds"], 4))
+        for side, process in sides.items():
+            versions[side] = process.started["torch"]
+            found[side]["peak_mib"].append(round(last[side]["peak_mib"], 1))
+            grown = last[side]["peak_mib"] - process.started["before_mib"]
+            found[side]["step_mib"].append(round(grown, 1))
+            process.close()
     row: dict[str, Any] = {"preset": preset, "loss_difference": difference}
-    for side, found in runs.items():
-        row[side] = {
-            "seconds": statistics.median(run["seconds"] for run in found),
-            "peak_mib": statistics.median(run["peak_mib"] for run in found),
-            "step_mib": statistics.median(run["peak_mib"] - run["before_mib"] for run in found),
-            "torch": found[0]["torch"],
-            "runs": [[round(run["seconds"], 4), round(run["peak_mib"], 1)] for run in found],
-        }
-    row["ratio"] = {
-        key: round(row["ours"][key] / row["theirs"][key], 4)
-        for key in ("seconds", "peak_mib", "step_mib")
+    for side, lists in found.items():
+        row[side] = {key: statistics.median(values) for key, values in lists.items()}
+        row[side] |= {"torch": versions[side], "runs": lists}
+    pairs = zip(found["ours"]["seconds"], found["theirs"]["seconds"], strict=True)
+    ratios = [ours / theirs for ours, theirs in pairs]
+    row["ratio"] = {"seconds": round(statistics.median(ratios), 4)} | {
+        key: round(row["ours"][key] / row["theirs"][key], 4) for key in ("peak_mib", "step_mib")
     }
     return row
 
@@ -199,7 +231,7 @@ def compare(preset: str, options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     options = parse()
     if options.side:
-        sys.stdout.write(json.dumps(measure(options)) + "\n")
+        work(options)
         return
     rows = []
     for preset in options.presets:

@@ -72,6 +72,7 @@ def export_bundle(
     calibration: Path | None = None,
     calibrator: Calibrator = "auto",
     keep_fp32: Sequence[str] = (),
+    keep_fp16: Sequence[str] = (),
     data: Path | None = None,
     split: str = "val",
     card: Path | None = None,
@@ -92,8 +93,8 @@ def export_bundle(
     to replace a bundle.
 
     int8 is calibrated on the pictures of ``calibration``, a folder of images or a data set (its
-    split "train"), by ``calibrator``, and leaves what matches ``keep_fp32`` float (see
-    ``sensitivity``); the bundle then holds ``quantisation.json`` too.
+    split "train"), by ``calibrator``, and leaves what matches ``keep_fp32`` or ``keep_fp16`` in
+    that precision (see ``sensitivity``); the bundle then holds ``quantisation.json`` too.
 
     Raises ParityError when an artefact leaves its tolerance, CheckpointError, DataError,
     OutputError or ConfigError for what is wrong with the arguments.
@@ -113,7 +114,7 @@ def export_bundle(
     settings = None
     if calibration is not None:
         found = open_calibration(calibration, loaded.labels)
-        settings = Calibration(found, calibrator, tuple(keep_fp32))
+        settings = Calibration(found, calibrator, tuple(keep_fp32), tuple(keep_fp16))
     spec = export_spec(loaded.config, size, sizes, max_batch)
     manifest = _manifest(loaded, precision, spec, destination, licence)
     if folder is not None:

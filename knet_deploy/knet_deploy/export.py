@@ -48,6 +48,10 @@ def export(
         list[str] | None,
         typer.Option(help="Nodes, blocks or operators that int8 leaves alone, as 'head.*'."),
     ] = None,
+    keep_fp16: Annotated[
+        list[str] | None,
+        typer.Option(help="Those that compute in fp16 where the rest is int8."),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(help="Labelled pictures to prove it on; without it, synthetic streets."),
@@ -99,6 +103,7 @@ def export(
         calibration=calibration,
         calibrator=cast("Calibrator", calibrator),
         keep_fp32=keep_fp32 or (),
+        keep_fp16=keep_fp16 or (),
         data=data,
         split=split,
         card=card,

@@ -323,16 +323,16 @@ def test_external_weights_are_read_and_written(
 
 def test_patterns_match_names_blocks_weights_and_operators(network: onnx.ModelProto) -> None:
     nodes = quantisable(network, multiply_adds(network, "image", SIZE))
-    assert matching(nodes, ["head.*"]) == {"head.fuse.0/Conv"}
-    assert matching(nodes, ["MatMul"]) == {"classifier/MatMul"}
-    assert matching(nodes, ["backbone.blocks.0"]) == {
+    assert matching(nodes, ["head.*"], "--keep-fp32") == {"head.fuse.0/Conv"}
+    assert matching(nodes, ["MatMul"], "--keep-fp32") == {"classifier/MatMul"}
+    assert matching(nodes, ["backbone.blocks.0"], "--keep-fp32") == {
         "backbone.blocks.0.conv_dw/Conv",
         "backbone.blocks.0.conv_pw/Conv",
     }
     with pytest.raises(
         ConfigError, match=r"'heat\.\*' matches nothing .* head\.fuse\.0, classifier"
     ):
-        matching(nodes, ["head.*", "heat.*"])
+        matching(nodes, ["head.*", "heat.*"], "--keep-fp32")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0])
@@ -438,6 +438,49 @@ def test_a_tolerance_out_of_reach_is_said(
     )
     with pytest.raises(ParityError, match=r"int8 is not near enough: .* single block .* agreement"):
         quantise_within(network, NOWHERE, manifest, pictures, strict, calibrator="minmax")
+
+
+def test_what_is_kept_in_fp16_computes_in_fp16(
+    network: onnx.ModelProto, manifest: Manifest, pictures: CalibrationSet
+) -> None:
+    graph, record = quantise_within(
+        network,
+        NOWHERE,
+        manifest,
+        pictures,
+        TOLERANCE,
+        calibrator="minmax",
+        keep_fp16=["head.fuse.0", "classifier*"],
+    )
+    assert record.fp16_nodes == ("head.fuse.0/Conv", "classifier/MatMul")
+    assert record.kept_nodes == ()
+    assert record.kept_blocks == (), "fp16 holds what int8 could not"
+    types = {tensor.name: tensor.data_type for tensor in graph.graph.initializer}
+    for node in graph.graph.node:
+        if node.name in record.fp16_nodes:
+            held = [types[name] for name in node.input if name in types]
+            assert set(held) == {TensorProto.FLOAT16}
+            assert len(held) == (2 if node.op_type == "Conv" else 1)
+    image = pictures.read(0)[0][None]
+    (expected,), (found,) = (
+        open_session(one, NOWHERE).run(None, {"image": image}) for one in (network, graph)
+    )
+    assert found.dtype == np.float32
+    assert 0 < np.abs(found - expected).mean() < 0.02 * np.abs(expected).max()
+
+
+def test_a_weight_beyond_fp16_is_named(
+    network: onnx.ModelProto, manifest: Manifest, pictures: CalibrationSet
+) -> None:
+    large = onnx.ModelProto()
+    large.CopyFrom(network)
+    for tensor in large.graph.initializer:
+        if tensor.name == "head.fuse.0.weight":
+            values = numpy_helper.to_array(tensor).copy()
+            values[3] = 1e6
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    with pytest.raises(CheckpointError, match=r"head\.fuse\.0\.weight holds 1e\+06, and fp16 ends"):
+        quantise_within(large, NOWHERE, manifest, pictures, TOLERANCE, keep_fp16=["head.fuse.0"])
 
 
 def test_patterns_that_leave_nothing_are_refused(

@@ -3,14 +3,17 @@
 One stage takes the feature map, the kernels and the masks those kernels produced, and returns
 better kernels and better masks:
 
-1. gather    G = softmax_N(M) · X'ᵀ            a group feature per kernel, eq. 3
+1. gather    G = A · X'ᵀ, A = softmax_N(M)     a group feature per kernel, eq. 3
 2. update    K' = gates(G, K)                   adaptive kernel update, eqs. 4 and 5
 3. interact  attention over the N kernels, then a feed-forward network
 4. predict   M' = Q(K') · X'                    every kernel is a 1×1 convolution
 
 Kernels are applied as one batched matrix product instead of a convolution per image, so nothing
-here depends on the batch. Details (which half of a linear is which, where norms sit) follow
-mmsegmentation 1.x, ``mmseg/models/decode_heads/knet_head.py``.
+here depends on the batch. X' = T X + t is a 1×1 convolution of the features, and enters both
+products linearly: G = (A Xᵀ) Tᵀ + (A 1) tᵀ and M' = (Q T) X + (Q t) 1ᵀ. So T is applied to N
+kernels instead of to every pixel, and no X' is kept for the backward pass. Details (which half of
+a linear is which, where norms sit) follow mmsegmentation 1.x,
+``mmseg/models/decode_heads/knet_head.py``.
 """
 
 from __future__ import annotations
@@ -114,13 +117,18 @@ class KernelUpdateStage(nn.Module):
         """Features [B, C, H, W], kernels [B, N, C], mask logits [B, N, H, W] -> new kernels
         [B, N, C] and new mask logits [B, N, H, W]."""
         height, width = features.shape[-2:]
-        pixels = self.feat_transform(features).flatten(2)
+        pixels = features.flatten(2)
+        transform, shift = self.feat_transform.weight.flatten(1), self.feat_transform.bias
+        assert shift is not None
         assignment = torch.softmax(masks.flatten(2), dim=1).to(pixels.dtype)
-        gathered = assignment @ pixels.transpose(1, 2)
+        sums = assignment @ pixels.transpose(1, 2)
+        gathered = sums @ transform.T + assignment.sum(-1, keepdim=True) * shift
 
         kernels = self.updator(gathered, kernels)
         kernels = self.attention_norm(kernels + self.attention(kernels))
         kernels = self.ffn_norm(kernels + self.ffn(kernels))
 
         mask_kernels = self.fc_mask(self.mask_fc(kernels))
-        return kernels, (mask_kernels @ pixels).unflatten(2, (height, width))
+        offset = (mask_kernels @ shift).unsqueeze(-1)
+        predicted: Tensor = torch.baddbmm(offset, mask_kernels @ transform, pixels)
+        return kernels, predicted.reshape(*predicted.shape[:2], height, width)

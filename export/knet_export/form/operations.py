@@ -1,4 +1,4 @@
-"""Multiply-adds of a K-Net, as trained and in its deploy form, and where they are.
+"""Multiply-adds of a K-Net, as published and in its deploy form, and where they are.
 
 Counted are convolutions and matrix products, which are nearly all of the work; the networks are
 run without numbers (PyTorch's "meta" device), so a large one costs no more than a small one.
@@ -15,16 +15,17 @@ from knet_export.form.deploy import deploy_form
 from knet_runtime.manifest import Size
 from knet_train.build import build_model
 from knet_train.config import Config
+from knet_train.knet import KNet
 
 
 class Operations(msgspec.Struct, frozen=True):
-    """Multiply-adds for one picture of ``size``: as trained and deployed, each in all and without
+    """Multiply-adds for one picture of ``size``: as published and deployed, each in all and without
     backbone and head (``kernels``: initial masks and update stages)."""
 
     preset: str
     size: Size
-    trained: int
-    trained_kernels: int
+    published: int
+    published_kernels: int
     deployed: int
     deployed_kernels: int
 
@@ -35,9 +36,17 @@ def count_operations(config: Config, classes: int, size: Size) -> Operations:
         model = build_model(config.model, classes).eval().requires_grad_(False)
     image = torch.zeros(1, *size, 3, dtype=torch.uint8, device="meta")
     form = deploy_form(model, size)
-    trained, trained_kernels = _count(model, image)
-    deployed, deployed_kernels = _count(form, image)
-    return Operations(config.preset, size, trained, trained_kernels, deployed, deployed_kernels)
+    total, kernels = _count(model, image)
+    moved = _transforms(model, size, config.model.stride)
+    return Operations(config.preset, size, total + moved, kernels + moved, *_count(form, image))
+
+
+def _transforms(model: KNet, size: Size, stride: int) -> int:
+    """What a published network does more than ours: its feature transforms work on pixels, ours
+    (``knet_train.kernels``) on the kernels, once for the sums and once for the masks."""
+    kernels, channels = model.conv_seg.weight.shape[:2]
+    pixels = size[0] * size[1] // stride**2
+    return len(model.stages) * int(channels) ** 2 * (pixels - 2 * int(kernels))
 
 
 @torch.no_grad()
@@ -57,14 +66,14 @@ def operations_row(counted: Operations) -> str:
     giga = [
         f"{count / 1e9:.1f}"
         for count in (
-            counted.trained,
+            counted.published,
             counted.deployed,
-            counted.trained_kernels,
+            counted.published_kernels,
             counted.deployed_kernels,
         )
     ]
     height, width = counted.size
-    saved = 1 - counted.deployed / counted.trained
+    saved = 1 - counted.deployed / counted.published
     return (
         f"| {counted.preset} | {height}×{width} | {giga[0]} | {giga[1]} | −{100 * saved:.1f} % | "
         f"{giga[2]} | {giga[3]} |"

@@ -1,7 +1,7 @@
 """The algebra that makes K-Net's dynamic kernels cheap to deploy. Every rewrite is exact.
 
 Notation: one picture has P pixels, features X [C, P], N kernels K_s [N, C] after stage s, and masks
-M_s [N, P]. As trained (``knet_train.kernels``), stage s computes
+M_s [N, P]. As published, stage s computes
 
     X' = T X + t 1ᵀ          a 1×1 convolution of its own, without norm or activation
     A  = softmax over N of M_{s-1}
@@ -13,8 +13,9 @@ M_s [N, P]. As trained (``knet_train.kernels``), stage s computes
    product per picture, so the batch stays free.
 2. **The feature transform moves into the kernels.** Both products take X' linearly:
    G = A (T X + t 1ᵀ)ᵀ = (A Xᵀ) Tᵀ + (A 1) tᵀ and M = Q (T X + t 1ᵀ) = (Q T) X + (Q t) 1ᵀ.
-   The C×C product over P pixels becomes one over N kernels. On both sides a linear layer stands
-   next to T, so T disappears into that layer's weights and costs nothing at all.
+   The C×C product over P pixels becomes one over N kernels, as in training
+   (``knet_train.kernels``). And on both sides a linear layer stands next to T, so here T
+   disappears into that layer's weights and costs nothing at all.
 3. **Constants.** The kernels that enter the first stage are weights, the same for every picture.
    Whatever reads only them is computed once, here.
 4. **Layout.** With X as [C, P] and once as [P, C], and masks as [P, N], the softmax runs along the

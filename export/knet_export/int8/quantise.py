@@ -88,9 +88,9 @@ def quantisable(graph: onnx.ModelProto, macs: Mapping[str, int]) -> tuple[Weight
     return tuple(found)
 
 
-def matching(nodes: Sequence[Weighted], patterns: Iterable[str]) -> frozenset[str]:
+def matching(nodes: Sequence[Weighted], patterns: Iterable[str], option: str) -> frozenset[str]:
     """The names of the nodes whose name, operator, weight or block matches a pattern (``fnmatch``,
-    case and all). Raises ConfigError for a pattern that matches none."""
+    case and all). Raises ConfigError, naming the ``option``, for a pattern that matches none."""
     kept: set[str] = set()
     for pattern in patterns:
         matched = {
@@ -103,7 +103,7 @@ def matching(nodes: Sequence[Weighted], patterns: Iterable[str]) -> frozenset[st
         if not matched:
             blocks = ", ".join(dict.fromkeys(node.block for node in nodes))
             raise ConfigError(
-                f"--keep-fp32 {pattern!r} matches nothing that would be int8; "
+                f"{option} {pattern!r} matches nothing that would be int8; "
                 f"there are the blocks {blocks}"
             )
         kept |= matched
@@ -149,8 +149,8 @@ def quantise(
     ordered = [item for node in body.node for item in (*before.get(node.name, ()), node)]
     read = {name for node in ordered for name in node.input}
     kept = [tensor for tensor in body.initializer if tensor.name in read]
-    _replace(body.node, ordered)
-    _replace(body.initializer, [*kept, *constants])
+    replace(body.node, ordered)
+    replace(body.initializer, [*kept, *constants])
     del body.value_info[:]
     return quantised
 
@@ -263,6 +263,7 @@ def save(graph: onnx.ModelProto, weights: Path, path: Path, data_name: str) -> N
     onnx.save(graph, path, save_as_external_data=True, location=data_name, size_threshold=1024)
 
 
-def _replace(field: Any, items: Sequence[Any]) -> None:
+def replace(field: Any, items: Sequence[Any]) -> None:
+    """Put ``items`` in the place of all that a repeated field holds."""
     del field[:]
     field.extend(items)

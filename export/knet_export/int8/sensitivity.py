@@ -20,6 +20,7 @@ import onnx
 from knet_export.int8.calibrate import CalibrationSet, measure_ranges
 from knet_export.int8.histogram import Histogram, Method
 from knet_export.int8.judge import Judge, Score
+from knet_export.int8.keep_fp16 import with_halves
 from knet_export.int8.quantise import Weighted, matching, multiply_adds, quantisable, quantise
 from knet_runtime.errors import ConfigError, ParityError
 from knet_runtime.manifest import Manifest, Tolerance
@@ -69,6 +70,8 @@ class Quantisation(msgspec.Struct, frozen=True, kw_only=True):
     kept_blocks: tuple[str, ...]  # by the sweep
     kept_patterns: tuple[str, ...]  # by the user
     kept_nodes: tuple[str, ...]  # of both, out of those that could be int8
+    fp16_patterns: tuple[str, ...]  # by the user
+    fp16_nodes: tuple[str, ...]
     int8_nodes: int
     int8_macs: float  # share of the whole graph's multiply-adds
     score: Score
@@ -84,10 +87,12 @@ def quantise_within(
     *,
     calibrator: Calibrator = "auto",
     keep_fp32: Sequence[str] = (),
+    keep_fp16: Sequence[str] = (),
     on_step: Callable[[str], None] = lambda _: None,
 ) -> tuple[onnx.ModelProto, Quantisation]:
     """Quantise as much of a float ``graph`` (external data in the folder ``weights``) as the
-    tolerance allows; nodes that match a pattern of ``keep_fp32`` stay float in any case.
+    tolerance allows; nodes that match a pattern of ``keep_fp32`` stay float32 in any case, others
+    that match one of ``keep_fp16`` compute in fp16.
 
     The same pictures give the same graph. Raises ParityError when no int8 graph is inside the
     tolerance, ConfigError for patterns that match nothing or leave nothing, CheckpointError for
@@ -96,10 +101,11 @@ def quantise_within(
     size = (manifest.input.height, manifest.input.width)
     macs = multiply_adds(graph, manifest.input.name, size)
     nodes = quantisable(graph, macs)
-    fixed = matching(nodes, keep_fp32)
-    free = tuple(node for node in nodes if node.name not in fixed)
+    fixed = matching(nodes, keep_fp32, "--keep-fp32")
+    half = matching(nodes, keep_fp16, "--keep-fp16") - fixed
+    free = tuple(node for node in nodes if node.name not in fixed | half)
     if not free:
-        raise ConfigError("nothing is left to be int8: keep less in fp32, or export fp32")
+        raise ConfigError("nothing is left to be int8: keep less in fp32 or fp16")
     ranged, judged = pictures.parts()
     on_step(f"measuring ranges on {len(ranged)} pictures")
     histograms = measure_ranges(
@@ -111,6 +117,7 @@ def quantise_within(
         manifest.output.stride,
     )
     judge = Judge(graph, weights, manifest, pictures, judged)
+    graph = with_halves(graph, weights, [node for node in nodes if node.name in half])
 
     tried = []
     for method, percent in _methods(calibrator):
@@ -149,7 +156,9 @@ def quantise_within(
         blocks=blocks,
         kept_blocks=tuple(worst[:count]),
         kept_patterns=tuple(keep_fp32),
-        kept_nodes=tuple(node.name for node in nodes if node.name not in names),
+        kept_nodes=tuple(node.name for node in nodes if node.name not in names | half),
+        fp16_patterns=tuple(keep_fp16),
+        fp16_nodes=tuple(node.name for node in nodes if node.name in half),
         int8_nodes=len(chosen),
         int8_macs=sum(node.macs for node in chosen) / sum(macs.values()),
         score=score,

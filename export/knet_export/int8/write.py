@@ -21,11 +21,12 @@ QUANTISATION_NAME = "quantisation.json"
 @dataclass(frozen=True)
 class Calibration:
     """What int8 is made with: pictures, the method that finds the ranges, and patterns of nodes
-    that stay float."""
+    that stay float32 or become fp16."""
 
     pictures: CalibrationSet
     calibrator: Calibrator = "auto"
     keep_fp32: tuple[str, ...] = ()
+    keep_fp16: tuple[str, ...] = ()
 
 
 def write_int8(
@@ -48,6 +49,7 @@ def write_int8(
         manifest.artefacts[0].tolerance,
         calibrator=calibration.calibrator,
         keep_fp32=calibration.keep_fp32,
+        keep_fp16=calibration.keep_fp16,
         on_step=on_step,
     )
     save(graph, source, target / LOGITS_NAME, WEIGHTS_NAME)
@@ -79,6 +81,9 @@ def card_lines(record: Quantisation) -> list[str]:
     lines.append(
         f"- Kept in fp32: {', '.join(f'`{name}`' for name in kept) or 'nothing of these'}."
     )
+    if record.fp16_patterns:
+        half = ", ".join(f"`{name}`" for name in record.fp16_patterns)
+        lines.append(f"- Kept in fp16: {half}.")
     worst = [
         f"`{cost.block}` ({100 * (1 - cost.score.agreement):.2f} %)" for cost in record.blocks[:5]
     ]
