@@ -120,10 +120,10 @@ def _parity(bundle: Any, model: Any, folder: Path, count: int) -> dict[str, Any]
 
     from knet_export.form.deploy import reference_logits
     from knet_runtime.backends import open_backend
-    from knet_runtime.image_file import read_image
-    from knet_runtime.images import list_images
     from knet_runtime.postprocess import upsampled_argmax
     from knet_runtime.preprocess import fit
+    from knet_runtime.source.image_file import read_image
+    from knet_runtime.source.images import list_images
 
     spec, stride = bundle.manifest.input, bundle.manifest.output.stride
     paths = list_images(folder)

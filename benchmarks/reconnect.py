@@ -106,7 +106,7 @@ def main() -> int:
     given = parser.parse_args()
 
     waits = Waits()
-    logger = logging.getLogger("knet_runtime.live_source")
+    logger = logging.getLogger("knet_runtime.source.live_source")
     logger.setLevel(logging.INFO)
     logger.addHandler(waits)
     logger.propagate = False

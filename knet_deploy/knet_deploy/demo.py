@@ -102,7 +102,7 @@ class Drive:
 
     def __init__(self, seed: int, count: int) -> None:
         from knet_runtime.frames import SourceInfo
-        from knet_runtime.source_options import SourceStatus
+        from knet_runtime.source.source_options import SourceStatus
         from knet_runtime.synthetic import Street
 
         self.info = SourceInfo("video", _SIZE, Fraction(_RATE), count, Fraction(1, _RATE))

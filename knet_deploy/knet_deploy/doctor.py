@@ -139,8 +139,8 @@ def _golden() -> str:
 def _h264() -> str:
     import numpy as np
 
-    from knet_runtime.encoder import ENCODERS, working_encoder
-    from knet_runtime.video_file import VideoWriter, is_playable
+    from knet_runtime.output.encoder import ENCODERS, working_encoder
+    from knet_runtime.output.video_file import VideoWriter, is_playable
 
     size = (64, 96)
     encoder = working_encoder(ENCODERS["h264"], size)

@@ -12,9 +12,9 @@ import typer
 from knet_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
-    from knet_runtime.encoder import Codec
     from knet_runtime.frames import SourceInfo
     from knet_runtime.labels import LabelMap
+    from knet_runtime.output.encoder import Codec
     from knet_runtime.sinks import Sink
     from knet_runtime.smooth import Smoother
 
@@ -183,7 +183,7 @@ class Outputs:
 
     def concealed(self, labels: LabelMap) -> Callable[[Sink], Sink]:
         """Wraps a sink that shows pictures, so that --blur holds for it; for one feed's sinks."""
-        from knet_runtime.conceal import Concealed, Concealer
+        from knet_runtime.output.conceal import Concealed, Concealer
 
         if not self.blur:
             return lambda sink: sink

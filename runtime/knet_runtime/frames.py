@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from knet_runtime.source_options import SourceStatus
+from knet_runtime.source.source_options import SourceStatus
 
 SourceKind = Literal["video", "image", "images", "camera", "stream"]
 

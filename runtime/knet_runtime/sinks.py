@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from knet_runtime.frames import Frame
-from knet_runtime.json_lines import ClassRecord, JsonLines, Record, RleLines, RleRecord
-from knet_runtime.mask_folder import MaskFolder
-from knet_runtime.overlay_image import OverlayImage
-from knet_runtime.overlay_video import OverlayVideo
+from knet_runtime.output.json_lines import ClassRecord, JsonLines, Record, RleLines, RleRecord
+from knet_runtime.output.mask_folder import MaskFolder
+from knet_runtime.output.overlay_image import OverlayImage
+from knet_runtime.output.overlay_video import OverlayVideo
+from knet_runtime.output.raw_masks import RawMasks
+from knet_runtime.output.rtsp_push import RtspPush
+from knet_runtime.output.shared_masks import SharedMasks
 from knet_runtime.pending import Keep
-from knet_runtime.raw_masks import RawMasks
-from knet_runtime.rtsp_push import RtspPush
-from knet_runtime.shared_masks import SharedMasks
 
 if TYPE_CHECKING:
     from knet_runtime.segmenter import Mask

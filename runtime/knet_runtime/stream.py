@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knet_runtime.errors import BackendError, ConfigError, SourceError
-from knet_runtime.feed import TICK, Feed, Item, Lane, Policy, check_paths
 from knet_runtime.frames import Frame, Source
+from knet_runtime.pipeline.feed import TICK, Feed, Item, Lane, Policy, check_paths
+from knet_runtime.pipeline.worker import Worker
+from knet_runtime.pipeline.writer import SINK_PATIENCE, STALE_AFTER, Writer
 from knet_runtime.stats import RunSnapshot, RunStats, StageSnapshot
-from knet_runtime.worker import Worker
-from knet_runtime.writer import SINK_PATIENCE, STALE_AFTER, Writer
 
 if TYPE_CHECKING:
     from knet_runtime.segmenter import Mask

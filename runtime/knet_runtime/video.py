@@ -7,15 +7,15 @@ from pathlib import Path
 
 from av.container import InputContainer
 
-from knet_runtime.address import SCHEMES, scheme_of
 from knet_runtime.errors import ConfigError, SourceError
 from knet_runtime.frames import Frame, Source, SourceInfo
-from knet_runtime.images import IMAGE_SUFFIXES, ImageSource
-from knet_runtime.live_source import LiveSource
-from knet_runtime.media_input import CameraLink, Link, NetworkLink, is_finite, open_file
-from knet_runtime.reconnect import SourceLost
-from knet_runtime.source_options import SourceOptions, SourceStatus
-from knet_runtime.video_source import VideoSource
+from knet_runtime.source.address import SCHEMES, scheme_of
+from knet_runtime.source.images import IMAGE_SUFFIXES, ImageSource
+from knet_runtime.source.live_source import LiveSource
+from knet_runtime.source.media_input import CameraLink, Link, NetworkLink, is_finite, open_file
+from knet_runtime.source.reconnect import SourceLost
+from knet_runtime.source.source_options import SourceOptions, SourceStatus
+from knet_runtime.source.video_source import VideoSource
 
 __all__ = ["Frame", "Source", "SourceInfo", "SourceOptions", "SourceStatus", "open_source"]
 

@@ -13,7 +13,6 @@ from onnx import TensorProto, helper
 
 from knet_deploy.cli import main
 from knet_runtime.bundle import Bundle, default_bundle_path, write_bundle
-from knet_runtime.encoder import ENCODERS, working_encoder
 from knet_runtime.labels import LabelMap
 from knet_runtime.manifest import (
     Artefact,
@@ -25,8 +24,9 @@ from knet_runtime.manifest import (
     SizeRange,
     Tolerance,
 )
+from knet_runtime.output.encoder import ENCODERS, working_encoder
+from knet_runtime.output.video_file import VideoWriter
 from knet_runtime.synthetic import Street
-from knet_runtime.video_file import VideoWriter
 
 RATE = 10
 

@@ -19,7 +19,7 @@ import pytest
 
 from knet_runtime.backends.machine import processor_name
 from knet_runtime.bundle import Bundle, open_bundle, record_parity
-from knet_runtime.image_file import read_image
+from knet_runtime.source.image_file import read_image
 
 Call = Callable[..., Any]
 

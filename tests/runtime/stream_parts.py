@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from knet_runtime.frames import Frame, SourceInfo, SourceKind
 from knet_runtime.labels import CAMVID11
 from knet_runtime.segmenter import Mask
-from knet_runtime.source_options import SourceStatus
+from knet_runtime.source.source_options import SourceStatus
 
 
 class Frames:

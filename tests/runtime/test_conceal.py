@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from knet_runtime.conceal import Concealed, Concealer, conceal, margin
 from knet_runtime.errors import ConfigError
 from knet_runtime.frames import Frame, SourceInfo
 from knet_runtime.labels import CAMVID11
+from knet_runtime.output.conceal import Concealed, Concealer, conceal, margin
 from knet_runtime.segmenter import Mask
 from knet_runtime.sinks import Keep, OverlayVideo
 

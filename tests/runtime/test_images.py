@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from knet_runtime.errors import SourceError
-from knet_runtime.image_file import read_image
-from knet_runtime.images import frame_names, list_images
+from knet_runtime.source.image_file import read_image
+from knet_runtime.source.images import frame_names, list_images
 from knet_runtime.video import open_source
 
 ENCODINGS = (".png", ".jpg", ".bmp", ".tif", ".webp")

@@ -21,9 +21,9 @@ import knet_runtime
 from knet_runtime.errors import ConfigError, OutputClosed, OutputError, SourceError
 from knet_runtime.frames import Frame
 from knet_runtime.labels import CAMVID11
-from knet_runtime.raw_masks import HEADER, RawMask, RawMasks, read_masks
+from knet_runtime.output.raw_masks import HEADER, RawMask, RawMasks, read_masks
+from knet_runtime.output.shared_masks import SharedMaskReader, SharedMasks
 from knet_runtime.segmenter import Mask
-from knet_runtime.shared_masks import SharedMaskReader, SharedMasks
 
 SHARED = Path("/dev/shm")
 linux = pytest.mark.skipif(not SHARED.is_dir(), reason="needs /dev/shm")
@@ -214,7 +214,7 @@ def test_masks_are_whole_while_they_are_written_over(name: str) -> None:
 
 READER = """
 import os, signal, sys
-from knet_runtime.shared_masks import SharedMaskReader
+from knet_runtime.output.shared_masks import SharedMaskReader
 reader = SharedMaskReader(sys.argv[1])
 assert reader.latest(timeout=10) is not None
 print("read", flush=True)
@@ -226,7 +226,7 @@ import numpy as np
 from knet_runtime.frames import Frame
 from knet_runtime.labels import CAMVID11
 from knet_runtime.segmenter import Mask
-from knet_runtime.shared_masks import SharedMasks
+from knet_runtime.output.shared_masks import SharedMasks
 sink = SharedMasks(sys.argv[1])
 mask = Mask(np.zeros((4, 4), np.uint8), CAMVID11, {})
 sink.write(Frame(np.zeros((4, 4, 3), np.uint8), 0, None, "0"), mask)
@@ -240,7 +240,7 @@ from knet_runtime.errors import OutputError
 from knet_runtime.frames import Frame
 from knet_runtime.labels import CAMVID11
 from knet_runtime.segmenter import Mask
-from knet_runtime.shared_masks import SharedMasks
+from knet_runtime.output.shared_masks import SharedMasks
 sink = SharedMasks(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
 mask = Mask(np.zeros((2000, 2000), np.uint8), CAMVID11, {})

@@ -15,8 +15,8 @@ from hypothesis.extra.numpy import arrays
 from knet_runtime.errors import ConfigError
 from knet_runtime.frames import Frame
 from knet_runtime.labels import CAMVID11
+from knet_runtime.output.rle import class_rles
 from knet_runtime.overlay import ClassMap
-from knet_runtime.rle import class_rles
 from knet_runtime.segmenter import Mask
 from knet_runtime.sinks import RleLines
 

@@ -21,7 +21,7 @@ import knet_runtime
 from knet_runtime.errors import ConfigError, OutputError
 from knet_runtime.frames import Frame, SourceInfo
 from knet_runtime.labels import CAMVID11
-from knet_runtime.rtsp_push import RtspPush
+from knet_runtime.output.rtsp_push import RtspPush
 from knet_runtime.segmenter import Mask
 
 SYSTEM_PYTHON = "/usr/bin/python3"
@@ -126,7 +126,7 @@ def children() -> set[int]:
             parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
         except (OSError, ValueError, IndexError):
             continue
-        if b"knet_runtime.rtsp_child" in line and parent == os.getpid():
+        if b"knet_runtime.output.rtsp_child" in line and parent == os.getpid():
             found.add(int(entry.name))
     return found
 
@@ -269,8 +269,8 @@ def test_other_addresses_are_refused_without_showing_the_password() -> None:
 ORPHAN = """
 import sys, time
 import msgspec
-from knet_runtime.push_process import PushProcess
-from knet_runtime.rtsp_child import Push
+from knet_runtime.output.push_process import PushProcess
+from knet_runtime.output.rtsp_child import Push
 import threading
 push = Push(sys.argv[1], "tcp", "libx264", (96, 128), (1, 90000), (25, 1), 1.0)
 process = PushProcess(push, threading.Event())

@@ -18,10 +18,10 @@ import pytest
 from numpy.typing import NDArray
 
 import knet_runtime
-from knet_runtime.encoder import ENCODERS, Codec, working_encoder
 from knet_runtime.errors import ConfigError, OutputError
 from knet_runtime.frames import Frame, SourceInfo
 from knet_runtime.labels import CAMVID11
+from knet_runtime.output.encoder import ENCODERS, Codec, working_encoder
 from knet_runtime.overlay import blend, legend_strip
 from knet_runtime.segmenter import Mask
 from knet_runtime.sinks import MaskFolder, OverlayImage, OverlayVideo

@@ -12,13 +12,13 @@ import psutil
 import pytest
 
 from knet_runtime.bundle import Bundle
-from knet_runtime.encoder import ENCODERS, working_encoder
 from knet_runtime.frames import Frame
+from knet_runtime.output.encoder import ENCODERS, working_encoder
+from knet_runtime.output.video_file import VideoWriter
 from knet_runtime.segmenter import Mask, Segmenter
 from knet_runtime.sinks import JsonLines, OverlayVideo
 from knet_runtime.stream import Feed, run
 from knet_runtime.video import open_source
-from knet_runtime.video_file import VideoWriter
 
 from .stream_parts import entries, pipeline_threads, wait_until
 

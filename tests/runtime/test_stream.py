@@ -19,7 +19,7 @@ from knet_runtime.frames import Frame, Source, SourceInfo
 from knet_runtime.labels import CAMVID11
 from knet_runtime.segmenter import Mask
 from knet_runtime.sinks import JsonLines, MaskFolder, OverlayVideo, Sink
-from knet_runtime.source_options import SourceStatus
+from knet_runtime.source.source_options import SourceStatus
 from knet_runtime.stream import Feed, RunSummary, Segment, segment
 from knet_runtime.stream import run as run_feeds
 from knet_runtime.video import open_source

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knet_runtime.errors import DataError, SourceError
-from knet_runtime.image_file import read_image
+from knet_runtime.source.image_file import read_image
 from knet_train.dataset import allowed_values, label_table, read_values, sizes_differ
 from knet_train.layouts import Layout, Listing, Sample, find_layout, list_split, split_names
 

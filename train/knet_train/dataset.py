@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from knet_runtime.errors import DataError, SourceError
-from knet_runtime.image_file import read_image
 from knet_runtime.labels import LabelMap
+from knet_runtime.source.image_file import read_image
 from knet_train.layouts import Sample, find_layout, list_split
 
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)

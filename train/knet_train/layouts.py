@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Literal
 
 from knet_runtime.errors import DataError
-from knet_runtime.images import IMAGE_SUFFIXES
 from knet_runtime.labels import CITYSCAPES19, LabelMap, ade20k, load_labels_json
+from knet_runtime.source.images import IMAGE_SUFFIXES
 
 _SAME_SPLIT = {
     "train": "training",

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from knet_export.graph.session import open_session
 from knet_export.int8.histogram import Histogram
 from knet_runtime.errors import CheckpointError, DataError, SourceError
-from knet_runtime.image_file import read_image
-from knet_runtime.images import list_images
 from knet_runtime.labels import LabelMap
 from knet_runtime.manifest import InputSpec
 from knet_runtime.preprocess import fit
+from knet_runtime.source.image_file import read_image
+from knet_runtime.source.images import list_images
 from knet_train.dataset import LabelledFolder, open_folder
 from knet_train.evaluate import check_classes
 

@@ -27,9 +27,9 @@ from knet_export.parity.align import (
 from knet_export.parity.keep_halves import keep_halves
 from knet_runtime.bundle import Bundle, open_bundle
 from knet_runtime.errors import ConfigError
-from knet_runtime.image_file import read_image
 from knet_runtime.manifest import Kind, Manifest, Precision
 from knet_runtime.preprocess import fit
+from knet_runtime.source.image_file import read_image
 
 _AT_ONCE = 32  # pairs of tensors in memory
 _NAMED = 4  # of several causes

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from knet_export.parity.verify import Picture
 from knet_runtime.bundle import Bundle
 from knet_runtime.errors import ConfigError, DataError, SourceError
-from knet_runtime.image_file import read_image
-from knet_runtime.images import frame_names, list_images
+from knet_runtime.source.image_file import read_image
+from knet_runtime.source.images import frame_names, list_images
 
 if TYPE_CHECKING:
     from knet_train.dataset import LabelledFolder

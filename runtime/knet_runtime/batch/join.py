@@ -11,8 +11,8 @@ import msgspec
 
 from knet_runtime.batch.records import FINISHED_NAME, LINES_NAME, MASKS_NAME, Outcome, SourceResult
 from knet_runtime.bundle import exchange_folders
-from knet_runtime.json_lines import Record
-from knet_runtime.mask_folder import MaskFolder
+from knet_runtime.output.json_lines import Record
+from knet_runtime.output.mask_folder import MaskFolder
 from knet_runtime.pending import output_error
 
 

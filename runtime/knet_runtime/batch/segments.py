@@ -9,10 +9,10 @@ from pathlib import Path
 
 import msgspec
 
-from knet_runtime.decoder import READ_ERRORS, Decoder
-from knet_runtime.media_input import close_input, open_file
-from knet_runtime.source_options import SourceOptions
-from knet_runtime.video_source import VideoSource, start_time
+from knet_runtime.source.decoder import READ_ERRORS, Decoder
+from knet_runtime.source.media_input import close_input, open_file
+from knet_runtime.source.source_options import SourceOptions
+from knet_runtime.source.video_source import VideoSource, start_time
 
 
 class Segment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

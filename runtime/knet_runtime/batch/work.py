@@ -24,8 +24,8 @@ from knet_runtime.errors import BackendError, BundleError, KnetError, ParityErro
 from knet_runtime.pending import output_error
 from knet_runtime.segmenter import Segmenter
 from knet_runtime.sinks import JsonLines, MaskFolder, Sink
+from knet_runtime.source.video_source import VideoSource
 from knet_runtime.video import open_source
-from knet_runtime.video_source import VideoSource
 
 _ATTEMPTS = 4  # at a segment whose worker dies
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knet_runtime.address import redacted, scheme_of
 from knet_runtime.errors import ConfigError
-from knet_runtime.live_clock import Pace, Timeline
-from knet_runtime.reconnect import Backoff
-from knet_runtime.source_options import SourceOptions
+from knet_runtime.source.address import redacted, scheme_of
+from knet_runtime.source.live_clock import Pace, Timeline
+from knet_runtime.source.reconnect import Backoff
+from knet_runtime.source.source_options import SourceOptions
 
 TICK = Fraction(1, 90_000)
 

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-import knet_runtime.live_source
+import knet_runtime.source.live_source
 from knet_runtime.errors import ConfigError, SourceError
 from knet_runtime.frames import Frame, Source
 from knet_runtime.video import SourceOptions, open_source
@@ -206,7 +206,7 @@ def test_the_wall_clock_may_jump(
 ) -> None:
     with http_server(mjpeg) as server, open_source(server.url(), QUICK) as source:
         take(source, 5)
-        monkeypatch.setattr(knet_runtime.live_source, "time", lambda: time.time() - 86_400)
+        monkeypatch.setattr(knet_runtime.source.live_source, "time", lambda: time.time() - 86_400)
         frames = take(source, 5)
         assert source.status.reconnects == 0
     assert all((frame.wall or 0) < time.time() - 86_000 for frame in frames)

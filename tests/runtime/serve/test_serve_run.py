@@ -17,7 +17,7 @@ from knet_runtime.labels import CAMVID11
 from knet_runtime.segmenter import Mask
 from knet_runtime.serve.address import listen
 from knet_runtime.serve.page import LivePage
-from knet_runtime.source_options import SourceStatus
+from knet_runtime.source.source_options import SourceStatus
 from knet_runtime.stats import RunStats
 from knet_runtime.stream import Feed, run
 

@@ -12,12 +12,12 @@ from types import TracebackType
 import av
 from av.container import InputContainer
 
-from knet_runtime.damage import Damage, is_cut_off
-from knet_runtime.decoder import READ_ERRORS, Decoder
 from knet_runtime.errors import SourceError
 from knet_runtime.frames import Frame, SourceInfo
-from knet_runtime.media_input import close_input
-from knet_runtime.source_options import SourceOptions, SourceStatus
+from knet_runtime.source.damage import Damage, is_cut_off
+from knet_runtime.source.decoder import READ_ERRORS, Decoder
+from knet_runtime.source.media_input import close_input
+from knet_runtime.source.source_options import SourceOptions, SourceStatus
 
 _BEFORE = 10  # seconds
 

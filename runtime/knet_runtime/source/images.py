@@ -10,8 +10,8 @@ from types import TracebackType
 
 from knet_runtime.errors import SourceError
 from knet_runtime.frames import Frame, SourceInfo
-from knet_runtime.image_file import read_image
-from knet_runtime.source_options import SourceOptions, SourceStatus
+from knet_runtime.source.image_file import read_image
+from knet_runtime.source.source_options import SourceOptions, SourceStatus
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 

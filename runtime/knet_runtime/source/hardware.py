@@ -13,7 +13,7 @@ import av
 from av.codec.hwaccel import HWAccel, hwdevices_available
 from av.container import InputContainer
 
-from knet_runtime.decoder import READ_ERRORS
+from knet_runtime.source.decoder import READ_ERRORS
 
 _log = logging.getLogger(__name__)
 

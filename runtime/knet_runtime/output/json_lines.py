@@ -14,8 +14,8 @@ import msgspec
 
 from knet_runtime.frames import Frame
 from knet_runtime.labels import LabelMap
+from knet_runtime.output.rle import Rle, class_rles
 from knet_runtime.pending import Keep, PendingFile, output_error
-from knet_runtime.rle import Rle, class_rles
 
 if TYPE_CHECKING:
     from knet_runtime.segmenter import Mask

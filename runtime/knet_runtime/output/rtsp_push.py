@@ -10,18 +10,18 @@ from fractions import Fraction
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from knet_runtime.address import redacted, scheme_of
-from knet_runtime.encoder import ENCODERS, working_encoder
 from knet_runtime.errors import ConfigError, OutputError
-from knet_runtime.frame_clock import FrameClock
 from knet_runtime.frames import Frame, SourceInfo
+from knet_runtime.output.encoder import ENCODERS, working_encoder
+from knet_runtime.output.frame_clock import FrameClock
+from knet_runtime.output.painter import Painter
+from knet_runtime.output.push_process import PushLost, PushProcess
+from knet_runtime.output.rtsp_child import Push
 from knet_runtime.overlay import Rgb
-from knet_runtime.painter import Painter
 from knet_runtime.pending import Keep
-from knet_runtime.push_process import PushLost, PushProcess
-from knet_runtime.reconnect import Backoff
-from knet_runtime.rtsp_child import Push
-from knet_runtime.source_options import Transport
+from knet_runtime.source.address import redacted, scheme_of
+from knet_runtime.source.reconnect import Backoff
+from knet_runtime.source.source_options import Transport
 
 if TYPE_CHECKING:
     from pathlib import Path

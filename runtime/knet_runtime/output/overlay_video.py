@@ -8,13 +8,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from knet_runtime.encoder import ENCODERS, Codec, working_encoder
 from knet_runtime.errors import ConfigError
-from knet_runtime.frame_clock import FrameClock
 from knet_runtime.frames import Frame, SourceInfo
-from knet_runtime.painter import Painter
+from knet_runtime.output.encoder import ENCODERS, Codec, working_encoder
+from knet_runtime.output.frame_clock import FrameClock
+from knet_runtime.output.painter import Painter
+from knet_runtime.output.video_file import WRITE_ERRORS, VideoFormat, VideoWriter, is_playable
 from knet_runtime.pending import Keep, PendingFile, output_error
-from knet_runtime.video_file import WRITE_ERRORS, VideoFormat, VideoWriter, is_playable
 
 if TYPE_CHECKING:
     from knet_runtime.segmenter import Mask

@@ -10,9 +10,9 @@ from av.container import InputContainer
 from av.stream import Disposition
 from numpy.typing import NDArray
 
-from knet_runtime.deinterlace import Deinterlacer
 from knet_runtime.errors import SourceError
 from knet_runtime.frames import MAX_PIXELS
+from knet_runtime.source.deinterlace import Deinterlacer
 
 READ_ERRORS = (av.FFmpegError, OSError)
 """What PyAV raises where it can not open, read or decode."""

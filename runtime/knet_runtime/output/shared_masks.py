@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from knet_runtime.errors import ConfigError, OutputError, SourceError
 from knet_runtime.frames import Frame
+from knet_runtime.output.raw_masks import HEADER, RawMask, pack, unpack
 from knet_runtime.pending import Keep
-from knet_runtime.raw_masks import HEADER, RawMask, pack, unpack
 
 if TYPE_CHECKING:
     from knet_runtime.segmenter import Mask

@@ -12,11 +12,11 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from knet_runtime.errors import KnetError, OutputClosed, OutputError
-from knet_runtime.feed import Item, Lane
 from knet_runtime.frames import Frame
 from knet_runtime.pending import Keep, output_error
+from knet_runtime.pipeline.feed import Item, Lane
+from knet_runtime.pipeline.worker import Worker
 from knet_runtime.sinks import Sink
-from knet_runtime.worker import Worker
 
 if TYPE_CHECKING:
     from knet_runtime.segmenter import Mask

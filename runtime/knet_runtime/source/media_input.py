@@ -12,12 +12,12 @@ import av
 from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
 
-from knet_runtime.address import redacted, scheme_of
-from knet_runtime.decoder import READ_ERRORS
 from knet_runtime.errors import SourceError
-from knet_runtime.hardware import on_hardware
-from knet_runtime.reconnect import SourceLost
-from knet_runtime.source_options import SourceOptions
+from knet_runtime.source.address import redacted, scheme_of
+from knet_runtime.source.decoder import READ_ERRORS
+from knet_runtime.source.hardware import on_hardware
+from knet_runtime.source.reconnect import SourceLost
+from knet_runtime.source.source_options import SourceOptions
 
 # Demuxers that read nothing but the file they are given. Playlists (ffconcat, m3u8, mpd, sdp) and
 # numbered image patterns open other files and addresses, and so are not among them.

@@ -11,7 +11,7 @@ import numpy as np
 
 from knet_runtime.errors import ConfigError, OutputError
 from knet_runtime.frames import Frame
-from knet_runtime.painter import Painter
+from knet_runtime.output.painter import Painter
 from knet_runtime.pending import Keep, PendingFile
 
 if TYPE_CHECKING:

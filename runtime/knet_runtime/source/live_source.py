@@ -15,13 +15,13 @@ from typing import Literal
 import av
 from av.container import InputContainer
 
-from knet_runtime.decoder import READ_ERRORS, Decoder
 from knet_runtime.errors import SourceError
 from knet_runtime.frames import Frame, SourceInfo
-from knet_runtime.live_clock import Pace, Timeline
-from knet_runtime.media_input import Link, NetworkLink, close_input, is_finite, lost_by
-from knet_runtime.reconnect import Backoff, SourceLost
-from knet_runtime.source_options import SourceOptions, SourceStatus
+from knet_runtime.source.decoder import READ_ERRORS, Decoder
+from knet_runtime.source.live_clock import Pace, Timeline
+from knet_runtime.source.media_input import Link, NetworkLink, close_input, is_finite, lost_by
+from knet_runtime.source.reconnect import Backoff, SourceLost
+from knet_runtime.source.source_options import SourceOptions, SourceStatus
 
 _log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import av
 
-from knet_runtime.encoder import ENCODERS, add_stream, video_frame
+from knet_runtime.output.encoder import ENCODERS, add_stream, video_frame
 from knet_runtime.overlay import Rgb
 
 VideoFormat = Literal["mp4", "matroska"]

@@ -28,9 +28,10 @@ _BLURS = ((2.0, 1.0), (8.0, 1e-3), (32.0, 1e-6))
 def conceal(image: Rgb, hidden: NDArray[np.uint8]) -> Rgb:
     """Fill what is ``hidden`` with a blur of what is around it; a new array.
 
-    ``image`` is uint8 [H, W, 3] RGB, ``hidden`` uint8 [H, W] of 255 and 0. It is widened by ``margin`` first,
-    because a class map's edges are rough. No hidden pixel's value has any part in the result, so
-    nothing of it can be brought back; only the region's outline shows. Grey if all is hidden.
+    ``image`` is uint8 [H, W, 3] RGB, ``hidden`` uint8 [H, W] of 255 and 0. It is widened by
+    ``margin`` first, because a class map's edges are rough. No hidden pixel's value has any part in
+    the result, so nothing of it can be brought back; only the region's outline shows. Grey if all
+    is hidden.
     """
     reach = margin(image.shape[0], image.shape[1])
     box = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)

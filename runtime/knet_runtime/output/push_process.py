@@ -14,8 +14,8 @@ from types import TracebackType
 import msgspec
 import numpy as np
 
+from knet_runtime.output.rtsp_child import FAILED, OK, TIME_BYTES, Push
 from knet_runtime.overlay import Rgb
-from knet_runtime.rtsp_child import FAILED, OK, TIME_BYTES, Push
 
 _START_SECONDS = 20.0  # for Python to start on a busy, small machine
 _SLICE = 0.1  # seconds between two looks at ``stop``
@@ -40,7 +40,7 @@ class PushProcess:
     def __enter__(self) -> PushProcess:
         try:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "knet_runtime.rtsp_child"],
+                [sys.executable, "-m", "knet_runtime.output.rtsp_child"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,  # FFmpeg's own lines would show the password

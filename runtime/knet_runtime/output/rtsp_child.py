@@ -18,7 +18,7 @@ import av
 import msgspec
 import numpy as np
 
-from knet_runtime.encoder import add_stream, video_frame
+from knet_runtime.output.encoder import add_stream, video_frame
 
 OK, FAILED = b".", b"!"
 TIME_BYTES = 8

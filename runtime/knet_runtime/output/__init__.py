@@ -1,0 +1,1 @@
+"""Where results go: overlays, masks and lines, in files or to other processes."""

@@ -1,0 +1,1 @@
+"""The threads of a run: one reader and one writer for each feed."""
