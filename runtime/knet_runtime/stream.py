@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from knet_runtime.errors import BackendError, ConfigError, SourceError
 from knet_runtime.frames import Frame, Source
+from knet_runtime.pipeline.engine import Engine, Segment
 from knet_runtime.pipeline.feed import TICK, Feed, Item, Lane, Policy, check_paths
 from knet_runtime.pipeline.worker import Worker
 from knet_runtime.pipeline.writer import SINK_PATIENCE, STALE_AFTER, Writer
@@ -32,23 +30,8 @@ __all__ = ["Feed", "Pipeline", "Policy", "RunStats", "RunSummary", "run", "segme
 
 _log = logging.getLogger(__name__)
 
-Segment = Callable[[NDArray[np.uint8]], "Mask"]
-"""What a ``Segmenter`` is at the least: uint8 [H, W, 3] RGB to a mask of that size."""
-
 STOP_PATIENCE = 30.0
 """Seconds that a source or an engine may take to come back when the run is to end."""
-
-
-@runtime_checkable
-class BatchSegment(Protocol):
-    """What a ``Segmenter`` is besides: several pictures at once."""
-
-    @property
-    def max_batch(self) -> int: ...
-
-    def batch(self, frames: Sequence[NDArray[np.uint8]]) -> list[Mask]: ...
-
-    def warm_up(self, largest: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -151,7 +134,6 @@ class Pipeline:
         if not feeds:
             raise ConfigError("there is nothing to run; give at least one feed")
         self._feeds = list(feeds)
-        self._segmenter = segmenter
         self._max_frames = max_frames
         self._on_frame = on_frame
         self._stats = RunStats() if stats is None else stats
@@ -162,15 +144,12 @@ class Pipeline:
         self._work = threading.Condition(self._lock)
         self._lanes: list[Lane] = []
         self._readers: dict[Lane, Worker] = {}
-        self._engine: Worker | None = None
+        self._engine = Engine(segmenter, self._work)
+        self._engine_lost = False
         self._writers: list[Writer] = []
-        self._turn = 0
         self._began = self._ended = 0.0
         self._stopping = False
-        self._busy_since: float | None = None
         self._told: list[BaseException] = []
-        self._batched = segmenter if isinstance(segmenter, BatchSegment) else None
-        self._max_batch = 1 if self._batched is None else self._batched.max_batch
 
     def start(self) -> None:
         """Warm the engine up and begin to read.
@@ -180,8 +159,8 @@ class Pipeline:
         """
         try:
             check_paths(self._feeds)
-            if self._warm_up and self._batched is not None:
-                self._batched.warm_up(len(self._feeds))
+            if self._warm_up:
+                self._engine.warm_up(len(self._feeds))
         except BaseException:
             self._close_unused()
             raise
@@ -192,7 +171,7 @@ class Pipeline:
             self._lanes.append(lane)
             self._readers[lane] = Worker(f"reader {feed.name}", partial(_read, lane))
             self._writers.append(Writer(lane, self._on_frame, self._stale_after, self._patience))
-        self._engine = Worker("engine", self._infer)
+            self._engine.lanes.append(lane)
         for thread in self._threads():
             thread.start()
 
@@ -250,54 +229,8 @@ class Pipeline:
         self.stop()
         self.join()
 
-    def _infer(self) -> None:
-        try:
-            while batch := self._gather():
-                self._busy_since = monotonic()
-                self._segment(batch)
-                self._busy_since = None
-        except BaseException as error:
-            for lane in self._lanes:
-                lane.fail(error)
-                lane.cut()
-
-    def _gather(self) -> list[tuple[Lane, Item]]:
-        """Frames of different feeds for the engine, another first each time; none at the end."""
-        with self._lock:
-            while True:
-                turn = self._lanes[self._turn :] + self._lanes[: self._turn]
-                batch: list[tuple[Lane, Item]] = []
-                for lane in turn:
-                    if len(batch) < self._max_batch and (item := lane.take()) is not None:
-                        batch.append((lane, item))
-                if batch:
-                    self._turn = (self._lanes.index(batch[-1][0]) + 1) % len(self._lanes)
-                    return batch
-                if all(lane.segmented_all for lane in self._lanes):
-                    return []
-                self._work.wait(TICK)
-
-    def _segment(self, batch: list[tuple[Lane, Item]]) -> None:
-        images = [item.frame.image for _, item in batch]
-        try:
-            if self._batched is not None:
-                masks = self._batched.batch(images)
-            else:
-                masks = [self._segmenter(image) for image in images]
-        except SourceError as error:  # what is no picture is its own feed's affair
-            if len(batch) > 1:
-                for one in batch:
-                    self._segment([one])
-                return
-            batch[0][0].fail(error)
-            batch[0][0].cut()
-            return
-        for (lane, item), mask in zip(batch, masks, strict=True):
-            item.mask = mask
-            lane.give(item)
-
     def _threads(self) -> list[Worker]:
-        engine = [] if self._engine is None else [self._engine]
+        engine = [] if self._engine_lost else [self._engine.thread]
         return [*(writer.thread for writer in self._writers), *engine, *self._readers.values()]
 
     def _wait(self) -> None:
@@ -321,10 +254,10 @@ class Pipeline:
                 name = lane.feed.name or "the source"
                 lane.fail(SourceError(f"{name}: does not stop and was given up; start again"))
                 lane.end()
-        since = self._busy_since
+        since = None if self._engine_lost else self._engine.busy_since
         over = all(lane.closing is not None for lane in self._lanes)
         if over and since is not None and now - since > STOP_PATIENCE:
-            self._engine = self._busy_since = None
+            self._engine_lost = True
             error = BackendError("the engine does not come back and was given up; start again")
             for lane in self._lanes:
                 lane.fail(error)

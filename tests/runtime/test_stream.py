@@ -24,6 +24,8 @@ from knet_runtime.stream import Feed, RunSummary, Segment, segment
 from knet_runtime.stream import run as run_feeds
 from knet_runtime.video import open_source
 
+from .stream_parts import entries, wait_until
+
 
 class Frames:
     """A source of ``count`` small frames, and then ``error`` if there is one."""
@@ -227,12 +229,6 @@ def test_writing_over_the_source_or_twice_into_one_place_is_refused(tmp_path: Pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "images"]
 
 
-def entries(name: str) -> int:
-    """How many open files or threads the system knows of; 0 where it does not say."""
-    folder = Path(name)
-    return len(list(folder.iterdir())) if folder.is_dir() else 0
-
-
 @pytest.mark.parametrize("ending", ["end", "damage", "interrupt"])
 def test_files_from_end_to_end_leave_no_thread_and_no_file_open(
     tmp_path: Path, ending: str
@@ -264,7 +260,7 @@ def test_files_from_end_to_end_leave_no_thread_and_no_file_open(
     except expected:
         assert ending != "end"
     assert entries("/proc/self/fd") == files
-    assert entries("/proc/self/task") <= threads
+    wait_until(lambda: entries("/proc/self/task") <= threads, "all threads to end")
     partial = ".partial" if ending == "damage" else ""
     assert (out / f"o{partial}.mp4").is_file()
     assert (out / "masks/PARTIAL.txt").exists() == (ending == "damage")
