@@ -1,6 +1,7 @@
 """What every model becomes on the way to a device: exported, run in ONNX Runtime, built.
 
-    python benchmarks/deploy_table.py --pictures FOLDER --output benchmarks/results/deploy.json
+    python benchmarks/deploy_table.py --pictures FOLDER --ade20k DIR --precisions fp32 \\
+        --output benchmarks/results/deploy.json
 
 For each preset and precision, each in a fresh process: a bundle of a network with random weights,
 its logits in ONNX Runtime against PyTorch on real pictures, and a TensorRT-RTX engine, which needs
@@ -33,13 +34,16 @@ PRESETS = (
     "swin-l-upernet-640",
 )
 PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "tensorrt-rtx-cu13-bindings")
-CLASSES = {"knet-edge": 11}  # CamVid's; the others have ADE20K's
-ADE20K = 150
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--pictures", type=Path, required=True, help="folder of real pictures")
+    parser.add_argument(
+        "--ade20k",
+        type=Path,
+        help="labelled pictures that the export proves ADE20K's models on; else synthetic streets",
+    )
     parser.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS))
     parser.add_argument(
         "--precisions", nargs="+", choices=("fp32", "fp16", "int8"), default=["fp32", "fp16"]
@@ -58,7 +62,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     from knet_export.export import export_bundle
     from knet_runtime.errors import KnetError
-    from knet_runtime.labels import LabelMap, distinct_palette
+    from knet_runtime.labels import CAMVID11, ade20k
     from knet_train.build import build_model
     from knet_train.checkpoint import save_checkpoint
     from knet_train.config import load_config
@@ -68,13 +72,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     side = (options.size, options.size) if options.size else load_config(preset).data.eval_size
     config = load_config(preset, [f"data.eval_size={list(side)}"])
     row: dict[str, Any] = {"preset": preset, "precision": precision, "size": side}
-    classes = CLASSES.get(preset, ADE20K)
-    model = build_model(config.model, classes).eval()
+    labels = CAMVID11 if preset == "knet-edge" else ade20k()
+    model = build_model(config.model, labels.num_classes).eval()
     _spread(model, side)
     row["parameters"] = sum(weight.numel() for weight in model.parameters())
-    labels = LabelMap(
-        tuple(f"class {number}" for number in range(classes)), distinct_palette(classes), 255
-    )
     with tempfile.TemporaryDirectory() as work:
         checkpoint = Path(work) / "random.safetensors"
         save_checkpoint(checkpoint, model, config, labels)
@@ -86,6 +87,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 precision=precision,
                 size=side,
                 calibration=options.pictures if precision == "int8" else None,
+                data=options.ade20k if preset != "knet-edge" else None,
+                split="all",
             )
             row["export_seconds"] = time.perf_counter() - start
             row["bundle_bytes"] = sum(file.bytes for file in bundle.manifest.files.values())
@@ -170,6 +173,7 @@ def run_row(preset: str, precision: str, options: argparse.Namespace) -> dict[st
     words += ["--presets", preset, "--precisions", precision]
     words += ["--count", str(options.count), "--targets", options.targets]
     words += ["--size", str(options.size)] if options.size else []
+    words += ["--ade20k", str(options.ade20k)] if options.ade20k else []
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no reason"])[-1]

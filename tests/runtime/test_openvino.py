@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -16,7 +19,7 @@ openvino = pytest.importorskip("openvino")
 from knet_runtime.backends import openvino as module  # noqa: E402 (it imports openvino)
 
 CPU = "onnxruntime-cpu"
-HAS_BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+HAS_BF16 = "BF16" in module._core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def test_packaged_model_gives_its_golden_results_in_f32():
@@ -26,6 +29,30 @@ def test_packaged_model_gives_its_golden_results_in_f32():
     assert report.passed
     assert report.max_logit_diff is not None
     assert report.max_logit_diff < 1e-4
+
+
+_SIGNAL_AFTER_TWO = """
+import faulthandler, gc, os, signal
+from knet_runtime.backends import open_backend
+from knet_runtime.bundle import default_bundle_path, open_bundle
+
+faulthandler.enable()
+signal.signal(signal.SIGUSR1, lambda *_: None)
+bundle = open_bundle(default_bundle_path())
+first, second = (open_backend(bundle, "openvino", kind) for kind in ("logits", "classmap"))
+first.close()
+del first
+gc.collect()
+second.close()
+del second
+gc.collect()
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_signals_arrive_after_two_of_them_were_closed_in_the_order_they_were_opened():
+    done = subprocess.run([sys.executable, "-c", _SIGNAL_AFTER_TWO], timeout=120, check=False)
+    assert done.returncode == 0
 
 
 @pytest.mark.skipif(not HAS_BF16, reason="this processor has no bf16")
@@ -39,15 +66,15 @@ def test_bf16_is_really_bf16_and_another_precision_than_f32():
 
 
 def test_bf16_without_the_hardware_names_what_to_use(make_bundle, monkeypatch):
-    real = openvino.Core
+    real = module._core()
 
     class Old:
         """A processor without bf16."""
 
         def get_property(self, device: str, name: str) -> list[str]:
-            return [able for able in real().get_property(device, name) if able != "BF16"]
+            return [able for able in real.get_property(device, name) if able != "BF16"]
 
-    monkeypatch.setattr(openvino, "Core", Old)
+    monkeypatch.setattr(module, "_core", Old)
     with pytest.raises(BackendUnavailable, match="no bf16 arithmetic: use openvino or onnxruntime"):
         open_backend(make_bundle(), "openvino-bf16")
 

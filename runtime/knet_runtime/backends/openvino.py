@@ -7,6 +7,7 @@ graph of the one form that OpenVINO is known to compute wrongly (``_check_shared
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import Counter
 from pathlib import Path
@@ -42,7 +43,7 @@ class OpenVinoBackend:
         self.name, self.kind, self.device = engine, kind, processor_name()
         self._manifest = bundle.manifest
         path = bundle.file(bundle.of_kind(kind).path)
-        core = openvino.Core()
+        core = _core()
         _check_processor(core, engine)
         model = _read(core, path, engine)
         # Compiling may give the ports other names.
@@ -95,9 +96,17 @@ class OpenVinoBackend:
 
 def try_openvino(engine: str) -> str:
     """Words for `doctor`, or BackendUnavailable when this processor does not have the precision."""
-    _check_processor(openvino.Core(), engine)
+    _check_processor(_core(), engine)
     version = openvino.get_version().partition("-")[0]
     return f"openvino {version}, {_HINTS[engine]}, {cpu_budget()} threads"
+
+
+@functools.cache
+def _core() -> Any:
+    """OpenVINO, once for the process and to its end. Its CPU plugin gives the thread that loads it
+    an alternate stack for signals and puts the former one back when it is freed: of two, the second
+    puts back the freed one of the first, and the next signal is a segmentation fault."""
+    return openvino.Core()
 
 
 def _check_processor(core: Any, engine: str) -> None:
