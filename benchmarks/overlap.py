@@ -1,0 +1,146 @@
+"""How much of its slowest stage's speed a whole run has: file to file, against each stage alone.
+
+    python benchmarks/overlap.py --output benchmarks/results/overlap.json
+
+A 1280×720 H.264 file of a synthetic street is decoded, segmented by the packaged bundle, and
+written as an overlay, once by the pipeline and once stage by stage, with the same settings. Rounds
+go in turns, so that whatever else the machine does meets all.
+README.md beside this file says what the numbers mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from knet_runtime.backends.machine import processor_name
+from knet_runtime.frames import Frame, SourceInfo
+from knet_runtime.segmenter import Mask, Segmenter
+from knet_runtime.sinks import OverlayVideo
+from knet_runtime.stream import Feed, run
+from knet_runtime.synthetic import Street
+from knet_runtime.video import open_source
+
+SIZE = (720, 1280)
+RATE = Fraction(30)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--engine", default="onnxruntime-cpu")
+    parser.add_argument("--frames", type=int, default=120)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path, help="JSON; without it, to stdout")
+    return parser.parse_args()
+
+
+def make_video(path: Path, segmenter: Segmenter, frames: int) -> None:
+    """A drive through a synthetic street, drawn small and enlarged: drawing is not measured."""
+    street = Street(7, (SIZE[0] // 2, SIZE[1] // 2))
+    info = SourceInfo("video", SIZE, RATE, frames, 1 / RATE)
+    sink = OverlayVideo(path, info, alpha=0.0)
+    for index in range(frames):
+        image, _ = street.frame(index)
+        large = np.asarray(cv2.resize(image, (SIZE[1], SIZE[0])), np.uint8)
+        mask = Mask(np.zeros(SIZE, np.uint8), segmenter.labels, {})
+        sink.write(Frame(large, index, index / RATE, f"{index:06d}"), mask)
+    sink.close()
+
+
+def overlay(path: Path, info: SourceInfo) -> OverlayVideo:
+    path.unlink(missing_ok=True)
+    return OverlayVideo(path, info, alpha=0.5)
+
+
+def frames_per_second(frames: int, work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return frames / (time.perf_counter() - start)
+
+
+def measure(options: argparse.Namespace) -> dict[str, object]:
+    rows: dict[str, list[float]] = {"run": [], "decode": [], "segment": [], "write": []}
+    with tempfile.TemporaryDirectory() as folder, Segmenter(None, options.engine) as segmenter:
+        video, out = Path(folder) / "in.mp4", Path(folder) / "out.mp4"
+        make_video(video, segmenter, options.frames)
+        with open_source(video) as source:
+            info, frames = source.info, list(source)
+        segmenter.warm_up()
+        masks = [segmenter(frame.image) for frame in frames]
+
+        def whole() -> None:
+            with open_source(video) as source:
+                run([Feed(source, [overlay(out, source.info)])], segmenter)
+
+        def decode() -> None:
+            with open_source(video) as source:
+                for _ in source:
+                    pass
+
+        def segment() -> None:
+            for frame in frames:
+                segmenter(frame.image)
+
+        def write() -> None:
+            sink = overlay(out, info)
+            for frame, mask in zip(frames, masks, strict=True):
+                sink.write(frame, mask)
+            sink.close()
+
+        stages = {"run": whole, "decode": decode, "segment": segment, "write": write}
+        for _ in range(options.rounds):
+            for name, work in stages.items():
+                rows[name].append(round(frames_per_second(len(frames), work), 3))
+                time.sleep(0.5)  # threads of the last one that spin still
+        engine, model = segmenter.engine, segmenter.model_id
+    alone = {name: values for name, values in rows.items() if name != "run"}
+    slowest = min(alone, key=lambda name: statistics.median(alone[name]))
+    ratios = [whole / one for whole, one in zip(rows["run"], rows[slowest], strict=True)]
+    return {
+        "what": "frames/s, 1280×720 file to overlay MP4; ratio is run / slowest stage alone",
+        "model": model,
+        "engine": engine,
+        "frames": len(frames),
+        "slowest": slowest,
+        "ratio": round(statistics.median(ratios), 4),
+        "fps": {name: statistics.median(values) for name, values in rows.items()},
+        "rounds": rows,
+    }
+
+
+def main() -> None:
+    options = parse()
+    repository = Path(__file__).resolve().parent.parent
+    commit = subprocess.run(
+        ["git", "-C", str(repository), "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    report = measure(options) | {
+        "processor": processor_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "commit": commit,
+    }
+    text = json.dumps(report, indent=1) + "\n"
+    if options.output is None:
+        sys.stdout.write(text)
+    else:
+        options.output.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
