@@ -42,7 +42,7 @@ PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "tensorrt-rtx-
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--pictures", type=Path, required=True, help="folder of real pictures")
+    parser.add_argument("--pictures", type=Path, help="folder of real pictures")
     parser.add_argument(
         "--ade20k",
         type=Path,
@@ -56,8 +56,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=4, help="pictures to compare on")
     parser.add_argument("--targets", default="sm80,sm86,sm89,sm120")
     parser.add_argument("--output", type=Path, help="JSON; without it only the table")
+    parser.add_argument("--show", type=Path, nargs="+", help="only print the table of these JSONs")
     parser.add_argument("--row", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if not (options.pictures or options.show):
+        parser.error("name --pictures to measure on, or results to --show")
+    return options
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -225,6 +229,10 @@ def main() -> None:
     options = parse()
     if options.row:
         sys.stdout.write(json.dumps(measure(options)) + "\n")
+        return
+    if options.show:
+        found = [row for path in options.show for row in json.loads(path.read_text())["rows"]]
+        sys.stdout.write(table(sorted(found, key=lambda row: PRESETS.index(row["preset"]))))
         return
     rows = []
     for preset in options.presets:
