@@ -3,9 +3,10 @@
     python benchmarks/deploy_table.py --pictures FOLDER --ade20k DIR --precisions fp32 \\
         --output benchmarks/results/deploy.json
 
-For each preset and precision, each in a fresh process: a bundle of a network with random weights,
-its logits in ONNX Runtime against PyTorch on real pictures, and a TensorRT-RTX engine, which needs
-no GPU to be built. Prints the table that README shows. What fails is a row that says why.
+For each preset and precision, each in a fresh process: a bundle of a network with random weights
+(knet-edge: the packaged model's), its logits in ONNX Runtime against PyTorch on real pictures, and
+a TensorRT-RTX engine, which needs no GPU to be built. Prints the table that README shows. What
+fails is a row that says why.
 """
 
 from __future__ import annotations
@@ -33,12 +34,15 @@ PRESETS = (
     "swin-l-upernet-512",
     "swin-l-upernet-640",
 )
+TRAINED = {
+    "knet-edge": Path(__file__).parents[1] / "train/default-model/knet-edge-camvid.safetensors"
+}
 PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "tensorrt-rtx-cu13-bindings")
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--pictures", type=Path, required=True, help="folder of real pictures")
+    parser.add_argument("--pictures", type=Path, help="folder of real pictures")
     parser.add_argument(
         "--ade20k",
         type=Path,
@@ -52,33 +56,29 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=4, help="pictures to compare on")
     parser.add_argument("--targets", default="sm80,sm86,sm89,sm120")
     parser.add_argument("--output", type=Path, help="JSON; without it only the table")
+    parser.add_argument("--show", type=Path, nargs="+", help="only print the table of these JSONs")
     parser.add_argument("--row", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if not (options.pictures or options.show):
+        parser.error("name --pictures to measure on, or results to --show")
+    return options
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """One row: what one process finds for the first preset and precision."""
-    import torch
-
     from knet_export.export import export_bundle
     from knet_runtime.errors import KnetError
-    from knet_runtime.labels import CAMVID11, ade20k
-    from knet_train.build import build_model
-    from knet_train.checkpoint import save_checkpoint
-    from knet_train.config import load_config
+    from knet_train.checkpoint import read_checkpoint
 
     preset, precision = options.presets[0], options.precisions[0]
-    torch.manual_seed(0)
-    side = (options.size, options.size) if options.size else load_config(preset).data.eval_size
-    config = load_config(preset, [f"data.eval_size={list(side)}"])
-    row: dict[str, Any] = {"preset": preset, "precision": precision, "size": side}
-    labels = CAMVID11 if preset == "knet-edge" else ade20k()
-    model = build_model(config.model, labels.num_classes).eval()
-    _spread(model, side)
-    row["parameters"] = sum(weight.numel() for weight in model.parameters())
+    row: dict[str, Any] = {"preset": preset, "precision": precision}
     with tempfile.TemporaryDirectory() as work:
-        checkpoint = Path(work) / "random.safetensors"
-        save_checkpoint(checkpoint, model, config, labels)
+        checkpoint = TRAINED.get(preset) or _random(preset, options.size, Path(work))
+        loaded = read_checkpoint(checkpoint)
+        model, trained = loaded.model, preset in TRAINED
+        side = (options.size, options.size) if options.size else loaded.config.data.eval_size
+        row |= {"size": side, "weights": "trained" if trained else "random"}
+        row["parameters"] = sum(weight.numel() for weight in model.parameters())
         start = time.perf_counter()
         try:
             bundle = export_bundle(
@@ -87,7 +87,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 precision=precision,
                 size=side,
                 calibration=options.pictures if precision == "int8" else None,
-                data=options.ade20k if preset != "knet-edge" else None,
+                data=None if trained else options.ade20k,
                 split="all",
             )
             row["export_seconds"] = time.perf_counter() - start
@@ -98,6 +98,24 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             row["failed"] = str(error)
     row["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return row
+
+
+def _random(preset: str, size: int | None, folder: Path) -> Path:
+    """A checkpoint of random weights for ADE20K's classes."""
+    import torch
+
+    from knet_runtime.labels import ade20k
+    from knet_train.build import build_model
+    from knet_train.checkpoint import save_checkpoint
+    from knet_train.config import load_config
+
+    torch.manual_seed(0)
+    config = load_config(preset, [f"data.eval_size={[size, size]}"] if size else [])
+    model = build_model(config.model, ade20k().num_classes).eval()
+    _spread(model, config.data.eval_size)
+    checkpoint = folder / "random.safetensors"
+    save_checkpoint(checkpoint, model, config, ade20k())
+    return checkpoint
 
 
 def _spread(model: Any, side: tuple[int, int]) -> None:
@@ -212,6 +230,10 @@ def main() -> None:
     if options.row:
         sys.stdout.write(json.dumps(measure(options)) + "\n")
         return
+    if options.show:
+        found = [row for path in options.show for row in json.loads(path.read_text())["rows"]]
+        sys.stdout.write(table(sorted(found, key=lambda row: PRESETS.index(row["preset"]))))
+        return
     rows = []
     for preset in options.presets:
         for precision in options.precisions:
@@ -227,7 +249,7 @@ def main() -> None:
             text=True,
         ).stdout.strip()
         report = {
-            "what": "random weights; logits: largest difference / largest logit",
+            "what": "logits: largest difference / largest logit",
             "processor": processor_name(),
             "cores": len(os.sched_getaffinity(0)),
             "python": platform.python_version(),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from knet_export.form.operations import count_operations, operations_row
-from knet_train.config import load_config
+from knet_train.config import load_config, presets
 
-README = Path(__file__).parents[2] / "export" / "README.md"
+REPOSITORY = Path(__file__).parents[2]
+README = REPOSITORY / "export" / "README.md"
 
 
 @pytest.mark.parametrize("preset", ["knet-edge", "r50-fcn", "r50-upernet", "swin-t-upernet"])
@@ -18,6 +21,19 @@ def test_the_readme_states_what_is_counted(preset: str) -> None:
     classes = 11 if preset == "knet-edge" else 150
     counted = count_operations(config, classes, config.data.eval_size)
     assert operations_row(counted) in README.read_text("utf-8").splitlines()
+
+
+def test_the_readme_shows_what_was_built() -> None:
+    results = sorted((REPOSITORY / "benchmarks/results").glob("deploy-*.json"))
+    shown = subprocess.run(
+        [sys.executable, REPOSITORY / "benchmarks/deploy_table.py", "--show", *results],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert shown in (REPOSITORY / "README.md").read_text("utf-8")
+    assert "failed" not in shown
+    assert {line.split(" | ")[0][2:] for line in shown.splitlines()[2:]} == set(presets())
 
 
 def test_a_published_network_counts_as_mmsegmentation_does_and_saves_what_the_algebra_says() -> (
