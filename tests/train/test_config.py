@@ -76,6 +76,7 @@ def test_the_last_override_of_a_key_wins() -> None:
         ("loss.early_label_stride=0", "early_label_stride must be at least 1"),
         ("loss.stage_weights=[1, 1]", "has 2 entries; model.stages = 3 needs 4"),
         ("loss.stage_weights=[1, 1, 1, -1]", "must not be negative"),
+        ("model.stages=-1", "stages must be at least 0"),
         ("model.stages=2", "stage_weights has 4 entries; model.stages = 2 needs 3"),
         ("optim.steps=0", "steps, batch_size and accumulate must be at least 1"),
         ("optim.lr=nan", "lr and clip_norm must be above 0"),

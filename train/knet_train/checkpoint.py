@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from knet_runtime.errors import CheckpointError
 from knet_runtime.labels import LabelMap
 from knet_runtime.pending import output_error, write_whole
 from knet_train.build import build_model
-from knet_train.config import Config
+from knet_train.config import Config, ModelConfig
 from knet_train.knet import KNet
 
 FORMAT = "knet-deploy checkpoint 1"
@@ -73,8 +74,11 @@ def read_tensors(path: Path, advice: str) -> tuple[dict[str, str], dict[str, Ten
         ) from error
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Read what ``save_checkpoint`` wrote; nothing in the file is executed.
+def read_checkpoint(
+    path: Path, build: Callable[[ModelConfig, int], KNet] = build_model
+) -> Checkpoint:
+    """Read what ``save_checkpoint`` wrote; nothing in the file is executed. ``build`` is the one
+    that the network was trained with.
 
     Raises CheckpointError when it is missing, damaged, foreign, or does not fit its own
     configuration.
@@ -92,7 +96,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         labels = msgspec.json.decode(metadata["labels"], type=LabelMap)
     except (KeyError, msgspec.DecodeError) as error:
         raise CheckpointError(f"{path}: its configuration is not readable: {error}") from error
-    model = build_model(config.model, labels.num_classes)
+    model = build(config.model, labels.num_classes)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -38,7 +38,7 @@ class ModelConfig(_Section, frozen=True):
     head: Literal["fpn", "fcn", "psp", "aspp", "uper"]  # backbone levels -> the feature map
     stride: Literal[4, 8]  # of the feature map that the kernels see, and so of the logits
     channels: int  # C: width of the feature map and of every kernel
-    stages: int  # S: kernel update stages after the initial kernels
+    stages: int  # S: kernel update stages after the initial kernels; 0: a plain classifier
     heads: int  # of the attention among kernels
     update_channels: int  # width of the adaptive update: C, or a divisor (a kernel in parts)
     ffn_channels: int  # hidden width of the kernels' feed-forward network
@@ -56,8 +56,8 @@ class ModelConfig(_Section, frozen=True):
                 f"channels {self.channels} must be a multiple of update_channels "
                 f"{self.update_channels}"
             )
-        if self.stages < 1 or self.ffn_channels < 1:
-            raise ValueError("stages and ffn_channels must be at least 1")
+        if self.stages < 0 or self.ffn_channels < 1:
+            raise ValueError("stages must be at least 0 (a plain head), ffn_channels at least 1")
         if self.auxiliary_channels < 0:
             raise ValueError("auxiliary_channels must be at least 0 (0 leaves it out)")
         if not 0 <= self.dropout < 1 or not 0 <= self.drop_path < 1:

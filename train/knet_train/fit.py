@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from knet_train.allocator import keep_freed_memory
 from knet_train.backbones import load_pretrained
 from knet_train.batches import StreetData
 from knet_train.build import build_model
-from knet_train.config import Config
+from knet_train.config import Config, ModelConfig
 from knet_train.dataset import LabelledFolder, check_pairs, open_folder
 from knet_train.distributed import (
     check_processes,
@@ -67,6 +67,7 @@ def train(
     init: Path | None = None,
     resume: bool = False,
     callbacks: Sequence[Callback] = (),
+    build: Callable[[ModelConfig, int], KNet] = build_model,
 ) -> RunResult:
     """Train on ``data`` into ``run``: ``config.json``, ``best.safetensors`` (highest mIoU on the
     validation split), ``last.safetensors`` (the end), ``resume.ckpt``, and CSV and TensorBoard
@@ -75,7 +76,8 @@ def train(
 
     Ctrl-C (or SIGTERM) ends the step, saves ``resume.ckpt`` and raises KeyboardInterrupt. Progress
     bars and the like come as ``callbacks``. In a run of many processes each calls this function;
-    the first one writes.
+    the first one writes. ``build`` makes the network, of a configuration and a number of classes;
+    weights of another than ours are read with ``read_checkpoint`` and the same ``build``.
 
     Raises ConfigError, DataError, CheckpointError or OutputError before any work is done;
     OutputError, DataError, SourceError or TrainingError when the run can not go on.
@@ -91,7 +93,7 @@ def train(
     check_pairs(val_folder)
 
     pl.seed_everything(config.trainer.seed, verbose=False)
-    model = build_model(config.model, train_folder.labels.num_classes)
+    model = build(config.model, train_folder.labels.num_classes)
     check_layers(model, config.optim)
     freeze_layers(model, config.optim)
     check_single_images(model, config)

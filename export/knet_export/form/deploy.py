@@ -127,6 +127,17 @@ class DeployKNet(nn.Module):
         planes = (image.to(exact).permute(0, 3, 1, 2) - self.mean) / self.std
         grid = self.head(self.backbone(planes.to(fast)))
         features = grid.flatten(2)  # [B, C, P]
+        if self.stages:
+            logits = self._updated(features, exact)
+        else:  # the initial kernels are the answer
+            logits = self.classifier.weight @ features + self.classifier.bias.unsqueeze(-1)
+        grid_logits = logits.unflatten(2, (grid.shape[2], grid.shape[3]))  # type: ignore[no-untyped-call]
+        out: Tensor = grid_logits.to(exact)
+        return out
+
+    def _updated(self, features: Tensor, exact: torch.dtype) -> Tensor:
+        """Features [B, C, P] -> logits [B, N, P] of the last stage."""
+        fast = features.dtype
         pixels = features.transpose(1, 2)
         masks: Tensor = self.classifier(pixels)  # [B, P, N]
         kernels: Tensor | None = None
@@ -137,9 +148,8 @@ class DeployKNet(nn.Module):
             mask_kernels, offset = mask_kernels.to(fast), offset.to(fast)
             if number < last:
                 masks = apply_kernels(pixels, mask_kernels, offset)
-        logits = mask_kernels @ features + offset.unsqueeze(-1)  # [B, N, P]
-        out: Tensor = logits.unflatten(2, (grid.shape[2], grid.shape[3])).to(exact)
-        return out
+        logits: Tensor = mask_kernels @ features + offset.unsqueeze(-1)
+        return logits
 
 
 @torch.no_grad()

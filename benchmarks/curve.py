@@ -1,0 +1,286 @@
+"""knet-edge's place on the curve: mIoU against milliseconds, for its variants and plain peers.
+
+    python benchmarks/curve.py --train --data CAMVID --runs runs/curve \\
+        --backbone-weights tf_efficientnet_lite0.safetensors
+    python benchmarks/curve.py --measure --data CAMVID --runs runs/curve \\
+        --output benchmarks/results/curve.json
+    python benchmarks/curve.py --plot --output benchmarks/results/curve.json
+
+Every variant is trained by ``knet-deploy train``'s own loop with the same seed, data and steps,
+many fewer than the default model had; the schedule has the same shape. ``--train --resume`` goes on
+where it was stopped. README.md beside this file says what the numbers mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import cv2
+import lraspp
+import msgspec
+import numpy as np
+import torch
+from curve_plot import draw_curve
+from curve_variants import DEFAULT, VARIANTS, Variant, budget, builder
+from numpy.typing import NDArray
+from torch.utils.flop_counter import FlopCounterMode
+
+from knet_export.export import export_bundle
+from knet_export.form.operations import count_operations
+from knet_export.parity.torch_reference import TorchReference
+from knet_export.parity.verify import VerifyReport, verify, write_report
+from knet_export.parity.verify_data import open_data
+from knet_runtime.backends import open_backend
+from knet_runtime.backends.machine import cpu_budget, processor_name
+from knet_runtime.bundle import Bundle, open_bundle
+from knet_runtime.segmenter import Segmenter
+from knet_train.checkpoint import Checkpoint, read_checkpoint
+from knet_train.config import load_config
+from knet_train.dataset import open_folder
+from knet_train.fit import train
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DEFAULT_CHECKPOINT = REPOSITORY / "train/default-model/knet-edge-camvid.safetensors"
+STEPS = 300  # of each variant's training
+ENGINES = ("onnxruntime-cpu", "openvino-bf16")
+FRAMES = ((360, 480), (720, 1280))  # height, width of a decoded frame
+ROUNDS, CALLS, PAUSE = 20, 5, 0.05  # seconds
+PACKAGES = ("torch", "torchvision", "timm", "onnxruntime", "openvino")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    what = parser.add_mutually_exclusive_group(required=True)
+    for name in ("train", "measure", "plot"):
+        what.add_argument(f"--{name}", action="store_true")
+    names = [variant.name for variant in VARIANTS]
+    parser.add_argument("--variants", nargs="+", choices=names, default=names)
+    parser.add_argument("--data", type=Path, help="the camvid folder")
+    parser.add_argument("--runs", type=Path, help="folder of a run per variant")
+    parser.add_argument("--backbone-weights", type=Path, help="ImageNet weights, to train")
+    parser.add_argument("--resume", action="store_true", help="go on where --train was stopped")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of each variant's training")
+    parser.add_argument("--output", type=Path, help="JSON; --plot draws its PNG beside it")
+    options = parser.parse_args()
+    needed = ("output",) if options.plot else ("data", "runs")
+    needed += ("output",) if options.measure else ()
+    if missing := [name for name in needed if getattr(options, name) is None]:
+        parser.error(f"this step needs --{', --'.join(missing)}")
+    return options
+
+
+def chosen(options: argparse.Namespace) -> list[Variant]:
+    return [variant for variant in VARIANTS if variant.name in options.variants]
+
+
+def train_all(options: argparse.Namespace) -> None:
+    for variant in chosen(options):
+        run = options.runs / variant.name
+        if (run / "last.safetensors").exists():
+            continue
+        config = load_config("knet-edge", [*budget(options.steps), *variant.settings])
+        result = train(
+            config,
+            options.data,
+            run,
+            backbone_weights=options.backbone_weights,
+            resume=options.resume,
+            build=builder(variant),
+        )
+        say(f"{variant.name}: mIoU {100 * result.best_miou:.2f}")
+
+
+def measure_all(options: argparse.Namespace) -> None:
+    runs = {variant: options.runs / variant.name for variant in (DEFAULT, *chosen(options))}
+    finished = [v for v, run in runs.items() if v == DEFAULT or (run / "last.safetensors").exists()]
+    bundles, rows = {}, {}
+    for variant in finished:
+        rows[variant.name], bundles[variant.name] = scores(variant, runs[variant], options.data)
+        say(json.dumps(rows[variant.name]))
+    for (name, engine), times in timings(bundles, options.data).items():
+        rows[name]["engines"][engine]["ms"] = times
+    report = {
+        "what": "mIoU in percent on CamVid val; ms from a decoded frame to its class map",
+        "frames": [f"{width}x{height}" for height, width in FRAMES],
+        "rounds": ROUNDS,
+        "calls": CALLS,
+        **machine(),
+        "rows": list(rows.values()),
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(report, indent=1) + "\n")
+    sys.stdout.write(table(report["rows"]))
+
+
+def scores(variant: Variant, run: Path, data: Path) -> tuple[dict[str, Any], Bundle]:
+    """What is known of a variant but its speed, and its bundle, which is exported if need be."""
+    path = DEFAULT_CHECKPOINT if variant == DEFAULT else run / "last.safetensors"
+    checkpoint = read_checkpoint(path, builder(variant))
+    bundle = exported(variant, checkpoint, path, run / f"{variant.name}.knet")
+    config = checkpoint.config
+    row: dict[str, Any] = {
+        "name": variant.name,
+        "family": variant.family,
+        "settings": variant.settings,
+        "steps": config.optim.steps,
+        "input": config.data.eval_size,
+        "parameters": sum(weight.numel() for weight in checkpoint.model.parameters()),
+        "multiply_adds": multiply_adds(variant, checkpoint),
+        "engines": {},
+    }
+    for engine in ENGINES:
+        kept = run / f"verify-{engine}.json"
+        if kept.exists():
+            report = msgspec.json.decode(kept.read_bytes(), type=VerifyReport)
+        else:
+            with open_backend(bundle, engine) as backend:
+                pictures = open_data(data, "val", bundle)
+                reference = TorchReference(checkpoint)
+                report = verify(bundle, backend, reference, pictures, pictures.name)
+            write_report(report, kept)
+        row["miou"] = report.miou_reference
+        row["engines"][engine] = {"miou": report.miou_artefact, "agreement": report.agreement}
+    return row, bundle
+
+
+def exported(variant: Variant, checkpoint: Checkpoint, path: Path, destination: Path) -> Bundle:
+    """The variant's fp32 bundle for one picture at a time, proven by the export itself."""
+    if destination.exists():
+        return open_bundle(destination)
+    if variant.family == "lr-aspp":
+        return lraspp.export(checkpoint, destination)
+    return export_bundle(path, destination, max_batch=1)
+
+
+def multiply_adds(variant: Variant, checkpoint: Checkpoint) -> int:
+    """Of what is deployed, for one picture of the network's input size."""
+    config, classes = checkpoint.config, checkpoint.labels.num_classes
+    size = config.data.eval_size
+    if variant.family != "lr-aspp":
+        return count_operations(config, classes, size).deployed
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        checkpoint.model(torch.zeros(1, *size, 3, dtype=torch.uint8))
+    return counter.get_total_flops() // 2  # it counts an addition and a multiplication
+
+
+def timings(bundles: dict[str, Bundle], data: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """Milliseconds by (variant, engine) and size of the frame. All are open at once and take turns,
+    a few calls each after one that is not counted, so that whatever else the machine does meets
+    all of them."""
+    pictures = list(val_frames(data))
+    with ExitStack() as stack:
+        segmenters = {
+            (name, engine): stack.enter_context(Segmenter(bundle, engine))
+            for engine in ENGINES
+            for name, bundle in bundles.items()
+        }
+        found: dict[tuple[str, str], dict[str, list[dict[str, float]]]] = {
+            key: {f"{width}x{height}": [] for height, width in FRAMES} for key in segmenters
+        }
+        for number in range(ROUNDS):
+            for key in in_turn(list(segmenters), number):
+                time.sleep(PAUSE)
+                for frame in pictures[number % len(pictures)]:
+                    size = f"{frame.shape[1]}x{frame.shape[0]}"
+                    found[key][size] += timed(segmenters[key], frame)
+    return {key: {size: summary(calls) for size, calls in of.items()} for key, of in found.items()}
+
+
+def timed(segment: Segmenter, frame: NDArray[np.uint8]) -> list[dict[str, float]]:
+    segment(frame)
+    calls = []
+    for _ in range(CALLS):
+        began = time.perf_counter()
+        mask = segment(frame)
+        calls.append({"all": 1000 * (time.perf_counter() - began), **mask.timings})
+    return calls
+
+
+def in_turn(keys: list[Any], number: int) -> Iterable[Any]:
+    """Each round begins elsewhere: nobody always follows the same neighbour's warm caches."""
+    first = number * 7 % len(keys)
+    return keys[first:] + keys[:first]
+
+
+def summary(calls: list[dict[str, float]]) -> dict[str, float]:
+    whole = sorted(call["all"] for call in calls)
+    found = {"median": median(whole), "p5": whole[len(whole) // 20]}
+    found |= {"p95": whole[len(whole) * 19 // 20]}
+    found |= {stage: median(call[stage] for call in calls) for stage in ("fit", "infer", "tail")}
+    return {key: round(value, 3) for key, value in found.items()}
+
+
+def val_frames(data: Path) -> Iterator[list[NDArray[np.uint8]]]:
+    """Every tenth picture of the validation split, at each size of ``FRAMES``."""
+    folder = open_folder(data, "val")
+    for index in range(0, len(folder), 10):
+        image, _ = folder.read(index)
+        yield [
+            np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
+            for height, width in FRAMES
+        ]
+
+
+def machine() -> dict[str, Any]:
+    commit = subprocess.run(
+        ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    return {
+        "processor": processor_name(),
+        "cores": cpu_budget(),
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "commit": commit,
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    names = [f"{engine}, {width}×{height}" for engine in ENGINES for height, width in FRAMES]
+    heads = ["variant", "parameters", "multiply-adds", "mIoU", *names, "mIoU in bf16"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for row in rows:
+        cells = [row["name"], f"{row['parameters'] / 1e6:.2f} M"]
+        cells += [f"{row['multiply_adds'] / 1e9:.2f} G", f"{row['miou']:.2f}"]
+        cells += [
+            f"{row['engines'][engine]['ms'][f'{width}x{height}']['median']:.1f} ms"
+            for engine in ENGINES
+            for height, width in FRAMES
+        ]
+        cells.append(f"{row['engines']['openvino-bf16']['miou']:.2f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def main() -> None:
+    options = parse()
+    if options.train:
+        train_all(options)
+    elif options.measure:
+        measure_all(options)
+    else:
+        report = json.loads(options.output.read_text())
+        options.output.with_suffix(".png").write_bytes(draw_curve(report))
+        sys.stdout.write(table(report["rows"]))
+
+
+if __name__ == "__main__":
+    main()

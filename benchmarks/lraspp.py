@@ -1,0 +1,104 @@
+"""LR-ASPP (arXiv 1905.02244, section 6.4): a plain head of the size of knet-edge's, as its peer.
+
+Backbone, training and runtime are knet-edge's; the head is torchvision's, without pyramid, kernels
+or stages. ``curve.py`` measures it. It is no model of knet-deploy: ``train`` and
+``read_checkpoint`` get it as their ``build``, and it is exported here.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.models.segmentation.lraspp import LRASPPHead
+
+from knet_export.form.deploy import reference_logits
+from knet_export.graph.check_onnx import check_onnx
+from knet_export.graph.to_onnx import LOGITS_NAME, OPSET
+from knet_export.input_size import export_spec
+from knet_export.parity.tolerance import default_tolerance
+from knet_runtime.bundle import Bundle, write_bundle
+from knet_runtime.golden import GOLDEN_NAME, save_golden
+from knet_runtime.manifest import Artefact, Licence, Manifest, OutputSpec, Provenance
+from knet_runtime.synthetic import Street
+from knet_train.backbones import build_backbone, level_channels
+from knet_train.checkpoint import Checkpoint
+from knet_train.config import ModelConfig
+from knet_train.heads import upsample_to
+from knet_train.knet import KNet
+
+
+class LRASPP(KNet):
+    """Of the configuration it takes the backbone, ``output_stride`` (16 in the paper), ``stride``
+    (8 there: of the finer level, and so of the logits), and ``channels`` of the head."""
+
+    head: LRASPPHead
+
+    def __init__(self, config: ModelConfig, classes: int) -> None:
+        backbone = build_backbone(config)
+        low, *_, high = level_channels(backbone)
+        super().__init__(
+            backbone,
+            LRASPPHead(low, high, classes, config.channels),
+            [],
+            classes=classes,
+            channels=config.channels,
+            dropout=0,
+            mean=config.mean,
+            std=config.std,
+        )
+        del self.conv_seg, self.dropout  # the head has its own classifiers, and no dropout
+
+    def decode(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """The backbone's levels -> the only logits [B, N, H/s, W/s].
+
+        The coarse level is classified before it is upsampled, not after it as in torchvision: both
+        are linear, so that gives the same for less.
+        """
+        low, high = levels[0], levels[-1]
+        coarse = self.head.high_classifier(self.head.cbr(high) * self.head.scale(high))
+        logits: Tensor = self.head.low_classifier(low) + upsample_to(coarse, low)
+        return [logits]
+
+
+def export(checkpoint: Checkpoint, destination: Path) -> Bundle:
+    """A bundle for pictures one at a time, by a plain ``torch.onnx.export``: there is nothing to
+    rewrite, and engines fold BatchNorm themselves. Held to PyTorch like every export; raises what
+    ``check_onnx`` and ``write_bundle`` raise."""
+    model, config = checkpoint.model, checkpoint.config
+    spec = export_spec(config, None, None, max_batch=1)
+    output = OutputSpec(name="logits", stride=config.model.stride)
+    tolerance = default_tolerance("fp32")
+    street = Street(0, (spec.height, spec.width)).frame(0)[0]
+    images = torch.from_numpy(np.ascontiguousarray(street[None]))
+    with tempfile.TemporaryDirectory() as work:
+        graph, golden = Path(work) / LOGITS_NAME, Path(work) / GOLDEN_NAME
+        torch.onnx.export(
+            model,
+            (images,),
+            graph,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[spec.name],
+            output_names=[output.name],
+            external_data=False,
+            verbose=False,
+        )
+        check_onnx(model, spec, output, Path(work), tolerance)
+        save_golden(golden, images.numpy(), reference_logits(model, images).numpy())
+        manifest = Manifest(
+            name=destination.name.removesuffix(".knet"),
+            input=spec,
+            output=output,
+            labels=checkpoint.labels,
+            artefacts=(Artefact(path=LOGITS_NAME, tolerance=tolerance),),
+            provenance=Provenance(
+                checkpoint.sha256, config.preset, {"torch": str(torch.__version__)}
+            ),
+            licence=Licence("Apache-2.0", "unstated", "unstated"),
+        )
+        return write_bundle(destination, manifest, {LOGITS_NAME: graph, GOLDEN_NAME: golden})
