@@ -11,11 +11,7 @@ README.md beside this file says what the numbers mean.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,8 +20,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from result import keep
 
-from knet_runtime.backends.machine import cpu_budget, processor_name
+from knet_runtime.backends.machine import cpu_budget
 from knet_runtime.frames import Frame, SourceInfo
 from knet_runtime.segmenter import Mask, Segmenter
 from knet_runtime.sinks import OverlayVideo
@@ -133,23 +130,8 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
 
 def main() -> None:
     options = parse()
-    repository = Path(__file__).resolve().parent.parent
-    commit = subprocess.run(
-        ["git", "-C", str(repository), "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
-    report = measure(options) | {
-        "processor": processor_name(),
-        "cores": cpu_budget(),
-        "python": platform.python_version(),
-        "commit": commit,
-    }
-    text = json.dumps(report, indent=1) + "\n"
-    if options.output is None:
-        sys.stdout.write(text)
-    else:
-        options.output.write_text(text)
+    report = measure(options)
+    keep(report, options.output, ("av", "numpy", "onnxruntime", "opencv-python-headless"))
 
 
 if __name__ == "__main__":

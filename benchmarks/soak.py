@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,8 +21,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import psutil
+from result import keep
 
-from knet_runtime.backends.machine import cpu_budget, processor_name
 from knet_runtime.frames import Frame
 from knet_runtime.output.encoder import ENCODERS, working_encoder
 from knet_runtime.output.video_file import VideoWriter
@@ -123,24 +120,9 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
 
 def main() -> int:
     options = parse()
-    repository = Path(__file__).resolve().parent.parent
-    commit = subprocess.run(
-        ["git", "-C", str(repository), "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
     with tempfile.TemporaryDirectory() as folder:
-        report = measure(options, Path(folder)) | {
-            "processor": processor_name(),
-            "cores": cpu_budget(),
-            "python": platform.python_version(),
-            "commit": commit,
-        }
-    text = json.dumps(report, indent=1) + "\n"
-    if options.output is None:
-        sys.stdout.write(text)
-    else:
-        options.output.write_text(text)
+        report = measure(options, Path(folder))
+    keep(report, options.output, ("av", "numpy", "onnxruntime", "opencv-python-headless"))
     return 0 if report["passed"] else 1
 
 
