@@ -306,3 +306,39 @@ def test_a_run_that_is_ended_early_leaves_a_video_that_plays(
     assert str(overlay).encode() in out
     assert count_frames(overlay) >= 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["o.jsonl", "o.mp4"]
+
+
+@pytest.mark.parametrize("option", ["--json", "--rle"])
+def test_lines_on_stdout_come_alone_and_at_once(
+    make_video: Callable[[int], Path], option: str
+) -> None:
+    words = ["run", str(make_video(300)), option, "-"]
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        first = json.loads(process.stdout.readline())
+        assert process.poll() is None  # it is there before the run has ended
+        process.send_signal(signal.SIGTERM)
+        rest, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    frames = [first["frame"], *(json.loads(line)["frame"] for line in rest.splitlines())]
+    assert frames == list(range(len(frames)))
+    assert b"stopped" in err
+
+
+def test_a_reader_of_lines_that_has_had_enough_ends_the_run(
+    make_video: Callable[[int], Path],
+) -> None:
+    words = ["run", str(make_video(300)), "--json", "-"]
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["frame"] == 0
+        process.stdout.close()
+        assert process.stderr is not None
+        err = process.stderr.read()
+        assert process.wait(60) == 0
+    assert b"Traceback" not in err
+    assert b"frames" in err
