@@ -35,8 +35,8 @@ from knet_runtime.video import open_source
 GROWTH = 0.02
 SAMPLES = 100
 LEFT_SECONDS = 10
-SHOWN = 10
-"""Each synthetic picture is shown so often: drawing is not what is tried."""
+DRAWN, SHOWN = 50, 10
+"""So many pictures are drawn, and each is shown so often, again and again: drawing is not tried."""
 
 
 def parse() -> argparse.Namespace:
@@ -54,11 +54,10 @@ def make_video(path: Path, hw: tuple[int, int], frames: int) -> None:
         path, hw, Fraction(1, 25), Fraction(25), working_encoder(ENCODERS["h264"], hw)
     )
     street = Street(7, (240, 320))
+    drawn = [street.frame(index)[0] for index in range(0, DRAWN * SHOWN, SHOWN)]
+    pictures = [np.asarray(cv2.resize(image, (hw[1], hw[0])), np.uint8) for image in drawn]
     for index in range(frames):
-        if index % SHOWN == 0:
-            image, _ = street.frame(index // SHOWN % 50)
-            picture = np.asarray(cv2.resize(image, (hw[1], hw[0])), np.uint8)
-        writer.write(picture, index)
+        writer.write(pictures[index // SHOWN % DRAWN], index)
     writer.close()
 
 
