@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from knet_deploy.console import parse_size
+from knet_deploy.console import parse_size, say
 from knet_deploy.run_summary import Shares
 from knet_deploy.run_work import Work, feed_names
 from knet_deploy.serve_options import Insecure, Serve, Token, live_page, page_listener
@@ -150,6 +150,7 @@ def run(
     that summary is all there is. Ctrl-C and SIGTERM end a run early and keep what is
     written, whole. A source that fails keeps no other from going on.
     """
+    from knet_runtime.backends.choose import reason
     from knet_runtime.bundle import default_bundle_path, open_bundle
     from knet_runtime.errors import ConfigError
     from knet_runtime.segmenter import Segmenter
@@ -194,6 +195,8 @@ def run(
         if outputs.takes_stdout:
             stack.enter_context(redirect_stdout(sys.stderr))  # words must not mix with the masks
         segmenter = stack.enter_context(Segmenter(opened, engine))
+        if engine == "auto":
+            say("engine", f"{segmenter.engine}: {reason(opened, segmenter.engine)}")
         _check_proof(segmenter, require_verified)
         if (result := segmenter.self_test(tested)) is not None:
             _log.info("engine %s: self-test %s", segmenter.engine, result)
