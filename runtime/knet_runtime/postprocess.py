@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any, NamedTuple
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +12,8 @@ from numpy.typing import NDArray
 from knet_runtime.preprocess import Geometry
 
 ClassMap = NDArray[np.uint8] | NDArray[np.uint16]
+
+_CHUNK = 2**17  # numbers: half a megabyte of float32 stays in a core's cache
 
 
 def class_map(logits: NDArray[np.float32], geometry: Geometry, stride: int) -> ClassMap:
@@ -52,7 +57,7 @@ def upsampled_argmax(
     ever holding N×H×W numbers. It equals the map computed in exact arithmetic wherever the two
     largest logits differ by more than float32 rounding (about 1e-6 of their size). PyTorch rounds
     its coordinates to float32, so at ratios that are no binary fraction about one pixel in a
-    million differs from PyTorch's own map. The lowest class wins a tie.
+    million differs from PyTorch's own map. The lowest class wins a tie; infinity counts as 1e38.
 
     ``via`` (height, width) is a size that the logits are resized to first, at least their own:
     mmsegmentation goes to the network's input size and from there to the picture's.
@@ -66,60 +71,156 @@ def upsampled_argmax(
     if via is not None and (via[0] < logits.shape[1] or via[1] < logits.shape[2]):
         raise ValueError(f"logits {logits.shape} can not go through a smaller size, {via}")
     logits = np.ascontiguousarray(logits)
-    two_steps = via is not None and via not in (size, logits.shape[1:])
-    first, *others = candidates(logits, reach=3 if two_steps else 2).tolist()
-    winner: ClassMap = (
-        np.full(size, first, np.uint8) if len(logits) <= 256 else np.full(size, first, np.uint16)
-    )
-    if not others:
-        return winner
-    # One plane at a time into a running best; ">" keeps the lower class on a tie.
-    steps = [np.empty(step, np.float32) for step in ([via, size] if via and two_steps else [size])]
-    best = _resize(logits[first], steps).copy()
-    fill, better = np.empty_like(winner), np.empty(size, np.uint8)
-    for index in others:
-        plane = _resize(logits[index], steps)
-        cv2.compare(plane, best, cv2.CMP_GT, dst=better)
-        cv2.max(best, plane, dst=best)
-        fill.fill(index)
-        cv2.copyTo(fill, better, dst=winner)
+    steps = [size] if via is None or via in (size, logits.shape[1:]) else [via, size]
+    reach = 1 + len(steps)
+    classes, where = candidates(logits, reach)
+    rows = _axis((logits.shape[1], *(step[0] for step in steps)), reach)
+    columns = _axis((logits.shape[2], *(step[1] for step in steps)), reach)
+    blocks = rows.block[:, None] * logits.shape[2] + columns.block
+    # Right wherever a block has one candidate, as most have.
+    highest = (where * classes[:, None]).max(0)
+    winner: ClassMap = highest[blocks].take(columns.patch, 1).take(rows.patch, 0)
+    many = where.view(np.uint8).sum(0, dtype=np.uint8 if len(classes) < 256 else np.uint16)
+    many = many[blocks.ravel()]
+    contested = np.flatnonzero(many > 1)
+    # The most candidates first: whichever patches have a third one, say, are then a prefix.
+    contested = contested[np.argsort(~many[contested], kind="stable")]
+    pixels = len(rows.pixel) * len(columns.pixel)
+    while len(contested):
+        count = max(1, _CHUNK // max(pixels, int(many[contested[0]])))
+        some, contested = contested[:count], contested[count:]
+        down, across = np.divmod(some, len(columns.block))
+        block = blocks.ravel()[some]
+        shares = rows.share.take(down, 2), columns.share.take(across, 2)
+        won = _contest(logits, block, classes, where.take(block, 1), *shares)
+        at = (rows.pixel.take(down, 1) * width)[:, None] + columns.pixel.take(across, 1)
+        winner.reshape(-1)[at.ravel()] = won.ravel()
     return winner
 
 
-def _resize(plane: NDArray[np.float32], steps: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """``plane`` resized into each array of ``steps`` in turn; the last of them."""
-    for step in steps:
-        size = (step.shape[1], step.shape[0])
-        cv2.resize(plane, size, dst=step, interpolation=cv2.INTER_LINEAR)
-        plane = step
-    return plane
+def candidates(logits: NDArray[np.float32], reach: int = 2) -> tuple[ClassMap, NDArray[np.bool_]]:
+    """The classes of float32 [N, h, w] that can win anywhere after resizing, and where.
 
-
-def candidates(logits: NDArray[np.float32], reach: int = 2) -> NDArray[np.intp]:
-    """Ascending indices of the classes of float32 [N, h, w] that can win anywhere after resizing.
-
-    A resized pixel is a convex combination of the corners of one 2×2 cell (``reach`` 3, when it is
+    A resized pixel is a convex combination of the corners of one 2×2 block (``reach`` 3, when it is
     resized twice: of one 3×3 block). So a class wins there only if its largest corner reaches the
-    largest of all classes' smallest corners; a class that does so in no cell is left out. Never
-    empty.
+    largest of all classes' smallest corners; a class that does so in no block is left out.
+
+    The classes [K] ascend, uint8 or uint16 when N > 256. The map of where is bool [K, blocks]: the
+    block whose first corner is y, x stands at y · w + x. What stands where no block begins, at the
+    end of a row, means nothing. Raises ValueError for NaN.
     """
-    # Half a megabyte at a time stays in a core's cache: 3× faster at 150 classes.
-    step = max(1, 2**17 // logits[0].size)
+    step = max(1, _CHUNK // logits[0].size)
     chunks = [logits[start : start + step] for start in range(0, len(logits), step)]
-    floor = _over_corners(np.minimum, chunks[0], reach).max(0)
+    floor = _over_blocks(np.minimum, chunks[0], reach).max(0)
     for chunk in chunks[1:]:
-        np.maximum(floor, _over_corners(np.minimum, chunk, reach).max(0), out=floor)
+        np.maximum(floor, _over_blocks(np.minimum, chunk, reach).max(0), out=floor)
     if np.isnan(floor).any():  # the minimum of anything and NaN is NaN: none can hide from this
         raise ValueError("logits hold NaN: the model or its engine is broken")
-    reaches = [(_over_corners(np.maximum, chunk, reach) >= floor).any((1, 2)) for chunk in chunks]
-    return np.flatnonzero(np.concatenate(reaches))
+    classes, where = [], []
+    for start, chunk in zip(range(0, len(logits), step), chunks, strict=True):
+        reaches = _over_blocks(np.maximum, chunk, reach) >= floor
+        some = np.flatnonzero(reaches.any(1))
+        classes.append(start + some)
+        where.append(reaches[some])
+    found = np.concatenate(classes)
+    narrow: ClassMap = found.astype(np.uint8) if len(logits) <= 256 else found.astype(np.uint16)
+    return narrow, np.concatenate(where)
 
 
-def _over_corners(pick: np.ufunc, planes: NDArray[np.float32], reach: int) -> NDArray[np.float32]:
-    """``pick`` (minimum or maximum) over every ``reach`` × ``reach`` block of [N, h, w]."""
-    for _ in range(reach - 1):
-        if planes.shape[2] > 1:
-            planes = pick(planes[:, :, :-1], planes[:, :, 1:])
-        if planes.shape[1] > 1:
-            planes = pick(planes[:, :-1], planes[:, 1:])
-    return planes
+def _over_blocks(pick: np.ufunc, planes: NDArray[np.float32], reach: int) -> NDArray[np.float32]:
+    """``pick`` (minimum or maximum) over the ``reach`` × ``reach`` block that begins at each number
+    of [N, h, w], as [N, blocks]; rows run on into one another, which is twice as fast."""
+    height, width = planes.shape[1:]
+    flat = planes.reshape(len(planes), -1)
+    for side, step in ((height, width), (width, 1)):
+        for _ in range(min(reach, side) - 1):
+            flat = pick(flat[:, :-step], flat[:, step:])
+    return flat
+
+
+class _Axis(NamedTuple):
+    """One axis of an upsampling, cut into patches: up to F neighbouring pixels that read the same
+    T neighbouring logits. A patch that has fewer repeats its last pixel."""
+
+    block: NDArray[np.intp]  # [patches]: the first logit of each patch
+    patch: NDArray[np.intp]  # [pixels]: the patch of each pixel
+    pixel: NDArray[np.intp]  # [F, patches]: the pixels of each patch
+    share: NDArray[np.float32]  # [T, F, patches]: how much of each logit is in each pixel
+
+
+@lru_cache(maxsize=32)
+def _axis(sides: tuple[int, ...], reach: int) -> _Axis:
+    """The axis that is resized from ``sides[0]`` logits to each of the other sides in turn; a pixel
+    reads T = ``reach`` logits, the last ones beyond the edge if there are fewer."""
+    low, high = sides[0], sides[-1]
+    shares = np.eye(low, max(low, reach))
+    for side in sides[1:]:
+        last = len(shares) - 1
+        at = np.clip((np.arange(side) + 0.5) * (len(shares) / side) - 0.5, 0, last)
+        lower = at.astype(np.intp)
+        upper = (at - lower)[:, None]
+        shares = shares[lower] * (1 - upper) + shares[np.minimum(lower + 1, last)] * upper
+    block = np.minimum((shares > 0).argmax(1), shares.shape[1] - reach)
+    longest = -(-high // low)
+    opens = (np.arange(high) - np.searchsorted(block, block)) % longest == 0
+    first = np.flatnonzero(opens)
+    pixel = np.minimum(first + np.arange(longest)[:, None], np.append(first[1:], high) - 1)
+    block = block[first]
+    share = np.stack([shares[pixel, block + tap] for tap in range(reach)])
+    return _Axis(block, np.cumsum(opens) - 1, pixel, share.astype(np.float32))
+
+
+def _contest(
+    logits: NDArray[np.float32],
+    block: NDArray[np.intp],
+    classes: ClassMap,
+    where: NDArray[np.bool_],
+    tall: NDArray[np.float32],
+    wide: NDArray[np.float32],
+) -> NDArray[Any]:
+    """The classes [F, F', P] that win the pixels of P patches.
+
+    Each patch's logits begin at ``block`` [P] in a plane; ``where`` [K, P] says which of
+    ``classes`` [K] are its candidates, no patch having more than the one before; ``tall`` [T, F, P]
+    and ``wide`` [T', F', P] are the shares of rows and columns.
+    """
+    patch, which = np.divmod(np.flatnonzero(where.T), len(classes))
+    many = np.bincount(patch)
+    # All first candidates, then all second ones, and so on: each a prefix of the patches.
+    rank = (np.arange(len(patch)) - (many.cumsum() - many)[patch]).astype(np.uint16)
+    order = np.argsort(rank, kind="stable")
+    patch, rivals = patch[order], classes[which[order]]
+    height, width = logits.shape[1:]
+    begin = rivals.astype(np.intp) * (height * width) + block[patch]
+    down = np.minimum(np.arange(len(tall)), height - 1) * width
+    taps = down[:, None] + np.minimum(np.arange(len(wide)), width - 1)
+    # Zero times infinity is NaN: an infinite logit would spoil pixels that do not read it.
+    corners = np.clip(logits.reshape(-1)[taps[..., None] + begin], -1e38, 1e38)
+    lines = _mix(tall.take(patch, 2), corners)
+    best = np.full((tall.shape[1], wide.shape[1], len(block)), -np.inf, np.float32)
+    value, term = np.empty_like(best), np.empty_like(best)
+    won = np.zeros(best.shape, classes.dtype)
+    start = 0
+    for count in np.bincount(rank).tolist():
+        rival, end = value[..., :count], start + count
+        _mix(wide[..., :count], lines[..., start:end], rival, term[..., :count])
+        # They come in ascending order, so the highest that took the lead is the last that did.
+        leads = (rival > best[..., :count]) * rivals[start:end]
+        np.maximum(won[..., :count], leads, out=won[..., :count])
+        np.maximum(best[..., :count], rival, out=best[..., :count])
+        start = end
+    return won
+
+
+def _mix(
+    shares: NDArray[np.float32],
+    taps: NDArray[np.float32],
+    out: NDArray[np.float32] | None = None,
+    term: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
+    """The sum over T of ``shares`` [T, F, P] times ``taps`` [T, A, P]: [A, F, P], in ``out``.
+    ``term`` is room for what is added."""
+    mixed: NDArray[np.float32] = np.multiply(shares[0], taps[0][:, None], out=out)
+    for share, tap in zip(shares[1:], taps[1:], strict=True):
+        mixed += np.multiply(share, tap[:, None], out=term)
+    return mixed

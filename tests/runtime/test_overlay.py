@@ -60,6 +60,33 @@ def test_blend_is_the_stated_integer_formula(alpha: float, seed: int, deep: bool
     np.testing.assert_array_equal(image, before)
 
 
+def test_blend_is_the_formula_for_every_sample_colour_and_weight() -> None:
+    greys = tuple((grey, grey, grey) for grey in range(256))
+    labels = LabelMap(tuple(map(str, range(256))), greys, 65535)
+    class_map, sample = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8))
+    image = np.repeat(sample[..., None], 3, 2)
+    for weight in range(257):
+        expected = (
+            sample.astype(int) * (256 - weight) + class_map.astype(int) * weight + 128
+        ) // 256
+        mixed = blend(image, class_map, labels, weight / 256)
+        np.testing.assert_array_equal(mixed, np.repeat(expected[..., None], 3, 2))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_views_are_drawn_as_their_copies(dtype: type) -> None:
+    random = np.random.default_rng(1)
+    image = random.integers(0, 256, (20, 30, 3), np.uint8)[::-1, 3:17]
+    class_map = random.integers(0, 11, (20, 30)).astype(dtype)[::-1, 3:17]
+    colours = colourise(class_map, CAMVID11)
+    assert colours.flags.c_contiguous
+    np.testing.assert_array_equal(colours, colourise(class_map.copy(), CAMVID11))
+    np.testing.assert_array_equal(
+        blend(image, class_map, CAMVID11, 0.3),
+        blend(image.copy(), class_map.copy(), CAMVID11, 0.3),
+    )
+
+
 def test_alpha_outside_its_range_and_unequal_sizes_are_refused() -> None:
     image, class_map = np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), np.uint8)
     with pytest.raises(ConfigError, match="between 0 and 1"):
