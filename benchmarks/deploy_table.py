@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from result import keep
 
 PRESETS = (
     "knet-edge",
@@ -240,25 +239,8 @@ def main() -> None:
             rows.append(run_row(preset, precision, options))
             sys.stderr.write(f"{json.dumps(rows[-1])}\n")
     if options.output is not None:
-        from knet_runtime.backends.machine import processor_name
-
-        repository = Path(__file__).resolve().parent.parent
-        commit = subprocess.run(
-            ["git", "-C", str(repository), "describe", "--always", "--dirty"],
-            capture_output=True,
-            text=True,
-        ).stdout.strip()
-        report = {
-            "what": "logits: largest difference / largest logit",
-            "processor": processor_name(),
-            "cores": len(os.sched_getaffinity(0)),
-            "python": platform.python_version(),
-            "packages": {name: metadata.version(name) for name in PACKAGES},
-            "commit": commit,
-            "rows": rows,
-        }
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(report, indent=1) + "\n")
+        report = {"what": "logits: largest difference / largest logit", "rows": rows}
+        keep(report, options.output, PACKAGES)
     sys.stdout.write(table(rows))
     if any("failed" in row for row in rows):
         sys.exit(1)

@@ -18,8 +18,8 @@ from time import thread_time
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from result import keep
 
-from knet_runtime.backends.machine import processor_name
 from knet_runtime.frames import Frame
 from knet_runtime.metrics import ConfusionMatrix
 from knet_runtime.segmenter import Mask, Segmenter
@@ -57,24 +57,17 @@ def main() -> None:
         smoothed, milliseconds = smooth(drive, strength)
         measured = scores(drive, smoothed, truth)
         rows.append({"strength": strength, **measured, "core_ms": milliseconds})
-    arguments.output.write_text(
-        json.dumps(
-            {
-                "what": "temporal smoothing of the packaged model's class maps",
-                "clip": CLIP,
-                "frames": len(drive.frames),
-                "size": list(drive.labels[0].shape),
-                "engine": drive.engine,
-                "model": drive.model,
-                "processor": processor_name(),
-                "opencv": cv2.__version__,
-                "labels_flicker": round(truth, 5),
-                "rows": rows,
-            },
-            indent=1,
-        )
-        + "\n"
-    )
+    report = {
+        "what": "temporal smoothing of the packaged model's class maps",
+        "clip": CLIP,
+        "frames": len(drive.frames),
+        "size": list(drive.labels[0].shape),
+        "engine": drive.engine,
+        "model": drive.model,
+        "labels_flicker": round(truth, 5),
+        "rows": rows,
+    }
+    keep(report, arguments.output, ("av", "numpy", "opencv-python-headless"))
     for row in rows:
         print(row)  # noqa: T201
 

@@ -10,19 +10,17 @@ of its own.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import venv
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+from result import keep
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ROOMS = [str(REPOSITORY / room) for room in ("knet_deploy", "train", "export", "runtime")]
@@ -84,9 +82,6 @@ def main() -> None:
         peaks = memory(folder, video)
     site = Path(sysconfig.get_paths()["purelib"])
     report = {
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in ("torch", "onnxruntime", "av")},
         "site_packages_mb": sizes,
         "torch_mb": {"package": size_mb(site / "torch"), "nvidia": size_mb(site / "nvidia")},
         "import_seconds": {name: round(statistics.median(of), 4) for name, of in times.items()},
@@ -100,8 +95,7 @@ def main() -> None:
         "peak_ratio": round(statistics.median(peaks["run"]) / statistics.median(peaks["torch"]), 4),
         "frames": given.frames,
     }
-    given.output.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2))  # noqa: T201
+    keep(report, given.output, ("av", "numpy", "onnxruntime", "opencv-python-headless", "torch"))
 
 
 def install(home: Path) -> Path:

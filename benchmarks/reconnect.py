@@ -10,7 +10,6 @@ left behind.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import random
 import subprocess
@@ -20,8 +19,8 @@ import time
 from pathlib import Path
 from statistics import median
 
-import av
 import psutil
+from result import keep
 
 from knet_runtime.frames import Source
 from knet_runtime.video import SourceOptions, open_source
@@ -174,14 +173,9 @@ def main() -> int:
             list(begun_with),
             [process.num_fds(), process.num_threads()],
         ],
-        "python": sys.version.split()[0],
-        "pyav": av.__version__,
         "each": rounds,
     }
-    text = json.dumps(result, indent=1)
-    print(text)  # noqa: T201
-    if given.output is not None:
-        given.output.write_text(text + "\n")
+    keep(result, given.output, ("av", "numpy"))
     passed = (
         reconnects == len(rounds)
         and reader.ordered

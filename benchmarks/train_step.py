@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -237,12 +236,6 @@ def main() -> None:
     for preset in options.presets:
         rows.append(compare(preset, options))
         sys.stderr.write(f"{preset}: {rows[-1]['ratio']}\n")
-    repository = Path(__file__).resolve().parent.parent
-    commit = subprocess.run(
-        ["git", "-C", str(repository), "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
     report = {
         "what": "forward + loss + backward, float32, CPU; ratio is ours / mmsegmentation",
         "size": options.size,
@@ -250,23 +243,11 @@ def main() -> None:
         "steps": options.steps,
         "repetitions": options.repetitions,
         "threads": options.threads,
-        "processor": _processor(),
-        "python": platform.python_version(),
-        "commit": commit,
         "rows": rows,
     }
-    text = json.dumps(report, indent=1) + "\n"
-    if options.output is None:
-        sys.stdout.write(text)
-    else:
-        options.output.write_text(text)
+    from result import keep  # mmsegmentation's environment has no knet-deploy
 
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    keep(report, options.output, ("torch", "timm"))
 
 
 if __name__ == "__main__":

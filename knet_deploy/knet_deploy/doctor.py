@@ -27,7 +27,7 @@ _PACKAGES = {
     "typer": "typer",
     "torch": "torch",
 }
-_EXTRAS = ("train", "export", "gpu", "openvino", "tensorrt")
+_EXTRAS = ("train", "export", "gpu", "openvino", "tensorrt", "serve", "ray")
 _NOT_YET_RUN = "not yet run on a GPU by its authors: knet-deploy verify shows whether it is right"
 
 

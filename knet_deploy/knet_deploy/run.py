@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from knet_deploy.console import parse_size
+from knet_deploy.console import parse_size, say
 from knet_deploy.run_summary import Shares
 from knet_deploy.run_work import Work, feed_names
 from knet_deploy.serve_options import Insecure, Serve, Token, live_page, page_listener
@@ -51,20 +51,20 @@ _TRANSPORTS: tuple[Transport, ...] = ("tcp", "udp")
 
 def run(
     source: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="SOURCE",
             help="A video, an image, a folder of images, a camera (0, /dev/video0), or an address "
             "of rtsp:// or http(s)://.",
         ),
-    ],
+    ] = None,
     more: Annotated[
         list[str] | None,
         typer.Option(
             "--source",
             metavar="SOURCE",
-            help="One more source, on the same engine; may be repeated. Each then writes to places "
-            "with its name: o.NAME.mp4, masks/NAME/.",
+            help="The same, and may be repeated for several on one engine. Each then writes to "
+            "places with its name: o.NAME.mp4, masks/NAME/.",
         ),
     ] = None,
     bundle: Annotated[
@@ -150,10 +150,15 @@ def run(
     that summary is all there is. Ctrl-C and SIGTERM end a run early and keep what is
     written, whole. A source that fails keeps no other from going on.
     """
+    from knet_runtime.backends.choose import reason
     from knet_runtime.bundle import default_bundle_path, open_bundle
+    from knet_runtime.errors import ConfigError
     from knet_runtime.segmenter import Segmenter
     from knet_runtime.source.source_options import SourceOptions
 
+    sources = [*([] if source is None else [source]), *(more or [])]
+    if not sources:
+        raise ConfigError("there is no source: knet-deploy run SOURCE, or --source for several")
     # What costs nothing is checked first, and the engine, which costs most, is loaded last.
     check_engine(engine)
     tested = _one_of("--self-test", self_test, _SELF_TESTS)
@@ -186,11 +191,12 @@ def run(
         opened = opened.at(parse_size(size))
     with ExitStack() as stack:
         listener = stack.enter_context(page_listener(serve, token, insecure))
-        sources = [source, *(more or [])]
         feeds = _open_feeds(stack, sources, options, chosen, outputs, smooth, opened)
         if outputs.takes_stdout:
             stack.enter_context(redirect_stdout(sys.stderr))  # words must not mix with the masks
         segmenter = stack.enter_context(Segmenter(opened, engine))
+        if engine == "auto":
+            say("engine", f"{segmenter.engine}: {reason(opened, segmenter.engine)}")
         _check_proof(segmenter, require_verified)
         if (result := segmenter.self_test(tested)) is not None:
             _log.info("engine %s: self-test %s", segmenter.engine, result)

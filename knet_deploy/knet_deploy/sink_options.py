@@ -37,11 +37,15 @@ Masks = Annotated[
 ]
 Json = Annotated[
     Path | None,
-    typer.Option("--json", help="Write a line of JSON per frame: class shares, times, model."),
+    typer.Option(
+        "--json", help="Write a line of JSON per frame: class shares, times, model; - is stdout."
+    ),
 ]
 RleOption = Annotated[
     Path | None,
-    typer.Option("--rle", help="Write a line of JSON per frame: each class's mask as COCO RLE."),
+    typer.Option(
+        "--rle", help="Write a line of JSON per frame: each class's mask as COCO RLE; - is stdout."
+    ),
 ]
 Raw = Annotated[
     str | None,
@@ -101,8 +105,13 @@ class Outputs:
 
     @property
     def takes_stdout(self) -> bool:
-        """Whether stdout is for masks, and words have to go elsewhere."""
-        return self.raw == "-"
+        """Whether stdout is for results, and words have to go elsewhere."""
+        return bool(self._on_stdout)
+
+    @property
+    def _on_stdout(self) -> list[str]:
+        places = (("--json", self.json), ("--rle", self.rle), ("--raw", self.raw))
+        return [option for option, place in places if str(place) == "-"]
 
     def check(self) -> None:
         """ConfigError for what can not be, before anything that costs time."""
@@ -129,14 +138,19 @@ class Outputs:
                 )
         if self.alpha is not None and not 0 <= self.alpha <= 1:
             raise ConfigError(f"--alpha is {self.alpha}; opacity lies between 0 and 1")
+        if len(self._on_stdout) > 1:
+            raise ConfigError(
+                f"{' and '.join(self._on_stdout)} would mix on stdout; let one be a file"
+            )
         if self.raw is not None and self.raw != "-" and not self.raw.startswith(_SHARED):
             raise ConfigError(f"--raw is {self.raw!r}: write - for stdout, or shm:NAME")
 
     def of(self, name: str) -> Outputs:
         """The places for the source ``name`` among several: o.NAME.mp4, masks/NAME/, shm:X.NAME,
         rtsp://…/NAME. Raises ConfigError for stdout, which is for one."""
-        if self.takes_stdout:
-            raise ConfigError("--raw - is for one source; use --raw shm:NAME with several")
+        for option in self._on_stdout:
+            mend = "use --raw shm:NAME" if option == "--raw" else "name a file"
+            raise ConfigError(f"{option} - is for one source; {mend} with several")
         return replace(
             self,
             overlay=_suffixed(self.overlay, name),

@@ -152,7 +152,8 @@ def test_doctor_reports_as_lines_and_as_json(call: Call) -> None:
     assert tuple(engines) == ENGINES
     for name, detail in engines.items():
         assert ("not yet run on a GPU" in detail) == (name not in CPU_ENGINES), name
-    assert {extra["name"] for extra in found["extras"]} >= {"train", "gpu", "openvino", "tensorrt"}
+    extras = {"train", "export", "gpu", "openvino", "tensorrt", "serve", "ray"}
+    assert {extra["name"] for extra in found["extras"]} == extras
 
 
 def test_doctor_names_what_fails_and_ends_with_one(

@@ -56,19 +56,28 @@ def test_run_without_outputs_ends_with_the_summary(call: Call, video: Path) -> N
     assert "written" not in answer.out
 
 
+@pytest.mark.parametrize("first", [[], ["--source"]])
 def test_several_sources_write_to_places_with_their_names(
-    call: Call, video: Path, tmp_path: Path
+    call: Call, video: Path, tmp_path: Path, first: list[str]
 ) -> None:
     image = tmp_path / "street.png"
     cv2.imwrite(str(image), np.zeros((40, 60, 3), np.uint8))
     outputs = ["-o", tmp_path / "o.mp4", "--json", tmp_path / "o.jsonl", "--masks", tmp_path / "m"]
-    answer = call("run", video, "--source", image, "--source", video, *outputs)
+    answer = call("run", *first, video, "--source", image, "--source", video, *outputs)
     assert (answer.code, answer.err) == (0, "")
     for name, frames in (("drive", 4), ("street", 1), ("drive-2", 4)):
         assert count_frames(tmp_path / f"o.{name}.mp4") == frames
         assert len((tmp_path / f"o.{name}.jsonl").read_text().splitlines()) == frames
         assert len(list((tmp_path / "m" / name).iterdir())) == frames
         assert f"source       {name}\n" in answer.out
+
+
+def test_a_run_without_a_source_is_refused(call: Call) -> None:
+    answer = call("run")
+    assert answer.code == 2
+    assert answer.err.splitlines() == [
+        "knet-deploy: error: there is no source: knet-deploy run SOURCE, or --source for several"
+    ]
 
 
 def test_a_source_that_fails_keeps_no_other_from_its_end(
@@ -297,3 +306,39 @@ def test_a_run_that_is_ended_early_leaves_a_video_that_plays(
     assert str(overlay).encode() in out
     assert count_frames(overlay) >= 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["o.jsonl", "o.mp4"]
+
+
+@pytest.mark.parametrize("option", ["--json", "--rle"])
+def test_lines_on_stdout_come_alone_and_at_once(
+    make_video: Callable[[int], Path], option: str
+) -> None:
+    words = ["run", str(make_video(300)), option, "-"]
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        first = json.loads(process.stdout.readline())
+        assert process.poll() is None  # it is there before the run has ended
+        process.send_signal(signal.SIGTERM)
+        rest, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    frames = [first["frame"], *(json.loads(line)["frame"] for line in rest.splitlines())]
+    assert frames == list(range(len(frames)))
+    assert b"stopped" in err
+
+
+def test_a_reader_of_lines_that_has_had_enough_ends_the_run(
+    make_video: Callable[[int], Path],
+) -> None:
+    words = ["run", str(make_video(300)), "--json", "-"]
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["frame"] == 0
+        process.stdout.close()
+        assert process.stderr is not None
+        err = process.stderr.read()
+        assert process.wait(60) == 0
+    assert b"Traceback" not in err
+    assert b"frames" in err

@@ -58,6 +58,7 @@ def test_everything_that_is_asked_for_is_written(tmp_path: Path) -> None:
         (Outputs(blur=("car",), rle=Path("o")), "--blur changes the overlay"),
         (Outputs(overlay=Path("o.mp4"), alpha=2), "between 0 and 1"),
         (Outputs(raw="out.raw"), "write - for stdout"),
+        (Outputs(raw="-", json=Path("-")), "--json and --raw would mix on stdout"),
     ],
 )
 def test_what_can_not_be_is_refused_before_anything_is_opened(
@@ -101,5 +102,7 @@ def test_several_sources_write_to_places_of_their_own() -> None:
     assert (outputs.rle, outputs.json) == (Path("r.gate.jsonl"), None)
     assert (outputs.raw, outputs.push) == ("shm:knet.gate", "rtsp://me:secret@host/live/gate")
     assert outputs.classes == ("road",)
-    with pytest.raises(ConfigError, match="is for one source"):
-        Outputs(raw="-").of("gate")
+    for single in (Outputs(raw="-"), Outputs(json=Path("-")), Outputs(rle=Path("-"))):
+        assert single.takes_stdout
+        with pytest.raises(ConfigError, match="is for one source"):
+            single.of("gate")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 from importlib import metadata
@@ -13,8 +14,10 @@ import pytest
 
 import knet_runtime.backends.ort as ort_module
 from knet_runtime.backends import ENGINES, onnxruntime_clash, open_backend, ort_gpu, probe_engines
+from knet_runtime.backends.contract import output_shape
 from knet_runtime.backends.machine import gpu_name, processor_name
 from knet_runtime.backends.ort import try_provider
+from knet_runtime.backends.ort_binding import BoundSession
 from knet_runtime.backends.ort_gpu import cuda_is_built_in
 from knet_runtime.errors import BackendError, BackendUnavailable
 from knet_runtime.manifest import InputSpec, OutputSpec, SizeRange
@@ -293,6 +296,37 @@ def test_tensorrt_rtx_without_a_driver_says_what_is_missing(make_bundle, capfd):
     assert capfd.readouterr().err == ""
 
 
+@no_cuda_build
+def test_a_graph_that_can_not_be_captured_is_opened_without(make_bundle, monkeypatch, caplog):
+    listed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
+    asked = []
+
+    def refuse(model: object, options: object, providers: list, **rest: object) -> object:
+        asked.append(dict(providers[:1])["CUDAExecutionProvider"])
+        raise RuntimeError("This session cannot use the graph capture feature\nat line 7")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    with caplog.at_level(logging.INFO), pytest.raises(BackendUnavailable, match="cannot use"):
+        open_backend(make_bundle(), "onnxruntime-cuda")
+    assert asked == [{"use_tf32": "0", "enable_cuda_graph": "1"}, {"use_tf32": "0"}]
+    assert "without a CUDA graph: This session cannot use the graph capture" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["logits", "classmap"])
+def test_bound_buffers_give_what_a_plain_run_gives(make_bundle, colour_model, kind):
+    bundle = make_bundle(classmap=colour_model(kind="classmap"))
+    session = onnxruntime.InferenceSession(str(bundle.file(bundle.of_kind(kind).path)))
+    shape = output_shape(bundle.manifest, kind)
+    element = np.float32 if kind == "logits" else np.uint8
+    bound = BoundSession(session, "image", kind, shape, element, graphs=False, device="cpu")
+    with open_backend(bundle, CPU, kind) as plain:
+        batches = [np.roll(batch(count), turn) for turn, count in enumerate((3, 1, 2, 1, 1, 3))]
+        results = [bound.run(images) for images in batches]
+        for images, result in zip(batches, results, strict=True):
+            np.testing.assert_array_equal(result, plain.infer(images))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     "gpu", ["onnxruntime-cuda", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"]
@@ -306,8 +340,9 @@ def test_gpu_engine_gives_the_results_of_the_cpu(make_bundle, colour_model, gpu,
         pytest.skip(str(error))
     with opened, open_backend(bundle, CPU, kind) as cpu:
         assert opened.device == gpu_name()
-        for count in (3, 1, 2):
-            got, expected = opened.infer(batch(count)), cpu.infer(batch(count))
+        for turn, count in enumerate((3, 1, 2, 1, 1, 1, 2)):  # what was captured runs anew
+            images = np.roll(batch(count), turn)
+            got, expected = opened.infer(images), cpu.infer(images)
             if kind == "classmap":  # where two colours are level, rounding decides
                 assert (got == expected).mean() > 0.99
             else:

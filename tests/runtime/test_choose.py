@@ -12,7 +12,7 @@ import pytest
 
 from knet_runtime import backends
 from knet_runtime.backends import ENGINES, choose, open_backend, probe_engines
-from knet_runtime.backends.choose import PREFERENCE, doubt, objection, own_kind
+from knet_runtime.backends.choose import PREFERENCE, doubt, objection, own_kind, reason
 from knet_runtime.bundle import Bundle, open_bundle, record_parity
 from knet_runtime.errors import BackendError, BackendUnavailable, ParityError
 from knet_runtime.manifest import Parity
@@ -203,3 +203,11 @@ def test_probe_reports_an_onnxruntime_that_can_not_be_imported(monkeypatch):
         assert not status.available
         assert "onnxruntime can not be imported" in status.detail
         assert "pip install" in status.detail
+
+
+def test_the_reason_names_what_speaks_against_each_faster_engine(recorded, parity, with_gpu):
+    bundle = recorded(parity(CPU), parity("openvino-bf16", passed=False))
+    told = reason(bundle, CPU)
+    assert told.startswith("the fastest that is proven and works here (tensorrt, tensorrt-rtx, ")
+    assert f"onnxruntime-cuda: it was never verified on {GPU}; openvino-bf16: it did not" in told
+    assert reason(bundle, PREFERENCE[0]) == "the fastest there is"

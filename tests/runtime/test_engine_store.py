@@ -14,6 +14,7 @@ import pytest
 from knet_runtime import gpu as gpu_module
 from knet_runtime.backends import open_backend
 from knet_runtime.backends import tensorrt as tensorrt_backend
+from knet_runtime.backends.cuda import Cuda
 from knet_runtime.backends.tensorrt_library import explain, load_tensorrt, plain
 from knet_runtime.bundle import Bundle, open_bundle
 from knet_runtime.engine_store import (
@@ -256,4 +257,4 @@ def test_cuda_without_a_driver_is_an_error_and_no_crash() -> None:
     if this_gpu() is not None:
         pytest.skip("this machine has a GPU")
     with pytest.raises(BackendError, match="driver"):
-        tensorrt_backend._Cuda()
+        Cuda()

@@ -106,7 +106,7 @@ def test_a_reader_that_goes_is_a_quiet_end() -> None:
     sink = RawMasks(writer)
     sink.write(*a_frame(0))
     os.close(reader)
-    with pytest.raises(OutputClosed, match="nobody reads them any more"):
+    with pytest.raises(OutputClosed, match="nobody reads it any more"):
         sink.write(*a_frame(1))
     sink.close()
     os.close(writer)

@@ -100,6 +100,22 @@ def test_odd_sizes_and_sizes_that_change(tmp_path: Path, suffix: str, codec: Cod
     assert pictures[1][:25].max() < 24  # black above what is wide
 
 
+@pytest.mark.parametrize("info", [LIVE, replace(VIDEO, frames=1_000_000)])
+def test_an_mp4_without_a_near_end_stays_in_fragments(tmp_path: Path, info: SourceInfo) -> None:
+    times = [0.0, 0.04, 2.0, 2.04, 7.5, 7.54]  # gaps stay gaps
+    for name, source in (("long.mp4", info), ("short.mp4", VIDEO)):
+        sink = OverlayVideo(tmp_path / name, source)
+        for index, seconds in enumerate(times):
+            sink.write(*a_frame(index, Fraction(round(90_000 * seconds), 90_000)))
+        sink.close()
+        read_times, pictures = read(tmp_path / name)
+        assert read_times == pytest.approx(times, abs=1 / 90_000)
+        assert len(pictures) == len(times)
+    # An ordinary file ends with its index, and an index with the sizes of all pictures.
+    ends = [(tmp_path / name).read_bytes()[-4096:] for name in ("long.mp4", "short.mp4")]
+    assert [b"stsz" in end for end in ends] == [False, True]
+
+
 def test_mkv_times_closer_than_its_tick_stay_apart(tmp_path: Path) -> None:
     sink = OverlayVideo(tmp_path / "o.mkv", VIDEO)
     for index in range(6):

@@ -57,3 +57,15 @@ def objection(bundle: Bundle, engine: str, kind: Kind | None = None) -> str | No
     if engine == "onnxruntime-cpu" and artefact.parity_on(engine, device) is None:
         return None
     return doubt(artefact, engine, device)
+
+
+def reason(bundle: Bundle, engine: str) -> str:
+    """Why ``auto`` takes ``engine`` here, in words: what speaks against those that are faster."""
+    passed_over: dict[str, list[str]] = {}
+    for faster in PREFERENCE[: PREFERENCE.index(engine)]:
+        if against := objection(bundle, faster):
+            passed_over.setdefault(against, []).append(faster)
+    if not passed_over:
+        return "the fastest there is"
+    others = "; ".join(f"{', '.join(names)}: {why}" for why, names in passed_over.items())
+    return f"the fastest that is proven and works here ({others})"

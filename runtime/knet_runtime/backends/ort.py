@@ -16,14 +16,18 @@ from knet_runtime.backends.contract import (
     check_graph,
     check_output,
     output_name,
+    output_shape,
 )
 from knet_runtime.backends.machine import cpu_budget, gpu_name, processor_name
-from knet_runtime.backends.ort_gpu import first_line, open_gpu_session
+from knet_runtime.backends.ort_binding import BoundSession
+from knet_runtime.backends.ort_gpu import first_line, makes_cuda_graphs, open_gpu_session
 from knet_runtime.bundle import Bundle
 from knet_runtime.errors import BackendError, BackendUnavailable
 from knet_runtime.manifest import InputSpec, Kind, Precision
 
 CPU_ENGINE = "onnxruntime-cpu"
+# TensorRT-RTX's plugin brings no allocator that onnxruntime could bind.
+_BOUND_ENGINES = ("onnxruntime-cuda", "onnxruntime-tensorrt")
 _DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
 # y = Relu(x), float32 [1]: the least graph that makes a provider load and run.
 _TINY_GRAPH = (
@@ -48,6 +52,16 @@ class OrtBackend:
             for puts in (self._session.get_inputs(), self._session.get_outputs())
         )
         check_graph(path, manifest, kind, inputs, outputs)
+        self._bound: BoundSession | None = None
+        if engine in _BOUND_ENGINES:
+            self._bound = BoundSession(
+                self._session,
+                manifest.input.name,
+                self._output,
+                output_shape(manifest, kind),
+                np.float32 if kind == "logits" else np.uint8,
+                graphs=makes_cuda_graphs(self._session),
+            )
 
     def infer(self, batch: NDArray[np.uint8]) -> NDArray[np.float32] | NDArray[np.uint8]:
         """uint8 [B, H, W, 3] RGB at the model's size, 1 <= B <= max_batch, to logits float32
@@ -56,16 +70,19 @@ class OrtBackend:
         session, spec = self._session, self._manifest.input
         if session is None:
             raise BackendError(f"{self.name} was closed: open it again")
-        feed = {spec.name: check_batch(self.name, spec, batch)}
+        images = check_batch(self.name, spec, batch)
         try:
-            (output,) = session.run([self._output], feed)
+            if self._bound is not None:
+                output = self._bound.run(images)
+            else:
+                (output,) = session.run([self._output], {spec.name: images})
         except Exception as error:  # ONNX Runtime's own exceptions share no base but this one
             raise BackendError(f"{self.name} failed on a batch of {len(batch)}: {error}") from error
         return check_output(self.name, self._manifest, self.kind, len(batch), output)
 
     def close(self) -> None:
         """Free the session; a second call does nothing."""
-        self._session = None
+        self._session = self._bound = None
 
     def __enter__(self) -> OrtBackend:
         return self

@@ -93,13 +93,27 @@ def _open(
         )
     _load_libraries(engine)
     # TF32 keeps 10 bits: no parity. TensorRT's provider has no switch for it: verify decides.
-    providers: list[Any] = [(_CUDA, {"use_tf32": "0"}), "CPUExecutionProvider"]
+    cuda = {"use_tf32": "0"}
+    providers: list[Any] = [(_CUDA, cuda), "CPUExecutionProvider"]
     if engine == "onnxruntime-tensorrt":
         flags = {} if precision == "fp32" else {f"trt_{precision}_enable": "1"}
         if precision == "fp16":  # sums of squares pass 65,504
             flags["trt_layer_norm_fp32_fallback"] = "1"
         providers.insert(0, (_TENSORRT, {**_profile("trt", spec), **flags}))
+    elif spec is not None:
+        # A CUDA graph needs every node on the GPU; where one is not, the session does not open.
+        graphs: list[Any] = [(_CUDA, {**cuda, "enable_cuda_graph": "1"}), "CPUExecutionProvider"]
+        try:
+            return ort.InferenceSession(model, options, providers=graphs, enable_fallback=0)
+        except Exception as error:  # whatever it is, it shows again without the graph
+            _log.info("%s runs without a CUDA graph: %s", engine, first_line(error))
     return ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
+
+
+def makes_cuda_graphs(session: Any) -> bool:
+    """Whether the session was opened to capture what it runs."""
+    options = session.get_provider_options().get(_CUDA, {})
+    return bool(options.get("enable_cuda_graph") == "1")
 
 
 def _profile(prefix: str, spec: InputSpec | None) -> dict[str, str]:

@@ -7,9 +7,7 @@ Written against NVIDIA's documented interface and never run on a GPU by its auth
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import importlib
-import math
+import logging
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +25,7 @@ from knet_runtime.backends.contract import (
     output_name,
     output_shape,
 )
+from knet_runtime.backends.cuda import Cuda
 from knet_runtime.backends.tensorrt_library import explain, load_tensorrt, new_log
 from knet_runtime.bundle import Bundle
 from knet_runtime.engine_store import TensorRTEngine, find_engine
@@ -35,13 +34,17 @@ from knet_runtime.gpu import Gpu, this_gpu
 from knet_runtime.manifest import Kind
 from knet_runtime.pending import write_whole
 
+_log = logging.getLogger(__name__)
+
 _DTYPES = {"FLOAT": "float32", "UINT8": "uint8"}
 
 
 class TensorRTBackend:
     """The engine in the bundle that fits this GPU, on a stream of its own.
 
-    One execution context behind a lock: calls from several threads take turns.
+    One execution context behind a lock: calls from several threads take turns. Two batches of one
+    size in a row make a CUDA graph of upload, network and download, which the next ones of that
+    size launch; TensorRT-RTX makes its own.
     """
 
     def __init__(self, bundle: Bundle, engine: str, kind: Kind) -> None:
@@ -66,10 +69,12 @@ class TensorRTBackend:
         inputs, outputs = self._tensors()
         check_graph(stored.path, self._manifest, kind, inputs, outputs)
         self._cache = _RuntimeCache(stored.path.with_suffix(".cache"))
-        self._context: Any = self._cache.create_context(self._engine)
+        self._context: Any = self._cache.create_context(self._engine, self._module)
         if self._context is None:
             raise BackendError(f"{engine} has no room to run: {explain(self._log.errors)}")
-        self._cuda = _Cuda()
+        self._cuda = Cuda()
+        self._size = 0  # of the last batch
+        self._makes_graphs = flavour == "tensorrt"
         picture = (most, self._spec.height, self._spec.width, 3)
         result = (most, *output_shape(self._manifest, kind))
         element = np.dtype(np.float32 if kind == "logits" else np.uint8)
@@ -96,22 +101,47 @@ class TensorRTBackend:
                 raise BackendError(f"{self.name} was closed: open it again")
             self._log.errors.clear()
             self._in.host[:size] = images
-            self._cuda.upload(self._in, size)
-            context, cuda = self._context, self._cuda
-            done = (
-                context.set_input_shape(self._spec.name, images.shape)
-                and not context.infer_shapes()
-                and context.set_tensor_address(self._spec.name, self._in.device)
-                and context.set_tensor_address(self._output, self._out.device)
-                and context.execute_async_v3(cuda.stream)
-            )
-            if not done:
-                raise BackendError(
-                    f"{self.name} failed on a batch of {size}: {explain(self._log.errors)}"
-                )
-            cuda.download(self._out, size)
+            self._run(size)
             output = self._out.host[:size].copy()  # the next call writes there again
         return check_output(self.name, self._manifest, self.kind, size, output)
+
+    def _run(self, size: int) -> None:
+        """From one pinned buffer to the other."""
+        cuda = self._cuda
+        if size == self._size and cuda.captured:
+            cuda.launch()
+            cuda.wait()
+            return
+        again, self._size = size == self._size, size
+        cuda.forget()  # it is of the context as it was, which another shape changes
+        self._set_shape(size)
+        self._enqueue(size)
+        cuda.wait()
+        if again and self._makes_graphs:
+            try:
+                cuda.capture(lambda: self._enqueue(size))
+            except BackendError as error:
+                self._makes_graphs = False
+                _log.info("%s runs without a CUDA graph: %s", self.name, error)
+
+    def _set_shape(self, size: int) -> None:
+        context, spec = self._context, self._spec
+        if not (
+            context.set_input_shape(spec.name, (size, spec.height, spec.width, 3))
+            and not context.infer_shapes()
+            and context.set_tensor_address(spec.name, self._in.device)
+            and context.set_tensor_address(self._output, self._out.device)
+        ):
+            raise self._failure(size)
+
+    def _enqueue(self, size: int) -> None:
+        self._cuda.upload(self._in, size)
+        if not self._context.execute_async_v3(self._cuda.stream):
+            raise self._failure(size)
+        self._cuda.download(self._out, size)
+
+    def _failure(self, size: int) -> BackendError:
+        return BackendError(f"{self.name} failed on a batch of {size}: {explain(self._log.errors)}")
 
     def close(self) -> None:
         """Free the engine and its memory; a second call does nothing."""
@@ -119,6 +149,7 @@ class TensorRTBackend:
             if self._context is None:
                 return
             self._cache.keep()
+            self._cuda.forget()
             self._context = None  # before the engine, and that before the runtime
             self._engine = None
             self._runtime = None
@@ -152,7 +183,7 @@ def try_tensorrt(engine: str) -> str:
     """Words for `doctor`; BackendUnavailable, with the mend, when engines can not run here."""
     module = load_tensorrt(cast(TensorRTEngine, engine))
     gpu = _gpu(engine)
-    _Cuda().close()
+    Cuda().close()
     return f"{engine} {module.__version__}, {gpu.name} ({gpu.sm}); knet-deploy build comes first"
 
 
@@ -174,12 +205,14 @@ class _RuntimeCache:
         self._path = path
         self._cache: Any = None
 
-    def create_context(self, engine: Any) -> Any:
+    def create_context(self, engine: Any, module: Any) -> Any:
         if not hasattr(engine, "create_runtime_config"):
             return engine.create_execution_context()
         config = engine.create_runtime_config()
         if not hasattr(config, "create_runtime_cache"):
             return engine.create_execution_context()
+        # It compiles kernels while it runs, so only itself knows when a graph can be captured.
+        config.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         self._cache = config.create_runtime_cache()
         with contextlib.suppress(OSError):  # there is none before the first run
             self._cache.deserialize(self._path.read_bytes())
@@ -190,69 +223,3 @@ class _RuntimeCache:
         if self._cache is not None:
             with contextlib.suppress(OSError):  # it saves time, no more
                 write_whole(self._path, bytes(self._cache.serialize()))
-
-
-class _Buffer(msgspec.Struct):
-    """Pinned memory of this machine, seen as an array, and memory of the GPU of the same size."""
-
-    host: NDArray[Any]
-    device: int
-
-
-class _Cuda:
-    """A stream and buffers; every call of cuda-python returns an error and raises nothing."""
-
-    def __init__(self) -> None:
-        try:
-            self._runtime: Any = importlib.import_module("cuda.bindings.runtime")
-        except ImportError as error:
-            raise BackendUnavailable(
-                f'cuda-python is not installed ({error}): pip install "cuda-bindings>=12.6"'
-            ) from error
-        self._host: list[int] = []
-        self._device: list[int] = []
-        self.stream: Any = self._call("cudaStreamCreate")
-
-    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> _Buffer:
-        """Room for an array of this shape on both sides."""
-        count = math.prod(shape) * dtype.itemsize
-        host = self._call("cudaHostAlloc", count, self._runtime.cudaHostAllocDefault)
-        self._host.append(host)
-        device = self._call("cudaMalloc", count)
-        self._device.append(device)
-        memory = (ctypes.c_uint8 * count).from_address(int(host))
-        array = np.ctypeslib.as_array(memory).view(dtype).reshape(shape)
-        return _Buffer(array, int(device))
-
-    def upload(self, buffer: _Buffer, size: int) -> None:
-        """Send the first ``size`` entries to the GPU, in the stream's order."""
-        kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
-        part = buffer.host[:size]
-        address = buffer.host.ctypes.data
-        self._call("cudaMemcpyAsync", buffer.device, address, part.nbytes, kind, self.stream)
-
-    def download(self, buffer: _Buffer, size: int) -> None:
-        """Bring back the first ``size`` entries, and wait for all that the stream has to do."""
-        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        part = buffer.host[:size]
-        address = buffer.host.ctypes.data
-        self._call("cudaMemcpyAsync", address, buffer.device, part.nbytes, kind, self.stream)
-        self._call("cudaStreamSynchronize", self.stream)
-
-    def close(self) -> None:
-        """Free everything; nothing of it may be in use."""
-        self._runtime.cudaStreamSynchronize(self.stream)
-        for address in self._device:
-            self._runtime.cudaFree(address)
-        for address in self._host:
-            self._runtime.cudaFreeHost(address)
-        self._host, self._device = [], []
-        self._runtime.cudaStreamDestroy(self.stream)
-
-    def _call(self, name: str, *arguments: Any) -> Any:
-        code, *results = getattr(self._runtime, name)(*arguments)
-        if code != self._runtime.cudaError_t.cudaSuccess:
-            _, text = self._runtime.cudaGetErrorString(code)
-            why = text.decode() if isinstance(text, bytes) else str(text)
-            raise BackendError(f"CUDA: {name} failed: {explain([why])}")
-        return results[0] if results else None

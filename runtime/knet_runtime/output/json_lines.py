@@ -14,6 +14,7 @@ import msgspec
 
 from knet_runtime.frames import Frame
 from knet_runtime.labels import LabelMap
+from knet_runtime.output.pipe import STDOUT, Pipe
 from knet_runtime.output.rle import Rle, class_rles
 from knet_runtime.pending import Keep, PendingFile, output_error
 
@@ -62,25 +63,25 @@ class RleRecord(msgspec.Struct, frozen=True):
 
 
 class JsonLines:
-    """Writes one ``Record`` per frame and line to ``path``, in UTF-8.
+    """Writes one ``Record`` per frame and line to ``path``, in UTF-8; "-" is stdout.
 
     ``model`` is the id of the model (``Segmenter.model_id``). Until ``close`` the file has a hidden
     name beside ``path``; a partial one is called ``NAME.partial.SUFFIX``. Raises OutputError when
-    it can not be written.
+    it can not be written; ``output.pipe.Pipe`` says what becomes of a slow reader of stdout.
     """
 
     def __init__(self, path: str | Path, model: str) -> None:
         self._model = model
-        self._lines = _Lines(Path(path))
+        self._lines = _lines(path)
 
     @property
     def name(self) -> str:
         """What it is called in messages."""
-        return str(self.path)
+        return self._lines.name
 
     @property
-    def path(self) -> Path:
-        """Where the finished file will be."""
+    def path(self) -> Path | None:
+        """Where the finished file will be; None for stdout."""
         return self._lines.path
 
     def write(self, frame: Frame, mask: Mask) -> None:
@@ -104,7 +105,7 @@ class JsonLines:
 
 
 class RleLines:
-    """Writes one ``RleRecord`` per frame and line to ``path``, in UTF-8.
+    """Writes one ``RleRecord`` per frame and line to ``path``, in UTF-8; "-" is stdout.
 
     The masks are COCO's compressed run lengths, which pycocotools and other tools decode.
     ``classes`` names those that are written (none: all). Until ``close`` the file has a hidden name
@@ -117,16 +118,16 @@ class RleLines:
         self._names = tuple(classes)
         self._labels: LabelMap | None = None
         self._classes: tuple[int, ...] = ()
-        self._lines = _Lines(Path(path))
+        self._lines = _lines(path)
 
     @property
     def name(self) -> str:
         """What it is called in messages."""
-        return str(self.path)
+        return self._lines.name
 
     @property
-    def path(self) -> Path:
-        """Where the finished file will be."""
+    def path(self) -> Path | None:
+        """Where the finished file will be; None for stdout."""
         return self._lines.path
 
     def write(self, frame: Frame, mask: Mask) -> None:
@@ -156,18 +157,35 @@ class RleLines:
         self._lines.close(keep)
 
 
-class _Lines:
+class _Stdout:
+    """Whole lines of JSON on stdout, each as soon as it is there."""
+
+    path: Path | None = None
+
+    def __init__(self) -> None:
+        self.name = "JSON lines on stdout"
+        self._pipe = Pipe(self.name)
+
+    def add(self, record: msgspec.Struct) -> None:
+        self._pipe.send(msgspec.json.encode(record) + b"\n")
+
+    def close(self, keep: Keep) -> None:
+        self._pipe.close()
+
+
+class _File:
     """Whole lines of JSON in a pending file."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.name = str(path)
+        self.path: Path | None = path
         self._file: FileIO | None = None
         self._bytes = 0
         self._pending: PendingFile | None = PendingFile(path)
 
     def add(self, record: msgspec.Struct) -> None:
         if self._pending is None:
-            raise ValueError(f"{self.path} is closed")
+            raise ValueError(f"{self.name} is closed")
         line = msgspec.json.encode(record) + b"\n"
         try:
             if self._file is None:
@@ -178,7 +196,7 @@ class _Lines:
                 self._file.truncate(self._bytes)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            raise output_error(self.path, error) from error
+            raise output_error(Path(self.name), error) from error
         self._bytes += len(line)
 
     def close(self, keep: Keep) -> None:
@@ -192,6 +210,10 @@ class _Lines:
             pending.commit(keep)
         else:
             pending.discard()
+
+
+def _lines(path: str | Path) -> _File | _Stdout:
+    return _Stdout() if str(path) == STDOUT else _File(Path(path))
 
 
 def _seconds(frame: Frame) -> float | None:

@@ -13,7 +13,13 @@ from knet_runtime.frames import Frame, SourceInfo
 from knet_runtime.output.encoder import ENCODERS, Codec, working_encoder
 from knet_runtime.output.frame_clock import FrameClock
 from knet_runtime.output.painter import Painter
-from knet_runtime.output.video_file import WRITE_ERRORS, VideoFormat, VideoWriter, is_playable
+from knet_runtime.output.video_file import (
+    INDEXED_FRAMES,
+    WRITE_ERRORS,
+    VideoFormat,
+    VideoWriter,
+    is_playable,
+)
 from knet_runtime.pending import Keep, PendingFile, output_error
 
 if TYPE_CHECKING:
@@ -37,7 +43,9 @@ class OverlayVideo:
     are letterboxed. Times are the frames' own, counted from the first frame, to the tick of
     ``info.time_base`` (MKV: to the millisecond), so that gaps stay gaps; a missing one follows the
     last at the source's rate, or at 30 a second. Images become a slideshow of two a second. A live
-    source is encoded at low latency; a stale frame is marked in red, at the time it is shown.
+    source is encoded at low latency; a stale frame is marked in red, at the time it is shown. The
+    MP4 of a live source, or of more than 100,000 frames, stays in fragments: its index would grow
+    in memory.
 
     Until ``close`` the file has a hidden name beside ``path``. Raises OutputError when it can
     not be written or no encoder works, ConfigError for another suffix, a wrong alpha or classes
@@ -67,6 +75,7 @@ class OverlayVideo:
         self._painter = Painter(alpha=alpha, legend=legend, classes=classes)
         self._encoder = working_encoder(encoders or ENCODERS[codec], info.hw)
         self._live = info.live
+        self._endless = info.live or (info.frames or 0) > INDEXED_FRAMES
         self._clock = FrameClock(info, _MILLISECOND if video_format == "matroska" else None)
         self._failed = False
         self._writer: VideoWriter | None = None
@@ -103,6 +112,7 @@ class OverlayVideo:
                     self._encoder,
                     video_format=self._format,
                     live=self._live,
+                    endless=self._endless,
                 )
             self._writer.write(picture, self._clock.ticks(frame))
         except WRITE_ERRORS as error:

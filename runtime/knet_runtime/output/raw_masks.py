@@ -15,22 +15,18 @@ Flag 1 marks a stale picture: it is shown again because no newer one came.
 from __future__ import annotations
 
 import math
-import os
-import select
-import stat
-import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from struct import Struct
-from time import monotonic
 from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 import numpy as np
 
-from knet_runtime.errors import ConfigError, OutputClosed, OutputError, SourceError
+from knet_runtime.errors import ConfigError, SourceError
 from knet_runtime.frames import MAX_PIXELS, Frame
+from knet_runtime.output.pipe import Pipe
 from knet_runtime.overlay import ClassMap
 from knet_runtime.pending import Keep
 
@@ -40,9 +36,6 @@ if TYPE_CHECKING:
 HEADER = Struct("<4sHHIIQQddI12x")
 MAGIC = b"KNM1"
 _STALE = 1
-# A pipe that is ready takes this much without blocking (POSIX: PIPE_BUF is at least 512, on Linux
-# 4096), so a reader that stops reading can not hold us.
-_PIECE = getattr(select, "PIPE_BUF", 512)  # absent where there is no poll either
 
 
 class RawMask(msgspec.Struct, frozen=True):
@@ -153,61 +146,24 @@ def _read(stream: BinaryIO, size: int) -> bytes:
 class RawMasks:
     """Writes raw class maps to stdout, or to the pipe, socket or file of another descriptor.
 
-    A reader that takes its time makes ``write`` wait. One that takes not a byte for ``patience``
-    seconds is an OutputError, and one that closes its end an OutputClosed. The descriptor stays
-    open. Raises ConfigError for a terminal.
+    ``output.pipe.Pipe`` says what becomes of a slow reader. The descriptor stays open. Raises
+    ConfigError for a terminal.
     """
 
     path: Path | None = None
 
     def __init__(self, descriptor: int | None = None, *, patience: float = 10.0) -> None:
         self.name = "raw masks on stdout" if descriptor is None else "raw masks"
-        if descriptor is None:
-            sys.stdout.flush()  # what was printed comes before
-            descriptor = sys.stdout.fileno()
-        if os.isatty(descriptor):
+        self._pipe = Pipe(self.name, descriptor, patience=patience)
+        if self._pipe.is_terminal:
             raise ConfigError("raw masks are no text for a terminal: pipe them into a program")
-        self._descriptor = descriptor
-        self._patience = patience
-        # A file takes anything at once, and is not polled.
-        self._is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
         self._sequence = 0
-        self._closed = False
 
     def write(self, frame: Frame, mask: Mask) -> None:
         """Write one mask. Raises OutputError and OutputClosed."""
-        if self._closed:
-            raise ValueError(f"{self.name}: closed")
-        header, pixels = pack(frame, mask, self._sequence)
-        try:
-            self._send(memoryview(header))
-            self._send(pixels)
-        except BrokenPipeError as error:
-            self._closed = True
-            raise OutputClosed(f"{self.name}: nobody reads them any more") from error
-        except OSError as error:
-            self._closed = True
-            raise OutputError(f"{self.name}: {error.strerror}; write to another place") from error
+        self._pipe.send(*pack(frame, mask, self._sequence))
         self._sequence += 1
 
     def close(self, keep: Keep = "complete") -> None:
         """Nothing is left to be written; the descriptor is its owner's."""
-        self._closed = True
-
-    def _send(self, data: memoryview) -> None:
-        poll = select.poll()
-        poll.register(self._descriptor, select.POLLOUT)
-        deadline = monotonic() + self._patience
-        while data:
-            if self._is_file:
-                data = data[os.write(self._descriptor, data) :]
-                continue
-            if poll.poll(1000 * max(0.0, deadline - monotonic())):
-                data = data[os.write(self._descriptor, data[:_PIECE]) :]
-                deadline = monotonic() + self._patience
-            else:
-                self._closed = True
-                raise OutputError(
-                    f"{self.name}: the reader has taken nothing for {self._patience:g} s; "
-                    "let it read on, or leave the raw masks out"
-                )
+        self._pipe.close()

@@ -13,6 +13,10 @@ from knet_runtime.overlay import Rgb
 
 VideoFormat = Literal["mp4", "matroska"]
 
+INDEXED_FRAMES = 100_000
+"""An MP4 of more pictures than this stays in fragments: its index would be kept in memory, 72 bytes
+a picture, until the end."""
+
 WRITE_ERRORS = (av.FFmpegError, OSError)
 
 # MP4: fragments while it is written, so that a killed process leaves a file that plays up to the
@@ -24,6 +28,7 @@ _MUXER: dict[VideoFormat, dict[str, str]] = {
     "mp4": {"movflags": "hybrid_fragmented+frag_keyframe", "flush_packets": "1"},
     "matroska": {"cluster_time_limit": "1000", "flush_packets": "1"},
 }
+_ENDLESS_MP4 = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
 
 
 class VideoWriter:
@@ -31,8 +36,8 @@ class VideoWriter:
 
     ``hw`` is that size, ``tick`` the unit of times in seconds (Matroska knows milliseconds only),
     ``rate`` the nominal frames per second (it guides the encoder only), ``encoder`` a name from
-    ``working_encoder``; ``live`` sets it to low latency. All methods raise one of
-    ``WRITE_ERRORS``.
+    ``working_encoder``; ``live`` sets it to low latency, ``endless`` keeps an MP4 in fragments, so
+    that memory does not grow with its length. All methods raise one of ``WRITE_ERRORS``.
     """
 
     def __init__(
@@ -45,13 +50,13 @@ class VideoWriter:
         *,
         video_format: VideoFormat = "mp4",
         live: bool = False,
+        endless: bool = False,
     ) -> None:
         self._tick = tick
         self._failed = False
+        muxer = _ENDLESS_MP4 if endless and video_format == "mp4" else _MUXER[video_format]
         # Without "file:" a colon in the name would be taken for a protocol.
-        self._container = av.open(
-            f"file:{path}", "w", format=video_format, options=_MUXER[video_format]
-        )
+        self._container = av.open(f"file:{path}", "w", format=video_format, options=muxer)
         self._stream = add_stream(self._container, encoder, hw, tick, rate, live=live)
         if video_format == "mp4" and encoder in ENCODERS["hevc"]:
             self._stream.codec_context.codec_tag = "hvc1"  # Apple's players know no other
