@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from knet_deploy.batch import batch
+from knet_deploy.bench import bench
 from knet_deploy.build import build
 from knet_deploy.console import (
     exit_code_of,
@@ -34,7 +35,19 @@ from knet_deploy.verify import verify
 
 # Plain help: no markup is read out of texts and file names, and no colour goes into a pipe.
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-for command in (demo, run, batch, inspect, doctor, train, import_mmseg, export, build, verify):
+for command in (
+    demo,
+    run,
+    batch,
+    inspect,
+    doctor,
+    bench,
+    train,
+    import_mmseg,
+    export,
+    build,
+    verify,
+):
     app.command(command.__name__.replace("_", "-"))(command)
 app.command("eval")(evaluate)  # a function of that name would hide Python's
 app.add_typer(data, name="data")

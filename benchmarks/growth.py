@@ -1,0 +1,222 @@
+"""What the cost grows with: input area, classes, batch and sources.
+
+    python benchmarks/growth.py --output benchmarks/results/growth.json --plot docs/growth.png
+
+Networks of random weights in the runtime, in rounds that take turns among all points. The slope
+beside each step is the exponent of its growth: 1 is linear.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from random_bundle import random_model, write_random
+from result import keep
+
+from knet_runtime.bench.frames import street_frames
+from knet_runtime.bench.media import write_video
+from knet_runtime.bench.plot import Curve, draw_curves
+from knet_runtime.bench.rounds import Lap, interleave
+from knet_runtime.bench.summary import TOTAL, stages
+from knet_runtime.manifest import Size, SizeRange
+from knet_runtime.segmenter import Segmenter
+from knet_runtime.sinks import OverlayVideo
+from knet_runtime.stream import Feed, run
+from knet_runtime.video import open_source
+
+AREAS = ("256x256", "360x480", "512x512", "720x1280", "1024x1024", "1024x2048")
+CLASSES = (11, 19, 50, 150, 500, 1000)
+BATCHES = (1, 2, 4, 8, 16)
+SOURCES = (1, 2, 4, 8)
+Measure = Callable[[], dict[str, list[float]]]
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--preset", default="knet-edge")
+    parser.add_argument("--engine", default="onnxruntime-cpu")
+    parser.add_argument("--areas", nargs="+", default=list(AREAS), help="HEIGHTxWIDTH")
+    parser.add_argument("--classes", nargs="+", type=int, default=list(CLASSES))
+    parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
+    parser.add_argument("--sources", nargs="+", type=int, default=list(SOURCES))
+    parser.add_argument("--size", default="256x256", help="of all but the areas")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--frames", type=int, default=4)
+    parser.add_argument("--output", type=Path, help="JSON; without it, to stdout")
+    parser.add_argument("--plot", type=Path, help="PNG")
+    return parser.parse_args()
+
+
+def size_of(text: str) -> Size:
+    height, width = (int(side) for side in text.split("x"))
+    return height, width
+
+
+class Points:
+    """Every point of every curve: its name, where it lies, and how it is measured."""
+
+    def __init__(self, options: argparse.Namespace, stack: ExitStack) -> None:
+        self.options, self.stack = options, stack
+        self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        self.size = size_of(options.size)
+        self.found: dict[tuple[str, float], Measure] = {}
+
+    def prepare(self) -> dict[tuple[str, float], Measure]:
+        options = self.options
+        sizes = [size_of(text) for text in options.areas]
+        heights, widths = zip(*sizes, self.size, strict=True)
+        span = SizeRange((min(heights), min(widths)), (max(heights), max(widths)), 8)
+        first, *others = options.classes
+        bundle = write_random(
+            self.folder / "first.knet",
+            random_model(options.preset, first),
+            options.preset,
+            size=self.size,
+            sizes=None if span.least == span.most else span,
+            max_batch=max(options.batches),
+        )
+        usual = self.opened(bundle)
+        for size in sizes:
+            found = self.opened(bundle.at(size))
+            self.found["area", size[0] * size[1]] = self.frame_by_frame(found, size)
+        self.found["classes", first] = self.frame_by_frame(usual, self.size)
+        for count in others:
+            model = random_model(options.preset, count)
+            name = self.folder / f"{count}.knet"
+            other = write_random(name, model, options.preset, size=self.size)
+            found = self.opened(other)
+            self.found["classes", count] = self.frame_by_frame(found, self.size)
+        for batch in options.batches:
+            self.found["batch", batch] = self.in_batches(usual, batch)
+        video = self.folder / "in.mp4"
+        write_video(video, street_frames(self.size, options.frames) * 4)
+        for count in options.sources:
+            self.found["sources", count] = self.from_files(usual, video, count)
+        return self.found
+
+    def opened(self, bundle: Any) -> Segmenter:
+        segmenter = self.stack.enter_context(Segmenter(bundle, self.options.engine))
+        segmenter.warm_up()
+        return segmenter
+
+    def frame_by_frame(self, segmenter: Segmenter, size: Size) -> Measure:
+        frames = street_frames(size, self.options.frames)
+
+        def measure() -> dict[str, list[float]]:
+            masks = [segmenter(frame) for frame in frames]
+            found = {name: [mask.timings[name] for mask in masks] for name in masks[0].timings}
+            return {TOTAL: [sum(mask.timings.values()) for mask in masks], **found}
+
+        return measure
+
+    def in_batches(self, segmenter: Segmenter, batch: int) -> Measure:
+        frames = street_frames(self.size, batch)
+        segmenter.batch(frames)
+
+        def measure() -> dict[str, list[float]]:
+            started = time.perf_counter()
+            segmenter.batch(frames)
+            return {TOTAL: [1000 * (time.perf_counter() - started)]}
+
+        return measure
+
+    def from_files(self, segmenter: Segmenter, video: Path, count: int) -> Measure:
+        def measure() -> dict[str, list[float]]:
+            with ExitStack() as stack:
+                opened = [stack.enter_context(open_source(video)) for _ in range(count)]
+                outs = [self.folder / f"out{number}.mp4" for number in range(count)]
+                for out in outs:
+                    out.unlink(missing_ok=True)
+                feeds = [
+                    Feed(source, [OverlayVideo(out, source.info)], out.stem)
+                    for source, out in zip(opened, outs, strict=True)
+                ]
+                started = time.perf_counter()
+                run(feeds, segmenter, warm_up=False)
+                return {TOTAL: [1000 * (time.perf_counter() - started)]}
+
+        return measure
+
+
+def slopes(points: Sequence[tuple[float, float]]) -> list[float | None]:
+    """The exponent of growth from each point's predecessor to it: log y over log x."""
+    found: list[float | None] = [None]
+    for (x, y), (further, higher) in pairwise(points):
+        found.append(round(math.log(higher / y) / math.log(further / x), 3))
+    return found
+
+
+def main() -> None:
+    options = parse()
+    with ExitStack() as stack:
+        points = Points(options, stack).prepare()
+        names = {f"{kind} {at:g}": (kind, at) for kind, at in points}
+
+        def lap(name: str, task: str, number: int) -> Lap:
+            return Lap(name, task, number, points[names[name]]())
+
+        laps = interleave({name: ["ms"] for name in names}, options.rounds, lap, pause=0.05)
+    curves = []
+    for kind in ("area", "classes", "batch", "sources"):
+        times = {
+            at: stages(found for found in laps if names[found.contestant] == (kind, at))
+            for other, at in points
+            if other == kind
+        }
+        placed = sorted((at, time[TOTAL].median) for at, time in times.items())
+        curves.append(
+            {
+                "against": kind,
+                "points": [
+                    {"at": at, "ms": ms, "slope": slope, "stages": _plain(times[at])}
+                    for (at, ms), slope in zip(placed, slopes(placed), strict=True)
+                ],
+            }
+        )
+    report = {
+        "what": "ms: a frame (area, classes), a batch, or all files of several sources",
+        "preset": options.preset,
+        "engine": options.engine,
+        "size": options.size,
+        "rounds": options.rounds,
+        "frames": options.frames,
+        "curves": curves,
+    }
+    keep(report, options.output, ("numpy", "onnxruntime", "opencv-python-headless", "torch"))
+    if options.plot is not None:
+        options.plot.write_bytes(draw_curves(f"{options.preset}: {options.engine}", panels(curves)))
+    for curve in curves:
+        for point in curve["points"]:
+            if point["slope"] is not None:
+                where = f"{curve['against']} {point['at']:g}"
+                sys.stderr.write(f"{where}: {point['ms']:.1f} ms, exponent {point['slope']:.2f}\n")
+
+
+def _plain(times: dict[str, Any]) -> dict[str, float]:
+    return {name: time.median for name, time in times.items()}
+
+
+def panels(curves: list[dict[str, Any]]) -> list[tuple[str, str, str, list[Curve]]]:
+    """A panel for each thing that grows: the whole, and the stages where they are known."""
+    found = []
+    for curve in curves:
+        names = [name for name in curve["points"][0]["stages"] if name != "fit"]
+        lines = [
+            Curve(name, tuple((point["at"], point["stages"][name]) for point in curve["points"]))
+            for name in names
+        ]
+        found.append((curve["against"], curve["against"], "ms", lines))
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Bundles of random weights: what a network costs does not depend on what it has learned."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from knet_export.form.deploy import deploy_form
+from knet_export.form.precision import halve
+from knet_export.graph.tail import MOST_CLASSES, add_tail
+from knet_export.graph.to_onnx import CLASSMAP_NAME, LOGITS_NAME, WEIGHTS_NAME, export_onnx
+from knet_export.input_size import export_spec
+from knet_export.parity.tolerance import default_tolerance
+from knet_runtime.bundle import Bundle, write_bundle
+from knet_runtime.labels import LabelMap, distinct_palette
+from knet_runtime.manifest import (
+    Artefact,
+    Kind,
+    Licence,
+    Manifest,
+    OutputSpec,
+    Precision,
+    Provenance,
+    Size,
+    SizeRange,
+)
+from knet_train.build import build_model
+from knet_train.config import load_config
+from knet_train.knet import KNet
+
+
+def random_model(preset: str, classes: int) -> KNet:
+    """A network of random weights, the same each time. Its first kernels are large, so that a map
+    has several classes, as a trained one's: the class map's cost depends on them."""
+    torch.manual_seed(0)
+    model = build_model(load_config(preset).model, classes).eval()
+    torch.nn.init.normal_(model.conv_seg.weight)
+    return model.requires_grad_(False)
+
+
+def write_random(
+    folder: Path,
+    model: KNet,
+    preset: str,
+    *,
+    size: Size,
+    sizes: SizeRange | None = None,
+    max_batch: int = 1,
+    precision: Precision = "fp32",
+) -> Bundle:
+    """``folder`` as a bundle of ``model``, compared with nothing: it is there to be timed."""
+    config = load_config(preset)
+    classes = int(model.conv_seg.out_channels)
+    spec = export_spec(config, size, sizes, max_batch)
+    output = OutputSpec("logits", config.model.stride)
+    most = sizes.most if sizes else size
+    pixels = most[0] * most[1] // output.stride**2 if precision == "fp16" else 0
+    form = deploy_form(model, None if sizes else size, pixels=pixels)
+    if precision == "fp16":
+        form = halve(form, "fp16")
+    graphs: dict[Kind, str] = {"logits": LOGITS_NAME}
+    if classes <= MOST_CLASSES:
+        graphs["classmap"] = CLASSMAP_NAME
+    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+        files = Path(work)
+        export_onnx(form, spec, output, files)
+        if "classmap" in graphs:
+            add_tail(files / LOGITS_NAME, files / CLASSMAP_NAME, output)
+        names: Sequence[str] = (*graphs.values(), WEIGHTS_NAME)
+        manifest = Manifest(
+            name=folder.name.removesuffix(".knet"),
+            input=spec,
+            output=output,
+            labels=LabelMap(
+                tuple(f"class {index}" for index in range(classes)),
+                distinct_palette(classes),
+                65535,
+            ),
+            artefacts=tuple(
+                Artefact(
+                    path=path,
+                    kind=kind,
+                    precision=precision,
+                    tolerance=default_tolerance(precision),
+                    external_data=(WEIGHTS_NAME,),
+                )
+                for kind, path in graphs.items()
+            ),
+            provenance=Provenance("0" * 64, preset, {}),
+            licence=Licence("Apache-2.0", "Apache-2.0", "none"),
+        )
+        return write_bundle(folder, manifest, {name: files / name for name in names})

@@ -1,0 +1,1 @@
+"""What others run K-Net with, and how: the peers that `bench --compare` times."""

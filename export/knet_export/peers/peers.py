@@ -1,0 +1,59 @@
+"""Peers by name, ready to be made each in a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from knet_export.peers.graph_peers import GraphPeer, open_onnxruntime, open_openvino
+from knet_export.peers.naive import export_naive
+from knet_export.peers.torch_peers import CompiledPeer, LoopPeer, TorchPeer
+from knet_runtime.bench.contestant import Contestant
+from knet_runtime.bundle import Bundle
+from knet_runtime.manifest import Size
+from knet_train.checkpoint import read_checkpoint
+
+_PLAIN = "the graph of a plain torch.onnx.export, default options"
+
+
+def make_peers(
+    names: Sequence[str], bundle: Bundle, checkpoint: Path, frames: Sequence[Size], folder: Path
+) -> dict[str, Callable[[], Contestant]]:
+    """For each of "torch", "torch-compile", "ort-naive", "openvino" and "torch-loop" that is named,
+    what makes it, and can be pickled.
+
+    They see pictures of the bundle's size, and give maps at those of ``frames`` (height, width);
+    the plain graphs are written into ``folder``. Raises CheckpointError.
+    """
+    spec = bundle.manifest.input
+    size = (spec.height, spec.width)
+    found: dict[str, Callable[[], Contestant]] = {}
+    plain: partial[GraphPeer] | None = None
+    for name in names:
+        match name:
+            case "torch":
+                found[name] = partial(TorchPeer, checkpoint, size)
+            case "torch-compile":
+                found[name] = partial(CompiledPeer, checkpoint, size)
+            case "torch-loop":
+                found[name] = partial(LoopPeer, checkpoint, size)
+            case "ort-naive" | "openvino":
+                plain = plain or _plain(checkpoint, size, frames, folder)
+                opener = open_onnxruntime if name == "ort-naive" else open_openvino
+                found[name] = partial(plain, open_graph=opener)
+            case _:
+                raise ValueError(f"there is no peer {name!r}")
+    return found
+
+
+def _plain(
+    checkpoint: Path, size: Size, frames: Sequence[Size], folder: Path
+) -> partial[GraphPeer]:
+    model = read_checkpoint(checkpoint).model
+    graphs = {}
+    for frame in frames:
+        graphs[frame] = folder / f"plain-{frame[0]}x{frame[1]}.onnx"
+        export_naive(model, size, frame, graphs[frame])
+    mean, std = (tuple(value.flatten().tolist()) for value in (model.mean, model.std))
+    return partial(GraphPeer, graphs, size=size, mean=mean, std=std, note=_PLAIN)

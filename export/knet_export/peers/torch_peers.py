@@ -1,0 +1,151 @@
+"""The trained model in PyTorch: eager, compiled, and in a loop of the kind that Ultralytics has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from knet_runtime.backends.machine import cpu_budget
+from knet_runtime.bench.contestant import Facts
+from knet_runtime.bench.summary import TOTAL
+from knet_runtime.labels import LabelMap
+from knet_runtime.manifest import Size
+from knet_runtime.preprocess import resize
+from knet_train.checkpoint import read_checkpoint
+from knet_train.knet import KNet
+
+_TRIALS = 3
+Network = Callable[[Tensor], Tensor]
+
+
+class TorchPeer:
+    """Resize, network, bilinear interpolation to the frame's size and argmax, all in float32.
+
+    The resize is ours: the same pixels make maps comparable. Of the two memory layouts the faster
+    one is taken, by a few trials.
+    """
+
+    def __init__(self, checkpoint: Path, size: Size) -> None:
+        torch.set_num_threads(cpu_budget())
+        self._size = size
+        self._network, note = _faster_layout(read_checkpoint(checkpoint).model, size)
+        self.facts = Facts("fp32", None, "a peer", note)
+
+    @torch.inference_mode()
+    def segment(self, frame: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], dict[str, float]]:
+        """See ``Contestant``."""
+        begun = perf_counter()
+        image = torch.from_numpy(resize(frame, self._size))[None]
+        fitted = perf_counter()
+        logits = self._network(image)
+        ran = perf_counter()
+        large = F.interpolate(logits, frame.shape[:2], mode="bilinear", align_corners=False)
+        classes = large.argmax(1)[0].to(torch.uint8).numpy()
+        ended = perf_counter()
+        seconds = {
+            "fit": fitted - begun,
+            "infer": ran - fitted,
+            "tail": ended - ran,
+            TOTAL: ended - begun,
+        }
+        return classes, {stage: 1000 * value for stage, value in seconds.items()}
+
+
+class CompiledPeer(TorchPeer):
+    """The same under ``torch.compile``, interpolation and argmax included; for each size of frame
+    its own. Raises what the compiler raises where it can not work."""
+
+    def __init__(self, checkpoint: Path, size: Size) -> None:
+        super().__init__(checkpoint, size)
+        network = self._network
+
+        def whole(image: Tensor, rows: int, columns: int) -> Tensor:
+            large = F.interpolate(
+                network(image), (rows, columns), mode="bilinear", align_corners=False
+            )
+            return large.argmax(1).to(torch.uint8)
+
+        self._whole = torch.compile(whole, dynamic=False)
+
+    @torch.inference_mode()
+    def segment(self, frame: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], dict[str, float]]:
+        """See ``Contestant``."""
+        begun = perf_counter()
+        image = torch.from_numpy(resize(frame, self._size))[None]
+        fitted = perf_counter()
+        classes = self._whole(image, *frame.shape[:2])[0].numpy()
+        ended = perf_counter()
+        seconds = {"fit": fitted - begun, "infer": ended - fitted, TOTAL: ended - begun}
+        return classes, {stage: 1000 * value for stage, value in seconds.items()}
+
+
+class LoopPeer:
+    """The loop that a runtime on PyTorch has: resize, to a float tensor, normalise, network,
+    interpolate, argmax, back to NumPy; then colours by palette, blended over the frame."""
+
+    def __init__(self, checkpoint: Path, size: Size) -> None:
+        torch.set_num_threads(cpu_budget())
+        found = read_checkpoint(checkpoint)
+        self._model, self._size = found.model, size
+        self._palette = _palette(found.labels)
+        self.facts = Facts("fp32", None, "a peer", "its draw is a palette and a weighted sum")
+
+    @torch.inference_mode()
+    def segment(self, frame: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], dict[str, float]]:
+        """See ``Contestant``."""
+        model = self._model
+        begun = perf_counter()
+        image = cv2.resize(frame, (self._size[1], self._size[0]))
+        planes = np.ascontiguousarray(image.transpose(2, 0, 1)[None])
+        tensor = torch.from_numpy(planes).float()
+        normalised = (tensor - model.mean) / model.std
+        fitted = perf_counter()
+        logits = model.decode(model.backbone(normalised))[-1]
+        ran = perf_counter()
+        large = F.interpolate(logits, frame.shape[:2], mode="bilinear", align_corners=False)
+        classes = large.argmax(1)[0].cpu().numpy().astype(np.uint8)
+        ended = perf_counter()
+        cv2.addWeighted(frame, 0.5, self._palette[classes], 0.5, 0)
+        drawn = perf_counter()
+        seconds = {
+            "fit": fitted - begun,
+            "infer": ran - fitted,
+            "tail": ended - ran,
+            TOTAL: ended - begun,
+            "draw": drawn - ended,
+        }
+        return classes, {stage: 1000 * value for stage, value in seconds.items()}
+
+
+def _palette(labels: LabelMap) -> NDArray[np.uint8]:
+    return np.array(labels.palette, np.uint8)
+
+
+def _faster_layout(model: KNet, size: Size) -> tuple[KNet, str]:
+    """The model in that memory layout, and which."""
+    image = torch.zeros(1, *size, 3, dtype=torch.uint8)
+    plain = _trial(model, image)
+    last = model.to(memory_format=torch.channels_last)
+    if _trial(last, image) < plain:
+        return last, "channels_last, the faster of the two layouts"
+    contiguous = last.to(memory_format=torch.contiguous_format)
+    return contiguous, "contiguous, the faster of the two layouts"
+
+
+@torch.inference_mode()
+def _trial(network: Network, image: Tensor) -> float:
+    times = []
+    for _ in range(_TRIALS + 1):
+        begun = perf_counter()
+        network(image)
+        times.append(perf_counter() - begun)
+    return median(times[1:])

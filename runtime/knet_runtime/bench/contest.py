@@ -1,0 +1,247 @@
+"""The contest itself: every contestant in its process, in turns, and what came out of it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from knet_runtime.bench.contestant import Contestant, Facts
+from knet_runtime.bench.limits import Limits, LimitsProbe
+from knet_runtime.bench.media import Media, write_video
+from knet_runtime.bench.power import gpu_memory_used, gpu_meter, processor_meter
+from knet_runtime.bench.report import Failure, FileRow, MediaRow, Row
+from knet_runtime.bench.rounds import PAUSE, Lap, interleave
+from knet_runtime.bench.stand import Stand, agreement
+from knet_runtime.bench.summary import TOTAL, joules_per_frame, stages
+from knet_runtime.bench.worker import Worker
+from knet_runtime.errors import BackendError
+
+_MEDIA, _FILES = "file", "files "
+Frames = Sequence[NDArray[np.uint8]]
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """Who takes part: ``make`` is called in the contestant's own process. ``ours`` have a pipeline;
+    ``gpu`` says whose energy and memory are meant."""
+
+    name: str
+    make: Callable[[], Contestant]
+    ours: bool = False
+    gpu: bool = False
+
+
+class Cost(msgspec.Struct, frozen=True):
+    """What a graph costs for one picture: multiply-adds of its convolutions and matrix products,
+    and the bytes that these read and write at least, each once."""
+
+    multiply_adds: int
+    bytes: int
+
+
+class _Opened(msgspec.Struct, frozen=True):
+    entry: Entry
+    worker: Worker
+    facts: Facts
+    device_bytes: int | None
+
+
+class Contest:
+    """Frames laid out in ``folder`` (a temporary one), and who runs on them.
+
+    ``tasks`` are frames by name ("360×480"); ``sources`` is how many files run at once, file to
+    file, 0 for none; each of its files has ``file_frames`` frames.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        tasks: Mapping[str, Frames],
+        *,
+        threads: int,
+        sources: int = 1,
+        file_frames: int = 90,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._folder, self._threads, self._sources = folder, threads, sources
+        self._on_step = on_step
+        self.frames, self.videos = {}, {}
+        for number, (task, frames) in enumerate(tasks.items()):
+            self.frames[task] = folder / f"frames{number}"
+            self.frames[task].mkdir()
+            for index, frame in enumerate(frames):
+                np.save(self.frames[task] / f"{index:03}.npy", frame)
+            self.videos[task] = folder / f"video{number}.mp4"
+            looped = [frames[index % len(frames)] for index in range(file_frames)]
+            write_video(self.videos[task], looped)
+        self.laps: list[Lap] = []
+        self.failures: list[Failure] = []
+        self._startups: dict[str, float] = {}
+        self._peaks: dict[str, int | None] = {}
+        self._opened: dict[str, _Opened] = {}
+        self._agreements: dict[tuple[str, str], float] = {}
+        self.reference: str | None = None
+
+    @property
+    def ours(self) -> list[str]:
+        """The names of our engines that were opened."""
+        return [name for name, opened in self._opened.items() if opened.entry.ours]
+
+    @property
+    def theirs(self) -> list[str]:
+        """The names of the peers that were opened."""
+        return [name for name, opened in self._opened.items() if not opened.entry.ours]
+
+    def limits(self) -> Limits:
+        """This machine's, at the contest's thread count."""
+        with Worker(LimitsProbe, self._threads) as worker:
+            found: Limits = worker.call("measure")
+            return found
+
+    def run(self, entries: Sequence[Entry], rounds: int, pause: float = PAUSE) -> None:
+        """Open all, compare their maps with those of the first of ours that is verified (of the
+        first of ours, if none is), and run the rounds."""
+        with ExitStack() as stack:
+            for entry in entries:
+                self._open(stack, entry)
+                self._on_step()
+            self._compare()
+            media = stack.enter_context(Worker(Media, self._threads))
+            turns: dict[str, list[str]] = {
+                name: [*self.frames, *self._file_tasks(opened.entry)]
+                for name, opened in self._opened.items()
+            }
+            turns[_MEDIA] = list(self.frames)
+
+            def lap(name: str, task: str, number: int) -> Lap | None:
+                if name == _MEDIA:
+                    found = media.call("lap", self.videos[task], self._folder / "media.mp4")
+                    return Lap(name, task, number, found)
+                return self._lap(self._opened[name], task, number)
+
+            self.laps = interleave(turns, rounds, lap, pause=pause)
+            for name, opened in self._opened.items():
+                self._peaks[name] = opened.worker.peak_bytes()
+
+    def _file_tasks(self, entry: Entry) -> list[str]:
+        return [_FILES + task for task in self.frames] if entry.ours and self._sources else []
+
+    def _open(self, stack: ExitStack, entry: Entry) -> None:
+        before = gpu_memory_used() if entry.gpu else None
+        first = next(iter(self.frames.values()))
+        try:
+            worker = stack.enter_context(Worker(partial(Stand, entry.make, first), self._threads))
+            facts: Facts = worker.call("facts")
+            for number, (task, frames) in enumerate(self.frames.items()):
+                worker.call("maps", frames, self._maps(entry.name, task, number))
+        except BackendError as error:
+            self.failures.append(Failure(entry.name, str(error)))
+            return
+        after = gpu_memory_used() if entry.gpu else None
+        device = None if before is None or after is None else max(after - before, 0)
+        self._startups[entry.name] = worker.seconds
+        self._opened[entry.name] = _Opened(entry, worker, facts, device)
+
+    def _maps(self, name: str, task: str, number: int | None = None) -> Path:
+        if number is None:
+            number = list(self.frames).index(task)
+        return self._folder / f"maps{number}" / name
+
+    def _compare(self) -> None:
+        ours = [opened for opened in self._opened.values() if opened.entry.ours]
+        if not ours:
+            return
+        best = next((opened for opened in ours if opened.facts.doubt is None), ours[0])
+        self.reference = best.entry.name
+        for name in self._opened:
+            for task in self.frames:
+                found = agreement(self._maps(self.reference, task), self._maps(name, task))
+                self._agreements[name, task] = found
+
+    def _lap(self, opened: _Opened, task: str, number: int) -> Lap | None:
+        entry, worker = opened.entry, opened.worker
+        meter = gpu_meter() if entry.gpu else processor_meter()
+        before = meter() if meter else None
+        try:
+            if task.startswith(_FILES):
+                videos = [self.videos[task.removeprefix(_FILES)]] * self._sources
+                out = self._folder / "out"
+                out.mkdir(exist_ok=True)
+                frames, seconds = worker.call("file_to_file", videos, out)
+                samples = {TOTAL: [1000 * seconds / frames] * frames}
+            else:
+                samples = worker.call("lap", self.frames[task])
+        except BackendError as error:
+            self.failures.append(Failure(entry.name, str(error)))
+            return None
+        after = meter() if meter else None
+        joules = None if before is None or after is None else after - before
+        self._on_step()
+        return Lap(entry.name, task, number, samples, joules)
+
+    def _of(self, name: str, task: str) -> list[Lap]:
+        return [lap for lap in self.laps if (lap.contestant, lap.task) == (name, task)]
+
+    def rows(self, limits: Limits, cost: Cost | None) -> list[Row]:
+        """A row for every contestant and task that has laps."""
+        found = []
+        for task in self.frames:
+            for name, opened in self._opened.items():
+                if laps := self._of(name, task):
+                    found.append(self._row(opened, task, laps, limits, cost))
+        return found
+
+    def _row(
+        self, opened: _Opened, task: str, laps: list[Lap], limits: Limits, cost: Cost | None
+    ) -> Row:
+        entry, facts, name = opened.entry, opened.facts, opened.entry.name
+        times = stages(laps)
+        shares: tuple[float | None, float | None] = (None, None)
+        if cost is not None and entry.ours and not entry.gpu:
+            seconds = times["infer"].median / 1000
+            shares = (
+                round(cost.multiply_adds / seconds / limits.matmul, 4),
+                round(cost.bytes / seconds / limits.copy, 4),
+            )
+        return Row(
+            contestant=name,
+            task=task,
+            ours=entry.ours,
+            precision=facts.precision,
+            graph=facts.graph,
+            verified=entry.ours and facts.doubt is None,
+            doubt=facts.doubt,
+            note=facts.note,
+            frames_per_second=round(1000 / times[TOTAL].median, 2),
+            stages=times,
+            agreement=self._agreements.get((name, task)),
+            startup_seconds=round(self._startups[name], 3),
+            peak_bytes=self._peaks[name],
+            device_bytes=opened.device_bytes,
+            joules_per_frame=joules_per_frame(laps),
+            matmul_share=shares[0],
+            copy_share=shares[1],
+        )
+
+    def files(self) -> list[FileRow]:
+        """File to file, for each of ours and each task."""
+        found = []
+        for task in self.frames:
+            for name in self._opened:
+                rates = [
+                    round(1000 / lap.samples[TOTAL][0], 2) for lap in self._of(name, _FILES + task)
+                ]
+                if rates:
+                    median = round(statistics.median(rates), 2)
+                    found.append(FileRow(name, task, self._sources, median, rates))
+        return found
+
+    def media(self) -> list[MediaRow]:
+        """Decoding and encoding, for each task."""
+        return [MediaRow(task, stages(self._of(_MEDIA, task))) for task in self.frames]

@@ -1,0 +1,90 @@
+"""Who takes part: something that makes a class map of a frame and says what its stages took."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import perf_counter
+from typing import Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from knet_runtime.backends.choose import own_kind
+from knet_runtime.bench.summary import TOTAL
+from knet_runtime.bundle import open_bundle
+from knet_runtime.overlay import blend
+from knet_runtime.postprocess import ClassMap
+from knet_runtime.segmenter import Segmenter
+from knet_runtime.stream import Feed, run
+from knet_runtime.video import open_source
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """What a row is a row of.
+
+    ``graph`` is the SHA-256 of what is run, None where it is no file; ``doubt`` says why it is not
+    proven right, None if verify has passed it on this engine and device; ``note`` is what else a
+    reader must know.
+    """
+
+    precision: str
+    graph: str | None
+    doubt: str | None
+    note: str = ""
+
+
+class Contestant(Protocol):
+    """Opened and warm when it has been made; used by one thread."""
+
+    @property
+    def facts(self) -> Facts: ...
+
+    def segment(self, frame: NDArray[np.uint8]) -> tuple[ClassMap, dict[str, float]]:
+        """The class map [H, W] of a uint8 [H, W, 3] RGB frame, at its size, and milliseconds per
+        stage; ``TOTAL`` is the whole from frame to class map, "draw" is not in it."""
+
+
+class Engine:
+    """One of our engines with a bundle, through the runtime's own front door."""
+
+    def __init__(self, bundle: Path, engine: str, size: tuple[int, int] | None = None) -> None:
+        opened = open_bundle(bundle)
+        self._segmenter = Segmenter(opened if size is None else opened.at(size), engine)
+
+    @property
+    def facts(self) -> Facts:
+        segmenter = self._segmenter
+        bundle = segmenter.bundle
+        artefact = bundle.of_kind(own_kind(bundle, segmenter.engine))
+        record = bundle.manifest.files[artefact.path]
+        note = "" if artefact.kind == "logits" else "class map in the graph"
+        # That engine takes an fp32 graph and computes in bf16: the row is about what is computed.
+        precision = "bf16" if segmenter.engine == "openvino-bf16" else artefact.precision
+        return Facts(precision, record.sha256, segmenter.doubt, note)
+
+    def segment(self, frame: NDArray[np.uint8]) -> tuple[ClassMap, dict[str, float]]:
+        started = perf_counter()
+        mask = self._segmenter(frame)
+        mapped = perf_counter()
+        blend(frame, mask.class_map, mask.labels, 0.5)
+        drawn = perf_counter()
+        times = {**mask.timings, TOTAL: 1000 * (mapped - started), "draw": 1000 * (drawn - mapped)}
+        return mask.class_map, times
+
+    def file_to_file(self, videos: list[Path], folder: Path) -> tuple[int, float]:
+        """Segment these files at once, each to an overlay in ``folder``: frames, and seconds."""
+        from knet_runtime.sinks import OverlayVideo
+
+        sources = [open_source(video) for video in videos]
+        try:
+            feeds = [
+                Feed(source, [OverlayVideo(folder / f"{number}.mp4", source.info)], f"{number}")
+                for number, source in enumerate(sources)
+            ]
+            started = perf_counter()
+            summary = run(feeds, self._segmenter, warm_up=False)
+            return summary.frames, perf_counter() - started
+        finally:
+            for source in sources:
+                source.close()
