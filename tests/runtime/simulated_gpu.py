@@ -177,6 +177,7 @@ class SimulatedTensorRT:
     def __init__(self, context: SimulatedContext, shapes: dict[str, tuple[int, ...]]) -> None:
         self.context = context
         self.config = SimpleNamespace(
+            cuda_graph_strategy="none",
             create_runtime_cache=lambda: SimpleNamespace(
                 deserialize=lambda data: None, serialize=lambda: b"kernels"
             ),

@@ -313,13 +313,14 @@ def test_a_graph_that_can_not_be_captured_is_opened_without(make_bundle, monkeyp
     assert "without a CUDA graph: This session cannot use the graph capture" in caplog.text
 
 
+@pytest.mark.parametrize("graphs", [False, True])  # the processor's provider makes none
 @pytest.mark.parametrize("kind", ["logits", "classmap"])
-def test_bound_buffers_give_what_a_plain_run_gives(make_bundle, colour_model, kind):
+def test_bound_buffers_give_what_a_plain_run_gives(make_bundle, colour_model, kind, graphs):
     bundle = make_bundle(classmap=colour_model(kind="classmap"))
     session = onnxruntime.InferenceSession(str(bundle.file(bundle.of_kind(kind).path)))
     shape = output_shape(bundle.manifest, kind)
     element = np.float32 if kind == "logits" else np.uint8
-    bound = BoundSession(session, "image", kind, shape, element, graphs=False, device="cpu")
+    bound = BoundSession(session, "image", kind, shape, element, graphs=graphs, device="cpu")
     with open_backend(bundle, CPU, kind) as plain:
         batches = [np.roll(batch(count), turn) for turn, count in enumerate((3, 1, 2, 1, 1, 3))]
         results = [bound.run(images) for images in batches]

@@ -100,6 +100,7 @@ def test_proven_engine_that_does_not_open_is_passed_over_aloud(recorded, parity,
         assert backend.name == CPU
     (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert "onnxruntime-tensorrt-rtx does not work" in warning.getMessage()
+    assert "onnxruntime-tensorrt-rtx: it passed verify but does not work now" in reason(bundle, CPU)
 
 
 @pytest.mark.usefixtures("with_gpu")
@@ -208,6 +209,6 @@ def test_probe_reports_an_onnxruntime_that_can_not_be_imported(monkeypatch):
 def test_the_reason_names_what_speaks_against_each_faster_engine(recorded, parity, with_gpu):
     bundle = recorded(parity(CPU), parity("openvino-bf16", passed=False))
     told = reason(bundle, CPU)
-    assert told.startswith("the fastest that is proven and works here (tensorrt, tensorrt-rtx, ")
+    assert told.startswith("the first of auto's order that may be taken here (tensorrt, tensorrt-")
     assert f"onnxruntime-cuda: it was never verified on {GPU}; openvino-bf16: it did not" in told
-    assert reason(bundle, PREFERENCE[0]) == "the fastest there is"
+    assert reason(bundle, PREFERENCE[0]) == "the first of auto's order"

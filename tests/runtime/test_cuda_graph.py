@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from knet_deploy.cli import main
 from knet_runtime.backends import open_backend
 from knet_runtime.backends import tensorrt as tensorrt_backend
 from knet_runtime.backends.cuda import Cuda
@@ -167,11 +170,45 @@ def test_an_engine_that_fails_in_the_middle_is_an_error_and_no_other_engine(
         backend.infer(machine.pictures(1, 9))
 
 
+def test_a_gpu_that_fails_midway_ends_the_run_and_no_other_engine_takes_over(
+    machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.open().close()
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for index, picture in enumerate(machine.pictures(9, 0)):
+        cv2.imwrite(str(pictures / f"{index}.png"), picture)
+    launch = machine.cuda.cudaGraphLaunch
+
+    def tire(graph: int, stream: int) -> tuple[object, ...]:
+        if machine.cuda.calls.count("cudaGraphLaunch") == 3:
+            machine.cuda.failing.add("cudaGraphLaunch")
+        return launch(graph, stream)
+
+    machine.cuda.cudaGraphLaunch = tire  # type: ignore[method-assign,assignment]
+    words = ["--bundle", str(machine.bundle.path), "--engine", "tensorrt", "--self-test", "off"]
+    code = main(["run", str(pictures), *words, "--masks", str(tmp_path / "masks")])
+    assert code == 1
+    assert "error: CUDA: cudaGraphLaunch failed: operation not permitted" in capsys.readouterr().err
+    # The warm-up and the first picture ran plainly; the second to fourth were the graph's.
+    assert len(list((tmp_path / "masks").glob("*.png"))) == 4
+    assert (tmp_path / "masks" / "PARTIAL.txt").exists()
+
+
 def test_tensorrt_rtx_is_told_to_make_graphs_itself(machine: Machine) -> None:
     machine.module.rtx()
     with machine.open("tensorrt-rtx") as backend:
         machine.check(backend, [1, 1, 1, 2, 2])
     assert machine.module.config.cuda_graph_strategy == "whole"
+    assert "cudaStreamBeginCapture" not in machine.cuda.calls
+
+
+def test_tensorrt_rtx_before_graphs_runs_plainly(machine: Machine) -> None:
+    machine.module.rtx()
+    del machine.module.config.cuda_graph_strategy
+    with machine.open("tensorrt-rtx") as backend:
+        machine.check(backend, [1, 1, 1, 2])
+    assert not hasattr(machine.module.config, "cuda_graph_strategy")
     assert "cudaStreamBeginCapture" not in machine.cuda.calls
 
 

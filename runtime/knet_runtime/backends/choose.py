@@ -60,12 +60,13 @@ def objection(bundle: Bundle, engine: str, kind: Kind | None = None) -> str | No
 
 
 def reason(bundle: Bundle, engine: str) -> str:
-    """Why ``auto`` takes ``engine`` here, in words: what speaks against those that are faster."""
+    """Why ``auto`` took ``engine`` here, in words: what spoke against those before it."""
     passed_over: dict[str, list[str]] = {}
-    for faster in PREFERENCE[: PREFERENCE.index(engine)]:
-        if against := objection(bundle, faster):
-            passed_over.setdefault(against, []).append(faster)
+    for earlier in PREFERENCE[: PREFERENCE.index(engine)]:
+        # Nothing was against it, and it was not taken: so it did not open, as a warning said.
+        against = objection(bundle, earlier) or "it passed verify but does not work now"
+        passed_over.setdefault(against, []).append(earlier)
     if not passed_over:
-        return "the fastest there is"
+        return "the first of auto's order"
     others = "; ".join(f"{', '.join(names)}: {why}" for why, names in passed_over.items())
-    return f"the fastest that is proven and works here ({others})"
+    return f"the first of auto's order that may be taken here ({others})"

@@ -212,7 +212,8 @@ class _RuntimeCache:
         if not hasattr(config, "create_runtime_cache"):
             return engine.create_execution_context()
         # It compiles kernels while it runs, so only itself knows when a graph can be captured.
-        config.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        if hasattr(config, "cuda_graph_strategy"):  # from 1.2 on
+            config.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         self._cache = config.create_runtime_cache()
         with contextlib.suppress(OSError):  # there is none before the first run
             self._cache.deserialize(self._path.read_bytes())
