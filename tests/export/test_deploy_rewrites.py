@@ -66,8 +66,8 @@ def test_one_batched_product_is_a_convolution_per_picture(
         F.conv2d(picture[None], kernel[:, :, None, None], bias)
         for picture, kernel, bias in zip(features, kernels, offset, strict=True)
     ]
-    masks = apply_kernels(features.flatten(2), kernels, offset)
-    assert_same(masks, torch.cat(each).flatten(2), tolerance)
+    masks = apply_kernels(features.flatten(2).transpose(1, 2), kernels, offset)
+    assert_same(masks, torch.cat(each).flatten(2).transpose(1, 2), tolerance)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -85,7 +85,7 @@ def test_the_transform_before_the_gather_moves_into_the_next_layer(
     expected = layer(group.reshape(batch, count * parts, channels // parts))
     for scale in (1.0, 32.0):
         folded = FoldedGather(stage.feat_transform, layer, scale)
-        sums, amounts = gather(features.flatten(2), masks.flatten(2), scale, dtype)
+        sums, amounts = gather(features.flatten(2), masks.flatten(2).mT, scale, dtype)
         assert_same(folded(sums, amounts), expected, tolerance)
 
 
@@ -100,8 +100,8 @@ def test_the_transform_before_the_masks_moves_into_the_last_layer_of_their_kerne
     branch = torch.randn(batch, count, channels, dtype=dtype)
     expected = stage.fc_mask(branch) @ stage.feat_transform(features).flatten(2)
     kernels, offset = FoldedMaskKernels(stage.feat_transform, stage.fc_mask)(branch)
-    masks = apply_kernels(features.flatten(2), kernels, offset)
-    assert_same(masks, expected, tolerance)
+    masks = apply_kernels(features.flatten(2).mT, kernels, offset)
+    assert_same(masks.mT, expected, tolerance)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -120,12 +120,14 @@ def test_what_reads_only_the_initial_kernels_is_a_constant(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_masks_with_pixels_first_give_the_same_sums(shape: Shape, precision: Precision) -> None:
+def test_masks_and_features_with_pixels_first_give_the_same_sums(
+    shape: Shape, precision: Precision
+) -> None:
     (batch, count, channels, _, height, width), (dtype, tolerance) = shape, precision
     features = torch.randn(batch, channels, height * width, dtype=dtype)
     masks = torch.randn(batch, count, height * width, dtype=dtype)
     assignment = torch.softmax(masks, 1)
-    sums, amounts = gather(features, masks, 1, dtype)
+    sums, amounts = gather(features, masks.mT, 1, dtype)
     assert_same(sums, torch.einsum("bnp,bcp->bnc", assignment, features), tolerance)
     assert_same(amounts, assignment.sum(2), tolerance)
 
@@ -136,8 +138,8 @@ def test_a_rescaled_sum_fits_fp16_where_a_plain_one_does_not_and_loses_nothing()
     assert scale == 2 ** round(torch.tensor(scale).log2().item()), "a power of two rounds nothing"
     assert sum_scale(1) == 1
     features = torch.full((1, 8, pixels), 20.0)
-    masks = torch.zeros(1, 2, pixels)
-    masks[:, 0] = 5  # nearly all pixels are of one kernel
+    masks = torch.zeros(1, pixels, 2)
+    masks[..., 0] = 5  # nearly all pixels are of one kernel
     half = (features.half(), masks.half())
     plain, _ = gather(*half, 1, torch.float32)
     scaled, amounts = gather(*half, scale, torch.float32)
@@ -161,8 +163,8 @@ def test_a_stage_without_its_transform_gives_the_same_kernels_and_masks(
     expected = stage(features, kernels.expand(batch, -1, -1), masks)
     scale = sum_scale(1000 * height * width)
     deployed = DeployStage(stage, scale, kernels[0] if first else None)
-    sums, amounts = gather(features.flatten(2), masks.flatten(2), scale, dtype)
+    sums, amounts = gather(features.flatten(2), masks.flatten(2).mT, scale, dtype)
     new, mask_kernels, offset = deployed(sums, amounts, None if first else kernels)
     assert_same(new, expected[0], tolerance)
-    got = apply_kernels(features.flatten(2), mask_kernels, offset)
-    assert_same(got, expected[1].flatten(2), tolerance)
+    got = apply_kernels(features.flatten(2).mT, mask_kernels, offset)
+    assert_same(got.mT, expected[1].flatten(2), tolerance)

@@ -108,7 +108,7 @@ class DeployKNet(nn.Module):
         self,
         backbone: nn.Module,
         head: nn.Module,
-        classifier: nn.Conv2d,
+        classifier: nn.Linear,
         stages: list[DeployStage],
         scale: float,
         mean: Tensor,
@@ -127,14 +127,29 @@ class DeployKNet(nn.Module):
         planes = (image.to(exact).permute(0, 3, 1, 2) - self.mean) / self.std
         grid = self.head(self.backbone(planes.to(fast)))
         features = grid.flatten(2)  # [B, C, P]
-        masks = self.classifier(grid).flatten(2)  # [B, N, P]
+        if self.stages:
+            logits = self._updated(features, exact)
+        else:  # the initial kernels are the answer
+            logits = self.classifier.weight @ features + self.classifier.bias.unsqueeze(-1)
+        grid_logits = logits.unflatten(2, (grid.shape[2], grid.shape[3]))  # type: ignore[no-untyped-call]
+        out: Tensor = grid_logits.to(exact)
+        return out
+
+    def _updated(self, features: Tensor, exact: torch.dtype) -> Tensor:
+        """Features [B, C, P] -> logits [B, N, P] of the last stage."""
+        fast = features.dtype
+        pixels = features.transpose(1, 2)
+        masks: Tensor = self.classifier(pixels)  # [B, P, N]
         kernels: Tensor | None = None
-        for stage in self.stages:
+        last = len(self.stages) - 1
+        for number, stage in enumerate(self.stages):
             sums, amounts = gather(features, masks, self.scale, exact)
             kernels, mask_kernels, offset = stage(sums, amounts, kernels)
-            masks = apply_kernels(features, mask_kernels.to(fast), offset.to(fast))
-        out: Tensor = masks.unflatten(2, (grid.shape[2], grid.shape[3])).to(exact)
-        return out
+            mask_kernels, offset = mask_kernels.to(fast), offset.to(fast)
+            if number < last:
+                masks = apply_kernels(pixels, mask_kernels, offset)
+        logits: Tensor = mask_kernels @ features + offset.unsqueeze(-1)
+        return logits
 
 
 @torch.no_grad()
@@ -156,11 +171,15 @@ def deploy_form(model: KNet, size: Size | None, *, pixels: int = 0) -> DeployKNe
     else:
         backbone = copy.deepcopy(backbone)
     initial = model.conv_seg.weight.flatten(1)
+    classifier = nn.Linear(initial.shape[1], initial.shape[0], device="meta", dtype=initial.dtype)
+    classifier.weight = nn.Parameter(initial.clone())
+    assert model.conv_seg.bias is not None
+    classifier.bias = nn.Parameter(model.conv_seg.bias.clone())
     scale = sum_scale(pixels) if pixels else 1.0
     form = DeployKNet(
         backbone,
         _with_matrices(copy.deepcopy(model.head)),
-        copy.deepcopy(model.conv_seg),
+        classifier,
         [
             DeployStage(cast(KernelUpdateStage, stage), scale, initial if number == 0 else None)
             for number, stage in enumerate(model.stages)

@@ -18,10 +18,9 @@ M_s [N, P]. As published, stage s computes
    disappears into that layer's weights and costs nothing at all.
 3. **Constants.** The kernels that enter the first stage are weights, the same for every picture.
    Whatever reads only them is computed once, here.
-4. **Layout.** X stays [C, P]: as [P, C] it would be transposed inside every product, which is
-   three times slower in ONNX Runtime. The masks, N/C as large, are transposed, so that the softmax
-   runs along the last axis and the big products, [N, C]·[C, P] and [C, P]·[P, N], need no
-   transposed operand.
+4. **Layout.** With X as [C, P] and once as [P, C], and masks as [P, N], the softmax runs along the
+   last axis and the big products, [P, C]·[C, N], [C, P]·[P, N] and (last stage) [N, C]·[C, P], need
+   no transposed operand; what is transposed has N×C elements.
 5. **Rescaled sums.** A Xᵀ sums over P pixels and can pass 65,504, where fp16 ends. A / s is summed
    instead, and s goes into the weights of the next linear layer; s is a power of two, so nothing is
    rounded by it. s = P would push the small probabilities out of fp16 at the other end (A / P is
@@ -40,21 +39,21 @@ from knet_train.kernels import KernelUpdator
 _SUM_ROOM = 64  # how often the largest feature a rescaled sum can hold: 65,504 / 64 > 1000
 
 
-def apply_kernels(features: Tensor, kernels: Tensor, offset: Tensor) -> Tensor:
-    """Masks of every pixel (rewrites 1 and 4): features [B, C, P], kernels [B, N, C] and what each
-    adds to its mask [B, N] -> mask logits [B, N, P]."""
-    return kernels @ features + offset.unsqueeze(-1)
+def apply_kernels(pixels: Tensor, kernels: Tensor, offset: Tensor) -> Tensor:
+    """Masks of every pixel (rewrites 1 and 4): pixels [B, P, C], kernels [B, N, C] and what each
+    adds to its mask [B, N] -> mask logits [B, P, N]."""
+    return pixels @ kernels.transpose(1, 2) + offset.unsqueeze(1)
 
 
 def gather(
     features: Tensor, masks: Tensor, scale: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """The sums of step 1 of a stage, before any transform (rewrites 2, 4 and 5): features
-    [B, C, P] and mask logits [B, N, P] -> (A Xᵀ) / s [B, N, C] and (A 1) / s [B, N], of ``dtype``.
+    [B, C, P] and mask logits [B, P, N] -> (A Xᵀ) / s [B, N, C] and (A 1) / s [B, N], of ``dtype``.
 
     The softmax is computed in ``dtype`` too; the product in the features' own.
     """
-    assignment = torch.softmax(masks.to(dtype).transpose(1, 2), dim=-1)  # [B, P, N]
+    assignment = torch.softmax(masks.to(dtype), dim=-1)
     if scale != 1:
         assignment = assignment * (1 / scale)
     sums = features @ assignment.to(features.dtype)
