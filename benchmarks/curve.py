@@ -15,13 +15,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,6 +31,7 @@ import torch
 from curve_plot import draw_curve
 from curve_variants import DEFAULT, VARIANTS, Variant, budget, builder
 from numpy.typing import NDArray
+from result import keep
 from torch.utils.flop_counter import FlopCounterMode
 
 from knet_export.export import export_bundle
@@ -42,7 +40,6 @@ from knet_export.parity.torch_reference import TorchReference
 from knet_export.parity.verify import VerifyReport, verify, write_report
 from knet_export.parity.verify_data import open_data
 from knet_runtime.backends import open_backend
-from knet_runtime.backends.machine import cpu_budget, processor_name
 from knet_runtime.bundle import Bundle, open_bundle
 from knet_runtime.segmenter import Segmenter
 from knet_train.checkpoint import Checkpoint, read_checkpoint
@@ -115,11 +112,9 @@ def measure_all(options: argparse.Namespace) -> None:
         "frames": [f"{width}x{height}" for height, width in FRAMES],
         "rounds": ROUNDS,
         "calls": CALLS,
-        **machine(),
         "rows": list(rows.values()),
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(report, indent=1) + "\n")
+    keep(report, options.output, PACKAGES)
     sys.stdout.write(table(report["rows"]))
 
 
@@ -230,21 +225,6 @@ def val_frames(data: Path) -> Iterator[list[NDArray[np.uint8]]]:
             np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
             for height, width in FRAMES
         ]
-
-
-def machine() -> dict[str, Any]:
-    commit = subprocess.run(
-        ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
-    return {
-        "processor": processor_name(),
-        "cores": cpu_budget(),
-        "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
-        "commit": commit,
-    }
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -65,6 +65,8 @@ def parse() -> argparse.Namespace:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """One row: what one process finds for the first preset and precision."""
+    from random_checkpoint import write_random_checkpoint
+
     from knet_export.export import export_bundle
     from knet_runtime.errors import KnetError
     from knet_train.checkpoint import read_checkpoint
@@ -72,7 +74,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     preset, precision = options.presets[0], options.precisions[0]
     row: dict[str, Any] = {"preset": preset, "precision": precision}
     with tempfile.TemporaryDirectory() as work:
-        checkpoint = TRAINED.get(preset) or _random(preset, options.size, Path(work))
+        checkpoint = TRAINED.get(preset)
+        if checkpoint is None:
+            checkpoint = Path(work) / "random.safetensors"
+            write_random_checkpoint(preset, checkpoint, options.size)
         loaded = read_checkpoint(checkpoint)
         model, trained = loaded.model, preset in TRAINED
         side = (options.size, options.size) if options.size else loaded.config.data.eval_size
@@ -97,40 +102,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             row["failed"] = str(error)
     row["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return row
-
-
-def _random(preset: str, size: int | None, folder: Path) -> Path:
-    """A checkpoint of random weights for ADE20K's classes."""
-    import torch
-
-    from knet_runtime.labels import ade20k
-    from knet_train.build import build_model
-    from knet_train.checkpoint import save_checkpoint
-    from knet_train.config import load_config
-
-    torch.manual_seed(0)
-    config = load_config(preset, [f"data.eval_size={[size, size]}"] if size else [])
-    model = build_model(config.model, ade20k().num_classes).eval()
-    _spread(model, config.data.eval_size)
-    checkpoint = folder / "random.safetensors"
-    save_checkpoint(checkpoint, model, config, ade20k())
-    return checkpoint
-
-
-def _spread(model: Any, side: tuple[int, int]) -> None:
-    """Random weights see one class everywhere, by a hair: make the first kernels larger and take
-    the mean out of what the masks are made from, so that maps have several classes to differ in."""
-    import numpy as np
-    import torch
-
-    from knet_runtime.synthetic import Street
-
-    images = torch.from_numpy(np.stack([Street(seed, side).frame(0)[0] for seed in range(3)]))
-    with torch.no_grad():
-        torch.nn.init.normal_(model.conv_seg.weight)
-        features = model.head(model.levels(images))
-        for stage in model.stages:
-            stage.feat_transform.bias -= stage.feat_transform(features).mean((0, 2, 3))
 
 
 def _parity(bundle: Any, model: Any, folder: Path, count: int) -> dict[str, Any]:

@@ -1,0 +1,55 @@
+"""A checkpoint of random weights: how fast a network is does not depend on what it has learned.
+
+    python benchmarks/random_checkpoint.py r50-fcn r50-fcn.safetensors --size 512
+
+With the classes of ADE20K; the same weights each time.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from knet_runtime.labels import ade20k
+from knet_runtime.manifest import Size
+from knet_runtime.synthetic import Street
+from knet_train.build import build_model
+from knet_train.checkpoint import save_checkpoint
+from knet_train.config import load_config
+from knet_train.knet import KNet
+
+
+def write_random_checkpoint(preset: str, path: Path, side: int | None = None) -> None:
+    """``preset``'s network at ``side`` × ``side`` pixels, its own size without it."""
+    torch.manual_seed(0)
+    config = load_config(preset, [f"data.eval_size={[side, side]}"] if side else [])
+    model = build_model(config.model, ade20k().num_classes).eval()
+    _spread(model, config.data.eval_size)
+    save_checkpoint(path, model, config, ade20k())
+
+
+@torch.no_grad()
+def _spread(model: KNet, size: Size) -> None:
+    """Random weights see one class everywhere, by a hair: make the first kernels larger and take
+    the mean out of what the masks are made from, so that maps have several classes to differ in."""
+    images = torch.from_numpy(np.stack([Street(seed, size).frame(0)[0] for seed in range(3)]))
+    torch.nn.init.normal_(model.conv_seg.weight)
+    features = model.head(model.levels(images))
+    for stage in model.stages:
+        stage.feat_transform.bias -= stage.feat_transform(features).mean((0, 2, 3))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("preset", help="such as r50-fcn")
+    parser.add_argument("output", type=Path, help="NAME.safetensors")
+    parser.add_argument("--size", type=int, help="height and width; without it, the preset's own")
+    options = parser.parse_args()
+    write_random_checkpoint(options.preset, options.output, options.size)
+
+
+if __name__ == "__main__":
+    main()
