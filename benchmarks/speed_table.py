@@ -21,7 +21,7 @@ HEADS = ("precision", "ms (p5 … p95)", *AGAINST.values(), "equal pixels", "of 
 
 def table(report: Report, task: str) -> Iterator[str]:
     """Markdown lines for one frame size: ours first, each with its ratios to the peers."""
-    yield f"| {report.model}, {task} | {' | '.join(HEADS)} |"
+    yield f"| {task} | {' | '.join(HEADS)} |"
     yield "|---" * (len(HEADS) + 1) + "|"
     ratios = {(ratio.slower, ratio.faster): ratio for ratio in report.ratios if ratio.task == task}
     rows = [row for row in report.rows if row.task == task]

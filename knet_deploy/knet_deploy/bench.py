@@ -36,8 +36,13 @@ _FILE_LENGTH = 3  # a file is the frames, so often: a pipeline needs a few to ge
 
 
 def bench(
-    bundle: Annotated[
-        Path | None, typer.Argument(help="The bundle NAME.knet; the packaged model by default.")
+    bundles: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[NAME.knet ...]",
+            help="Bundles, such as one for each precision; the packaged model by default.",
+            show_default=False,
+        ),
     ] = None,
     engine: Annotated[
         list[str] | None,
@@ -66,12 +71,12 @@ def bench(
         str | None, typer.Option(help=f"Peers, with commas between: {','.join(PEERS)}.")
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="With --compare: what the bundle was exported from.")
+        Path | None, typer.Option(help="With --compare: what the bundles were exported from.")
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Write all that was measured as JSON.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the times into this PNG.")] = None,
 ) -> None:
-    """Time a bundle on engines of this machine, beside peers, in rounds that take turns.
+    """Time bundles on engines of this machine, beside peers, in rounds that take turns.
 
     Each engine and peer has a process of its own and the same cores. Times go from the decoded
     frame to the class map at its size. Nothing is refused, but what verify has not passed here is
@@ -82,7 +87,6 @@ def bench(
     from knet_runtime.bench.machine import this_machine
     from knet_runtime.bench.report import Report
     from knet_runtime.bench.summary import all_ratios
-    from knet_runtime.bundle import default_bundle_path, open_bundle
     from knet_runtime.pending import check_folder
 
     for name in engine or []:
@@ -91,17 +95,15 @@ def bench(
             raise ConfigError("--engine auto: bench times engines by name; leave it out for all")
     peers = _peers(compare)
     cores = _threads(threads, cpu_budget())
-    path = bundle or default_bundle_path()
-    opened = open_bundle(path)
-    trained = _checkpoint(opened, path, checkpoint) if peers else None
+    opened = _open(bundles)
+    trained = _checkpoint(list(opened.values()), bundles is None, checkpoint) if peers else None
     if plot is not None and plot.suffix.lower() != ".png":
         raise ConfigError(f"--plot {plot}: it is a PNG, so let its name end in .png")
     for file in (json, plot):
         if file is not None:
             check_folder(file.absolute().parent)
     tasks = _tasks(source, size, frames)
-    entries = [_ours(path, name) for name in engine or _working()]
-    cost = _cost(opened)
+    entries = _ours(opened, engine or _working())
     turns = (len(tasks) * (2 if sources else 1), len(tasks))
     steps = len(entries) * (1 + rounds * turns[0]) + len(peers) * (1 + rounds * turns[1])
     with (
@@ -109,7 +111,8 @@ def bench(
         track("rounds", steps) as advance,
     ):
         if trained is not None:
-            entries += _theirs(peers, opened, trained, list(tasks), Path(folder))
+            first = next(iter(opened.values()))
+            entries += _theirs(peers, first, trained, list(tasks), Path(folder))
         contest = Contest(
             Path(folder),
             tasks,
@@ -122,19 +125,17 @@ def bench(
         contest.run(entries, rounds)
         limits = before.best(contest.limits())
         report = Report(
-            model=opened.model_id,
+            models=[bundle.model_id for bundle in opened.values()],
             source=source or "synthetic street",
             frames=frames,
             rounds=rounds,
             threads=cores,
             reference=contest.reference,
-            rows=contest.rows(limits, cost),
+            rows=contest.rows(limits),
             failures=contest.failures,
             ratios=all_ratios(contest.laps, list(tasks), contest.ours, contest.theirs),
             files=contest.files(),
             media=contest.media(),
-            multiply_adds=cost.multiply_adds if cost else None,
-            least_bytes=cost.bytes if cost else None,
             limits=limits,
             machine=this_machine(cores),
         )
@@ -187,27 +188,40 @@ def _threads(asked: int | None, cores: int) -> int:
     return asked
 
 
-def _checkpoint(bundle: Bundle, path: Path, given: Path | None) -> Path:
-    """The checkpoint of the peers: the one that the bundle was exported from, and no other."""
+def _open(paths: list[Path] | None) -> dict[str, Bundle]:
+    """Bundles by the words that tell their rows apart: none, where there is only one."""
+    from knet_runtime.bundle import default_bundle_path, open_bundle
+
+    paths = paths or [default_bundle_path()]
+    if len(paths) == 1:
+        return {"": open_bundle(paths[0])}
+    found = {f" {path.name.removesuffix('.knet')}": open_bundle(path) for path in paths}
+    if len(found) < len(paths):
+        raise ConfigError("bundles of one name: their rows could not be told apart; rename one")
+    return found
+
+
+def _checkpoint(bundles: list[Bundle], packaged: bool, given: Path | None) -> Path:
+    """The checkpoint of the peers: the one that every bundle was exported from, and no other."""
     import hashlib
 
     import knet_runtime
-    from knet_runtime.bundle import default_bundle_path
     from knet_runtime.errors import CheckpointError
 
     if given is None:
         checkout = Path(knet_runtime.__file__).parents[2] / _TRAINED
-        if path != default_bundle_path() or not checkout.is_file():
+        if not (packaged and checkout.is_file()):
             raise ConfigError("--compare needs --checkpoint: what the bundle was exported from")
         given = checkout
     if not given.is_file():
         raise CheckpointError(f"{given} is no file: pass a checkpoint such as best.safetensors")
-    if hashlib.sha256(given.read_bytes()).hexdigest() != (
-        bundle.manifest.provenance.checkpoint_sha256
-    ):
-        raise CheckpointError(
-            f"{bundle.path} was not exported from {given}: pass the one that it was exported from"
-        )
+    digest = hashlib.sha256(given.read_bytes()).hexdigest()
+    for bundle in bundles:
+        if bundle.manifest.provenance.checkpoint_sha256 != digest:
+            raise CheckpointError(
+                f"{bundle.path} was not exported from {given}: pass the one that it was exported "
+                "from"
+            )
     return given
 
 
@@ -234,12 +248,23 @@ def _working() -> list[str]:
     return [status.name for status in probe_engines() if status.available]
 
 
-def _ours(bundle: Path, engine: str) -> Entry:
+def _ours(bundles: dict[str, Bundle], engines: list[str]) -> list[Entry]:
     from knet_runtime.backends.choose import CPU_ENGINES
     from knet_runtime.bench.contest import Entry
     from knet_runtime.bench.contestant import Engine
 
-    return Entry(engine, partial(Engine, bundle, engine), True, engine not in CPU_ENGINES)
+    costs = {words: _cost(bundle) for words, bundle in bundles.items()}
+    return [
+        Entry(
+            f"{engine}{words}",
+            partial(Engine, bundle.path, engine),
+            ours=True,
+            gpu=engine not in CPU_ENGINES,
+            cost=costs[words],
+        )
+        for words, bundle in bundles.items()
+        for engine in engines
+    ]
 
 
 def _theirs(

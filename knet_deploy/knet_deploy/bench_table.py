@@ -33,7 +33,8 @@ _HEAD = (
 def lines(report: Report) -> Iterator[str]:
     """The whole answer, line by line."""
     machine = report.machine
-    yield f"{report.model}, {report.source}, {report.rounds} rounds of {report.frames} frames"
+    models = ", ".join(report.models)
+    yield f"{models}, {report.source}, {report.rounds} rounds of {report.frames} frames"
     yield (
         f"{machine.processor}, {report.threads} threads: matrix product "
         f"{2 * report.limits.matmul / 1e9:.0f} GFLOP/s float32, copy "
@@ -41,8 +42,8 @@ def lines(report: Report) -> Iterator[str]:
     )
     if machine.load is not None and machine.load > 1:
         yield f"note: the load is {machine.load:.1f}: others compute here too"
-    if report.multiply_adds is not None:
-        yield f"{report.multiply_adds / 1e9:.2f} giga multiply-adds a picture"
+    for count in dict.fromkeys(row.multiply_adds for row in report.rows if row.multiply_adds):
+        yield f"{count / 1e9:.2f} giga multiply-adds a picture"
     for task in dict.fromkeys(row.task for row in report.rows):
         rows = [row for row in report.rows if row.task == task]
         yield ""
@@ -110,10 +111,7 @@ def _notes(report: Report) -> Iterator[str]:
             continue
         seen.add(row.contestant)
         if row.ours and row.doubt:
-            yield one_line(
-                f"* {row.contestant}: {row.doubt}; knet-deploy verify --engine {row.contestant} "
-                "measures it"
-            )
+            yield one_line(f"* {row.contestant}: {row.doubt}; knet-deploy verify measures it")
         if row.note:
             yield one_line(f"{row.contestant}: {row.note}")
     for failure in report.failures:

@@ -39,6 +39,24 @@ def test_a_bundle_is_timed_and_all_of_it_is_in_the_files(
     assert cv2.imread(str(plot)) is not None
 
 
+def test_bundles_stand_side_by_side(
+    call: Callable[..., Any], free_bundle: Bundle, tmp_path: Path
+) -> None:
+    twin, out = tmp_path / "twin.knet", tmp_path / "b.json"
+    shutil.copytree(free_bundle.path, twin)
+    words = ("--size", "32x48", "--sources", "0", "--json", out)
+    assert call("bench", free_bundle.path, twin, *FEW, *words).code == 0
+    report = json.loads(out.read_text())
+    names = [
+        f"onnxruntime-cpu {path.name.removesuffix('.knet')}" for path in (free_bundle.path, twin)
+    ]
+    assert [row["contestant"] for row in report["rows"]] == names
+    assert report["models"] == 2 * [free_bundle.model_id]
+    answer = call("bench", free_bundle.path, free_bundle.path, *FEW)
+    assert answer.code == 2
+    assert "rename one" in answer.err
+
+
 def test_a_video_gives_its_frames_and_its_size(
     call: Callable[..., Any], free_bundle: Bundle, video: Path, tmp_path: Path
 ) -> None:

@@ -83,3 +83,17 @@ def test_the_packaged_model_costs_what_pytorch_counts() -> None:
     counted = count_operations(load_config("knet-edge"), 11, (360, 480))
     assert found.multiply_adds == pytest.approx(counted.deployed, rel=0.01)
     assert count_cost(default_bundle_path() / "classmap.onnx", (360, 480)) == found
+
+
+def test_integers_are_what_a_quantised_graph_moves(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["d"]),
+        helper.make_node("MatMul", ["d", "w"], ["out"]),
+    ]
+    path = write(tmp_path / "g.onnx", nodes, {"w": (3, 7), "scale": ()}, "out")
+    model = onnx.load(path)
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((), np.int8), "zero"))
+    onnx.save(model, path)
+    found = count_cost(path, (4, 5))
+    assert found.bytes == 4 * 5 * 3 + 4 * (3 * 7 + 4 * 5 * 7)

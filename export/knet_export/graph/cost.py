@@ -64,7 +64,13 @@ def _tensors(graph: onnx.GraphProto) -> tuple[dict[str, Shape], dict[str, int]]:
             types[value.name] = tensor.elem_type
     for constant in graph.initializer:
         shapes[constant.name], types[constant.name] = tuple(constant.dims), constant.data_type
-    return shapes, {name: _bytes(kind) for name, kind in types.items()}
+    sizes = {name: _bytes(kind) for name, kind in types.items()}
+    for node in graph.node:  # what is stored is the integer; the float between is in registers
+        if node.op_type == "DequantizeLinear":
+            sizes[node.output[0]] = sizes[node.input[0]]
+        elif node.op_type == "QuantizeLinear":
+            sizes[node.input[0]] = sizes[node.output[0]]
+    return shapes, sizes
 
 
 def _bytes(element: int) -> int:

@@ -27,22 +27,23 @@ _MEDIA, _FILES = "file", "files "
 Frames = Sequence[NDArray[np.uint8]]
 
 
-class Entry(msgspec.Struct, frozen=True):
-    """Who takes part: ``make`` is called in the contestant's own process. ``ours`` have a pipeline;
-    ``gpu`` says whose energy and memory are meant."""
-
-    name: str
-    make: Callable[[], Contestant]
-    ours: bool = False
-    gpu: bool = False
-
-
 class Cost(msgspec.Struct, frozen=True):
     """What a graph costs for one picture: multiply-adds of its convolutions and matrix products,
     and the bytes that these read and write at least, each once."""
 
     multiply_adds: int
     bytes: int
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """Who takes part: ``make`` is called in the contestant's own process. ``ours`` have a pipeline;
+    ``gpu`` says whose energy and memory are meant; ``cost`` is that of its graph, where known."""
+
+    name: str
+    make: Callable[[], Contestant]
+    ours: bool = False
+    gpu: bool = False
+    cost: Cost | None = None
 
 
 class _Opened(msgspec.Struct, frozen=True):
@@ -188,22 +189,21 @@ class Contest:
     def _of(self, name: str, task: str) -> list[Lap]:
         return [lap for lap in self.laps if (lap.contestant, lap.task) == (name, task)]
 
-    def rows(self, limits: Limits, cost: Cost | None) -> list[Row]:
+    def rows(self, limits: Limits) -> list[Row]:
         """A row for every contestant and task that has laps."""
         found = []
         for task in self.frames:
             for name, opened in self._opened.items():
                 if laps := self._of(name, task):
-                    found.append(self._row(opened, task, laps, limits, cost))
+                    found.append(self._row(opened, task, laps, limits))
         return found
 
-    def _row(
-        self, opened: _Opened, task: str, laps: list[Lap], limits: Limits, cost: Cost | None
-    ) -> Row:
+    def _row(self, opened: _Opened, task: str, laps: list[Lap], limits: Limits) -> Row:
         entry, facts, name = opened.entry, opened.facts, opened.entry.name
+        cost = entry.cost
         times = stages(laps)
         shares: tuple[float | None, float | None] = (None, None)
-        if cost is not None and entry.ours and not entry.gpu:
+        if cost is not None and not entry.gpu:
             seconds = times["infer"].median / 1000
             shares = (
                 round(cost.multiply_adds / seconds / limits.matmul, 4),
@@ -225,6 +225,8 @@ class Contest:
             peak_bytes=self._peaks[name],
             device_bytes=opened.device_bytes,
             joules_per_frame=joules_per_frame(laps),
+            multiply_adds=cost.multiply_adds if cost else None,
+            least_bytes=cost.bytes if cost else None,
             matmul_share=shares[0],
             copy_share=shares[1],
         )

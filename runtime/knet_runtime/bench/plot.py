@@ -48,7 +48,8 @@ def bars_of(report: Report) -> bytes:
             name = row.contestant if row.verified or not row.ours else f"{row.contestant} *"
             bars.append(Bar(name, total.median, total.p5, total.p95, words, colour))
         groups.append((task, bars))
-    title = f"{report.model}: ms from frame to class map, {report.threads} threads"
+    models = ", ".join(report.models)
+    title = f"{models}: ms from frame to class map, {report.threads} threads"
     note = f"{report.machine.processor}; median, p5 to p95; * not verified here"
     return draw_bars(title, note, groups)
 

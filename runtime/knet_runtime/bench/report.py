@@ -19,8 +19,9 @@ class Row(msgspec.Struct, frozen=True):
     pixels equal to ``Report.reference``'s. ``startup_seconds`` goes from opening to the first mask,
     engine's import included; ``peak_bytes`` is the most memory of its own process,
     ``device_bytes`` of the GPU's; ``joules_per_frame`` are the processor's or the GPU's, drawing
-    included. ``matmul_share`` and ``copy_share`` say how much of the machine's float32 matrix
-    product and copy speed the network's arithmetic and least traffic are in "infer".
+    included. ``multiply_adds`` and ``least_bytes`` are the graph's for one picture;
+    ``matmul_share`` and ``copy_share`` say how much of the machine's float32 matrix product
+    (whatever the row's precision) and copy speed they are in "infer".
     None: not known here.
     """
 
@@ -39,6 +40,8 @@ class Row(msgspec.Struct, frozen=True):
     peak_bytes: int | None
     device_bytes: int | None
     joules_per_frame: float | None
+    multiply_adds: int | None
+    least_bytes: int | None
     matmul_share: float | None
     copy_share: float | None
 
@@ -68,9 +71,9 @@ class MediaRow(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """All of it. ``cost`` are the graph's multiply-adds per picture, None if nobody counted."""
+    """All of it. ``models`` are the identities of the bundles."""
 
-    model: str
+    models: list[str]
     source: str
     frames: int
     rounds: int
@@ -81,7 +84,5 @@ class Report(msgspec.Struct, frozen=True):
     ratios: list[Ratio]
     files: list[FileRow]
     media: list[MediaRow]
-    multiply_adds: int | None
-    least_bytes: int | None
     limits: Limits
     machine: Machine

@@ -70,16 +70,17 @@ def test_a_contest_times_compares_and_reports(
     random = np.random.default_rng(0)
     frames = [random.integers(0, 256, (32, 48, 3)).astype(np.uint8) for _ in range(2)]
     entries = [
-        Entry("ours", partial(Engine, bundle.path, "onnxruntime-cpu"), True),
+        Entry("ours", partial(Engine, bundle.path, "onnxruntime-cpu"), True, cost=Cost(1000, 4000)),
         Entry("peer", partial(Engine, bundle.path, "onnxruntime-cpu")),
         Entry("absent", partial(Engine, bundle.path, "no-such-engine"), True),
     ]
     contest = Contest(tmp_path, {"32×48": frames}, threads=1, sources=2, file_frames=3)
     contest.run(entries, 2, pause=0)
-    ours, peer = contest.rows(Limits(1e9, 1e9), Cost(1000, 4000))
+    ours, peer = contest.rows(Limits(1e9, 1e9))
     assert (ours.contestant, ours.task, ours.agreement) == ("ours", "32×48", 1.0)
     assert list(ours.stages) == ["fit", "infer", "tail", "total", "draw"]
     assert ours.matmul_share == pytest.approx(1 / ours.stages["infer"].median / 1000, rel=0.2)
+    assert (ours.multiply_adds, ours.least_bytes, peer.multiply_adds) == (1000, 4000, None)
     assert (ours.precision, peer.matmul_share, peer.agreement) == ("fp32", None, 1.0)
     assert ours.graph == bundle.manifest.files["model.onnx"].sha256
     assert not ours.verified
