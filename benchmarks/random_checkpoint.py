@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from random_bundle import random_model
 
 from knet_runtime.labels import ade20k
 from knet_runtime.manifest import Size
 from knet_runtime.synthetic import Street
-from knet_train.build import build_model
 from knet_train.checkpoint import save_checkpoint
 from knet_train.config import load_config
 from knet_train.knet import KNet
@@ -24,19 +24,17 @@ from knet_train.knet import KNet
 
 def write_random_checkpoint(preset: str, path: Path, side: int | None = None) -> None:
     """``preset``'s network at ``side`` × ``side`` pixels, its own size without it."""
-    torch.manual_seed(0)
     config = load_config(preset, [f"data.eval_size={[side, side]}"] if side else [])
-    model = build_model(config.model, ade20k().num_classes).eval()
+    model = random_model(preset, ade20k().num_classes)
     _spread(model, config.data.eval_size)
     save_checkpoint(path, model, config, ade20k())
 
 
 @torch.no_grad()
 def _spread(model: KNet, size: Size) -> None:
-    """Random weights see one class everywhere, by a hair: make the first kernels larger and take
-    the mean out of what the masks are made from, so that maps have several classes to differ in."""
+    """Random weights see one class everywhere, by a hair: take the mean out of what the masks are
+    made from, so that maps have several classes to differ in."""
     images = torch.from_numpy(np.stack([Street(seed, size).frame(0)[0] for seed in range(3)]))
-    torch.nn.init.normal_(model.conv_seg.weight)
     features = model.head(model.levels(images))
     for stage in model.stages:
         stage.feat_transform.bias -= stage.feat_transform(features).mean((0, 2, 3))
