@@ -115,7 +115,6 @@ def measure_all(options: argparse.Namespace) -> None:
         "rows": list(rows.values()),
     }
     keep(report, options.output, PACKAGES)
-    sys.stdout.write(table(report["rows"]))
 
 
 def scores(variant: Variant, run: Path, data: Path) -> tuple[dict[str, Any], Bundle]:
@@ -227,24 +226,6 @@ def val_frames(data: Path) -> Iterator[list[NDArray[np.uint8]]]:
         ]
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown."""
-    names = [f"{engine}, {width}×{height}" for engine in ENGINES for height, width in FRAMES]
-    heads = ["variant", "parameters", "multiply-adds", "mIoU", *names, "mIoU in bf16"]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for row in rows:
-        cells = [row["name"], f"{row['parameters'] / 1e6:.2f} M"]
-        cells += [f"{row['multiply_adds'] / 1e9:.2f} G", f"{row['miou']:.2f}"]
-        cells += [
-            f"{row['engines'][engine]['ms'][f'{width}x{height}']['median']:.1f} ms"
-            for engine in ENGINES
-            for height, width in FRAMES
-        ]
-        cells.append(f"{row['engines']['openvino-bf16']['miou']:.2f}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
 def say(line: str) -> None:
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
@@ -259,7 +240,6 @@ def main() -> None:
     else:
         report = json.loads(options.output.read_text())
         options.output.with_suffix(".png").write_bytes(draw_curve(report))
-        sys.stdout.write(table(report["rows"]))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,108 @@
+"""The tables of README.md beside this file, from committed results.
+
+    python benchmarks/tables.py benchmarks/results/speed-*.json benchmarks/results/growth.json \\
+        benchmarks/results/curve.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from knet_runtime.bench.report import Report, Row
+from knet_runtime.bench.summary import TOTAL
+
+AGAINST = {"peer torch": "× eager", "peer ort-naive": "× plain ONNX Runtime"}
+UNITS = {"area": "pixels", "classes": "classes", "batch": "pictures", "sources": "files"}
+
+
+def speed(report: Report) -> Iterator[str]:
+    """What ``knet-deploy bench`` found, a table for each frame size: ours first, each with its
+    ratios to the peers."""
+    for task in dict.fromkeys(row.task for row in report.rows):
+        heads = [task, "precision", "ms (p5 … p95)", *AGAINST.values()]
+        yield _line([*heads, "equal pixels", "of the float32 limit", "MiB"])
+        yield "|---" * (len(heads) + 3) + "|"
+        found = {(one.slower, one.faster): one for one in report.ratios if one.task == task}
+        rows = [row for row in report.rows if row.task == task]
+        for row in sorted(rows, key=lambda row: not row.ours):
+            ratios = [found.get((peer, row.contestant)) for peer in AGAINST]
+            yield _contestant(row, ["" if one is None else f"{one.median:.2f}" for one in ratios])
+        yield ""
+
+
+def _contestant(row: Row, ratios: list[str]) -> str:
+    time = row.stages[TOTAL]
+    return _line(
+        [
+            row.contestant if row.verified or not row.ours else f"{row.contestant} (not verified)",
+            row.precision,
+            f"{time.median:.1f} ({time.p5:.1f} … {time.p95:.1f})",
+            *ratios,
+            "" if row.agreement is None else f"{100 * row.agreement:.3f} %",
+            "" if row.matmul_share is None else f"{100 * row.matmul_share:.0f} %",
+            "" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:,.0f}",
+        ]
+    )
+
+
+def growth(report: dict[str, Any]) -> Iterator[str]:
+    """What ``growth.py`` found: for each thing that grows, its steps and their exponents."""
+    yield _line(["grows", "milliseconds", "exponents"])
+    yield "|---|---|---|"
+    for curve in report["curves"]:
+        points = curve["points"]
+        steps = ", ".join(f"{point['at']:,}: {point['ms']:.1f}" for point in points)
+        slopes = " ".join(f"{point['slope']:.2f}" for point in points if point["slope"] is not None)
+        yield _line([UNITS[curve["against"]], steps, slopes])
+    yield ""
+
+
+def place(report: dict[str, Any]) -> Iterator[str]:
+    """What ``curve.py`` found: a line for each variant."""
+    engines = list(report["rows"][0]["engines"])
+    heads = ["variant", "parameters", "multiply-adds", "mIoU"]
+    heads += [f"{engine}, {size}" for engine in engines for size in report["frames"]]
+    yield _line([*heads, *(f"mIoU on {engine}" for engine in engines)])
+    yield "|---" * (len(heads) + len(engines)) + "|"
+    for row in report["rows"]:
+        found = [row["engines"][engine] for engine in engines]
+        cells = [row["name"], f"{row['parameters'] / 1e6:.2f} M"]
+        cells += [f"{row['multiply_adds'] / 1e9:.2f} G", f"{row['miou']:.2f}"]
+        cells += [
+            f"{one['ms'][size]['median']:.1f} ms" for one in found for size in report["frames"]
+        ]
+        yield _line([*cells, *(f"{one['miou']:.2f}" for one in found)])
+    yield ""
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def table(path: Path) -> Iterator[str]:
+    """Of any of these results, by what it holds."""
+    found = json.loads(path.read_text("utf-8"))
+    if "curves" in found:
+        yield from growth(found)
+    elif "ratios" in found:
+        yield from speed(msgspec.convert(found, Report))
+    else:
+        yield from place(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("results", type=Path, nargs="+", help="JSON of bench, growth.py, curve.py")
+    for path in parser.parse_args().results:
+        sys.stdout.write("\n".join([*table(path), ""]))
+
+
+if __name__ == "__main__":
+    main()
