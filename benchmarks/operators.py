@@ -1,0 +1,101 @@
+"""Where an engine's time goes, operator by operator, by the engine's own profiler.
+
+    python benchmarks/operators.py fp32.knet bf16.knet --output benchmarks/results/operators.json
+
+ONNX Runtime and OpenVINO, with the settings of the runtime's engines; a bundle that an engine does
+not run is left out. Profiling costs a little, so the sum is above what `bench` measures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import openvino
+from numpy.typing import NDArray
+from result import keep
+
+from knet_runtime.backends.machine import cpu_budget
+from knet_runtime.bench.frames import street_frames
+from knet_runtime.bundle import Bundle, open_bundle
+
+WARM_UP, RUNS = 5, 20
+HINTS = {"fp32": "f32", "int8": "f32", "bf16": "bf16"}
+
+
+def onnxruntime_times(bundle: Bundle, batch: NDArray[np.uint8]) -> dict[str, float]:
+    """Milliseconds of each type of operator, the sum over its nodes of their medians."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = cpu_budget()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.enable_profiling = True
+    with tempfile.TemporaryDirectory() as folder:
+        options.profile_file_prefix = f"{folder}/profile"
+        graph = str(bundle.file(bundle.of_kind("logits").path))
+        session: Any = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        for _ in range(WARM_UP + RUNS):
+            session.run(None, {bundle.manifest.input.name: batch})
+        events = json.loads(Path(session.end_profiling()).read_text())
+    nodes = defaultdict(list)
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("kernel_time"):
+            nodes[event["args"]["op_name"], event["name"]].append(event["dur"] / 1000)
+    return _by_type((kind, median(times[WARM_UP:])) for (kind, _), times in nodes.items())
+
+
+def openvino_times(bundle: Bundle, batch: NDArray[np.uint8], hint: str) -> dict[str, float]:
+    """The same, by the kernel that OpenVINO took."""
+    settings = {
+        "INFERENCE_PRECISION_HINT": hint,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": cpu_budget(),
+        "PERF_COUNT": True,
+    }
+    graph = bundle.file(bundle.of_kind("logits").path)
+    request: Any = openvino.compile_model(graph, "CPU", settings).create_infer_request()
+    nodes = defaultdict(list)
+    for number in range(WARM_UP + RUNS):
+        request.infer({0: batch})
+        for item in request.get_profiling_info() if number >= WARM_UP else ():
+            kind = f"{item.node_type} {item.exec_type}"
+            nodes[kind, item.node_name].append(1000 * item.real_time.total_seconds())
+    return _by_type((kind, median(times)) for (kind, _), times in nodes.items())
+
+
+def _by_type(nodes: Any) -> dict[str, float]:
+    sums: dict[str, float] = defaultdict(float)
+    for kind, time in nodes:
+        sums[kind] += time
+    longest = sorted(sums.items(), key=lambda item: -item[1])
+    return {kind: round(time, 3) for kind, time in longest if time >= 0.05}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("bundles", type=Path, nargs="+")
+    parser.add_argument("--output", type=Path, help="JSON; without it, to stdout")
+    options = parser.parse_args()
+    rows = []
+    for path in options.bundles:
+        bundle = open_bundle(path)
+        precision, spec = bundle.artefact.precision, bundle.manifest.input
+        batch = np.stack(street_frames((spec.height, spec.width), 1))
+        row = {"bundle": bundle.model_id, "precision": precision}
+        if precision != "bf16":  # it has no bf16 convolution
+            times = onnxruntime_times(bundle, batch)
+            rows.append({**row, "engine": "onnxruntime-cpu", "ms": times})
+        times = openvino_times(bundle, batch, HINTS[precision])
+        rows.append({**row, "engine": "openvino", "ms": times})
+    report = {"what": "milliseconds a picture by operator, above 0.05", "rows": rows}
+    keep(report, options.output, ("onnxruntime", "openvino"))
+
+
+if __name__ == "__main__":
+    main()
