@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from knet_runtime.bench.report import Report, Row
 from knet_runtime.bench.summary import TOTAL
@@ -53,14 +54,17 @@ def _contestant(row: Row, ratios: list[str]) -> str:
 
 
 def growth(report: dict[str, Any]) -> Iterator[str]:
-    """What ``growth.py`` found: for each thing that grows, its steps and their exponents."""
-    yield _line(["grows", "milliseconds", "exponents"])
-    yield "|---|---|---|"
+    """What ``growth.py`` found: for each thing that grows, its steps, their exponents, and the
+    exponent of the line through all points (least squares of the logarithms)."""
+    yield _line(["grows", "milliseconds", "exponent of each step", "of all"])
+    yield "|---|---|---|---|"
     for curve in report["curves"]:
         points = curve["points"]
         steps = ", ".join(f"{point['at']:,}: {point['ms']:.1f}" for point in points)
         slopes = " ".join(f"{point['slope']:.2f}" for point in points if point["slope"] is not None)
-        yield _line([UNITS[curve["against"]], steps, slopes])
+        at, ms = zip(*((point["at"], point["ms"]) for point in points), strict=True)
+        whole = np.polyfit(np.log(at), np.log(ms), 1)[0]
+        yield _line([UNITS[curve["against"]], steps, slopes, f"{whole:.2f}"])
     yield ""
 
 

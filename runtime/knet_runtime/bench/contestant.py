@@ -20,6 +20,9 @@ from knet_runtime.stream import Feed, run
 from knet_runtime.video import open_source
 
 
+_IN_BF16 = {"fp32": "bf16", "bf16": "bf16", "int8": "int8, bf16"}
+
+
 class Facts(msgspec.Struct, frozen=True):
     """What a row is a row of.
 
@@ -59,8 +62,9 @@ class Engine:
         artefact = bundle.of_kind(own_kind(bundle, segmenter.engine))
         record = bundle.manifest.files[artefact.path]
         note = "" if artefact.kind == "logits" else "class map in the graph"
-        # That engine takes an fp32 graph and computes in bf16: the row is about what is computed.
-        precision = "bf16" if segmenter.engine == "openvino-bf16" else artefact.precision
+        # That engine computes in bf16 what a graph has in float32: the row is about what is computed.
+        halved = segmenter.engine == "openvino-bf16"
+        precision = _IN_BF16[artefact.precision] if halved else artefact.precision
         return Facts(precision, record.sha256, segmenter.doubt, note)
 
     def segment(self, frame: NDArray[np.uint8]) -> tuple[ClassMap, dict[str, float]]:

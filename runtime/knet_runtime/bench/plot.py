@@ -43,7 +43,7 @@ def bars_of(report: Report) -> bytes:
             if row.task != task:
                 continue
             total = row.stages["total"]
-            words = f"{total.median:.1f} ms, {row.frames_per_second:.1f} frames/s"
+            words = f"{total.median:.1f} ms, {row.frames_per_second:.1f} frames/s, {row.precision}"
             colour = (_OURS if row.verified else _OURS_UNPROVEN) if row.ours else _PEER
             name = row.contestant if row.verified or not row.ours else f"{row.contestant} *"
             bars.append(Bar(name, total.median, total.p5, total.p95, words, colour))
@@ -134,20 +134,32 @@ def _panel(
         for one in places:
             cv2.circle(picture, one, 4, colour, -1, cv2.LINE_AA)
         _text(picture, curve.name, (left + 10, top + 20 + 18 * number), 0.44, colour)
+    free = left - width
     for x in sorted({x for x, _ in points}):
-        spot = place(x, lows[1])[0]
-        _text(
-            picture, f"{x:g}", (spot - _width(f"{x:g}", 0.36) // 2, top + height + 16), 0.36, _PALE
-        )
+        words = _short(x)
+        begin = place(x, lows[1])[0] - _width(words, 0.36) // 2
+        if begin > free:  # not over its neighbour's
+            _text(picture, words, (begin, top + height + 16), 0.36, _PALE)
+            free = begin + _width(words, 0.36) + 6
     for y in (lows[1], highs[1]):
-        words = f"{y:.3g}"
+        words = _short(y)
         _text(picture, words, (left - 8 - _width(words, 0.4), place(lows[0], y)[1] + 4), 0.4, _PALE)
-    _text(picture, f"{name}: {up} against {across}", (left, top + height + 40), 0.46, _INK)
+    words = f"{name}: {up} against {across}, logarithmic; grey: linear"
+    _text(picture, words, (left, top + height + 40), 0.46, _INK)
 
 
 def _png(picture: Rgb) -> bytes:
     _, data = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
     return data.tobytes()
+
+
+def _short(value: float) -> str:
+    """Three digits: 7.25, 262 k, 2.1 M."""
+    if value >= 1e6:
+        return f"{value / 1e6:.3g} M"
+    if value >= 1e4:
+        return f"{value / 1e3:.3g} k"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _plain(text: str) -> str:
