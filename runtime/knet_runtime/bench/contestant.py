@@ -19,7 +19,6 @@ from knet_runtime.segmenter import Segmenter
 from knet_runtime.stream import Feed, run
 from knet_runtime.video import open_source
 
-
 _IN_BF16 = {"fp32": "bf16", "bf16": "bf16", "int8": "int8, bf16"}
 
 
@@ -62,7 +61,7 @@ class Engine:
         artefact = bundle.of_kind(own_kind(bundle, segmenter.engine))
         record = bundle.manifest.files[artefact.path]
         note = "" if artefact.kind == "logits" else "class map in the graph"
-        # That engine computes in bf16 what a graph has in float32: the row is about what is computed.
+        # That engine computes in bf16 what a graph has in float32: the row says what is computed.
         halved = segmenter.engine == "openvino-bf16"
         precision = _IN_BF16[artefact.precision] if halved else artefact.precision
         return Facts(precision, record.sha256, segmenter.doubt, note)
