@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     from knet_runtime.bench.report import Report
     from knet_runtime.bundle import Bundle
 
-PEERS = ("torch", "torch-compile", "ort-naive", "openvino", "torch-loop")
+PEERS = (
+    "torch",
+    "torch-channels-last",
+    "torch-compile",
+    "ort-naive",
+    "openvino",
+    "torch-loop",
+)
 _SIZES = ("360x480", "720x1280")
 _TRAINED = "train/default-model/knet-edge-camvid.safetensors"
 _FILE_LENGTH = 3  # a file is the frames, so often: a pipeline needs a few to get going

@@ -120,9 +120,7 @@ def test_what_reads_only_the_initial_kernels_is_a_constant(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_masks_with_pixels_first_give_the_same_sums(
-    shape: Shape, precision: Precision
-) -> None:
+def test_masks_with_pixels_first_give_the_same_sums(shape: Shape, precision: Precision) -> None:
     (batch, count, channels, _, height, width), (dtype, tolerance) = shape, precision
     features = torch.randn(batch, channels, height * width, dtype=dtype)
     masks = torch.randn(batch, count, height * width, dtype=dtype)

@@ -18,6 +18,7 @@ from knet_runtime.manifest import Size
 from knet_runtime.preprocess import resize
 
 Run = Callable[[NDArray[np.float32]], NDArray[np.int64]]
+Opened = tuple[Run, str]  # and the precision that the engine chose to compute in
 
 
 class GraphPeer:
@@ -26,7 +27,7 @@ class GraphPeer:
     def __init__(
         self,
         graphs: dict[Size, Path],
-        open_graph: Callable[[Path], Run],
+        open_graph: Callable[[Path], Opened],
         size: Size,
         mean: tuple[float, ...],
         std: tuple[float, ...],
@@ -35,9 +36,11 @@ class GraphPeer:
         self._size = size
         self._mean = np.array([mean], np.float64)
         self._scale = 1 / np.array([std], np.float64)
-        self._runs = {frame: open_graph(path) for frame, path in graphs.items()}
-        digest = hashlib.sha256(next(iter(graphs.values())).read_bytes()).hexdigest()
-        self.facts = Facts("fp32", digest, "a peer", note)
+        opened = {frame: open_graph(path) for frame, path in graphs.items()}
+        self._runs = {frame: run for frame, (run, _) in opened.items()}
+        first = next(iter(graphs))
+        digest = hashlib.sha256(graphs[first].read_bytes()).hexdigest()
+        self.facts = Facts(opened[first][1], digest, "a peer", note)
 
     def segment(self, frame: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], dict[str, float]]:
         """See ``Contestant``."""
@@ -62,7 +65,7 @@ class GraphPeer:
         return found, {stage: 1000 * value for stage, value in seconds.items()}
 
 
-def open_onnxruntime(path: Path) -> Run:
+def open_onnxruntime(path: Path) -> Opened:
     """The graph in ONNX Runtime."""
     import onnxruntime as ort
 
@@ -72,11 +75,11 @@ def open_onnxruntime(path: Path) -> Run:
     def run(batch: NDArray[np.float32]) -> NDArray[np.int64]:
         return np.asarray(session.run(None, {name: batch})[0])
 
-    return run
+    return run, "fp32"
 
 
-def open_openvino(path: Path) -> Run:
-    """The graph in OpenVINO."""
+def open_openvino(path: Path) -> Opened:
+    """The graph in OpenVINO, which computes in bf16 of its own accord where the processor can."""
     import openvino
 
     compiled: Any = openvino.compile_model(path, "CPU")
@@ -85,4 +88,5 @@ def open_openvino(path: Path) -> Run:
     def run(batch: NDArray[np.float32]) -> NDArray[np.int64]:
         return np.asarray(request.infer({0: batch})[0])
 
-    return run
+    hint = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    return run, {"f32": "fp32", "f16": "fp16"}.get(hint, hint)

@@ -20,8 +20,8 @@ _PLAIN = "the graph of a plain torch.onnx.export, default options"
 def make_peers(
     names: Sequence[str], bundle: Bundle, checkpoint: Path, frames: Sequence[Size], folder: Path
 ) -> dict[str, Callable[[], Contestant]]:
-    """For each of "torch", "torch-compile", "ort-naive", "openvino" and "torch-loop" that is named,
-    what makes it, and can be pickled.
+    """What makes each of ``names``, and can be pickled: "torch", "torch-channels-last",
+    "torch-compile", "torch-loop", "ort-naive" or "openvino".
 
     They see pictures of the bundle's size, and give maps at those of ``frames`` (height, width);
     the plain graphs are written into ``folder``. Raises CheckpointError.
@@ -34,6 +34,8 @@ def make_peers(
         match name:
             case "torch":
                 found[name] = partial(TorchPeer, checkpoint, size)
+            case "torch-channels-last":
+                found[name] = partial(TorchPeer, checkpoint, size, channels_last=True)
             case "torch-compile":
                 found[name] = partial(CompiledPeer, checkpoint, size)
             case "torch-loop":

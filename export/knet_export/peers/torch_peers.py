@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 
 import cv2
@@ -21,24 +20,25 @@ from knet_runtime.labels import LabelMap
 from knet_runtime.manifest import Size
 from knet_runtime.preprocess import resize
 from knet_train.checkpoint import read_checkpoint
-from knet_train.knet import KNet
 
-_TRIALS = 3
 Network = Callable[[Tensor], Tensor]
 
 
 class TorchPeer:
     """Resize, network, bilinear interpolation to the frame's size and argmax, all in float32.
 
-    The resize is ours: the same pixels make maps comparable. Of the two memory layouts the faster
-    one is taken, by a few trials.
+    The resize is ours: the same pixels make maps comparable. Weights are in the memory layout that
+    a loaded model has, or with ``channels_last`` in the one that suits convolutions.
     """
 
-    def __init__(self, checkpoint: Path, size: Size) -> None:
+    def __init__(self, checkpoint: Path, size: Size, *, channels_last: bool = False) -> None:
         torch.set_num_threads(cpu_budget())
         self._size = size
-        self._network, note = _faster_layout(read_checkpoint(checkpoint).model, size)
-        self.facts = Facts("fp32", None, "a peer", note)
+        model = read_checkpoint(checkpoint).model
+        if channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        self._network: Network = model
+        self.facts = Facts("fp32", None, "a peer")
 
     @torch.inference_mode()
     def segment(self, frame: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], dict[str, float]]:
@@ -61,11 +61,11 @@ class TorchPeer:
 
 
 class CompiledPeer(TorchPeer):
-    """The same under ``torch.compile``, interpolation and argmax included; for each size of frame
-    its own. Raises what the compiler raises where it can not work."""
+    """The same under ``torch.compile``, interpolation and argmax included, with channels last; for
+    each size of frame its own. Raises what the compiler raises where it can not work."""
 
     def __init__(self, checkpoint: Path, size: Size) -> None:
-        super().__init__(checkpoint, size)
+        super().__init__(checkpoint, size, channels_last=True)
         network = self._network
 
         def whole(image: Tensor, rows: int, columns: int) -> Tensor:
@@ -128,24 +128,3 @@ class LoopPeer:
 
 def _palette(labels: LabelMap) -> NDArray[np.uint8]:
     return np.array(labels.palette, np.uint8)
-
-
-def _faster_layout(model: KNet, size: Size) -> tuple[KNet, str]:
-    """The model in that memory layout, and which."""
-    image = torch.zeros(1, *size, 3, dtype=torch.uint8)
-    plain = _trial(model, image)
-    last = model.to(memory_format=torch.channels_last)
-    if _trial(last, image) < plain:
-        return last, "channels_last, the faster of the two layouts"
-    contiguous = last.to(memory_format=torch.contiguous_format)
-    return contiguous, "contiguous, the faster of the two layouts"
-
-
-@torch.inference_mode()
-def _trial(network: Network, image: Tensor) -> float:
-    times = []
-    for _ in range(_TRIALS + 1):
-        begun = perf_counter()
-        network(image)
-        times.append(perf_counter() - begun)
-    return median(times[1:])
