@@ -133,11 +133,13 @@ def _panel(
         for one in places:
             cv2.circle(picture, one, 4, colour, -1, cv2.LINE_AA)
         _text(picture, curve.name, (left + 10, top + 20 + 18 * number), 0.44, colour)
+    free = 0
     for x in sorted({x for x, _ in points}):
-        spot = place(x, lows[1])[0]
-        _text(
-            picture, f"{x:g}", (spot - _width(f"{x:g}", 0.36) // 2, top + height + 16), 0.36, _PALE
-        )
+        words = f"{x:.7g}"
+        start_of_words = place(x, lows[1])[0] - _width(words, 0.36) // 2
+        if start_of_words > free:  # else it would stand on the one before
+            _text(picture, words, (start_of_words, top + height + 16), 0.36, _PALE)
+            free = start_of_words + _width(words, 0.36) + 6
     for y in (lows[1], highs[1]):
         words = f"{y:.3g}"
         _text(picture, words, (left - 8 - _width(words, 0.4), place(lows[0], y)[1] + 4), 0.4, _PALE)
