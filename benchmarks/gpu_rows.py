@@ -167,34 +167,45 @@ def measure(preset: str, options: argparse.Namespace, peak: float) -> list[dict[
                     for _ in range(_WARM_UP):
                         infer(images[:batch])
             except Exception as error:  # whatever it is, the other rows stand
-                rows.append({**row, "failed": f"{type(error).__name__}: {_line(error)}"})
+                rows.append({**row, "failed": _line(error)})
                 continue
             row["device_bytes"] = max((gpu_memory_used() or 0) - before, 0)
             opened[name], facts[name] = infer, row
-        laps = rounds(opened, images, options)
+        laps, broken = rounds(opened, images, options)
         for name, row in facts.items():
+            if name in broken:
+                rows.append({**row, "failed": broken[name]})
+                continue
             for batch in options.batches:
                 mine = [lap for lap in laps if (lap.contestant, lap.task) == (name, f"{batch}")]
                 rows.append({**row, **numbers(preset, batch, mine, cost.multiply_adds, peak)})
     return rows
 
 
-def rounds(opened: dict[str, Infer], images: Any, options: argparse.Namespace) -> list[Lap]:
+def rounds(
+    opened: dict[str, Infer], images: Any, options: argparse.Namespace
+) -> tuple[list[Lap], dict[str, str]]:
+    """All laps, and who broke off, with the reason."""
     meter = gpu_meter() if options.device == "cuda" else None
+    broken: dict[str, str] = {}
 
-    def lap(name: str, task: str, number: int) -> Lap:
+    def lap(name: str, task: str, number: int) -> Lap | None:
         batch, times = int(task), []
         before = meter() if meter else None
-        for _ in range(options.times):
-            started = time.perf_counter()
-            opened[name](images[:batch])
-            times.append(1000 * (time.perf_counter() - started))
+        try:
+            for _ in range(options.times):
+                started = time.perf_counter()
+                opened[name](images[:batch])
+                times.append(1000 * (time.perf_counter() - started))
+        except Exception as error:
+            broken[name] = _line(error)
+            return None
         after = meter() if meter else None
         joules = None if before is None or after is None else after - before
         return Lap(name, task, number, {TOTAL: times}, joules)
 
     turns = {name: [f"{batch}" for batch in options.batches] for name in opened}
-    return interleave(turns, options.rounds, lap)
+    return interleave(turns, options.rounds, lap), broken
 
 
 def numbers(
@@ -214,7 +225,7 @@ def numbers(
 
 
 def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
 def draw(rows: list[dict[str, Any]]) -> bytes:
@@ -241,7 +252,10 @@ def main() -> None:
     peak = matmul_peak(options.device)
     rows = []
     for preset in options.presets:
-        found = measure(preset, options, peak)
+        try:
+            found = measure(preset, options, peak)
+        except Exception as error:  # it can not be exported: the other presets stand
+            found = [{"preset": preset, "contender": "all", "failed": _line(error)}]
         rows += found
         gc.collect()
         if options.device == "cuda":
@@ -258,9 +272,12 @@ def main() -> None:
         "times": options.times,
         "rows": rows,
     }
-    if options.plot is not None:
-        options.plot.write_bytes(draw(rows))
     keep(report, options.output, ("numpy", "torch"))
+    if options.plot is not None:
+        options.plot.parent.mkdir(parents=True, exist_ok=True)
+        options.plot.write_bytes(draw(rows))
+    if all("failed" in row for row in rows):
+        sys.exit("gpu_rows: nothing ran: each row says why")
 
 
 if __name__ == "__main__":

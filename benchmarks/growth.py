@@ -37,6 +37,7 @@ AREAS = ("256x256", "360x480", "512x512", "720x1280", "1024x1024", "1024x2048")
 CLASSES = (11, 19, 50, 150, 500, 1000)
 BATCHES = (1, 2, 4, 8, 16)
 SOURCES = (1, 2, 4, 8)
+_MULTIPLE = 8  # of the sides of all sizes
 Measure = Callable[[], dict[str, list[float]]]
 
 
@@ -61,6 +62,20 @@ def size_of(text: str) -> Size:
     return height, width
 
 
+def span_of(sizes: Sequence[Size]) -> SizeRange | None:
+    """All of these sizes; None where they are one. A side that they share gets a multiple more: a
+    graph of free sizes is one whose sides are both free."""
+    heights, widths = zip(*sizes, strict=True)
+    if len(set(sizes)) == 1:
+        return None
+    least = min(heights), min(widths)
+    most = max(heights), max(widths)
+    height, width = (
+        high + _MULTIPLE * (low == high) for low, high in zip(least, most, strict=True)
+    )
+    return SizeRange(least, (height, width), _MULTIPLE)
+
+
 class Points:
     """Every point of every curve: its name, where it lies, and how it is measured."""
 
@@ -73,23 +88,19 @@ class Points:
     def prepare(self) -> dict[tuple[str, float], Measure]:
         options = self.options
         sizes = [size_of(text) for text in options.areas]
-        heights, widths = zip(*sizes, self.size, strict=True)
-        span = SizeRange((min(heights), min(widths)), (max(heights), max(widths)), 8)
-        first, *others = options.classes
         bundle = write_random(
-            self.folder / "first.knet",
-            random_model(options.preset, first),
+            self.folder / "usual.knet",
+            random_model(options.preset, options.classes[0]),
             options.preset,
             size=self.size,
-            sizes=None if span.least == span.most else span,
+            sizes=span_of([*sizes, self.size]),
             max_batch=max(options.batches),
         )
         usual = self.opened(bundle)
         for size in sizes:
             found = self.opened(bundle.at(size))
             self.found["area", size[0] * size[1]] = self.frame_by_frame(found, size)
-        self.found["classes", first] = self.frame_by_frame(usual, self.size)
-        for count in others:
+        for count in options.classes:  # all of one size and one picture, which the usual one is not
             model = random_model(options.preset, count)
             name = self.folder / f"{count}.knet"
             other = write_random(name, model, options.preset, size=self.size)
@@ -193,6 +204,7 @@ def main() -> None:
     }
     keep(report, options.output, ("numpy", "onnxruntime", "opencv-python-headless", "torch"))
     if options.plot is not None:
+        options.plot.parent.mkdir(parents=True, exist_ok=True)
         options.plot.write_bytes(draw_curves(f"{options.preset}: {options.engine}", panels(curves)))
     for curve in curves:
         for point in curve["points"]:

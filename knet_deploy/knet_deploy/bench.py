@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from knet_runtime.bench.contest import Cost, Entry
     from knet_runtime.bench.report import Report
     from knet_runtime.bundle import Bundle
+    from knet_runtime.pending import PendingFile
 
 PEERS = (
     "torch",
@@ -87,7 +88,7 @@ def bench(
     from knet_runtime.bench.machine import this_machine
     from knet_runtime.bench.report import Report
     from knet_runtime.bench.summary import all_ratios
-    from knet_runtime.pending import check_folder
+    from knet_runtime.pending import PendingFile
 
     for name in engine or []:
         check_engine(name)
@@ -99,9 +100,8 @@ def bench(
     trained = _checkpoint(list(opened.values()), bundles is None, checkpoint) if peers else None
     if plot is not None and plot.suffix.lower() != ".png":
         raise ConfigError(f"--plot {plot}: it is a PNG, so let its name end in .png")
-    for file in (json, plot):
-        if file is not None:
-            check_folder(file.absolute().parent)
+    # What can not be written is said before the minutes of measuring, not after them.
+    pending = [None if file is None else PendingFile(file.absolute()) for file in (json, plot)]
     tasks = _tasks(source, size, frames)
     entries = _ours(opened, engine or _working())
     turns = (len(tasks) * (2 if sources else 1), len(tasks))
@@ -139,29 +139,21 @@ def bench(
             limits=limits,
             machine=this_machine(cores),
         )
-    _publish(report, json, plot)
+    _publish(report, *pending)
 
 
-def _publish(report: Report, json: Path | None, plot: Path | None) -> None:
+def _publish(report: Report, json: PendingFile | None, plot: PendingFile | None) -> None:
     from knet_deploy.bench_table import lines
     from knet_runtime.errors import BackendError
-    from knet_runtime.pending import make_folder, output_error, write_whole
 
     for line in lines(report):
         typer.echo(line)
-    outputs = {}
     if json is not None:
-        outputs[json] = msgspec.json.format(msgspec.json.encode(report)) + b"\n"
+        json.write(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
     if plot is not None:
         from knet_runtime.bench.plot import bars_of
 
-        outputs[plot] = bars_of(report)
-    for file, data in outputs.items():
-        try:
-            make_folder(file.absolute().parent)
-            write_whole(file, data)
-        except OSError as error:
-            raise output_error(file, error) from error
+        plot.write(bars_of(report))
     if not any(row.ours for row in report.rows):
         raise BackendError("no engine ran this bundle: the reasons stand above")
 

@@ -115,7 +115,8 @@ def _notes(report: Report) -> Iterator[str]:
         if row.note:
             yield one_line(f"{row.contestant}: {row.note}")
     for failure in report.failures:
-        yield one_line(f"{failure.contestant} did not run: {failure.reason}")
+        what = "broke off" if failure.contestant in seen else "did not run"
+        yield one_line(f"{failure.contestant} {what}: {failure.reason}")
 
 
 def _winner(report: Report, task: str) -> str | None:

@@ -12,6 +12,7 @@ import cv2
 import pytest
 
 from knet_deploy.bench import PEERS
+from knet_runtime.backends import probe_engines
 from knet_runtime.bundle import Bundle, default_bundle_path
 
 FEW = ("--engine", "onnxruntime-cpu", "--rounds", "1", "--frames", "2")
@@ -81,7 +82,10 @@ def test_a_video_gives_its_frames_and_its_size(
         (("--compare", "torch"), "--compare needs --checkpoint"),
         (("--compare", "torch", "--checkpoint", "none.safetensors"), "is no file"),
         (("--source", "nowhere.mp4"), "nowhere.mp4"),
+        (("--source", "rtsp://me:secret@127.0.0.1:1/live"), "rtsp://***@127.0.0.1:1/live is live"),
         (("--json", "/dev/null/b.json"), "/dev/null"),
+        (("--plot", "/dev/null/b.png"), "/dev/null"),
+        (("--json", "/dev"), "is a folder; name a file in it"),
     ],
 )
 def test_what_can_not_be_is_refused_in_one_line(
@@ -91,6 +95,26 @@ def test_what_can_not_be_is_refused_in_one_line(
     assert answer.code == 2
     assert text in answer.err
     assert len(answer.err.splitlines()) == 1
+    assert not answer.out, "it is said before anything is measured"
+
+
+def test_an_engine_that_fails_leaves_the_others_standing(
+    call: Callable[..., Any], free_bundle: Bundle, tmp_path: Path
+) -> None:
+    absent = [status.name for status in probe_engines() if not status.available]
+    if not absent:
+        pytest.skip("every engine works on this machine")
+    out = tmp_path / "b.json"
+    words = ("--engine", absent[0], "--size", "32x48", "--sources", "0")
+    answer = call("bench", free_bundle.path, *FEW, *words, "--json", out)
+    assert answer.code == 0, answer.err
+    assert f"{absent[0]} did not run: " in answer.out
+    report = json.loads(out.read_text())
+    assert [row["contestant"] for row in report["rows"]] == ["onnxruntime-cpu"]
+    assert [failure["contestant"] for failure in report["failures"]] == [absent[0]]
+    alone = call("bench", free_bundle.path, "--rounds", "1", "--frames", "1", *words)
+    assert alone.code == 1
+    assert "no engine ran this bundle" in alone.err
 
 
 def test_peers_take_no_other_checkpoint_than_the_bundles(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ from knet_export.peers.naive import NaiveKNet
 from knet_export.peers.peers import make_peers
 from knet_runtime.bench.summary import TOTAL
 from knet_runtime.bundle import Bundle
+from knet_runtime.errors import BackendError
 from knet_runtime.segmenter import Segmenter
 from knet_runtime.synthetic import Street
 from knet_train.checkpoint import read_checkpoint
@@ -31,7 +33,9 @@ def test_the_published_form_equals_ours(checkpoint: Path) -> None:
     torch.testing.assert_close(published, ours, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["torch", "ort-naive", "openvino", "torch-loop"])
+@pytest.mark.parametrize(
+    "name", ["torch", "torch-channels-last", "ort-naive", "openvino", "torch-loop"]
+)
 def test_a_peer_gives_our_map(
     name: str, small_bundle: Bundle, checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -49,6 +53,35 @@ def test_a_peer_gives_our_map(
     assert (classes == ours).mean() > (0.98 if name == "openvino" else 0.9999)
     assert times[TOTAL] >= times["infer"] > 0
     assert ("draw" in times) == (name == "torch-loop")
+
+
+def test_the_precision_of_peer_openvino_is_what_its_convolutions_run_in(
+    small_bundle: Bundle, checkpoint: Path, tmp_path: Path
+) -> None:
+    openvino = pytest.importorskip("openvino")
+    maker = make_peers(["openvino"], small_bundle, checkpoint, [FRAME], tmp_path)["openvino"]
+    (graph,) = tmp_path.glob("*.onnx")
+    compiled = openvino.compile_model(graph, "CPU")
+    ran = Counter(
+        node.get_rt_info()["runtimePrecision"].astype(str)
+        for node in compiled.get_runtime_model().get_ops()
+        if node.get_rt_info()["layerType"].astype(str) == "Convolution"
+    )
+    names = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}
+    assert maker().facts.precision == names[ran.most_common(1)[0][0]]
+
+
+def test_a_network_that_pytorch_can_not_export_leaves_the_other_peers(
+    small_bundle: Bundle, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no such operator\nmore")
+
+    monkeypatch.setattr("knet_export.peers.peers.export_naive", fails)
+    makers = make_peers(["ort-naive", "torch"], small_bundle, checkpoint, [FRAME], tmp_path)
+    with pytest.raises(BackendError, match=r"^torch\.onnx\.export: .*no such operator$"):
+        pickle.loads(pickle.dumps(makers["ort-naive"]))()
+    assert makers["torch"]().facts.precision == "fp32"
 
 
 def test_the_plain_graph_sees_normalised_pixels() -> None:

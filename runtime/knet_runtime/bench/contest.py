@@ -20,7 +20,7 @@ from knet_runtime.bench.report import Failure, FileRow, MediaRow, Row
 from knet_runtime.bench.rounds import PAUSE, Lap, interleave
 from knet_runtime.bench.stand import Stand, agreement
 from knet_runtime.bench.summary import TOTAL, joules_per_frame, stages
-from knet_runtime.bench.worker import Worker
+from knet_runtime.bench.worker import Deadlines, Worker
 from knet_runtime.errors import BackendError
 
 _MEDIA, _FILES = "file", "files "
@@ -57,7 +57,8 @@ class Contest:
     """Frames laid out in ``folder`` (a temporary one), and who runs on them.
 
     ``tasks`` are frames by name ("360×480"); ``sources`` is how many files run at once, file to
-    file, 0 for none; each of its files has ``file_frames`` frames.
+    file, 0 for none; each of its files has ``file_frames`` frames. Whoever fails, or misses one of
+    ``deadlines``, is out, and the others go on.
     """
 
     def __init__(
@@ -68,13 +69,17 @@ class Contest:
         threads: int,
         sources: int = 1,
         file_frames: int = 90,
+        deadlines: Deadlines | None = None,
         on_step: Callable[[], None] = lambda: None,
     ) -> None:
         self._folder, self._threads, self._sources = folder, threads, sources
-        self._on_step = on_step
+        self._deadlines, self._on_step = deadlines, on_step
+        self._file_frames = file_frames
         self.frames, self.videos = {}, {}
+        self._counts: dict[str, int] = {}
         for number, (task, frames) in enumerate(tasks.items()):
             self.frames[task] = folder / f"frames{number}"
+            self._counts[task] = len(frames)
             self.frames[task].mkdir()
             for index, frame in enumerate(frames):
                 np.save(self.frames[task] / f"{index:03}.npy", frame)
@@ -101,7 +106,7 @@ class Contest:
 
     def limits(self) -> Limits:
         """This machine's, at the contest's thread count."""
-        with Worker(LimitsProbe, self._threads) as worker:
+        with self._worker(LimitsProbe) as worker:
             found: Limits = worker.call("measure")
             return found
 
@@ -113,7 +118,7 @@ class Contest:
                 self._open(stack, entry)
                 self._on_step()
             self._compare()
-            media = stack.enter_context(Worker(Media, self._threads))
+            media = stack.enter_context(self._worker(Media))
             turns: dict[str, list[str]] = {
                 name: [*self.frames, *self._file_tasks(opened.entry)]
                 for name, opened in self._opened.items()
@@ -122,13 +127,15 @@ class Contest:
 
             def lap(name: str, task: str, number: int) -> Lap | None:
                 if name == _MEDIA:
-                    found = media.call("lap", self.videos[task], self._folder / "media.mp4")
-                    return Lap(name, task, number, found)
+                    return self._media_lap(media, task, number)
                 return self._lap(self._opened[name], task, number)
 
             self.laps = interleave(turns, rounds, lap, pause=pause)
             for name, opened in self._opened.items():
                 self._peaks[name] = opened.worker.peak_bytes()
+
+    def _worker(self, factory: Callable[[], object]) -> Worker:
+        return Worker(factory, self._threads, self._deadlines)
 
     def _file_tasks(self, entry: Entry) -> list[str]:
         return [_FILES + task for task in self.frames] if entry.ours and self._sources else []
@@ -136,14 +143,17 @@ class Contest:
     def _open(self, stack: ExitStack, entry: Entry) -> None:
         before = gpu_memory_used() if entry.gpu else None
         first = next(iter(self.frames.values()))
-        try:
-            worker = stack.enter_context(Worker(partial(Stand, entry.make, first), self._threads))
-            facts: Facts = worker.call("facts")
-            for number, (task, frames) in enumerate(self.frames.items()):
-                worker.call("maps", frames, self._maps(entry.name, task, number))
-        except BackendError as error:
-            self.failures.append(Failure(entry.name, str(error)))
-            return
+        with ExitStack() as own:  # ends who fails on the way
+            try:
+                worker = own.enter_context(self._worker(partial(Stand, entry.make, first)))
+                facts: Facts = worker.call("facts")
+                for number, (task, frames) in enumerate(self.frames.items()):
+                    out = self._maps(entry.name, task, number)
+                    worker.call("maps", frames, out, frames=self._counts[task])
+            except BackendError as error:
+                self.failures.append(Failure(entry.name, str(error)))
+                return
+            stack.push(own.pop_all())
         after = gpu_memory_used() if entry.gpu else None
         device = None if before is None or after is None else max(after - before, 0)
         self._startups[entry.name] = worker.seconds
@@ -174,17 +184,28 @@ class Contest:
                 videos = [self.videos[task.removeprefix(_FILES)]] * self._sources
                 out = self._folder / "out"
                 out.mkdir(exist_ok=True)
-                frames, seconds = worker.call("file_to_file", videos, out)
+                count = self._sources * self._file_frames
+                frames, seconds = worker.call("file_to_file", videos, out, frames=count)
                 samples = {TOTAL: [1000 * seconds / frames] * frames}
             else:
-                samples = worker.call("lap", self.frames[task])
+                samples = worker.call("lap", self.frames[task], frames=self._counts[task])
         except BackendError as error:
+            worker.kill()
             self.failures.append(Failure(entry.name, str(error)))
             return None
         after = meter() if meter else None
         joules = None if before is None or after is None else after - before
         self._on_step()
         return Lap(entry.name, task, number, samples, joules)
+
+    def _media_lap(self, media: Worker, task: str, number: int) -> Lap | None:
+        video, out = self.videos[task], self._folder / "media.mp4"
+        try:
+            samples = media.call("lap", video, out, frames=self._file_frames)
+        except BackendError as error:
+            self.failures.append(Failure("decode and encode", str(error)))
+            return None
+        return Lap(_MEDIA, task, number, samples)
 
     def _of(self, name: str, task: str) -> list[Lap]:
         return [lap for lap in self.laps if (lap.contestant, lap.task) == (name, task)]
@@ -246,4 +267,5 @@ class Contest:
 
     def media(self) -> list[MediaRow]:
         """Decoding and encoding, for each task."""
-        return [MediaRow(task, stages(self._of(_MEDIA, task))) for task in self.frames]
+        laps = {task: self._of(_MEDIA, task) for task in self.frames}
+        return [MediaRow(task, stages(found)) for task, found in laps.items() if found]

@@ -17,7 +17,8 @@ Meter = Callable[[], float | None]
 
 def processor_meter(powercap: Path = _POWERCAP) -> Meter | None:
     """All processor packages together (RAPL); None where it is missing or only root may read it."""
-    zones = [zone for zone in sorted(powercap.glob("intel-rapl:*")) if zone.name.count(":") == 1]
+    # Others lie within a package, or are the whole board, which holds the packages.
+    zones = [zone for zone in sorted(powercap.glob("intel-rapl:*")) if _is_package(zone)]
     counters = [_Counter(zone) for zone in zones]
 
     def joules() -> float | None:
@@ -27,6 +28,13 @@ def processor_meter(powercap: Path = _POWERCAP) -> Meter | None:
             return None
 
     return joules if counters and joules() is not None else None
+
+
+def _is_package(zone: Path) -> bool:
+    try:
+        return (zone / "name").read_text().startswith("package")
+    except OSError:
+        return False
 
 
 class _Counter:
@@ -44,9 +52,9 @@ class _Counter:
         return (now + self._carried) / 1e6
 
 
-def gpu_meter() -> Meter | None:
+def gpu_meter(nvml: str = _NVML) -> Meter | None:
     """The first NVIDIA GPU; None without one, or before Volta, which does not count."""
-    device = _first_gpu()
+    device = _first_gpu(nvml)
     if device is None:
         return None
     library, handle = device
@@ -68,9 +76,9 @@ class _Memory(ctypes.Structure):
     )
 
 
-def gpu_memory_used() -> int | None:
+def gpu_memory_used(nvml: str = _NVML) -> int | None:
     """Bytes of the first NVIDIA GPU's memory that are in use, by anybody; None without one."""
-    device = _first_gpu()
+    device = _first_gpu(nvml)
     if device is None:
         return None
     library, handle = device
@@ -79,10 +87,12 @@ def gpu_memory_used() -> int | None:
     return None if failed else int(memory.used)
 
 
-def _first_gpu() -> tuple[Any, ctypes.c_void_p] | None:
+def _first_gpu(nvml: str) -> tuple[Any, ctypes.c_void_p] | None:
     try:
-        library = ctypes.CDLL(_NVML)
+        library = ctypes.CDLL(nvml)
     except OSError:
+        return None
+    if not hasattr(library, "nvmlDeviceGetTotalEnergyConsumption"):  # older than 2018
         return None
     handle = ctypes.c_void_p()
     if library.nvmlInit_v2() or library.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(handle)):

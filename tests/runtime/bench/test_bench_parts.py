@@ -1,8 +1,7 @@
-"""Processes, limits, meters and pictures of a contest, each by itself."""
+"""Rows, limits and pictures of a contest, each by itself."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,56 +10,15 @@ import cv2
 import numpy as np
 import pytest
 
-from knet_runtime.backends.machine import cpu_budget
 from knet_runtime.bench.contest import Contest, Cost, Entry
 from knet_runtime.bench.contestant import Engine
 from knet_runtime.bench.limits import Limits
 from knet_runtime.bench.machine import this_machine
 from knet_runtime.bench.media import write_video
 from knet_runtime.bench.plot import Bar, Curve, draw_bars, draw_curves
-from knet_runtime.bench.power import processor_meter
-from knet_runtime.bench.worker import Worker
 from knet_runtime.bundle import Bundle
-from knet_runtime.errors import BackendError
 from knet_runtime.frames import Frame
 from knet_runtime.video import open_source
-
-
-class Thing:
-    """What a worker holds in these tests."""
-
-    def __init__(self, fails: str = "") -> None:
-        if fails:
-            raise ValueError(f"{fails}\nand more")
-
-    def threads(self) -> tuple[int, str, int]:
-        return cpu_budget(), os.environ["OPENBLAS_NUM_THREADS"], cv2.getNumThreads()
-
-    def fail(self) -> None:
-        raise BackendError("no such picture")
-
-    def die(self) -> None:
-        os._exit(7)
-
-
-def test_a_worker_computes_on_the_cores_that_it_was_given() -> None:
-    before = os.environ.get("OPENBLAS_NUM_THREADS")
-    with Worker(Thing, 1) as worker:
-        assert worker.call("threads") == (1, "1", 1)
-        assert worker.seconds >= 0
-    assert os.environ.get("OPENBLAS_NUM_THREADS") == before
-
-
-def test_what_fails_in_a_worker_is_said_in_one_line() -> None:
-    with pytest.raises(BackendError, match=r"^ValueError: out of luck$"):
-        Worker(partial(Thing, "out of luck"), 1)
-    with Worker(Thing, 1) as worker:
-        with pytest.raises(BackendError, match=r"^no such picture$"):
-            worker.call("fail")
-        with pytest.raises(BackendError, match=r"ended with 7"):
-            worker.call("die")
-        with pytest.raises(BackendError, match=r"ended with 7"):
-            worker.call("threads")
 
 
 def test_a_contest_times_compares_and_reports(
@@ -101,21 +59,6 @@ def test_a_video_holds_all_frames_and_a_time_for_each(tmp_path: Path) -> None:
     with open_source(tmp_path / "v.mp4") as source:
         read: list[Frame] = list(source)
     assert [round(float(frame.image.mean()) / 40) for frame in read] == [0, 1, 2, 3]
-
-
-def test_the_energy_counter_of_the_processor_is_followed_over_its_end(tmp_path: Path) -> None:
-    assert processor_meter(tmp_path) is None
-    for name in ("intel-rapl:0", "intel-rapl:1", "intel-rapl:0:0"):  # the last: within the first
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "energy_uj").write_text("9000000\n")
-        (tmp_path / name / "max_energy_range_uj").write_text("10000000\n")
-    meter = processor_meter(tmp_path)
-    assert meter is not None
-    assert meter() == 18.0
-    (tmp_path / "intel-rapl:0/energy_uj").write_text("500000\n")
-    assert meter() == 19.5
-    (tmp_path / "intel-rapl:1/energy_uj").unlink()
-    assert meter() is None
 
 
 def test_the_better_limits_are_kept() -> None:
