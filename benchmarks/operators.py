@@ -1,6 +1,7 @@
 """Where an engine's time goes, operator by operator, by the engine's own profiler.
 
-    python benchmarks/operators.py fp32.knet bf16.knet --output benchmarks/results/operators.json
+    python benchmarks/operators.py fp32.knet bf16.knet int8.knet \\
+        --output benchmarks/results/operators.json
 
 ONNX Runtime and OpenVINO, with the settings of the runtime's engines; a bundle that an engine does
 not run is left out. Profiling costs a little, so the sum is above what `bench` measures.
@@ -50,7 +51,9 @@ def onnxruntime_times(bundle: Bundle, batch: NDArray[np.uint8]) -> dict[str, flo
     return _by_type((kind, median(times[WARM_UP:])) for (kind, _), times in nodes.items())
 
 
-def openvino_times(bundle: Bundle, batch: NDArray[np.uint8], hint: str) -> dict[str, float]:
+def openvino_times(
+    core: Any, bundle: Bundle, batch: NDArray[np.uint8], hint: str
+) -> dict[str, float]:
     """The same, by the kernel that OpenVINO took."""
     settings = {
         "INFERENCE_PRECISION_HINT": hint,
@@ -58,8 +61,9 @@ def openvino_times(bundle: Bundle, batch: NDArray[np.uint8], hint: str) -> dict[
         "INFERENCE_NUM_THREADS": cpu_budget(),
         "PERF_COUNT": True,
     }
-    graph = bundle.file(bundle.of_kind("logits").path)
-    request: Any = openvino.compile_model(graph, "CPU", settings).create_infer_request()
+    model = core.read_model(bundle.file(bundle.of_kind("logits").path))
+    model.reshape({0: list(batch.shape)})
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
     nodes = defaultdict(list)
     for number in range(WARM_UP + RUNS):
         request.infer({0: batch})
@@ -82,7 +86,7 @@ def main() -> None:
     parser.add_argument("bundles", type=Path, nargs="+")
     parser.add_argument("--output", type=Path, help="JSON; without it, to stdout")
     options = parser.parse_args()
-    rows = []
+    rows, core = [], openvino.Core()
     for path in options.bundles:
         bundle = open_bundle(path)
         precision, spec = bundle.artefact.precision, bundle.manifest.input
@@ -91,7 +95,7 @@ def main() -> None:
         if precision != "bf16":  # it has no bf16 convolution
             times = onnxruntime_times(bundle, batch)
             rows.append({**row, "engine": "onnxruntime-cpu", "ms": times})
-        times = openvino_times(bundle, batch, HINTS[precision])
+        times = openvino_times(core, bundle, batch, HINTS[precision])
         rows.append({**row, "engine": "openvino", "ms": times})
     report = {"what": "milliseconds a picture by operator, above 0.05", "rows": rows}
     keep(report, options.output, ("onnxruntime", "openvino"))

@@ -1,7 +1,6 @@
 """The tables of README.md beside this file, from committed results.
 
-    python benchmarks/tables.py benchmarks/results/speed-*.json benchmarks/results/growth.json \\
-        benchmarks/results/curve.json
+python benchmarks/tables.py benchmarks/results/{speed-*,growth,operators,curve}.json
 """
 
 from __future__ import annotations
@@ -68,6 +67,17 @@ def growth(report: dict[str, Any]) -> Iterator[str]:
     yield ""
 
 
+def operators(report: dict[str, Any]) -> Iterator[str]:
+    """What ``operators.py`` found: the longest six of each engine, and their shares."""
+    yield _line(["engine", "precision", "ms in all operators", "of which"])
+    yield "|---|---|---|---|"
+    for row in report["rows"]:
+        whole = sum(row["ms"].values())
+        parts = [f"{kind} {100 * ms / whole:.0f} %" for kind, ms in list(row["ms"].items())[:6]]
+        yield _line([row["engine"], row["precision"], f"{whole:.1f}", ", ".join(parts)])
+    yield ""
+
+
 def place(report: dict[str, Any]) -> Iterator[str]:
     """What ``curve.py`` found: a line for each variant."""
     engines = list(report["rows"][0]["engines"])
@@ -97,13 +107,15 @@ def table(path: Path) -> Iterator[str]:
         yield from growth(found)
     elif "ratios" in found:
         yield from speed(msgspec.convert(found, Report))
+    elif "ms" in found["rows"][0]:
+        yield from operators(found)
     else:
         yield from place(found)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("results", type=Path, nargs="+", help="JSON of bench, growth.py, curve.py")
+    parser.add_argument("results", type=Path, nargs="+", help="JSON of these")
     for path in parser.parse_args().results:
         sys.stdout.write("\n".join([*table(path), ""]))
 
