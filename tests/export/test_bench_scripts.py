@@ -138,7 +138,7 @@ def test_the_gpu_rows_go_the_same_way_on_a_processor(
         assert row["frames_per_second"] == pytest.approx(
             1000 * row["batch"] / row["ms"]["median"], abs=0.01
         )
-        assert 0 < row["matmul_share"] < 1
+        assert row["matmul_share"] > 0
     assert cv2.imread(str(plot)) is not None
 
 
