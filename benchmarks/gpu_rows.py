@@ -32,9 +32,9 @@ import torch
 from random_bundle import random_model, write_random
 from result import keep
 from torch import Tensor
-from torch.nn import functional as F
 
 from knet_export.graph.cost import count_cost
+from knet_export.peers.torch_peers import class_maps
 from knet_runtime.backends import open_backend
 from knet_runtime.bench.plot import Bar, draw_bars
 from knet_runtime.bench.power import gpu_memory_used, gpu_meter
@@ -105,8 +105,7 @@ def peer(model: KNet, name: str, device: str) -> Infer:
         moved = moved.to(memory_format=torch.channels_last)
 
     def network(images: Tensor) -> Tensor:
-        large = F.interpolate(moved(images), images.shape[1:3], mode="bilinear")
-        return large.argmax(1).to(torch.uint8)
+        return class_maps(moved(images), images.shape[1:3])
 
     run = torch.compile(network, mode="max-autotune") if name == "torch-compile" else network
 

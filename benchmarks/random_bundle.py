@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from knet_export.form.deploy import deploy_form
-from knet_export.form.precision import halve
-from knet_export.graph.tail import MOST_CLASSES, add_tail
-from knet_export.graph.to_onnx import CLASSMAP_NAME, LOGITS_NAME, WEIGHTS_NAME, export_onnx
+from knet_export.graph.tail import add_tail
+from knet_export.graph.to_onnx import CLASSMAP_NAME, LOGITS_NAME, WEIGHTS_NAME
+from knet_export.graphs import graph_artefacts, write_logits_graph
 from knet_export.input_size import export_spec
-from knet_export.parity.tolerance import default_tolerance
 from knet_runtime.bundle import Bundle, write_bundle
 from knet_runtime.labels import LabelMap, distinct_palette
 from knet_runtime.manifest import (
-    Artefact,
-    Kind,
     Licence,
     Manifest,
     OutputSpec,
@@ -56,20 +51,13 @@ def write_random(
     classes = int(model.conv_seg.out_channels)
     spec = export_spec(config, size, sizes, max_batch)
     output = OutputSpec("logits", config.model.stride)
-    most = sizes.most if sizes else size
-    pixels = most[0] * most[1] // output.stride**2 if precision == "fp16" else 0
-    form = deploy_form(model, None if sizes else size, pixels=pixels)
-    if precision == "fp16":
-        form = halve(form, "fp16")
-    graphs: dict[Kind, str] = {"logits": LOGITS_NAME}
-    if classes <= MOST_CLASSES:
-        graphs["classmap"] = CLASSMAP_NAME
+    artefacts = graph_artefacts(precision, classes)
+    names = [artefact.path for artefact in artefacts]
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
         files = Path(work)
-        export_onnx(form, spec, output, files)
-        if "classmap" in graphs:
+        write_logits_graph(model, spec, output, precision, files)
+        if CLASSMAP_NAME in names:
             add_tail(files / LOGITS_NAME, files / CLASSMAP_NAME, output)
-        names: Sequence[str] = (*graphs.values(), WEIGHTS_NAME)
         manifest = Manifest(
             name=folder.name.removesuffix(".knet"),
             input=spec,
@@ -79,17 +67,10 @@ def write_random(
                 distinct_palette(classes),
                 65535,
             ),
-            artefacts=tuple(
-                Artefact(
-                    path=path,
-                    kind=kind,
-                    precision=precision,
-                    tolerance=default_tolerance(precision),
-                    external_data=(WEIGHTS_NAME,),
-                )
-                for kind, path in graphs.items()
-            ),
+            artefacts=artefacts,
             provenance=Provenance("0" * 64, preset, {}),
             licence=Licence("Apache-2.0", "Apache-2.0", "none"),
         )
-        return write_bundle(folder, manifest, {name: files / name for name in names})
+        return write_bundle(
+            folder, manifest, {name: files / name for name in (*names, WEIGHTS_NAME)}
+        )

@@ -18,11 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from knet_export.card import model_card
-from knet_export.form.deploy import deploy_form, reference_logits
-from knet_export.form.precision import check_finite, halve
+from knet_export.form.deploy import reference_logits
+from knet_export.form.precision import check_finite
 from knet_export.graph.check_onnx import check_onnx, check_structure
-from knet_export.graph.tail import MOST_CLASSES, add_tail
-from knet_export.graph.to_onnx import CLASSMAP_NAME, LOGITS_NAME, WEIGHTS_NAME, export_onnx
+from knet_export.graph.tail import add_tail
+from knet_export.graph.to_onnx import CLASSMAP_NAME, LOGITS_NAME, WEIGHTS_NAME
+from knet_export.graphs import graph_artefacts, write_logits_graph
 from knet_export.input_size import export_spec
 from knet_export.int8.calibrate import open_calibration
 from knet_export.int8.sensitivity import Calibrator
@@ -37,9 +38,7 @@ from knet_runtime.errors import ConfigError, OutputError, ParityError
 from knet_runtime.golden import GOLDEN_NAME, save_golden
 from knet_runtime.labels import CAMVID11
 from knet_runtime.manifest import (
-    Artefact,
     InputSpec,
-    Kind,
     Licence,
     Manifest,
     OutputSpec,
@@ -178,24 +177,12 @@ def _manifest(
     destination: Path,
     licence: Licence | None,
 ) -> Manifest:
-    graphs: dict[Kind, str] = {"logits": LOGITS_NAME}
-    if checkpoint.labels.num_classes <= MOST_CLASSES:
-        graphs["classmap"] = CLASSMAP_NAME
     return Manifest(
         name=destination.name.removesuffix(".knet"),
         input=spec,
         output=OutputSpec(name="logits", stride=checkpoint.config.model.stride),
         labels=checkpoint.labels,
-        artefacts=tuple(
-            Artefact(
-                path=path,
-                kind=kind,
-                precision=precision,
-                tolerance=default_tolerance(precision),
-                external_data=(WEIGHTS_NAME,),
-            )
-            for kind, path in graphs.items()
-        ),
+        artefacts=graph_artefacts(precision, checkpoint.labels.num_classes),
         provenance=Provenance(checkpoint.sha256, checkpoint.config.preset, _tools()),
         licence=licence or Licence("Apache-2.0", "unstated", "unstated"),
     )
@@ -212,20 +199,11 @@ def _write_files(
     """Graphs, weights and golden tensors in ``work``, checked: names within the bundle -> files."""
     spec, output, artefact = manifest.input, manifest.output, manifest.artefacts[0]
     on_step("exporting the graph")
-    most = spec.sizes.most if spec.sizes else (spec.height, spec.width)
-    form = deploy_form(
-        checkpoint.model,
-        None if spec.sizes else most,
-        pixels=most[0] * most[1] // output.stride**2 if artefact.precision == "fp16" else 0,
-    )
-    if artefact.precision in ("fp16", "bf16"):
-        form = halve(form, artefact.precision)
     names = [artefact.path for artefact in manifest.artefacts]
     others = [WEIGHTS_NAME, GOLDEN_NAME]
     traced = work if calibration is None else work / "fp32"
     traced.mkdir(exist_ok=True)
-    export_onnx(form, spec, output, traced)
-    del form  # as large as the model
+    write_logits_graph(checkpoint.model, spec, output, artefact.precision, traced)
     if calibration is not None:
         check_onnx(checkpoint.model, spec, output, traced, default_tolerance("fp32"))
         write_int8(traced, work, manifest, calibration, on_step)

@@ -16,12 +16,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from knet_deploy.cli import main
-from knet_export.form.deploy import deploy_form
-from knet_export.form.precision import halve
 from knet_export.graph.tail import add_tail
-from knet_export.graph.to_onnx import CLASSMAP_NAME, LOGITS_NAME, WEIGHTS_NAME, export_onnx
+from knet_export.graph.to_onnx import CLASSMAP_NAME, LOGITS_NAME, WEIGHTS_NAME
+from knet_export.graphs import graph_artefacts, write_logits_graph
 from knet_export.int8.quantise import multiply_adds, quantisable, quantise, save
-from knet_export.parity.tolerance import default_tolerance
 from knet_export.tensorrt.build import _Network, build_engine, parser_reason
 from knet_export.tensorrt.profile import profile_of
 from knet_runtime.backends.tensorrt_library import load_tensorrt, new_log
@@ -31,7 +29,6 @@ from knet_runtime.errors import BackendError, BackendUnavailable, ConfigError
 from knet_runtime.gpu import Gpu, this_gpu
 from knet_runtime.labels import LabelMap, distinct_palette
 from knet_runtime.manifest import (
-    Artefact,
     InputSpec,
     Kind,
     Licence,
@@ -60,22 +57,12 @@ def rtx_version() -> str:
 
 def manifest_of(spec: InputSpec, stride: int, classes: int, precision: Precision) -> Manifest:
     names = tuple(f"class {number}" for number in range(classes))
-    graphs: dict[Kind, str] = {"logits": LOGITS_NAME, "classmap": CLASSMAP_NAME}
     return Manifest(
         name="random",
         input=spec,
         output=OutputSpec("logits", stride),
         labels=LabelMap(names, distinct_palette(classes), 255),
-        artefacts=tuple(
-            Artefact(
-                path=path,
-                kind=kind,
-                precision=precision,
-                tolerance=default_tolerance(precision),
-                external_data=(WEIGHTS_NAME,),
-            )
-            for kind, path in graphs.items()
-        ),
+        artefacts=graph_artefacts(precision, classes),
         provenance=Provenance("0" * 64, "random", {}),
         licence=Licence("Apache-2.0", "CC0-1.0", "CC0-1.0"),
     )
@@ -105,12 +92,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
         else:
             torch.manual_seed(0)
             model = build_model(config.model, classes).eval()
-            most = sizes.most if sizes else (SIDE, SIDE)
-            pixels = most[0] * most[1] // config.model.stride**2 if precision == "fp16" else 0
-            form = deploy_form(model, None if sizes else most, pixels=pixels)
-            if precision != "fp32":
-                form = halve(form, precision)
-            export_onnx(form, spec, output, work)
+            write_logits_graph(model, spec, output, precision, work)
         add_tail(work / LOGITS_NAME, work / CLASSMAP_NAME, output)
         files: dict[str, bytes | Path] = {
             file: work / file for file in (LOGITS_NAME, CLASSMAP_NAME, WEIGHTS_NAME)

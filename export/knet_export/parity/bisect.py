@@ -133,19 +133,14 @@ def bisect(
 
 
 def _export(checkpoint: Path, manifest: Manifest, kind: Kind, folder: Path) -> Path:
-    from knet_export.form.deploy import deploy_form
     from knet_export.graph.tail import add_tail
     from knet_export.graph.to_onnx import CLASSMAP_NAME, export_onnx
+    from knet_export.graphs import form_for
     from knet_train.checkpoint import read_checkpoint
 
     spec, output = manifest.input, manifest.output
-    most = spec.sizes.most if spec.sizes else (spec.height, spec.width)
-    half = manifest.artefacts[0].precision == "fp16"  # whose sums are rescaled
-    form = deploy_form(
-        read_checkpoint(checkpoint).model,
-        None if spec.sizes else most,
-        pixels=most[0] * most[1] // output.stride**2 if half else 0,
-    )
+    model = read_checkpoint(checkpoint).model
+    form = form_for(model, spec, output, manifest.artefacts[0].precision)
     graph = export_onnx(form, spec, output, folder)
     if kind == "classmap":
         add_tail(graph, folder / CLASSMAP_NAME, output)

@@ -12,8 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from knet_runtime.bench.contestant import Facts
-from knet_runtime.bench.summary import TOTAL
+from knet_runtime.bench.contestant import Facts, stage_times
 from knet_runtime.manifest import Size
 from knet_runtime.preprocess import resize
 
@@ -56,13 +55,7 @@ class GraphPeer:
         ran = perf_counter()
         found = classes[0].astype(np.uint8)
         ended = perf_counter()
-        seconds = {
-            "fit": fitted - begun,
-            "infer": ran - fitted,
-            "tail": ended - ran,
-            TOTAL: ended - begun,
-        }
-        return found, {stage: 1000 * value for stage, value in seconds.items()}
+        return found, stage_times(begun, fit=fitted, infer=ran, tail=ended)
 
 
 def open_onnxruntime(path: Path) -> Opened:

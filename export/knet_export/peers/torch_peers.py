@@ -14,14 +14,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from knet_runtime.backends.machine import cpu_budget
-from knet_runtime.bench.contestant import Facts
-from knet_runtime.bench.summary import TOTAL
-from knet_runtime.labels import LabelMap
+from knet_runtime.bench.contestant import Facts, stage_times
 from knet_runtime.manifest import Size
 from knet_runtime.preprocess import resize
 from knet_train.checkpoint import read_checkpoint
 
 Network = Callable[[Tensor], Tensor]
+
+
+def class_maps(logits: Tensor, size: Size) -> Tensor:
+    """Logits [B, N, h, w] to classes uint8 [B, *size], as PyTorch has it: bilinear interpolation of
+    every logit, then the largest."""
+    large = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+    return large.argmax(1).to(torch.uint8)
 
 
 class TorchPeer:
@@ -48,16 +53,9 @@ class TorchPeer:
         fitted = perf_counter()
         logits = self._network(image)
         ran = perf_counter()
-        large = F.interpolate(logits, frame.shape[:2], mode="bilinear", align_corners=False)
-        classes = large.argmax(1)[0].to(torch.uint8).numpy()
+        classes = class_maps(logits, frame.shape[:2])[0].numpy()
         ended = perf_counter()
-        seconds = {
-            "fit": fitted - begun,
-            "infer": ran - fitted,
-            "tail": ended - ran,
-            TOTAL: ended - begun,
-        }
-        return classes, {stage: 1000 * value for stage, value in seconds.items()}
+        return classes, stage_times(begun, fit=fitted, infer=ran, tail=ended)
 
 
 class CompiledPeer(TorchPeer):
@@ -69,10 +67,7 @@ class CompiledPeer(TorchPeer):
         network = self._network
 
         def whole(image: Tensor, rows: int, columns: int) -> Tensor:
-            large = F.interpolate(
-                network(image), (rows, columns), mode="bilinear", align_corners=False
-            )
-            return large.argmax(1).to(torch.uint8)
+            return class_maps(network(image), (rows, columns))
 
         self._whole = torch.compile(whole, dynamic=False)
 
@@ -84,8 +79,7 @@ class CompiledPeer(TorchPeer):
         fitted = perf_counter()
         classes = self._whole(image, *frame.shape[:2])[0].numpy()
         ended = perf_counter()
-        seconds = {"fit": fitted - begun, "infer": ended - fitted, TOTAL: ended - begun}
-        return classes, {stage: 1000 * value for stage, value in seconds.items()}
+        return classes, stage_times(begun, fit=fitted, infer=ended)
 
 
 class LoopPeer:
@@ -96,7 +90,7 @@ class LoopPeer:
         torch.set_num_threads(cpu_budget())
         found = read_checkpoint(checkpoint)
         self._model, self._size = found.model, size
-        self._palette = _palette(found.labels)
+        self._palette = np.array(found.labels.palette, np.uint8)
         self.facts = Facts("fp32", None, "a peer", "its draw is a palette and a weighted sum")
 
     @torch.inference_mode()
@@ -111,20 +105,9 @@ class LoopPeer:
         fitted = perf_counter()
         logits = model.decode(model.backbone(normalised))[-1]
         ran = perf_counter()
-        large = F.interpolate(logits, frame.shape[:2], mode="bilinear", align_corners=False)
-        classes = large.argmax(1)[0].cpu().numpy().astype(np.uint8)
+        classes = class_maps(logits, frame.shape[:2])[0].numpy()
         ended = perf_counter()
         cv2.addWeighted(frame, 0.5, self._palette[classes], 0.5, 0)
         drawn = perf_counter()
-        seconds = {
-            "fit": fitted - begun,
-            "infer": ran - fitted,
-            "tail": ended - ran,
-            TOTAL: ended - begun,
-            "draw": drawn - ended,
-        }
-        return classes, {stage: 1000 * value for stage, value in seconds.items()}
-
-
-def _palette(labels: LabelMap) -> NDArray[np.uint8]:
-    return np.array(labels.palette, np.uint8)
+        times = stage_times(begun, fit=fitted, infer=ran, tail=ended)
+        return classes, {**times, "draw": 1000 * (drawn - ended)}

@@ -47,6 +47,16 @@ class Contestant(Protocol):
         stage; ``TOTAL`` is the whole from frame to class map, "draw" is not in it."""
 
 
+def stage_times(begun: float, **ends: float) -> dict[str, float]:
+    """Milliseconds of stages that follow each other, and ``TOTAL``: ``ends`` says when each one
+    ended, in seconds, as ``begun`` when the first began."""
+    times, before = {}, begun
+    for stage, end in ends.items():
+        times[stage] = 1000 * (end - before)
+        before = end
+    return {**times, TOTAL: 1000 * (before - begun)}
+
+
 class Engine:
     """One of our engines with a bundle, through the runtime's own front door."""
 
