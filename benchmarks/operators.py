@@ -23,19 +23,18 @@ import openvino
 from numpy.typing import NDArray
 from result import keep
 
-from knet_runtime.backends.machine import cpu_budget
+from knet_runtime.backends.openvino import settings_of
+from knet_runtime.backends.ort import session_options
 from knet_runtime.bench.frames import street_frames
 from knet_runtime.bundle import Bundle, open_bundle
 
 WARM_UP, RUNS = 5, 20
-HINTS = {"fp32": "f32", "int8": "f32", "bf16": "bf16"}
+ENGINES = {"fp32": "openvino", "int8": "openvino", "bf16": "openvino-bf16"}
 
 
 def onnxruntime_times(bundle: Bundle, batch: NDArray[np.uint8]) -> dict[str, float]:
     """Milliseconds of each type of operator, the sum over its nodes of their medians."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = cpu_budget()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options = session_options()
     options.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = f"{folder}/profile"
@@ -52,15 +51,10 @@ def onnxruntime_times(bundle: Bundle, batch: NDArray[np.uint8]) -> dict[str, flo
 
 
 def openvino_times(
-    core: Any, bundle: Bundle, batch: NDArray[np.uint8], hint: str
+    core: Any, bundle: Bundle, batch: NDArray[np.uint8], engine: str
 ) -> dict[str, float]:
     """The same, by the kernel that OpenVINO took."""
-    settings = {
-        "INFERENCE_PRECISION_HINT": hint,
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": cpu_budget(),
-        "PERF_COUNT": True,
-    }
+    settings = {**settings_of(engine), "PERF_COUNT": True}
     model = core.read_model(bundle.file(bundle.of_kind("logits").path))
     model.reshape({0: list(batch.shape)})
     request = core.compile_model(model, "CPU", settings).create_infer_request()
@@ -95,8 +89,9 @@ def main() -> None:
         if precision != "bf16":  # it has no bf16 convolution
             times = onnxruntime_times(bundle, batch)
             rows.append({**row, "engine": "onnxruntime-cpu", "ms": times})
-        times = openvino_times(core, bundle, batch, HINTS[precision])
-        rows.append({**row, "engine": "openvino", "ms": times})
+        engine = ENGINES[precision]
+        times = openvino_times(core, bundle, batch, engine)
+        rows.append({**row, "engine": engine, "ms": times})
     report = {"what": "milliseconds a picture by operator, above 0.05", "rows": rows}
     keep(report, options.output, ("onnxruntime", "openvino"))
 

@@ -44,17 +44,14 @@ class OpenVinoBackend:
     def __init__(self, bundle: Bundle, engine: str, kind: Kind) -> None:
         self.name, self.kind, self.device = engine, kind, processor_name()
         self._manifest = bundle.manifest
-        path = bundle.file(bundle.of_kind(kind).path)
-        self._path = path
-        core = _core()
-        _check_processor(core, engine)
-        self._model: Any = _read(core, path, engine)
-        model = self._model
+        self._path = path = bundle.file(bundle.of_kind(kind).path)
+        _check_processor(_core(), engine)
+        self._model: Any = _read(path, engine)
         # Compiling may give the ports other names.
-        outputs = _tensors(model.outputs)
-        check_graph(path, self._manifest, kind, _tensors(model.inputs), outputs)
+        outputs = _tensors(self._model.outputs)
+        check_graph(path, self._manifest, kind, _tensors(self._model.inputs), outputs)
         if engine == "openvino":
-            _check_shared_weights(model, path)
+            _check_shared_weights(self._model, path)
         wanted = output_name(self._manifest, kind)
         self._output = next(at for at, port in enumerate(outputs) if port.name == wanted)
         self._requests: dict[int, Any] = {1: self._compiled(1)}
@@ -87,7 +84,7 @@ class OpenVinoBackend:
         """A request for ``batch`` pictures, in the precision that the engine's name says."""
         spec, model = self._manifest.input, self._model.clone()
         model.reshape({0: [batch, spec.height, spec.width, 3]})
-        compiled = _compile(_core(), model, self._path, self.name)
+        compiled = _compile(model, self._path, self.name)
         _check_precision(compiled, self.name)
         return compiled.create_infer_request()
 
@@ -116,6 +113,15 @@ def try_openvino(engine: str) -> str:
     return f"openvino {version}, {_HINTS[engine]}, {cpu_budget()} threads"
 
 
+def settings_of(engine: str) -> dict[str, str | int]:
+    """What OpenVINO is told when it compiles for ``engine``."""
+    return {
+        "INFERENCE_PRECISION_HINT": _HINTS[engine],
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": cpu_budget(),
+    }
+
+
 @functools.cache
 def _core() -> Any:
     """OpenVINO, once for the process and to its end. Its CPU plugin gives the thread that loads it
@@ -133,21 +139,16 @@ def _check_processor(core: Any, engine: str) -> None:
         )
 
 
-def _read(core: Any, path: Path, engine: str) -> Any:
+def _read(path: Path, engine: str) -> Any:
     try:
-        return core.read_model(path)
+        return _core().read_model(path)
     except RuntimeError as error:
         raise _not_loaded(engine, path, error) from error
 
 
-def _compile(core: Any, model: Any, path: Path, engine: str) -> Any:
-    settings = {
-        "INFERENCE_PRECISION_HINT": _HINTS[engine],
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": cpu_budget(),
-    }
+def _compile(model: Any, path: Path, engine: str) -> Any:
     try:
-        return core.compile_model(model, "CPU", settings)
+        return _core().compile_model(model, "CPU", settings_of(engine))
     except RuntimeError as error:
         raise _not_loaded(engine, path, error) from error
 

@@ -107,14 +107,20 @@ def try_provider(engine: str) -> str:
     return f"onnxruntime {ort.__version__}, {where}"
 
 
-def _open_session(
-    model: Path | bytes, engine: str, spec: InputSpec | None, precision: Precision
-) -> Any:
+def session_options() -> Any:
+    """ONNX Runtime's SessionOptions for every session of ours."""
     options = ort.SessionOptions()
     options.log_severity_level = 4  # fatal only: what matters is raised, and stderr is the user's
     options.intra_op_num_threads = cpu_budget()
     # Threads that spin while they wait take the cores from the decoder and the class map's tail.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def _open_session(
+    model: Path | bytes, engine: str, spec: InputSpec | None, precision: Precision
+) -> Any:
+    options = session_options()
     graph = str(model) if isinstance(model, Path) else model
     if engine != CPU_ENGINE:
         return open_gpu_session(graph, options, engine, spec, precision)

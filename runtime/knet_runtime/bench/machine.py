@@ -62,7 +62,7 @@ def this_machine(cores: int) -> Machine:
         load=_load(),
         memory_bytes=_memory(),
         gpu=this_gpu(),
-        commit=_commit(),
+        commit=commit_of(Path(__file__).resolve().parent),
     )
 
 
@@ -100,8 +100,9 @@ def _memory() -> int | None:
     return None
 
 
-def _commit() -> str | None:
-    folder = Path(__file__).resolve().parent
+def commit_of(folder: Path) -> str | None:
+    """The commit of the checkout that ``folder`` is a part of, "-dirty" behind it where files were
+    changed; None where it is not."""
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), "describe", "--always", "--dirty"],
@@ -109,7 +110,7 @@ def _commit() -> str | None:
             text=True,
         )
         tracked = subprocess.run(
-            ["git", "-C", str(folder), "ls-files", "--error-unmatch", "__init__.py"],
+            ["git", "-C", str(folder), "ls-files", "--error-unmatch", "."],
             capture_output=True,
         )
     except OSError:  # no git
