@@ -17,10 +17,9 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import cv2
@@ -40,6 +39,8 @@ from knet_export.parity.torch_reference import TorchReference
 from knet_export.parity.verify import VerifyReport, verify, write_report
 from knet_export.parity.verify_data import open_data
 from knet_runtime.backends import open_backend
+from knet_runtime.bench.rounds import Lap, interleave
+from knet_runtime.bench.summary import TOTAL, Spread, stages
 from knet_runtime.bundle import Bundle, open_bundle
 from knet_runtime.segmenter import Segmenter
 from knet_train.checkpoint import Checkpoint, read_checkpoint
@@ -170,49 +171,47 @@ def multiply_adds(variant: Variant, checkpoint: Checkpoint) -> int:
 
 def timings(bundles: dict[str, Bundle], data: Path) -> dict[tuple[str, str], dict[str, Any]]:
     """Milliseconds by (variant, engine) and size of the frame. All are open at once and take turns,
-    a few calls each after one that is not counted, so that whatever else the machine does meets
-    all of them."""
+    a few calls each after one that is not counted."""
     pictures = list(val_frames(data))
+    sizes = [f"{width}x{height}" for height, width in FRAMES]
     with ExitStack() as stack:
         segmenters = {
-            (name, engine): stack.enter_context(Segmenter(bundle, engine))
+            f"{name} {engine}": stack.enter_context(Segmenter(bundle, engine))
             for engine in ENGINES
             for name, bundle in bundles.items()
         }
-        found: dict[tuple[str, str], dict[str, list[dict[str, float]]]] = {
-            key: {f"{width}x{height}": [] for height, width in FRAMES} for key in segmenters
-        }
-        for number in range(ROUNDS):
-            for key in in_turn(list(segmenters), number):
-                time.sleep(PAUSE)
-                for frame in pictures[number % len(pictures)]:
-                    size = f"{frame.shape[1]}x{frame.shape[0]}"
-                    found[key][size] += timed(segmenters[key], frame)
-    return {key: {size: summary(calls) for size, calls in of.items()} for key, of in found.items()}
+
+        def lap(name: str, size: str, number: int) -> Lap:
+            frame = pictures[number % len(pictures)][sizes.index(size)]
+            return Lap(name, size, number, timed(segmenters[name], frame))
+
+        laps = interleave(dict.fromkeys(segmenters, sizes), ROUNDS, lap, pause=PAUSE)
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for engine in ENGINES:
+        for name in bundles:
+            mine = [lap for lap in laps if lap.contestant == f"{name} {engine}"]
+            found[name, engine] = {
+                size: summary(stages(lap for lap in mine if lap.task == size)) for size in sizes
+            }
+    return found
 
 
-def timed(segment: Segmenter, frame: NDArray[np.uint8]) -> list[dict[str, float]]:
+def timed(segment: Segmenter, frame: NDArray[np.uint8]) -> dict[str, list[float]]:
     segment(frame)
-    calls = []
+    samples: dict[str, list[float]] = {}
     for _ in range(CALLS):
         began = time.perf_counter()
         mask = segment(frame)
-        calls.append({"all": 1000 * (time.perf_counter() - began), **mask.timings})
-    return calls
+        whole = 1000 * (time.perf_counter() - began)
+        for stage, value in {TOTAL: whole, **mask.timings}.items():
+            samples.setdefault(stage, []).append(value)
+    return samples
 
 
-def in_turn(keys: list[Any], number: int) -> Iterable[Any]:
-    """Each round begins elsewhere: nobody always follows the same neighbour's warm caches."""
-    first = number * 7 % len(keys)
-    return keys[first:] + keys[:first]
-
-
-def summary(calls: list[dict[str, float]]) -> dict[str, float]:
-    whole = sorted(call["all"] for call in calls)
-    found = {"median": median(whole), "p5": whole[len(whole) // 20]}
-    found |= {"p95": whole[len(whole) * 19 // 20]}
-    found |= {stage: median(call[stage] for call in calls) for stage in ("fit", "infer", "tail")}
-    return {key: round(value, 3) for key, value in found.items()}
+def summary(times: dict[str, Spread]) -> dict[str, float]:
+    total = times[TOTAL]
+    parts = {stage: times[stage].median for stage in ("fit", "infer", "tail")}
+    return {"median": total.median, "p5": total.p5, "p95": total.p95, **parts}
 
 
 def val_frames(data: Path) -> Iterator[list[NDArray[np.uint8]]]:

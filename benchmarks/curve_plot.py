@@ -8,13 +8,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-Rgb = NDArray[np.uint8]
+from knet_runtime.bench.plot import Rgb, png_bytes, put_text, text_width
+
 Place = Callable[[float, float], tuple[int, int]]
 
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
-_INK, _PALE, _LINE = (40, 40, 40), (120, 120, 120), (228, 228, 228)
+_INK, _LINE = (40, 40, 40), (228, 228, 228)
 _FAMILIES = {"knet": (33, 113, 181), "fpn": (217, 95, 14), "lr-aspp": (35, 139, 69)}
 _WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 1080, 600, 70, 60, 290, 60
 _RADIUS = 11
@@ -36,12 +35,15 @@ def draw_curve(report: dict[str, Any]) -> bytes:
         at = place(milliseconds, miou)
         _point(picture, at, number, _FAMILIES[row["family"]], filled=engine == "onnxruntime-cpu")
     steps = rows[0]["steps"]
-    _text(picture, f"CamVid val, every variant trained for {steps} steps", (_LEFT, 34), 0.6, _INK)
-    _text(picture, f"ms from a decoded {size} frame to its class map", (_LEFT, _HEIGHT - 14), 0.46)
-    _text(picture, "mIoU", (_LEFT - 50, _TOP - 8), 0.46)
+    put_text(
+        picture, f"CamVid val, every variant trained for {steps} steps", (_LEFT, 34), 0.6, _INK
+    )
+    put_text(
+        picture, f"ms from a decoded {size} frame to its class map", (_LEFT, _HEIGHT - 14), 0.46
+    )
+    put_text(picture, "mIoU", (_LEFT - 50, _TOP - 8), 0.46)
     _legend(picture, rows)
-    _, data = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
-    return data.tobytes()
+    return png_bytes(picture)
 
 
 def _axes(picture: Rgb, x: list[float], y: list[float]) -> Place:
@@ -57,11 +59,11 @@ def _axes(picture: Rgb, x: list[float], y: list[float]) -> Place:
     for value in columns:
         at = place(value, rows[0])
         cv2.line(picture, at, (at[0], _TOP), _LINE, 1)
-        _text(picture, f"{value:g}", (at[0] - 8, at[1] + 20), 0.44)
+        put_text(picture, f"{value:g}", (at[0] - 8, at[1] + 20), 0.44)
     for value in rows:
         at = place(columns[0], value)
         cv2.line(picture, at, (_LEFT + width, at[1]), _LINE, 1)
-        _text(picture, f"{value:g}", (at[0] - 40, at[1] + 5), 0.44)
+        put_text(picture, f"{value:g}", (at[0] - 40, at[1] + 5), 0.44)
     return place
 
 
@@ -80,9 +82,8 @@ def _point(
     cv2.circle(picture, at, _RADIUS, (255, 255, 255), -1, cv2.LINE_AA)
     cv2.circle(picture, at, _RADIUS, colour, -1 if filled else 2, cv2.LINE_AA)
     text = str(number)
-    (width, height), _ = cv2.getTextSize(text, _FONT, 0.4, 1)
     ink = (255, 255, 255) if filled else colour
-    _text(picture, text, (at[0] - width // 2, at[1] + height // 2), 0.4, ink)
+    put_text(picture, text, (at[0] - text_width(text, 0.4) // 2, at[1] + 4), 0.4, ink)
 
 
 def _legend(picture: Rgb, rows: list[dict[str, Any]]) -> None:
@@ -90,16 +91,6 @@ def _legend(picture: Rgb, rows: list[dict[str, Any]]) -> None:
     for number, row in enumerate(rows, 1):
         at = (left, _TOP + line * (number - 1) + 10)
         _point(picture, at, number, _FAMILIES[row["family"]], filled=True)
-        _text(picture, row["name"], (left + 20, at[1] + 5), 0.46, _INK)
+        put_text(picture, row["name"], (left + 20, at[1] + 5), 0.46, _INK)
     for index, words in enumerate(_KINDS):
-        _text(picture, words, (left - 10, _HEIGHT - 44 + 20 * index), 0.42)
-
-
-def _text(
-    picture: Rgb,
-    text: str,
-    at: tuple[int, int],
-    scale: float,
-    ink: tuple[int, int, int] = _PALE,
-) -> None:
-    cv2.putText(picture, text, at, _FONT, scale, ink, 1, cv2.LINE_AA)
+        put_text(picture, words, (left - 10, _HEIGHT - 44 + 20 * index), 0.42)

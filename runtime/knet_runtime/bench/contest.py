@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from knet_runtime.bench.contestant import Contestant, Facts
 from knet_runtime.bench.limits import Limits, LimitsProbe
 from knet_runtime.bench.media import Media, write_video
-from knet_runtime.bench.power import gpu_memory_used, gpu_meter, processor_meter
+from knet_runtime.bench.power import Meter, gpu_memory_used, gpu_meter, processor_meter
 from knet_runtime.bench.report import Failure, FileRow, MediaRow, Row
 from knet_runtime.bench.rounds import PAUSE, Lap, interleave
 from knet_runtime.bench.stand import Stand, agreement
@@ -51,6 +51,7 @@ class _Opened(msgspec.Struct, frozen=True):
     worker: Worker
     facts: Facts
     device_bytes: int | None
+    meter: Meter | None
 
 
 class Contest:
@@ -147,8 +148,8 @@ class Contest:
             try:
                 worker = own.enter_context(self._worker(partial(Stand, entry.make, first)))
                 facts: Facts = worker.call("facts")
-                for number, (task, frames) in enumerate(self.frames.items()):
-                    out = self._maps(entry.name, task, number)
+                for task, frames in self.frames.items():
+                    out = self._maps(entry.name, task)
                     worker.call("maps", frames, out, frames=self._counts[task])
             except BackendError as error:
                 self.failures.append(Failure(entry.name, str(error)))
@@ -157,12 +158,11 @@ class Contest:
         after = gpu_memory_used() if entry.gpu else None
         device = None if before is None or after is None else max(after - before, 0)
         self._startups[entry.name] = worker.seconds
-        self._opened[entry.name] = _Opened(entry, worker, facts, device)
+        meter = gpu_meter() if entry.gpu else processor_meter()
+        self._opened[entry.name] = _Opened(entry, worker, facts, device, meter)
 
-    def _maps(self, name: str, task: str, number: int | None = None) -> Path:
-        if number is None:
-            number = list(self.frames).index(task)
-        return self._folder / f"maps{number}" / name
+    def _maps(self, name: str, task: str) -> Path:
+        return self._folder / "maps" / name / self.frames[task].name
 
     def _compare(self) -> None:
         ours = [opened for opened in self._opened.values() if opened.entry.ours]
@@ -176,8 +176,7 @@ class Contest:
                 self._agreements[name, task] = found
 
     def _lap(self, opened: _Opened, task: str, number: int) -> Lap | None:
-        entry, worker = opened.entry, opened.worker
-        meter = gpu_meter() if entry.gpu else processor_meter()
+        entry, worker, meter = opened.entry, opened.worker, opened.meter
         before = meter() if meter else None
         try:
             if task.startswith(_FILES):

@@ -57,30 +57,32 @@ def bars_of(report: Report) -> bytes:
 def draw_bars(title: str, note: str, groups: Sequence[tuple[str, Sequence[Bar]]]) -> bytes:
     """PNG bytes of horizontal bars; each group has its own scale."""
     names = [bar.name for _, bars in groups for bar in bars]
-    left = _MARGIN + max([_width(name, 0.46) for name in names], default=0) + 10
+    left = _MARGIN + max([text_width(name, 0.46) for name in names], default=0) + 10
     rows = sum(len(bars) + 2 for _, bars in groups)
-    wide = max(left + _PLOT + _VALUE, 2 * _MARGIN + _width(title, 0.6))
+    wide = max(left + _PLOT + _VALUE, 2 * _MARGIN + text_width(title, 0.6))
     picture: Rgb = np.full((2 * _MARGIN + 40 + _ROW * rows, wide, 3), 255, np.uint8)
-    _text(picture, title, (_MARGIN, _MARGIN + 12), 0.6, _INK)
-    _text(picture, note, (_MARGIN, _MARGIN + 34), 0.42, _PALE)
+    put_text(picture, title, (_MARGIN, _MARGIN + 12), 0.6, _INK)
+    put_text(picture, note, (_MARGIN, _MARGIN + 34), 0.42)
     top = _MARGIN + 52
     for name, bars in groups:
-        _text(picture, name, (_MARGIN, top + 16), 0.5, _INK)
+        put_text(picture, name, (_MARGIN, top + 16), 0.5, _INK)
         top += _ROW
         longest = max([max(bar.value, bar.high) for bar in bars], default=0) or 1
         for bar in bars:
             middle = top + _ROW // 2
             ends = [left + round(_PLOT * value / longest) for value in (bar.low, bar.high)]
             end = left + max(round(_PLOT * bar.value / longest), 1)
-            _text(picture, bar.name, (left - 10 - _width(bar.name, 0.46), middle + 5), 0.46, _INK)
+            put_text(
+                picture, bar.name, (left - 10 - text_width(bar.name, 0.46), middle + 5), 0.46, _INK
+            )
             cv2.rectangle(picture, (left, middle - 8), (end, middle + 8), bar.colour, -1)
             cv2.line(picture, (ends[0], middle), (ends[1], middle), _INK, 1)
             for edge in ends:
                 cv2.line(picture, (edge, middle - 4), (edge, middle + 4), _INK, 1)
-            _text(picture, bar.words, (max(end, ends[1]) + 8, middle + 5), 0.44, _INK)
+            put_text(picture, bar.words, (max(end, ends[1]) + 8, middle + 5), 0.44, _INK)
             top += _ROW
         top += _ROW
-    return _png(picture)
+    return png_bytes(picture)
 
 
 class Curve(msgspec.Struct, frozen=True):
@@ -98,11 +100,11 @@ def draw_curves(title: str, panels: Sequence[tuple[str, str, str, Sequence[Curve
     down = -(-len(panels) // 2)
     cell = (height + 90, width + 130)
     picture: Rgb = np.full((70 + cell[0] * down, _MARGIN + cell[1] * across, 3), 255, np.uint8)
-    _text(picture, title, (_MARGIN, _MARGIN + 12), 0.6, _INK)
+    put_text(picture, title, (_MARGIN, _MARGIN + 12), 0.6, _INK)
     for number, panel in enumerate(panels):
         top, left = 70 + cell[0] * (number // 2), _MARGIN + 60 + cell[1] * (number % 2)
         _panel(picture, (top, left), *panel)
-    return _png(picture)
+    return png_bytes(picture)
 
 
 def _panel(
@@ -133,22 +135,23 @@ def _panel(
             cv2.line(picture, one, other, colour, 2, cv2.LINE_AA)
         for one in places:
             cv2.circle(picture, one, 4, colour, -1, cv2.LINE_AA)
-        _text(picture, curve.name, (left + 10, top + 20 + 18 * number), 0.44, colour)
+        put_text(picture, curve.name, (left + 10, top + 20 + 18 * number), 0.44, colour)
     free = left - width
     for x in sorted({x for x, _ in points}):
         words = _short(x)
-        begin = place(x, lows[1])[0] - _width(words, 0.36) // 2
+        begin = place(x, lows[1])[0] - text_width(words, 0.36) // 2
         if begin > free:  # not over its neighbour's
-            _text(picture, words, (begin, top + height + 16), 0.36, _PALE)
-            free = begin + _width(words, 0.36) + 6
+            put_text(picture, words, (begin, top + height + 16), 0.36)
+            free = begin + text_width(words, 0.36) + 6
     for y in (lows[1], highs[1]):
         words = _short(y)
-        _text(picture, words, (left - 8 - _width(words, 0.4), place(lows[0], y)[1] + 4), 0.4, _PALE)
+        put_text(picture, words, (left - 8 - text_width(words, 0.4), place(lows[0], y)[1] + 4), 0.4)
     words = f"{name}: {up} against {across}, logarithmic; grey: linear"
-    _text(picture, words, (left, top + height + 40), 0.46, _INK)
+    put_text(picture, words, (left, top + height + 40), 0.46, _INK)
 
 
-def _png(picture: Rgb) -> bytes:
+def png_bytes(picture: Rgb) -> bytes:
+    """An RGB picture as a PNG file."""
     _, data = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
     return data.tobytes()
 
@@ -167,9 +170,13 @@ def _plain(text: str) -> str:
     return text.replace("×", "x").encode("ascii", "replace").decode()
 
 
-def _width(text: str, scale: float) -> int:
+def text_width(text: str, scale: float) -> int:
+    """Of what ``put_text`` writes, in pixels."""
     return int(cv2.getTextSize(_plain(text), _FONT, scale, 1)[0][0])
 
 
-def _text(picture: Rgb, text: str, at: tuple[int, int], scale: float, ink: Colour) -> None:
+def put_text(
+    picture: Rgb, text: str, at: tuple[int, int], scale: float, ink: Colour = _PALE
+) -> None:
+    """Write ``text`` with its lower left corner ``at`` (x, y)."""
     cv2.putText(picture, _plain(text), at, _FONT, scale, ink, 1, cv2.LINE_AA)
