@@ -275,15 +275,6 @@ def test_a_source_that_is_damaged_midway_keeps_what_was_written_as_partial(
     assert f"{tmp_path / 'o.partial.jsonl'}" in answer.out
 
 
-# A shell without job control starts its background jobs with SIGINT ignored; we may be in one.
-CHILD = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from knet_deploy.cli import main
-sys.exit(main())
-"""
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_run_that_is_ended_early_leaves_a_video_that_plays(
     make_video: Callable[[int], Path], tmp_path: Path, number: signal.Signals, code: int
@@ -291,7 +282,9 @@ def test_a_run_that_is_ended_early_leaves_a_video_that_plays(
     lines, overlay = tmp_path / "o.jsonl", tmp_path / "o.mp4"
     words = ["run", str(make_video(600)), "-o", str(overlay), "--json", str(lines)]
     with subprocess.Popen(
-        [sys.executable, "-c", CHILD, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "knet_deploy", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     ) as process:
         hidden = tmp_path / f".o.jsonl.{process.pid}.part"
         until = time.monotonic() + 60
@@ -314,7 +307,9 @@ def test_lines_on_stdout_come_alone_and_at_once(
 ) -> None:
     words = ["run", str(make_video(300)), option, "-"]
     with subprocess.Popen(
-        [sys.executable, "-c", CHILD, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "knet_deploy", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     ) as process:
         assert process.stdout is not None
         first = json.loads(process.stdout.readline())
@@ -332,7 +327,9 @@ def test_a_reader_of_lines_that_has_had_enough_ends_the_run(
 ) -> None:
     words = ["run", str(make_video(300)), "--json", "-"]
     with subprocess.Popen(
-        [sys.executable, "-c", CHILD, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "knet_deploy", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     ) as process:
         assert process.stdout is not None
         assert json.loads(process.stdout.readline())["frame"] == 0

@@ -20,9 +20,18 @@ from knet_runtime.manifest import SizeRange
 from knet_runtime.preprocess import resize
 from knet_runtime.segmenter import Segmenter
 from knet_runtime.synthetic import Street
+from knet_train.config import load_config
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 PRESET = "knet-edge"
+SMALL = [
+    "model.backbone=resnet10t",
+    "model.channels=32",
+    "model.update_channels=32",
+    "model.ffn_channels=64",
+    "model.stages=1",
+    "loss.stage_weights=[1.0, 1.0]",
+]
 
 
 @pytest.fixture
@@ -37,6 +46,13 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
         return importlib.import_module(name)
 
     return load
+
+
+@pytest.fixture
+def small(script: Callable[..., ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the scripts time is small: it is not about what they find."""
+    random_bundle = script("random_bundle")
+    monkeypatch.setattr(random_bundle, "load_config", lambda preset: load_config(preset, SMALL))
 
 
 @pytest.mark.slow
@@ -66,6 +82,7 @@ def test_a_random_bundle_is_whole_and_sees_several_classes(
             assert len(np.unique(mask.class_map)) > 2
 
 
+@pytest.mark.usefixtures("small")
 def test_half_precision_and_more_classes_than_a_byte_holds(
     script: Callable[..., ModuleType], tmp_path: Path
 ) -> None:
@@ -94,6 +111,7 @@ def test_sizes_that_share_a_side_have_two_free_sides(script: Callable[..., Modul
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small")
 def test_growth_is_measured_against_all_four(
     script: Callable[..., ModuleType], tmp_path: Path
 ) -> None:
@@ -122,6 +140,7 @@ def test_the_gpu_rows_say_that_they_need_a_gpu(script: Callable[..., ModuleType]
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small")
 def test_the_gpu_rows_go_the_same_way_on_a_processor(
     script: Callable[..., ModuleType], tmp_path: Path
 ) -> None:
