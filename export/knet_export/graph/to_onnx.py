@@ -69,7 +69,7 @@ def _trace(form: DeployKNet, spec: InputSpec, output: OutputSpec) -> Any:
                 axes[axis + 1] = sizes.multiple * torch.export.Dim(name, min=least, max=most)
     bf16 = form.classifier.weight.dtype == torch.bfloat16
     # Evaluated in this thread's default precision: no autocast may leak into the graph.
-    with _quiet(), torch.no_grad(), torch.autocast("cpu", enabled=False):
+    with quiet(), torch.no_grad(), torch.autocast("cpu", enabled=False):
         traced = torch.export.export(
             form,
             (image,),
@@ -165,7 +165,7 @@ def _strip(model: onnx.ModelProto) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The exporter reports its own progress and deprecations; none of it is the user's."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]

@@ -8,8 +8,6 @@ model whole has them there. The weights are those of a ``KNet``, which this equa
 
 from __future__ import annotations
 
-import logging
-import warnings
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from knet_export.graph.to_onnx import quiet
 from knet_runtime.manifest import Size
 from knet_train.kernels import KernelUpdateStage
 from knet_train.knet import KNet
@@ -69,21 +68,12 @@ def export_naive(model: KNet, size: Size, frame: Size, path: Path) -> None:
     """Write the graph for one image of ``size`` and frames of ``frame`` (height, width), with no
     option but the names."""
     example = torch.zeros(1, 3, *size)
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                NaiveKNet(model, frame).eval(),
-                (example,),
-                path,
-                input_names=[INPUT_NAME],
-                output_names=[OUTPUT_NAME],
-                verbose=False,
-            )
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    with quiet(), torch.no_grad():
+        torch.onnx.export(
+            NaiveKNet(model, frame).eval(),
+            (example,),
+            path,
+            input_names=[INPUT_NAME],
+            output_names=[OUTPUT_NAME],
+            verbose=False,
+        )
