@@ -154,7 +154,7 @@ def test_a_bundle_outside_its_tolerance_is_not_written(
 ) -> None:
     strict = msgspec.structs.replace(default_tolerance("fp32"), max_logit_diff=1e-12)
     monkeypatch.setattr(export_module, "check_onnx", lambda *_: None)
-    monkeypatch.setattr(export_module, "default_tolerance", lambda _: strict)
+    monkeypatch.setattr("knet_export.graphs.default_tolerance", lambda _: strict)
     with pytest.raises(ParityError, match="nothing was written"):
         export_bundle(checkpoint, tmp_path / "folder" / "x.knet")
     assert list(tmp_path.iterdir()) == []
