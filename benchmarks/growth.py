@@ -22,6 +22,7 @@ from typing import Any
 from random_bundle import random_model, write_random
 from result import keep
 
+from knet_export.input_size import MULTIPLE
 from knet_runtime.bench.frames import street_frames
 from knet_runtime.bench.media import write_video
 from knet_runtime.bench.plot import Curve, draw_curves
@@ -37,7 +38,6 @@ AREAS = ("256x256", "360x480", "512x512", "720x1280", "1024x1024", "1024x2048")
 CLASSES = (11, 19, 50, 150, 500, 1000)
 BATCHES = (1, 2, 4, 8, 16)
 SOURCES = (1, 2, 4, 8)
-_MULTIPLE = 8  # of the sides of all sizes
 Measure = Callable[[], dict[str, list[float]]]
 
 
@@ -63,17 +63,11 @@ def size_of(text: str) -> Size:
 
 
 def span_of(sizes: Sequence[Size]) -> SizeRange | None:
-    """All of these sizes; None where they are one. A side that they share gets a multiple more: a
-    graph of free sizes is one whose sides are both free."""
+    """All of these sizes; None where they are one."""
     heights, widths = zip(*sizes, strict=True)
     if len(set(sizes)) == 1:
         return None
-    least = min(heights), min(widths)
-    most = max(heights), max(widths)
-    height, width = (
-        high + _MULTIPLE * (low == high) for low, high in zip(least, most, strict=True)
-    )
-    return SizeRange(least, (height, width), _MULTIPLE)
+    return SizeRange((min(heights), min(widths)), (max(heights), max(widths)), MULTIPLE)
 
 
 class Points:

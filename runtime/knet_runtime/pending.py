@@ -80,11 +80,11 @@ class PendingFile:
     """
 
     def __init__(self, target: Path) -> None:
+        if target.is_dir():
+            raise OutputError(f"{target}: is a folder; name a file in it")
         self.target = target
         # The process's number keeps two runs apart; a leftover of a killed run is overwritten.
         self.temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-        if target.is_dir():
-            raise OutputError(f"{target}: is a folder; name a file in it")
         self._created: list[Path] = []
         self.start()
         self.discard()

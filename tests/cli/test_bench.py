@@ -86,6 +86,7 @@ def test_a_video_gives_its_frames_and_its_size(
         (("--json", "/dev/null/b.json"), "/dev/null"),
         (("--plot", "/dev/null/b.png"), "/dev/null"),
         (("--json", "/dev"), "is a folder; name a file in it"),
+        (("--json", "/"), "is a folder; name a file in it"),
     ],
 )
 def test_what_can_not_be_is_refused_in_one_line(

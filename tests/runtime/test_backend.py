@@ -137,6 +137,18 @@ def test_graph_of_free_size_runs_at_each(make_bundle, manifest, colour_model, en
         np.testing.assert_allclose(logits[:, 1], 200, rtol=1e-5)
 
 
+def test_graph_with_one_free_side_runs_and_its_other_side_is_held(
+    make_bundle, manifest, colour_model, engine
+):
+    spec = msgspec.structs.replace(manifest.input, sizes=SizeRange((8, 24), (64, 24), 4))
+    bundle = make_bundle(colour_model(height="H"), input=spec)
+    with open_backend(bundle.at((40, 24)), engine) as backend:
+        assert backend.infer(np.zeros((2, 40, 24, 3), np.uint8)).shape == (2, 3, 10, 6)
+    wider = msgspec.structs.replace(spec, width=28, sizes=SizeRange((8, 28), (64, 28), 4))
+    with pytest.raises(BackendError, match=r"24, 3\], the manifest says .*'any', 28, 3\]"):
+        open_backend(make_bundle(colour_model(height="H"), input=wider), engine)
+
+
 def test_graph_of_one_size_is_refused_where_the_manifest_promises_more(
     make_bundle, manifest, engine
 ):

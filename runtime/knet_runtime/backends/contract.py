@@ -34,6 +34,10 @@ def output_shape(manifest: Manifest, kind: Kind) -> tuple[int, ...]:
     return manifest.labels.num_classes, spec.height // stride, spec.width // stride
 
 
+def _freed(sides: Sequence[int | str], free: Sequence[bool]) -> list[int | str]:
+    return ["any" if one else side for side, one in zip(sides, free, strict=True)]
+
+
 def check_graph(
     path: Path,
     manifest: Manifest,
@@ -59,8 +63,10 @@ def check_graph(
     batch = 1 if manifest.input.max_batch == 1 else "any"
     picture: tuple[int | str, ...] = (manifest.input.height, manifest.input.width, 3)
     result: tuple[int | str, ...] = output_shape(manifest, kind)
-    if manifest.input.sizes is not None:
-        picture, result = ("any", "any", 3), (*result[:-2], "any", "any")
+    if sizes := manifest.input.sizes:
+        free = [least < most for least, most in zip(sizes.least, sizes.most, strict=True)]
+        picture = (*_freed(picture[:2], free), 3)
+        result = (*result[:-2], *_freed(result[-2:], free))
     element = "float32" if kind == "logits" else "uint8"
     expected = (
         (inputs[0], "uint8", (batch, *picture)),
