@@ -7,8 +7,9 @@
     python benchmarks/curve.py --plot --output benchmarks/results/curve.json
 
 Every variant is trained by ``knet-deploy train``'s own loop with the same seed, data and steps,
-many fewer than the default model had; the schedule has the same shape. ``--train --resume`` goes on
-where it was stopped. README.md beside this file says what the numbers mean.
+many fewer than the default model had (those named ``-full`` as many); the schedule has the same
+shape. ``--train --resume`` goes on where it was stopped. README.md beside this file says what the
+numbers mean.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import msgspec
 import numpy as np
 import torch
 from curve_plot import draw_curve
-from curve_variants import DEFAULT, VARIANTS, Variant, budget, builder
+from curve_variants import DEFAULT, VARIANTS, Variant, builder
 from numpy.typing import NDArray
 from result import keep
 from torch.utils.flop_counter import FlopCounterMode
@@ -87,7 +88,7 @@ def train_all(options: argparse.Namespace) -> None:
         run = options.runs / variant.name
         if (run / "last.safetensors").exists():
             continue
-        config = load_config("knet-edge", [*budget(options.steps), *variant.settings])
+        config = load_config("knet-edge", variant.overrides(options.steps))
         result = train(
             config,
             options.data,

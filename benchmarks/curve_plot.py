@@ -23,7 +23,8 @@ _KINDS = ("filled: ONNX Runtime, fp32", "ring: OpenVINO, bf16")
 def draw_curve(report: dict[str, Any]) -> bytes:
     """PNG bytes of ``curve.py``'s report: the variants of equal budget, at the first frame size."""
     size = report["frames"][0]
-    rows = [row for row in report["rows"] if row["name"] != "default-model"]
+    steps = min(row["steps"] for row in report["rows"])
+    rows = [row for row in report["rows"] if row["steps"] == steps]
     points = [
         (found["ms"][size]["median"], found["miou"], number, row, engine)
         for number, row in enumerate(rows, 1)
@@ -34,7 +35,6 @@ def draw_curve(report: dict[str, Any]) -> bytes:
     for milliseconds, miou, number, row, engine in points:
         at = place(milliseconds, miou)
         _point(picture, at, number, _FAMILIES[row["family"]], filled=engine == "onnxruntime-cpu")
-    steps = rows[0]["steps"]
     put_text(
         picture, f"CamVid val, every variant trained for {steps} steps", (_LEFT, 34), 0.6, _INK
     )

@@ -14,11 +14,18 @@ from knet_train.knet import KNet
 
 @dataclass(frozen=True)
 class Variant:
-    """A configuration by name: ``settings`` go on top of the preset knet-edge."""
+    """A configuration by name: ``settings`` go on top of the preset knet-edge. One of ``full``
+    budget is trained as the preset says, as the default model was; the others as ``budget`` says.
+    """
 
     name: str
     family: str  # "knet", or what stands in its place: "fpn", "lr-aspp"
     settings: tuple[str, ...] = ()
+    full: bool = False
+
+    def overrides(self, steps: int) -> list[str]:
+        """Of the preset, to train it for ``steps`` steps, or for all of them."""
+        return [*([] if self.full else budget(steps)), *self.settings]
 
 
 def _stages(count: int) -> tuple[str, ...]:
@@ -52,9 +59,11 @@ VARIANTS = (
     Variant("width-192", "knet", _width(192)),
     Variant("knet-edge-seed-1", "knet", ("trainer.seed=1",)),
     Variant("fpn-seed-1", "fpn", (*_stages(0), "trainer.seed=1")),
+    Variant("stride-8-full", "knet", ("model.stride=8",), full=True),
+    Variant("stages-1-full", "knet", _stages(1), full=True),
 )
-# Not trained here: the default model, with its full budget.
-DEFAULT = Variant("default-model", "knet")
+# Not trained here.
+DEFAULT = Variant("default-model", "knet", full=True)
 
 
 def budget(steps: int) -> list[str]:
