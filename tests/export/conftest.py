@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from knet_export.export import export_bundle
+from knet_export.input_size import size_range
 from knet_runtime.bundle import Bundle
 from knet_runtime.labels import CAMVID11
 from knet_runtime.synthetic import Street
@@ -60,6 +61,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The checkpoint's fp32 bundle; tests that record something in it copy it first."""
     return export_bundle(checkpoint, tmp_path_factory.mktemp("bundle") / "small.knet")
+
+
+@pytest.fixture(scope="session")
+def free_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The same for pictures of 64×64 to 256×512."""
+    sizes = size_range((64, 64), (256, 512))
+    return export_bundle(checkpoint, tmp_path_factory.mktemp("free") / "free.knet", sizes=sizes)
 
 
 @pytest.fixture(scope="session")
