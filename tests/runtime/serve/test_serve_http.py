@@ -146,9 +146,8 @@ def test_several_feeds_are_told_apart(make_site: Any) -> None:
         status, _, body = site.ask(f"/{route}?feed=%3Cscript%3E")
         assert status == 404
         assert body == b"There is no such feed; use front, rear & side.\n"
-    answer = site.open("/live?feed=rear+%26+side")
-    front.step()
     rear.step()
+    answer = site.open("/live?feed=rear+%26+side")
     assert next(live_pictures(answer))["frame"] == 2
 
 
