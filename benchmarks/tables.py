@@ -1,6 +1,6 @@
 """The tables of README.md beside this file, from committed results.
 
-python benchmarks/tables.py benchmarks/results/{speed-*,growth,operators,curve}.json
+python benchmarks/tables.py benchmarks/results/{speed-*,growth,operators,curve*}.json
 """
 
 from __future__ import annotations

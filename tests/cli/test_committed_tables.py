@@ -11,7 +11,7 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 RESULTS = [
     path
-    for pattern in ("speed-*.json", "growth.json", "operators.json", "curve.json")
+    for pattern in ("speed-*.json", "growth.json", "operators.json", "curve*.json")
     for path in sorted((BENCHMARKS / "results").glob(pattern))
 ]
 
