@@ -62,7 +62,6 @@ VARIANTS = (
     Variant("stride-8-full", "knet", ("model.stride=8",), full=True),
     Variant("stages-1-full", "knet", _stages(1), full=True),
     Variant("fpn-full", "fpn", _stages(0), full=True),
-    Variant("lr-aspp-full", "lr-aspp", _LR_ASPP, full=True),
 )
 # Not trained here.
 DEFAULT = Variant("default-model", "knet", full=True)
