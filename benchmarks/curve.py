@@ -34,19 +34,18 @@ from numpy.typing import NDArray
 from result import keep
 from torch.utils.flop_counter import FlopCounterMode
 
+from knet_deploy.bench.report import TOTAL, Measurement, Spread, interleave, stages
 from knet_export.export import export_bundle
-from knet_export.form.operations import count_operations
-from knet_export.parity.torch_reference import TorchReference
-from knet_export.parity.verify import VerifyReport, verify, write_report
-from knet_export.parity.verify_data import open_data
-from knet_runtime.backends import open_backend
-from knet_runtime.bench.rounds import Lap, interleave
-from knet_runtime.bench.summary import TOTAL, Spread, stages
-from knet_runtime.bundle import Bundle, open_bundle
+from knet_export.graph.cost import count_operations
+from knet_export.verify.data import open_data
+from knet_export.verify.reference import TorchReference
+from knet_export.verify.verify import VerifyReport, verify, write_report
+from knet_runtime.bundle.store import Bundle, open_bundle
+from knet_runtime.engines.registry import open_engine
 from knet_runtime.segmenter import Segmenter
 from knet_train.checkpoint import Checkpoint, read_checkpoint
 from knet_train.config import load_config
-from knet_train.dataset import open_folder
+from knet_train.data.dataset import open_folder
 from knet_train.fit import train
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -140,7 +139,7 @@ def scores(variant: Variant, run: Path, data: Path) -> tuple[dict[str, Any], Bun
         if kept.exists():
             report = msgspec.json.decode(kept.read_bytes(), type=VerifyReport)
         else:
-            with open_backend(bundle, engine) as backend:
+            with open_engine(bundle, engine) as backend:
                 pictures = open_data(data, "val", bundle)
                 reference = TorchReference(checkpoint)
                 report = verify(bundle, backend, reference, pictures, pictures.name)
@@ -182,9 +181,9 @@ def timings(bundles: dict[str, Bundle], data: Path) -> dict[tuple[str, str], dic
             for name, bundle in bundles.items()
         }
 
-        def lap(name: str, size: str, number: int) -> Lap:
+        def lap(name: str, size: str, number: int) -> Measurement:
             frame = pictures[number % len(pictures)][sizes.index(size)]
-            return Lap(name, size, number, timed(segmenters[name], frame))
+            return Measurement(name, size, number, timed(segmenters[name], frame))
 
         laps = interleave(dict.fromkeys(segmenters, sizes), ROUNDS, lap, pause=PAUSE)
     found: dict[tuple[str, str], dict[str, Any]] = {}

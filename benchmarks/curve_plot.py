@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from knet_runtime.bench.plot import Rgb, png_bytes, put_text, text_width
+from knet_deploy.bench.plot import Rgb, png_bytes, put_text, text_width
 
 Place = Callable[[float, float], tuple[int, int]]
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from lraspp import LRASPP
 
-from knet_train.build import build_model
 from knet_train.config import ModelConfig
-from knet_train.knet import KNet
+from knet_train.models.build import build_model
+from knet_train.models.knet import KNet
 
 
 @dataclass(frozen=True)

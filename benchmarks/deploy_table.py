@@ -109,22 +109,21 @@ def _parity(bundle: Any, model: Any, folder: Path, count: int) -> dict[str, Any]
     import numpy as np
     import torch
 
-    from knet_export.form.deploy import reference_logits
-    from knet_runtime.backends import open_backend
+    from knet_export.fuse.model import reference_logits
+    from knet_runtime.engines.registry import open_engine
     from knet_runtime.postprocess import upsampled_argmax
-    from knet_runtime.preprocess import fit
-    from knet_runtime.source.image_file import read_image
-    from knet_runtime.source.images import list_images
+    from knet_runtime.preprocess import fit_to_input
+    from knet_runtime.sources.images import list_images, read_image
 
     spec, stride = bundle.manifest.input, bundle.manifest.output.stride
     paths = list_images(folder)
     paths = paths[:: max(len(paths) // count, 1)][:count]
     worst, equal, classes = 0.0, [], set()
     kinds = ("logits", "classmap")
-    logits_backend, map_backend = (open_backend(bundle, "onnxruntime-cpu", kind) for kind in kinds)
+    logits_backend, map_backend = (open_engine(bundle, "onnxruntime-cpu", kind) for kind in kinds)
     with logits_backend, map_backend:
         for path in paths:
-            batch = fit(read_image(path), spec, stride)[0][None]
+            batch = fit_to_input(read_image(path), spec, stride)[0][None]
             expected = reference_logits(model, torch.from_numpy(batch)).numpy()
             got = logits_backend.infer(batch)
             worst = max(worst, float(np.abs(got - expected).max() / np.abs(expected).max()))
@@ -142,7 +141,7 @@ def _parity(bundle: Any, model: Any, folder: Path, count: int) -> dict[str, Any]
 def _build(bundle: Any, targets: list[str]) -> dict[str, Any]:
     from knet_export.tensorrt.build import build_engine
     from knet_export.tensorrt.profile import profile_of
-    from knet_runtime.engine_store import BuildOptions
+    from knet_runtime.engines.plan_store import BuildOptions
 
     options = BuildOptions(profile_of(bundle.manifest.input))
     stored, _ = build_engine(bundle, "tensorrt-rtx", "classmap", options, targets=targets)

@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 from result import keep
 
-from knet_runtime.frames import Frame
 from knet_runtime.metrics import ConfusionMatrix
-from knet_runtime.segmenter import Mask, Segmenter
-from knet_runtime.smooth import Smoother
-from knet_runtime.video import open_source
+from knet_runtime.segmenter import Segmentation, Segmenter
+from knet_runtime.smoothing import Smoother
+from knet_runtime.sources.open import open_source
+from knet_runtime.types import Frame
 
 CLIP = "val_0016E5_15fps"
 Map = NDArray[np.uint8]
@@ -35,7 +35,7 @@ class Drive:
     """Frames, what the model makes of them, and the truth."""
 
     frames: list[Frame]
-    masks: list[Mask]
+    masks: list[Segmentation]
     labels: list[Map]
     engine: str
     model: str
@@ -82,7 +82,7 @@ def read(data: Path, engine: str) -> Drive:
         return Drive(frames, masks, labels, segment.engine, segment.model_id)
 
 
-def smooth(drive: Drive, strength: int) -> tuple[list[Mask], float]:
+def smooth(drive: Drive, strength: int) -> tuple[list[Segmentation], float]:
     """The smoothed masks, and the median milliseconds of one core that a frame took."""
     cv2.setNumThreads(1)
     smoother = Smoother(strength)
@@ -94,7 +94,7 @@ def smooth(drive: Drive, strength: int) -> tuple[list[Mask], float]:
     return smoothed, round(median(times[1:]), 2)
 
 
-def scores(drive: Drive, masks: list[Mask], truth: float) -> dict[str, float]:
+def scores(drive: Drive, masks: list[Segmentation], truth: float) -> dict[str, float]:
     names = drive.masks[0].labels
     matrix = ConfusionMatrix(names.num_classes, names.ignore_index)
     for mask, label in zip(masks, drive.labels, strict=True):

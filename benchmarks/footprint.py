@@ -26,8 +26,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 ROOMS = [str(REPOSITORY / room) for room in ("knet_deploy", "train", "export", "runtime")]
 IMPORTS = {
     "knet_runtime": "import knet_runtime",
-    "run": "import knet_runtime.segmenter, knet_runtime.stream, knet_runtime.video, "
-    "knet_runtime.sinks, knet_runtime.backends.ort",
+    "run": "import knet_runtime.segmenter, knet_runtime.pipeline.pipeline, "
+    "knet_runtime.sources.open, knet_runtime.sinks, knet_runtime.engines.onnxruntime",
     "torch": "import torch",
 }
 TIMED = "import time; t = time.perf_counter(); {}; print(time.perf_counter() - t)"
@@ -35,7 +35,7 @@ PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrs
 # The same loop on both sides: read a file, segment each frame, write the overlay.
 RUN = f"""
 import sys
-from knet_deploy.cli import main
+from knet_deploy.cli.main import main
 assert main(["run", sys.argv[1], "-o", sys.argv[2], "--engine", "onnxruntime-cpu"]) == 0
 {PEAK}
 """
@@ -43,12 +43,12 @@ LOOP = f"""
 import sys
 import torch
 from torch.nn.functional import interpolate
-from knet_runtime.bundle import default_bundle_path, open_bundle
-from knet_runtime.preprocess import fit
-from knet_runtime.segmenter import Mask
+from knet_runtime.bundle.store import default_bundle_path, open_bundle
+from knet_runtime.preprocess import fit_to_input
+from knet_runtime.segmenter import Segmentation
 from knet_runtime.sinks import OverlayVideo
-from knet_runtime.video import open_source
-from knet_train.build import build_model
+from knet_runtime.sources.open import open_source
+from knet_train.models.build import build_model
 from knet_train.config import load_config
 
 manifest = open_bundle(default_bundle_path()).manifest
@@ -57,11 +57,11 @@ model = build_model(config.model, manifest.labels.num_classes).eval()
 with torch.inference_mode(), open_source(sys.argv[1]) as source:
     sink = OverlayVideo(sys.argv[2], source.info)
     for frame in source:
-        image, _ = fit(frame.image, manifest.input, manifest.output.stride)
+        image, _ = fit_to_input(frame.image, manifest.input, manifest.output.stride)
         logits = model(torch.from_numpy(image)[None])
         large = interpolate(logits, frame.image.shape[:2], mode="bilinear", align_corners=False)
         classes = large.argmax(1)[0].to(torch.uint8).numpy()
-        sink.write(frame, Mask(classes, manifest.labels, {{}}))
+        sink.write(frame, Segmentation(classes, manifest.labels, {{}}))
     sink.close("complete")
 {PEAK}
 """

@@ -33,18 +33,24 @@ from random_bundle import random_model, write_random
 from result import keep
 from torch import Tensor
 
+from knet_deploy.bench.machine import gpu_memory_used, gpu_meter
+from knet_deploy.bench.plot import Bar, draw_bars
+from knet_deploy.bench.report import (
+    TOTAL,
+    Measurement,
+    Spread,
+    interleave,
+    joules_per_frame,
+    stages,
+)
+from knet_deploy.bench.torch_baselines import class_maps
 from knet_export.graph.cost import count_cost
-from knet_export.peers.torch_peers import class_maps
-from knet_runtime.backends import open_backend
-from knet_runtime.bench.plot import Bar, draw_bars
-from knet_runtime.bench.power import gpu_memory_used, gpu_meter
-from knet_runtime.bench.rounds import Lap, interleave
-from knet_runtime.bench.summary import TOTAL, Spread, joules_per_frame, stages
-from knet_runtime.bundle import Bundle
-from knet_runtime.gpu import this_gpu
-from knet_runtime.manifest import Size
+from knet_runtime.bundle.manifest import Size
+from knet_runtime.bundle.store import Bundle
+from knet_runtime.engines.hardware import this_gpu
+from knet_runtime.engines.registry import open_engine
 from knet_train.config import load_config
-from knet_train.knet import KNet
+from knet_train.models.knet import KNet
 
 PUBLISHED = {
     "r50-fcn": 19.24,
@@ -91,7 +97,7 @@ def matmul_peak(device: str) -> float:
 
 
 def ours(bundle: Bundle, engine: str, stack: ExitStack) -> Infer:
-    backend = stack.enter_context(open_backend(bundle, engine, "classmap"))
+    backend = stack.enter_context(open_engine(bundle, engine, "classmap"))
     return backend.infer
 
 
@@ -150,7 +156,7 @@ def measure(preset: str, options: argparse.Namespace, peak: float) -> list[dict[
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         makers, bundle = contenders(preset, size, device, options.batches, folder, stack)
-        cost = count_cost(bundle.file(bundle.of_kind("logits").path), size)
+        cost = count_cost(bundle.file(bundle.graph("logits").path), size)
         opened: dict[str, Infer] = {}
         facts: dict[str, dict[str, Any]] = {}
         for name, make in makers.items():
@@ -183,12 +189,12 @@ def measure(preset: str, options: argparse.Namespace, peak: float) -> list[dict[
 
 def rounds(
     opened: dict[str, Infer], images: Any, options: argparse.Namespace
-) -> tuple[list[Lap], dict[str, str]]:
+) -> tuple[list[Measurement], dict[str, str]]:
     """All laps, and who broke off, with the reason."""
     meter = gpu_meter() if options.device == "cuda" else None
     broken: dict[str, str] = {}
 
-    def lap(name: str, task: str, number: int) -> Lap | None:
+    def lap(name: str, task: str, number: int) -> Measurement | None:
         batch, times = int(task), []
         before = meter() if meter else None
         try:
@@ -201,14 +207,14 @@ def rounds(
             return None
         after = meter() if meter else None
         joules = None if before is None or after is None else after - before
-        return Lap(name, task, number, {TOTAL: times}, joules)
+        return Measurement(name, task, number, {TOTAL: times}, joules)
 
     turns = {name: [f"{batch}" for batch in options.batches] for name in opened}
     return interleave(turns, options.rounds, lap), broken
 
 
 def numbers(
-    preset: str, batch: int, laps: list[Lap], multiply_adds: int, peak: float
+    preset: str, batch: int, laps: list[Measurement], multiply_adds: int, peak: float
 ) -> dict[str, Any]:
     total: Spread = stages(laps)[TOTAL]
     rate = 1000 * batch / total.median

@@ -22,17 +22,15 @@ from typing import Any
 from random_bundle import random_model, write_random
 from result import keep
 
-from knet_export.input_size import MULTIPLE
-from knet_runtime.bench.frames import street_frames
-from knet_runtime.bench.media import write_video
-from knet_runtime.bench.plot import Curve, draw_curves
-from knet_runtime.bench.rounds import Lap, interleave
-from knet_runtime.bench.summary import TOTAL, stages
-from knet_runtime.manifest import Size, SizeRange
+from knet_deploy.bench.media import street_frames, write_video
+from knet_deploy.bench.plot import Curve, draw_curves
+from knet_deploy.bench.report import TOTAL, Measurement, interleave, stages
+from knet_export.spec import MULTIPLE
+from knet_runtime.bundle.manifest import Size, SizeRange
+from knet_runtime.pipeline.pipeline import Feed, run
 from knet_runtime.segmenter import Segmenter
 from knet_runtime.sinks import OverlayVideo
-from knet_runtime.stream import Feed, run
-from knet_runtime.video import open_source
+from knet_runtime.sources.open import open_source
 
 AREAS = ("256x256", "360x480", "512x512", "720x1280", "1024x1024", "1024x2048")
 CLASSES = (11, 19, 50, 150, 500, 1000)
@@ -166,8 +164,8 @@ def main() -> None:
         points = Points(options, stack).prepare()
         names = {f"{kind} {at:g}": (kind, at) for kind, at in points}
 
-        def lap(name: str, task: str, number: int) -> Lap:
-            return Lap(name, task, number, points[names[name]]())
+        def lap(name: str, task: str, number: int) -> Measurement:
+            return Measurement(name, task, number, points[names[name]]())
 
         laps = interleave({name: ["ms"] for name in names}, options.rounds, lap, pause=0.05)
     curves = []

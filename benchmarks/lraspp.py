@@ -16,20 +16,20 @@ import torch
 from torch import Tensor
 from torchvision.models.segmentation.lraspp import LRASPPHead
 
-from knet_export.form.deploy import reference_logits
-from knet_export.graph.check_onnx import check_onnx
+from knet_export.fuse.model import reference_logits
+from knet_export.graph.check import check_onnx
 from knet_export.graph.to_onnx import LOGITS_NAME, OPSET
-from knet_export.input_size import export_spec
-from knet_export.parity.tolerance import default_tolerance
-from knet_runtime.bundle import Bundle, write_bundle
+from knet_export.spec import export_spec
+from knet_export.verify.measure import default_tolerance
+from knet_runtime.bundle.manifest import Graph, Licence, Manifest, OutputSpec, Provenance
+from knet_runtime.bundle.store import Bundle, write_bundle
 from knet_runtime.golden import GOLDEN_NAME, save_golden
-from knet_runtime.manifest import Artefact, Licence, Manifest, OutputSpec, Provenance
-from knet_runtime.synthetic import Street
-from knet_train.backbones import build_backbone, level_channels
+from knet_synthetic import Street
 from knet_train.checkpoint import Checkpoint
 from knet_train.config import ModelConfig
-from knet_train.heads import upsample_to
-from knet_train.knet import KNet
+from knet_train.models.backbones import build_backbone, level_channels
+from knet_train.models.heads import upsample_to
+from knet_train.models.knet import KNet
 
 
 class LRASPP(KNet):
@@ -95,7 +95,7 @@ def export(checkpoint: Checkpoint, destination: Path) -> Bundle:
             input=spec,
             output=output,
             labels=checkpoint.labels,
-            artefacts=(Artefact(path=LOGITS_NAME, tolerance=tolerance),),
+            artefacts=(Graph(path=LOGITS_NAME, tolerance=tolerance),),
             provenance=Provenance(
                 checkpoint.sha256, config.preset, {"torch": str(torch.__version__)}
             ),

@@ -7,7 +7,7 @@ Counted, not timed, so it says the same on every machine; a test holds the READM
 
 from __future__ import annotations
 
-from knet_export.form.operations import count_operations, operations_row
+from knet_export.graph.cost import count_operations, operations_row
 from knet_train.config import load_config, presets
 
 CLASSES = {"knet-edge": 11}  # CamVid; the others are ADE20K's 150

@@ -23,10 +23,10 @@ import openvino
 from numpy.typing import NDArray
 from result import keep
 
-from knet_runtime.backends.openvino import settings_of
-from knet_runtime.backends.ort import session_options
-from knet_runtime.bench.frames import street_frames
-from knet_runtime.bundle import Bundle, open_bundle
+from knet_deploy.bench.media import street_frames
+from knet_runtime.bundle.store import Bundle, open_bundle
+from knet_runtime.engines.onnxruntime import session_options
+from knet_runtime.engines.openvino import settings_of
 
 WARM_UP, RUNS = 5, 20
 ENGINES = {"fp32": "openvino", "int8": "openvino", "bf16": "openvino-bf16"}
@@ -38,7 +38,7 @@ def onnxruntime_times(bundle: Bundle, batch: NDArray[np.uint8]) -> dict[str, flo
     options.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = f"{folder}/profile"
-        graph = str(bundle.file(bundle.of_kind("logits").path))
+        graph = str(bundle.file(bundle.graph("logits").path))
         session: Any = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         for _ in range(WARM_UP + RUNS):
             session.run(None, {bundle.manifest.input.name: batch})
@@ -55,7 +55,7 @@ def openvino_times(
 ) -> dict[str, float]:
     """The same, by the kernel that OpenVINO took."""
     settings = {**settings_of(engine), "PERF_COUNT": True}
-    model = core.read_model(bundle.file(bundle.of_kind("logits").path))
+    model = core.read_model(bundle.file(bundle.graph("logits").path))
     model.reshape({0: list(batch.shape)})
     request = core.compile_model(model, "CPU", settings).create_infer_request()
     nodes = defaultdict(list)

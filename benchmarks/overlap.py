@@ -22,13 +22,13 @@ import cv2
 import numpy as np
 from result import keep
 
-from knet_runtime.backends.machine import cpu_budget
-from knet_runtime.frames import Frame, SourceInfo
-from knet_runtime.segmenter import Mask, Segmenter
+from knet_runtime.engines.hardware import cpu_budget
+from knet_runtime.pipeline.pipeline import Feed, run
+from knet_runtime.segmenter import Segmentation, Segmenter
 from knet_runtime.sinks import OverlayVideo
-from knet_runtime.stream import Feed, run
-from knet_runtime.synthetic import Street
-from knet_runtime.video import open_source
+from knet_runtime.sources.open import open_source
+from knet_runtime.types import Frame, SourceInfo
+from knet_synthetic import Street
 
 SIZE = (720, 1280)
 RATE = Fraction(30)
@@ -51,7 +51,7 @@ def make_video(path: Path, segmenter: Segmenter, frames: int) -> None:
     for index in range(frames):
         image, _ = street.frame(index)
         large = np.asarray(cv2.resize(image, (SIZE[1], SIZE[0])), np.uint8)
-        mask = Mask(np.zeros(SIZE, np.uint8), segmenter.labels, {})
+        mask = Segmentation(np.zeros(SIZE, np.uint8), segmenter.labels, {})
         sink.write(Frame(large, index, index / RATE, f"{index:06d}"), mask)
     sink.close()
 

@@ -25,14 +25,14 @@ from typing import Any
 import cv2
 from result import keep
 
-from knet_runtime.frames import Frame
-from knet_runtime.segmenter import Mask, Segmenter
-from knet_runtime.serve.address import listen
-from knet_runtime.serve.encode import page_picture, runs
-from knet_runtime.serve.latest import Shot
-from knet_runtime.serve.page import LivePage, PageSink
-from knet_runtime.stats import RunStats
-from knet_runtime.synthetic import Street
+from knet_runtime.pipeline.stats import RunStats
+from knet_runtime.segmenter import Segmentation, Segmenter
+from knet_runtime.types import Frame
+from knet_runtime.web.auth import listen
+from knet_runtime.web.encode import page_picture, runs
+from knet_runtime.web.server import LivePage, PageSink
+from knet_runtime.web.streams import FrameShot
+from knet_synthetic import Street
 
 VIEWERS = (0, 1, 10)
 
@@ -74,7 +74,7 @@ def round_of(
     return row
 
 
-def encodings(image: Any, mask: Mask) -> dict[str, dict[str, float]]:
+def encodings(image: Any, mask: Segmentation) -> dict[str, dict[str, float]]:
     """Milliseconds and bytes of the class map in three forms, and of the whole picture."""
     classes = mask.class_map
     fast = [cv2.IMWRITE_PNG_COMPRESSION, 1]
@@ -82,7 +82,7 @@ def encodings(image: Any, mask: Mask) -> dict[str, dict[str, float]]:
         "runs": lambda: sum(part.nbytes for part in runs(classes)),
         "png": lambda: len(cv2.imencode(".png", classes, fast)[1]),
         "zlib": lambda: len(zlib.compress(classes.tobytes(), 1)),
-        "picture": lambda: len(page_picture(Shot(1, Frame(image, 0, None, "0"), mask, 0.0))),
+        "picture": lambda: len(page_picture(FrameShot(1, Frame(image, 0, None, "0"), mask, 0.0))),
     }
     found = {}
     for name, encode in forms.items():

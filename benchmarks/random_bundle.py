@@ -7,13 +7,10 @@ from pathlib import Path
 
 import torch
 
-from knet_export.graph.tail import add_tail
+from knet_export.graph.classmap import add_classmap_head
 from knet_export.graph.to_onnx import CLASSMAP_NAME, LOGITS_NAME, WEIGHTS_NAME
-from knet_export.graphs import graph_artefacts, write_logits_graph
-from knet_export.input_size import export_spec
-from knet_runtime.bundle import Bundle, write_bundle
-from knet_runtime.labels import LabelMap, distinct_palette
-from knet_runtime.manifest import (
+from knet_export.spec import export_spec, graph_artefacts, write_logits_graph
+from knet_runtime.bundle.manifest import (
     Licence,
     Manifest,
     OutputSpec,
@@ -22,9 +19,11 @@ from knet_runtime.manifest import (
     Size,
     SizeRange,
 )
-from knet_train.build import build_model
+from knet_runtime.bundle.store import Bundle, write_bundle
+from knet_runtime.labels import LabelMap, distinct_palette
 from knet_train.config import load_config
-from knet_train.knet import KNet
+from knet_train.models.build import build_model
+from knet_train.models.knet import KNet
 
 
 def random_model(preset: str, classes: int) -> KNet:
@@ -57,7 +56,7 @@ def write_random(
         files = Path(work)
         write_logits_graph(model, spec, output, precision, files)
         if CLASSMAP_NAME in names:
-            add_tail(files / LOGITS_NAME, files / CLASSMAP_NAME, output)
+            add_classmap_head(files / LOGITS_NAME, files / CLASSMAP_NAME, output)
         manifest = Manifest(
             name=folder.name.removesuffix(".knet"),
             input=spec,

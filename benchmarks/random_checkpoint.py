@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from random_bundle import random_model
 
+from knet_runtime.bundle.manifest import Size
 from knet_runtime.labels import ade20k
-from knet_runtime.manifest import Size
-from knet_runtime.synthetic import Street
+from knet_synthetic import Street
 from knet_train.checkpoint import save_checkpoint
 from knet_train.config import load_config
-from knet_train.knet import KNet
+from knet_train.models.knet import KNet
 
 
 def write_random_checkpoint(preset: str, path: Path, side: int | None = None) -> None:

@@ -2,9 +2,9 @@
 
     python benchmarks/reconnect.py --output benchmarks/results/reconnect.json
 
-Needs GStreamer's RTSP server, as the tests in tests/runtime/live do (rtsp_server.py there names the
-packages). Ends with 1 if a round took longer than 2 s beyond the wait it was in, or if anything was
-left behind.
+Needs GStreamer's RTSP server, as the tests in tests/runtime/sources/live do (rtsp_server.py there
+names the packages). Ends with 1 if a round took longer than 2 s beyond the wait it was in, or if
+anything was left behind.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from statistics import median
 import psutil
 from result import keep
 
-from knet_runtime.frames import Source
-from knet_runtime.video import SourceOptions, open_source
+from knet_runtime.sources.open import SourceOptions, open_source
+from knet_runtime.types import Source
 
-SERVER = Path(__file__).parent.parent / "tests" / "runtime" / "live" / "rtsp_server.py"
+SERVER = Path(__file__).parent.parent / "tests" / "runtime" / "sources" / "live" / "rtsp_server.py"
 WITHIN = 2.0  # seconds beyond the wait
 GROWTH = 1.02
 
@@ -105,7 +105,7 @@ def main() -> int:
     given = parser.parse_args()
 
     waits = Waits()
-    logger = logging.getLogger("knet_runtime.source.live_source")
+    logger = logging.getLogger("knet_runtime.sources.live")
     logger.setLevel(logging.INFO)
     logger.addHandler(waits)
     logger.propagate = False

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from knet_runtime.backends.machine import cpu_budget, processor_name
-from knet_runtime.bench.machine import commit_of
+from knet_deploy.bench.machine import commit_of
+from knet_runtime.engines.hardware import cpu_budget, processor_name
 
 
 def keep(report: Mapping[str, object], output: Path | None, packages: Sequence[str]) -> None:

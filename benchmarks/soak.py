@@ -23,14 +23,14 @@ import numpy as np
 import psutil
 from result import keep
 
-from knet_runtime.frames import Frame
-from knet_runtime.output.encoder import ENCODERS, working_encoder
-from knet_runtime.output.video_file import VideoWriter
-from knet_runtime.segmenter import Mask, Segmenter
+from knet_runtime.pipeline.pipeline import Feed, run
+from knet_runtime.segmenter import Segmentation, Segmenter
 from knet_runtime.sinks import JsonLines, OverlayVideo
-from knet_runtime.stream import Feed, run
-from knet_runtime.synthetic import Street
-from knet_runtime.video import open_source
+from knet_runtime.sinks.encoder import ENCODERS, working_encoder
+from knet_runtime.sinks.overlay_video import VideoWriter
+from knet_runtime.sources.open import open_source
+from knet_runtime.types import Frame
+from knet_synthetic import Street
 
 GROWTH = 0.02
 SAMPLES = 100
@@ -73,7 +73,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     process, every = psutil.Process(), max(1, options.frames // SAMPLES)
     resident: list[float] = []
 
-    def sample(frame: Frame, mask: Mask) -> None:
+    def sample(frame: Frame, mask: Segmentation) -> None:
         if frame.index % every == 0:
             resident.append(round(process.memory_info().rss / 2**20, 2))
 

@@ -15,8 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from knet_runtime.bench.report import Report, Row
-from knet_runtime.bench.summary import TOTAL
+from knet_deploy.bench.report import TOTAL, Report, Row
 
 AGAINST = {"peer torch": "× eager", "peer ort-naive": "× plain ONNX Runtime"}
 UNITS = {"area": "pixels", "classes": "classes", "batch": "pictures", "sources": "files"}

@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 from result import keep
 from torch.nn import functional
 
-from knet_runtime.backends import open_backend
-from knet_runtime.bundle import default_bundle_path, open_bundle
+from knet_runtime.bundle.store import default_bundle_path, open_bundle
+from knet_runtime.drawing import blend
+from knet_runtime.engines.registry import open_engine
 from knet_runtime.labels import CAMVID11
-from knet_runtime.overlay import blend
 from knet_runtime.postprocess import candidates, upsampled_argmax
-from knet_runtime.preprocess import fit
-from knet_runtime.synthetic import Street
+from knet_runtime.preprocess import fit_to_input
+from knet_synthetic import Street
 
 SIZES = ((360, 480), (720, 1280))
 CLASSES = 150
@@ -58,8 +58,10 @@ def packaged(camvid: Path, engine: str) -> tuple[list[Logits], str]:
     pictures += [Street(seed, SIZES[0]).frame(0)[0] for seed in (7, 8)]
     bundle = open_bundle(default_bundle_path())
     spec, stride = bundle.manifest.input, bundle.manifest.output.stride
-    with open_backend(bundle, engine, "logits") as backend:
-        found = [backend.infer(fit(picture, spec, stride)[0][None])[0] for picture in pictures]
+    with open_engine(bundle, engine, "logits") as backend:
+        found = [
+            backend.infer(fit_to_input(picture, spec, stride)[0][None])[0] for picture in pictures
+        ]
     return [np.asarray(logits, np.float32) for logits in found], bundle.model_id
 
 

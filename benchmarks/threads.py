@@ -19,10 +19,10 @@ import onnxruntime as ort
 from overlap import make_video, overlay, times
 from result import keep
 
-from knet_runtime.backends.machine import cpu_budget
+from knet_runtime.engines.hardware import cpu_budget
+from knet_runtime.pipeline.pipeline import Feed, run
 from knet_runtime.segmenter import Segmenter
-from knet_runtime.stream import Feed, run
-from knet_runtime.video import open_source
+from knet_runtime.sources.open import open_source
 
 SPIN = "session.intra_op.allow_spinning"
 
@@ -35,8 +35,8 @@ def open_segmenter(threads: int, spin: bool) -> Segmenter:
             super().add_session_config_entry(key, str(int(spin)) if key == SPIN else value)
 
     with (
-        mock.patch("knet_runtime.backends.ort.cpu_budget", return_value=threads),
-        mock.patch("knet_runtime.backends.ort.ort.SessionOptions", Options),
+        mock.patch("knet_runtime.engines.onnxruntime.cpu_budget", return_value=threads),
+        mock.patch("knet_runtime.engines.onnxruntime.ort.SessionOptions", Options),
     ):
         return Segmenter(None, "onnxruntime-cpu")
 

@@ -69,10 +69,10 @@ def batch(size: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def ours(options: argparse.Namespace) -> tuple[torch.nn.Module, Loss]:
-    from knet_train.build import build_model
     from knet_train.config import load_config
     from knet_train.loss import training_loss
     from knet_train.mmseg import read_mmseg
+    from knet_train.models.build import build_model
 
     preset = options.presets[0]
     config = load_config(preset)

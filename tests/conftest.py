@@ -1,4 +1,4 @@
-"""What every room's tests share: where the real data is."""
+"""What the tests of all packages share: where the real data is, and fixtures of models."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import signal
 from pathlib import Path
 
 import pytest
+
+pytest_plugins = ["colour_model", "small_knet"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

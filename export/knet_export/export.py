@@ -17,27 +17,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from knet_export.card import model_card
-from knet_export.form.deploy import reference_logits
-from knet_export.form.precision import check_finite
-from knet_export.graph.check_onnx import check_onnx, check_structure
-from knet_export.graph.tail import add_tail
+from knet_export.fuse.model import reference_logits
+from knet_export.fuse.precision import check_finite
+from knet_export.graph.check import check_onnx, check_structure
+from knet_export.graph.classmap import add_classmap_head
 from knet_export.graph.to_onnx import CLASSMAP_NAME, LOGITS_NAME, WEIGHTS_NAME
-from knet_export.graphs import graph_artefacts, write_logits_graph
-from knet_export.input_size import export_spec
 from knet_export.int8.calibrate import open_calibration
-from knet_export.int8.sensitivity import Calibrator
+from knet_export.int8.search import Calibrator
 from knet_export.int8.write import QUANTISATION_NAME, Calibration, read_quantisation, write_int8
-from knet_export.parity.tolerance import default_tolerance
-from knet_export.parity.torch_reference import TorchReference
-from knet_export.parity.verify import Picture, verify
-from knet_export.parity.verify_data import check_labels, pictures
-from knet_runtime.backends import open_backend
-from knet_runtime.bundle import Bundle, write_bundle
-from knet_runtime.errors import ConfigError, OutputError, ParityError
-from knet_runtime.golden import GOLDEN_NAME, save_golden
-from knet_runtime.labels import CAMVID11
-from knet_runtime.manifest import (
+from knet_export.spec import export_spec, graph_artefacts, model_card, write_logits_graph
+from knet_export.verify.data import check_labels, pictures
+from knet_export.verify.measure import default_tolerance
+from knet_export.verify.reference import TorchReference
+from knet_export.verify.verify import Picture, verify
+from knet_runtime.atomic import make_folder, output_error, remove_empty
+from knet_runtime.bundle.manifest import (
     InputSpec,
     Licence,
     Manifest,
@@ -47,11 +41,15 @@ from knet_runtime.manifest import (
     Size,
     SizeRange,
 )
-from knet_runtime.pending import make_folder, output_error, remove_empty
-from knet_runtime.preprocess import fit
-from knet_runtime.synthetic import Street
+from knet_runtime.bundle.store import Bundle, write_bundle
+from knet_runtime.engines.registry import open_engine
+from knet_runtime.errors import ConfigError, OutputError, ParityError
+from knet_runtime.golden import GOLDEN_NAME, save_golden
+from knet_runtime.labels import CAMVID11
+from knet_runtime.preprocess import fit_to_input
+from knet_synthetic import Street
 from knet_train.checkpoint import Checkpoint, read_checkpoint
-from knet_train.dataset import LabelledFolder, open_folder
+from knet_train.data.dataset import LabelledFolder, open_folder
 
 CARD_NAME = "MODEL_CARD.md"
 _SCRATCH = ".work"
@@ -209,7 +207,7 @@ def _write_files(
         write_int8(traced, work, manifest, calibration, on_step)
         others.append(QUANTISATION_NAME)
     if CLASSMAP_NAME in names:
-        add_tail(work / LOGITS_NAME, work / CLASSMAP_NAME, output)
+        add_classmap_head(work / LOGITS_NAME, work / CLASSMAP_NAME, output)
     if artefact.precision == "bf16":
         check_structure(work)
     else:
@@ -223,7 +221,7 @@ def _write_files(
 
 def _with_parity(draft: Bundle, checkpoint: Checkpoint, folder: LabelledFolder | None) -> Manifest:
     name = f"{folder.root.name}, split {folder.split}" if folder else "synthetic streets"
-    with open_backend(draft, "onnxruntime-cpu") as backend:
+    with open_engine(draft, "onnxruntime-cpu") as backend:
         reference = TorchReference(checkpoint)
         report = verify(draft, backend, reference, _pictures(folder, checkpoint), name)
     if not report.passed:
@@ -250,7 +248,7 @@ def _write_golden(
 ) -> None:
     stride = manifest.output.stride
     fitted: NDArray[np.uint8] = np.stack(
-        [fit(image, manifest.input, stride)[0] for image, _ in images]
+        [fit_to_input(image, manifest.input, stride)[0] for image, _ in images]
     )
     logits = reference_logits(checkpoint.model, torch.from_numpy(fitted)).numpy()
     save_golden(path, fitted, logits)

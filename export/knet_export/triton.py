@@ -13,10 +13,10 @@ import secrets
 import shutil
 from pathlib import Path
 
-from knet_runtime.bundle import Bundle, artefact_files, exchange_folders
+from knet_runtime.atomic import output_error
+from knet_runtime.bundle.manifest import CLASSMAP_OUTPUT, Manifest
+from knet_runtime.bundle.store import Bundle, artefact_files, exchange_folders
 from knet_runtime.errors import BundleError, OutputError
-from knet_runtime.manifest import CLASSMAP_OUTPUT, Manifest
-from knet_runtime.pending import output_error
 
 _LABELS = "labels.txt"
 _VERSION = "1"
@@ -30,7 +30,7 @@ def write_triton(bundle: Bundle, repository: Path, *, replace: bool = False) -> 
     its folder. Raises BundleError for a bundle without a class map graph, OutputError when the
     folder can not be written.
     """
-    artefact = bundle.of_kind("classmap")
+    artefact = bundle.graph("classmap")
     check_triton(repository, bundle.manifest.name, replace=replace)
     destination = repository.absolute() / bundle.manifest.name
     fresh = destination.with_name(f".{destination.name}.{secrets.token_hex(4)}.new")

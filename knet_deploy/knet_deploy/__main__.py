@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from knet_deploy.cli import main
+from knet_deploy.cli.main import main
 
 sys.exit(main())

@@ -2,8 +2,8 @@
 
     KnetError
     ├── BundleError          a bundle is broken, foreign, or newer than this package
-    ├── BackendError         an inference engine failed
-    │   └── BackendUnavailable   it can not run on this machine
+    ├── EngineError         an inference engine failed
+    │   └── EngineUnavailable   it can not run on this machine
     ├── SourceError          a video, image or camera can not be read
     ├── OutputError          a result can not be written
     │   └── OutputClosed         whoever read it has had enough
@@ -27,11 +27,11 @@ class BundleError(KnetError):
     """A bundle is missing, damaged, unsafe, or written by a newer version."""
 
 
-class BackendError(KnetError):
+class EngineError(KnetError):
     """An inference engine failed while it was loaded or run."""
 
 
-class BackendUnavailable(BackendError):
+class EngineUnavailable(EngineError):
     """An inference engine can not run here; the text names what is missing."""
 
 

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from knet_runtime.backends import Backend
-from knet_runtime.bundle import Bundle
+from knet_runtime.bundle.manifest import Tolerance
+from knet_runtime.bundle.store import Bundle
+from knet_runtime.engines.registry import Engine
 from knet_runtime.errors import BundleError
-from knet_runtime.manifest import Tolerance
 from knet_runtime.metrics import agreement
 from knet_runtime.postprocess import upsampled_argmax
 
@@ -97,7 +97,7 @@ def golden_size(bundle: Bundle) -> tuple[int, int]:
     return images.shape[1], images.shape[2]
 
 
-def replay(bundle: Bundle, backend: Backend) -> GoldenReport:
+def replay(bundle: Bundle, backend: Engine) -> GoldenReport:
     """Run the golden images through ``backend`` and compare with the reference logits.
 
     Batches are as large as the model takes, so that batching is part of what is tested.

@@ -1,8 +1,8 @@
 """Fit a picture of any size to the model's input, and remember the way back.
 
-Training evaluation, export verification and the device all call ``fit``: the network sees the very
-same pixels in the three of them. Nothing is normalised here; mean and standard deviation are part
-of the graph.
+Training evaluation, export verification and the device all call ``fit_to_input``: the network sees
+the very same pixels in the three of them. Nothing is normalised here; mean and standard deviation
+are part of the graph.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from knet_runtime.bundle.manifest import InputSpec
 from knet_runtime.errors import SourceError
-from knet_runtime.manifest import InputSpec
 
 PAD_GREY = 114  # the usual letterbox grey: near the mean of natural pictures in each channel
 
@@ -33,7 +33,7 @@ class Geometry(msgspec.Struct, frozen=True):
     window: tuple[int, int, int, int]
 
 
-def fit(
+def fit_to_input(
     image: NDArray[np.uint8], spec: InputSpec, stride: int
 ) -> tuple[NDArray[np.uint8], Geometry]:
     """Fit a uint8 [H, W, 3] RGB picture to uint8 [spec.height, spec.width, 3], C-contiguous.

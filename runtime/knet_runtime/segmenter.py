@@ -11,17 +11,16 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from knet_runtime.backends import open_backend
-from knet_runtime.backends.choose import doubt
-from knet_runtime.bundle import Bundle, default_bundle_path, open_bundle
-from knet_runtime.errors import BackendError
+from knet_runtime.bundle.store import Bundle, default_bundle_path, open_bundle
+from knet_runtime.engines.registry import open_engine, unverified_reason
+from knet_runtime.errors import EngineError
 from knet_runtime.labels import LabelMap
 from knet_runtime.postprocess import ClassMap, class_map, restore_class_map
-from knet_runtime.preprocess import fit
+from knet_runtime.preprocess import fit_to_input
 from knet_runtime.selftest import SelfTestPolicy, SelfTestResult, check_at_start
 
 
-class Mask(msgspec.Struct, frozen=True):
+class Segmentation(msgspec.Struct, frozen=True):
     """One frame's result: ``class_map`` uint8 [H, W] (uint16 beyond 256 classes) at its size.
 
     ``timings`` holds milliseconds per stage: "fit" (to the model's size), "infer" (the engine; in
@@ -46,16 +45,16 @@ class Segmenter:
             mask = segment(frame)
 
     ``bundle`` is an opened bundle, its folder, or None for the packaged model; ``engine`` is one of
-    ``knet_runtime.backends.ENGINES`` or "auto". Raises BundleError for a bundle that can not be
-    trusted, BackendError when the engine does not run it, and ParityError when "auto" may take
-    none. It may be called from several threads.
+    ``knet_runtime.engines.registry.ENGINES`` or "auto". Raises BundleError for a bundle that can
+    not be trusted, EngineError when the engine does not run it, and ParityError when "auto" may
+    take none. It may be called from several threads.
     """
 
     def __init__(self, bundle: Bundle | Path | str | None = None, engine: str = "auto") -> None:
         if bundle is None:
             bundle = default_bundle_path()
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-        self._backend = open_backend(self.bundle, engine)
+        self._backend = open_engine(self.bundle, engine)
 
     @property
     def labels(self) -> LabelMap:
@@ -78,21 +77,21 @@ class Segmenter:
         return self.bundle.manifest.input.max_batch
 
     @property
-    def doubt(self) -> str | None:
+    def unverified_reason(self) -> str | None:
         """Why these masks are not proven to be the trained model's; None if verify has passed this
         bundle on this engine and device."""
         backend = self._backend
-        return doubt(self.bundle.of_kind(backend.kind), backend.name, backend.device)
+        return unverified_reason(self.bundle.graph(backend.kind), backend.name, backend.device)
 
-    def __call__(self, frame: NDArray[np.uint8]) -> Mask:
+    def __call__(self, frame: NDArray[np.uint8]) -> Segmentation:
         """Segment one uint8 [H, W, 3] RGB frame of any size; SourceError if it is none."""
         return self.batch([frame])[0]
 
-    def batch(self, frames: Sequence[NDArray[np.uint8]]) -> list[Mask]:
+    def batch(self, frames: Sequence[NDArray[np.uint8]]) -> list[Segmentation]:
         """Segment uint8 [H, W, 3] RGB frames, each of any size; one mask per frame, in order.
 
         They go through the engine in groups of the model's largest batch. Raises SourceError for a
-        frame of another type or shape, BackendError when the engine fails.
+        frame of another type or shape, EngineError when the engine fails.
         """
         step = self.max_batch
         return [
@@ -101,12 +100,12 @@ class Segmenter:
             for mask in self._group(frames[start : start + step])
         ]
 
-    def _group(self, frames: Sequence[NDArray[np.uint8]]) -> list[Mask]:
+    def _group(self, frames: Sequence[NDArray[np.uint8]]) -> list[Segmentation]:
         spec, stride = self.bundle.manifest.input, self.bundle.manifest.output.stride
         fitted, fit_times = [], []
         for frame in frames:
             started = perf_counter()
-            fitted.append(fit(frame, spec, stride))
+            fitted.append(fit_to_input(frame, spec, stride))
             fit_times.append(perf_counter() - started)
         started = perf_counter()
         images = [image for image, _ in fitted]
@@ -122,11 +121,11 @@ class Segmenter:
                 else:
                     classes = class_map(output, geometry, stride)
             except ValueError as error:
-                raise BackendError(f"{self.engine}: {error}; check it with verify") from error
+                raise EngineError(f"{self.engine}: {error}; check it with verify") from error
             tail_time = perf_counter() - started
             seconds = {"fit": fit_time, "infer": infer_time, "tail": tail_time}
             timings = {stage: 1000 * value for stage, value in seconds.items()}
-            masks.append(Mask(classes, self.labels, timings))
+            masks.append(Segmentation(classes, self.labels, timings))
         return masks
 
     def self_test(self, policy: SelfTestPolicy = "refuse") -> SelfTestResult | None:
@@ -135,7 +134,7 @@ class Segmenter:
 
     def warm_up(self, largest: int = 1) -> None:
         """Run blank pictures in batches of 1 … ``largest`` (at most ``max_batch``): what an engine
-        does once for each, such as taking memory, is then done. Raises BackendError."""
+        does once for each, such as taking memory, is then done. Raises EngineError."""
         spec = self.bundle.manifest.input
         for size in range(1, min(largest, self.max_batch) + 1):
             self._backend.infer(np.zeros((size, spec.height, spec.width, 3), np.uint8))

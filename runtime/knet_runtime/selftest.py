@@ -19,16 +19,15 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from knet_runtime.backends import open_backend
-from knet_runtime.backends.choose import CPU_ENGINES
-from knet_runtime.bundle import Bundle
+from knet_runtime.atomic import write_atomic
+from knet_runtime.bundle.store import Bundle
+from knet_runtime.engines.hardware import this_gpu
+from knet_runtime.engines.registry import CPU_ENGINES, open_engine
 from knet_runtime.errors import ParityError
 from knet_runtime.golden import GOLDEN_NAME, golden_size, replay
-from knet_runtime.gpu import this_gpu
-from knet_runtime.pending import write_whole
 
 if TYPE_CHECKING:
-    from knet_runtime.backends import Backend
+    from knet_runtime.engines.registry import Engine
 
 SelfTestPolicy = Literal["refuse", "warn", "off"]
 
@@ -66,7 +65,7 @@ class SelfTestResult(msgspec.Struct, frozen=True):
 
 
 def check_at_start(
-    bundle: Bundle, backend: Backend, policy: SelfTestPolicy
+    bundle: Bundle, backend: Engine, policy: SelfTestPolicy
 ) -> SelfTestResult | None:
     """Replay the golden tensors through ``backend``, which runs ``bundle``, unless it did pass.
 
@@ -86,7 +85,7 @@ def check_at_start(
     if test.passed:
         with contextlib.suppress(OSError):  # without a cache it is made again, no more
             place.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(place, msgspec.json.encode(test))
+            write_atomic(place, msgspec.json.encode(test))
         return SelfTestResult(test, False)
     text = (
         f"{bundle.path} on {backend.name} does not give the results that PyTorch gave "
@@ -105,19 +104,19 @@ def cache_folder() -> Path:
     return root / "knet-deploy" / "self-test"
 
 
-def _replay(bundle: Bundle, backend: Backend) -> SelfTest:
+def _replay(bundle: Bundle, backend: Engine) -> SelfTest:
     began = perf_counter()
     spec, size = bundle.manifest.input, golden_size(bundle)
     if size == (spec.height, spec.width):
         report = replay(bundle, backend)
     else:
         other = bundle.at(size)
-        with open_backend(other, backend.name, backend.kind) as same:
+        with open_engine(other, backend.name, backend.kind) as same:
             report = replay(other, same)
     return SelfTest(report.passed, str(report), perf_counter() - began)
 
 
-def _key(bundle: Bundle, backend: Backend) -> str:
+def _key(bundle: Bundle, backend: Engine) -> str:
     """A name that changes with everything that the result may depend on."""
     versions = {
         name: str(getattr(sys.modules[name], "__version__", ""))
@@ -127,7 +126,7 @@ def _key(bundle: Bundle, backend: Backend) -> str:
     parts: list[object] = [
         sorted((name, record.sha256) for name, record in bundle.manifest.files.items()),
         bundle.manifest.input,
-        bundle.of_kind(backend.kind).tolerance,
+        bundle.graph(backend.kind).tolerance,
         (backend.name, backend.kind, backend.device),
         sorted(versions.items()),
         _package_version(),

@@ -14,8 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-from knet_runtime.backends import open_backend
-from knet_runtime.bundle import open_bundle
+from knet_runtime.bundle.store import open_bundle
+from knet_runtime.engines.registry import open_engine
 from knet_runtime.errors import KnetError, ParityError
 from knet_runtime.golden import replay
 
@@ -35,7 +35,7 @@ def main() -> None:
         began, kind, message = time.monotonic(), "", ""
         try:
             bundle = open_bundle(path)
-            with open_backend(bundle, "onnxruntime-cpu") as backend:
+            with open_engine(bundle, "onnxruntime-cpu") as backend:
                 report = replay(bundle, backend)
             if not report.passed:
                 raise ParityError(f"{path}: the golden check fails: {report}")

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from knet_runtime.errors import SourceError
-from knet_runtime.video import open_source
+from knet_runtime.sources.open import open_source
 
 LIMIT = 6 * 2**30  # so that a fault can not take the machine's memory; the test's cap is lower
 

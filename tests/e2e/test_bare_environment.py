@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 from packaging.requirements import Requirement
 
-PACKAGES = ("knet_deploy", "knet_export", "knet_train", "knet_runtime")
+PACKAGES = ("knet_deploy", "knet_export", "knet_train", "knet_synthetic", "knet_runtime")
 IMPORT_ALL = """
 import importlib, pkgutil, knet_runtime
 # What is of an extra needs the extra's packages, and only those.
 EXTRAS = {
-    "knet_runtime.backends.openvino": ("openvino",),
-    "knet_runtime.serve.": ("prometheus_client", "starlette", "uvicorn"),
+    "knet_runtime.engines.openvino": ("openvino",),
+    "knet_runtime.web.": ("prometheus_client", "starlette", "uvicorn"),
 }
 for module in pkgutil.walk_packages(knet_runtime.__path__, "knet_runtime."):
     try:

@@ -8,9 +8,9 @@ from pathlib import Path
 import av
 import pytest
 
-from knet_deploy.cli import main
-from knet_deploy.demo import Drive
-from knet_runtime.bundle import default_bundle_path, open_bundle
+from knet_deploy.cli.demo import Drive
+from knet_deploy.cli.main import main
+from knet_runtime.bundle.store import default_bundle_path, open_bundle
 from knet_runtime.golden import GoldenReport
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from safetensors.torch import save_file
 
-from knet_deploy.cli import main
+from knet_deploy.cli.main import main
 from knet_runtime.labels import CAMVID11
-from knet_runtime.synthetic import Street
-from knet_train.backbones import build_backbone
+from knet_synthetic import Street
 from knet_train.config import load_config
+from knet_train.models.backbones import build_backbone
 
 
 @pytest.mark.slow

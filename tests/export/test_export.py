@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 
 from knet_export import export as export_module
 from knet_export.export import export_bundle
-from knet_export.input_size import size_range
-from knet_export.parity.tolerance import default_tolerance
-from knet_runtime.backends import open_backend
-from knet_runtime.bundle import Bundle, open_bundle
+from knet_export.spec import size_range
+from knet_export.verify.measure import default_tolerance
+from knet_runtime.bundle.manifest import Precision, Size, SizeRange
+from knet_runtime.bundle.store import Bundle, open_bundle
+from knet_runtime.engines.registry import open_engine
 from knet_runtime.errors import CheckpointError, ConfigError, DataError, OutputError, ParityError
 from knet_runtime.golden import load_golden, replay
-from knet_runtime.manifest import Precision, Size, SizeRange
 from knet_runtime.postprocess import upsampled_argmax
 from knet_runtime.segmenter import Segmenter
-from knet_runtime.synthetic import Street
+from knet_synthetic import Street
 from knet_train.checkpoint import read_checkpoint, save_checkpoint
 from knet_train.evaluate import predict
 
@@ -52,7 +52,7 @@ def test_the_bundle_is_the_model_on_frames_of_any_size(bundle: Bundle, checkpoin
 
 def test_batches_other_than_the_traced_one_give_the_same_as_single_frames(bundle: Bundle) -> None:
     images = pictures(7)
-    with open_backend(bundle, "onnxruntime-cpu") as backend:
+    with open_engine(bundle, "onnxruntime-cpu") as backend:
         together = backend.infer(images)
         alone = np.concatenate([backend.infer(image[None]) for image in images])
     np.testing.assert_allclose(together, alone, atol=1e-3)
@@ -65,7 +65,7 @@ def test_logits_are_within_a_thousandth_of_pytorch_and_classes_are_the_same(
     images = pictures(4)
     with torch.no_grad():
         expected = read_checkpoint(checkpoint).model(torch.from_numpy(images)).numpy()
-    with open_backend(bundle, "onnxruntime-cpu") as backend:
+    with open_engine(bundle, "onnxruntime-cpu") as backend:
         got = backend.infer(images)
     assert np.abs(got - expected).max() <= 1e-3 * np.abs(expected).max()
     assert (got.argmax(1) == expected.argmax(1)).mean() >= 0.9999
@@ -74,8 +74,8 @@ def test_logits_are_within_a_thousandth_of_pytorch_and_classes_are_the_same(
 def test_the_classmap_graph_gives_the_classes_of_the_logits_graph(bundle: Bundle) -> None:
     images = pictures(3)
     with (
-        open_backend(bundle, "onnxruntime-cpu") as logits,
-        open_backend(bundle, "onnxruntime-cpu", "classmap") as classmap,
+        open_engine(bundle, "onnxruntime-cpu") as logits,
+        open_engine(bundle, "onnxruntime-cpu", "classmap") as classmap,
     ):
         classes = classmap.infer(images)
         expected = [upsampled_argmax(one, SIZE) for one in logits.infer(images)]
@@ -102,7 +102,7 @@ def test_the_manifest_states_both_graphs_over_one_file_of_weights(bundle: Bundle
 def test_golden_tensors_are_the_trained_models_and_parity_is_recorded(
     bundle: Bundle, checkpoint: Path
 ) -> None:
-    with open_backend(bundle, "onnxruntime-cpu") as backend:
+    with open_engine(bundle, "onnxruntime-cpu") as backend:
         assert replay(bundle, backend).passed
     golden = load_golden(bundle)
     with torch.no_grad():
@@ -128,7 +128,7 @@ def test_a_half_bundle_is_half_as_large_and_keeps_float32_golden_logits(
     with torch.no_grad():
         trained = read_checkpoint(checkpoint).model(torch.from_numpy(golden.images))
     np.testing.assert_array_equal(golden.logits, trained.numpy())
-    with open_backend(half, "onnxruntime-cpu") as backend:
+    with open_engine(half, "onnxruntime-cpu") as backend:
         report = replay(half, backend)
     assert report.passed
     assert report.max_logit_diff is not None
@@ -141,7 +141,7 @@ def test_a_dynamic_bundle_runs_at_other_sizes(checkpoint: Path, free_bundle: Bun
     images = pictures(2, size)
     with torch.no_grad():
         expected = read_checkpoint(checkpoint).model(torch.from_numpy(images)).numpy()
-    with open_backend(free_bundle.at(size), "onnxruntime-cpu") as backend:
+    with open_engine(free_bundle.at(size), "onnxruntime-cpu") as backend:
         got = backend.infer(images)
     assert np.abs(got - expected).max() <= 1e-3 * np.abs(expected).max()
 
@@ -151,7 +151,7 @@ def test_a_bundle_outside_its_tolerance_is_not_written(
 ) -> None:
     strict = msgspec.structs.replace(default_tolerance("fp32"), max_logit_diff=1e-12)
     monkeypatch.setattr(export_module, "check_onnx", lambda *_: None)
-    monkeypatch.setattr("knet_export.graphs.default_tolerance", lambda _: strict)
+    monkeypatch.setattr("knet_export.spec.default_tolerance", lambda _: strict)
     with pytest.raises(ParityError, match="nothing was written"):
         export_bundle(checkpoint, tmp_path / "folder" / "x.knet")
     assert list(tmp_path.iterdir()) == []

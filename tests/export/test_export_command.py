@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from knet_deploy.cli import main
-from knet_runtime.bundle import open_bundle
+from knet_deploy.cli.main import main
+from knet_runtime.bundle.store import open_bundle
 
 
 @pytest.mark.parametrize(

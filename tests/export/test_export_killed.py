@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from knet_runtime.bundle import open_bundle
+from knet_runtime.bundle.store import open_bundle
 
 # At a step of the export, copies of the process go on with it and are killed, each at its own
 # moment; the export is traced once for all of them.
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from knet_export.export import export_bundle
-from knet_runtime.bundle import open_bundle
+from knet_runtime.bundle.store import open_bundle
 from knet_runtime.errors import BundleError
 
 checkpoint, destination = map(Path, sys.argv[1:])

@@ -15,11 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from knet_export import triton
 from knet_export.triton import triton_config, write_triton
-from knet_runtime.bundle import Bundle, write_bundle
-from knet_runtime.errors import BundleError, OutputError
-from knet_runtime.labels import LabelMap
-from knet_runtime.manifest import (
-    Artefact,
+from knet_runtime.bundle.manifest import (
+    Graph,
     InputSpec,
     Licence,
     Manifest,
@@ -28,6 +25,9 @@ from knet_runtime.manifest import (
     SizeRange,
     Tolerance,
 )
+from knet_runtime.bundle.store import Bundle, write_bundle
+from knet_runtime.errors import BundleError, OutputError
+from knet_runtime.labels import LabelMap
 
 LIMITS = Tolerance(0.02, 0.2, 0.9999, 1e-3)
 FILES = ["1/model.onnx", "1/weights.bin", "config.pbtxt", "labels.txt"]
@@ -41,8 +41,8 @@ def manifest() -> Manifest:
         output=OutputSpec("logits", 4),
         labels=LabelMap(("road", "façade"), ((1, 2, 3), (4, 5, 6)), 255),
         artefacts=(
-            Artefact(path="logits.onnx", tolerance=LIMITS),
-            Artefact(
+            Graph(path="logits.onnx", tolerance=LIMITS),
+            Graph(
                 path="classmap.onnx",
                 kind="classmap",
                 tolerance=LIMITS,

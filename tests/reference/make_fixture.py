@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-DATA = Path(__file__).resolve().parents[1] / "train" / "data"
+DATA = Path(__file__).resolve().parents[1] / "train" / "mmseg" / "data"
 SIZE = (59, 74)  # no multiple of anything
 CLASSES = 7
 CHANNELS = 16

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from knet_deploy.cli import app
+from knet_deploy.cli.main import app
 
 DEPLOY = Path(__file__).resolve().parents[2] / "runtime" / "deploy"
 UNIT = DEPLOY / "knet-deploy@.service"

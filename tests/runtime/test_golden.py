@@ -8,11 +8,11 @@ from types import TracebackType
 import numpy as np
 import pytest
 
-from knet_runtime.backends import open_backend
-from knet_runtime.bundle import Bundle, write_bundle
+from knet_runtime.bundle.manifest import Kind, Manifest
+from knet_runtime.bundle.store import Bundle, write_bundle
+from knet_runtime.engines.registry import open_engine
 from knet_runtime.errors import BundleError
 from knet_runtime.golden import GOLDEN_NAME, load_golden, replay, save_golden
-from knet_runtime.manifest import Kind, Manifest
 
 IMAGES = np.zeros((2, 16, 24, 3), np.uint8)
 LOGITS = np.zeros((2, 3, 4, 6), np.float32)
@@ -28,7 +28,7 @@ class Spoilt:
         self, bundle: Bundle, spoil: Callable[[np.ndarray], np.ndarray], kind: Kind = "logits"
     ) -> None:
         self.kind = kind
-        self.inner = open_backend(bundle, "onnxruntime-cpu", kind)
+        self.inner = open_engine(bundle, "onnxruntime-cpu", kind)
         self.spoil = spoil
         self.batches: list[int] = []
 
@@ -58,7 +58,7 @@ def write(tmp_path: Path, manifest: Manifest, golden: bytes) -> Bundle:
 
 def test_real_engine_passes(make_bundle):
     bundle = make_bundle()
-    with open_backend(bundle, "onnxruntime-cpu") as backend:
+    with open_engine(bundle, "onnxruntime-cpu") as backend:
         report = replay(bundle, backend)
     assert report.passed
     assert report.images == 5
@@ -115,7 +115,7 @@ def test_small_differences_that_turn_pixels_do_not_pass(make_bundle, manifest, g
 
 def test_engine_that_gives_class_maps_is_held_to_their_agreement(make_bundle, colour_model):
     bundle = make_bundle(classmap=colour_model(kind="classmap"))
-    with open_backend(bundle, "onnxruntime-cpu", "classmap") as backend:
+    with open_engine(bundle, "onnxruntime-cpu", "classmap") as backend:
         report = replay(bundle, backend)
     assert (report.passed, report.max_logit_diff) == (True, None)
     assert report.agreement >= 0.999

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from knet_runtime.bundle.manifest import InputSpec
 from knet_runtime.errors import SourceError
-from knet_runtime.manifest import InputSpec
 from knet_runtime.postprocess import class_map
-from knet_runtime.preprocess import PAD_GREY, fit, keep_ratio, keep_ratio_size, resize
+from knet_runtime.preprocess import PAD_GREY, fit_to_input, keep_ratio, keep_ratio_size, resize
 
 Resize = Literal["stretch", "letterbox"]
 
@@ -44,7 +44,7 @@ def spec(height: int, width: int, resize: Resize) -> InputSpec:
 @settings(max_examples=150, deadline=None)
 def test_any_size_fits_and_the_window_lies_on_the_stride(source_hw, spec_stride):
     spec, stride = spec_stride
-    fitted, geometry = fit(np.full((*source_hw, 3), 7, np.uint8), spec, stride)
+    fitted, geometry = fit_to_input(np.full((*source_hw, 3), 7, np.uint8), spec, stride)
     assert fitted.shape == (spec.height, spec.width, 3)
     assert fitted.dtype == np.uint8
     assert fitted.flags.c_contiguous
@@ -70,7 +70,7 @@ def test_a_point_of_the_logits_comes_back_to_where_it_came_from(source_hw, spec_
     """One cell of the logits is marked: in the class map only source pixels less than a cell from
     it may be, and the one in its middle must be (where the class map has that many pixels)."""
     spec, stride = spec_stride
-    _, geometry = fit(np.zeros((*source_hw, 3), np.uint8), spec, stride)
+    _, geometry = fit_to_input(np.zeros((*source_hw, 3), np.uint8), spec, stride)
     top, left, height, width = (side // stride for side in geometry.window)
     rng = np.random.default_rng(seed)
     row, column = int(rng.integers(height)), int(rng.integers(width))
@@ -102,7 +102,7 @@ def test_a_half_and_half_picture_comes_back_half_and_half(mode, source_hw, seed)
     split = int(np.random.default_rng(seed).integers(width + 1))
     source = np.zeros((height, width, 3), np.uint8)
     source[:, :split] = 255
-    fitted, geometry = fit(source, spec(32, 48, mode), stride)
+    fitted, geometry = fit_to_input(source, spec(32, 48, mode), stride)
     cells = fitted.reshape(8, stride, 12, stride, 3).mean((1, 3, 4)).astype(np.float32)
     found = class_map(np.stack([255 - cells, cells]), geometry, stride)
     columns = np.arange(width) + 0.5
@@ -112,16 +112,16 @@ def test_a_half_and_half_picture_comes_back_half_and_half(mode, source_hw, seed)
 
 
 def test_letterbox_keeps_the_ratio_to_half_a_stride():
-    _, geometry = fit(picture(720, 1280), spec(360, 480, "letterbox"), 4)
+    _, geometry = fit_to_input(picture(720, 1280), spec(360, 480, "letterbox"), 4)
     assert geometry.window == (44, 0, 272, 480)  # 270 rows, snapped to 272
-    _, geometry = fit(picture(1280, 720), spec(360, 480, "letterbox"), 4)
+    _, geometry = fit_to_input(picture(1280, 720), spec(360, 480, "letterbox"), 4)
     assert geometry.window == (0, 136, 360, 204)
 
 
 def test_a_picture_of_the_right_size_is_untouched():
     source = picture(32, 48)
     for mode in ("stretch", "letterbox"):
-        fitted, geometry = fit(source, spec(32, 48, mode), 4)
+        fitted, geometry = fit_to_input(source, spec(32, 48, mode), 4)
         assert (fitted == source).all()
         assert geometry.window == (0, 0, 32, 48)
 
@@ -129,8 +129,8 @@ def test_a_picture_of_the_right_size_is_untouched():
 def test_a_view_is_fitted_like_its_copy():
     source = picture(64, 50)
     for view in (source[::2, ::-1], source[5:40, 3:33], source[..., ::-1]):
-        fitted, _ = fit(view, spec(32, 48, "stretch"), 4)
-        expected, _ = fit(np.ascontiguousarray(view), spec(32, 48, "stretch"), 4)
+        fitted, _ = fit_to_input(view, spec(32, 48, "stretch"), 4)
+        expected, _ = fit_to_input(np.ascontiguousarray(view), spec(32, 48, "stretch"), 4)
         assert fitted.flags.c_contiguous
         assert (fitted == expected).all()
 
@@ -174,12 +174,12 @@ def test_shrinking_one_axis_and_growing_the_other_averages_only_the_first():
 )
 def test_what_is_no_frame_is_refused_with_the_mend(image, mend):
     with pytest.raises(SourceError, match=mend):
-        fit(image, spec(32, 48, "stretch"), 4)
+        fit_to_input(image, spec(32, 48, "stretch"), 4)
 
 
 def test_an_input_off_the_stride_is_refused():
     with pytest.raises(ValueError, match="multiple of stride"):
-        fit(picture(4, 4), spec(30, 48, "stretch"), 4)
+        fit_to_input(picture(4, 4), spec(30, 48, "stretch"), 4)
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from knet_runtime.bundle import default_bundle_path
-from knet_runtime.errors import BackendError, BundleError, SourceError
-from knet_runtime.segmenter import Mask, Segmenter
+from knet_runtime.bundle.store import default_bundle_path
+from knet_runtime.errors import BundleError, EngineError, SourceError
+from knet_runtime.segmenter import Segmentation, Segmenter
 
 COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 
@@ -46,7 +46,7 @@ def test_class_maps_of_the_graph_go_back_to_the_frame(
     make_bundle, manifest, colour_model, monkeypatch, resize
 ):
     """As on a GPU engine, which takes the graph that upsamples by itself."""
-    monkeypatch.setattr("knet_runtime.backends.own_kind", lambda *_: "classmap")
+    monkeypatch.setattr("knet_runtime.engines.registry.default_graph", lambda *_: "classmap")
     spec = msgspec.structs.replace(manifest.input, resize=resize)
     frame = np.concatenate([plain(0, 90, 100), plain(1, 90, 60)], axis=1)
     bundle = make_bundle(input=spec, classmap=colour_model(kind="classmap"))
@@ -63,13 +63,13 @@ def test_class_maps_of_the_graph_go_back_to_the_frame(
 def test_class_map_of_another_size_is_an_engine_fault(
     make_bundle, manifest, colour_model, monkeypatch
 ):
-    monkeypatch.setattr("knet_runtime.backends.own_kind", lambda *_: "classmap")
+    monkeypatch.setattr("knet_runtime.engines.registry.default_graph", lambda *_: "classmap")
     bundle = make_bundle(classmap=colour_model(kind="classmap"))
     with Segmenter(bundle, "onnxruntime-cpu") as segment:
         monkeypatch.setattr(
             segment._backend, "infer", lambda batch: np.zeros((len(batch), 8, 8), np.uint8)
         )
-        with pytest.raises(BackendError, match=r"the class map is \(8, 8\), expected \(16, 24\)"):
+        with pytest.raises(EngineError, match=r"the class map is \(8, 8\), expected \(16, 24\)"):
             segment(plain(0, 5, 5))
 
 
@@ -91,7 +91,7 @@ def test_every_stage_is_timed_in_milliseconds(segment):
 
 
 def test_shares_are_fractions_by_name(manifest):
-    mask = Mask(np.array([[0, 0], [2, 0]], np.uint8), manifest.labels, {})
+    mask = Segmentation(np.array([[0, 0], [2, 0]], np.uint8), manifest.labels, {})
     assert mask.shares() == {"red": 0.75, "green": 0.0, "blue": 0.25}
 
 
@@ -119,14 +119,14 @@ def test_frame_that_is_none_is_refused(segment):
 def test_closed_segmenter_says_so(make_bundle):
     with Segmenter(make_bundle()) as segment:
         pass
-    with pytest.raises(BackendError, match="was closed"):
+    with pytest.raises(EngineError, match="was closed"):
         segment(plain(0, 5, 5))
 
 
 def test_engine_that_gives_nan_is_named(segment, monkeypatch):
     nothing = np.full((1, 3, 4, 6), np.nan, np.float32)
     monkeypatch.setattr(segment._backend, "infer", lambda batch: nothing)
-    with pytest.raises(BackendError, match="onnxruntime-cpu: logits hold NaN"):
+    with pytest.raises(EngineError, match="onnxruntime-cpu: logits hold NaN"):
         segment(plain(0, 5, 5))
 
 

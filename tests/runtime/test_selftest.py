@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from knet_runtime import selftest
-from knet_runtime.bundle import Bundle
+from knet_runtime.bundle.store import Bundle
 from knet_runtime.errors import ParityError
 from knet_runtime.segmenter import Segmenter
 
@@ -124,7 +124,7 @@ def test_a_bundle_without_golden_tensors_is_run_with_a_warning(
 def test_another_size_is_tested_at_that_of_the_golden_tensors(
     make_bundle: MakeBundle, colour_model: Callable[..., bytes]
 ) -> None:
-    from knet_runtime.manifest import InputSpec, SizeRange
+    from knet_runtime.bundle.manifest import InputSpec, SizeRange
 
     spec = InputSpec("image", 16, 24, "stretch", max_batch=3, sizes=SizeRange((8, 8), (64, 64), 8))
     bundle = make_bundle(model=colour_model(height="H", width="W"), input=spec).at((32, 32))

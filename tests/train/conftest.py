@@ -18,10 +18,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from knet_runtime.labels import LabelMap
-from knet_train.backbones import build_backbone
-from knet_train.build import build_model
 from knet_train.config import Config, load_config
-from knet_train.knet import KNet
+from knet_train.models.backbones import build_backbone
+from knet_train.models.build import build_model
+from knet_train.models.knet import KNet
 
 if TYPE_CHECKING:
     from knet_train.fit import RunResult

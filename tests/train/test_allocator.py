@@ -5,7 +5,7 @@ import platform
 import pytest
 import torch
 
-from knet_train.allocator import keep_freed_memory
+from knet_train.fit import keep_freed_memory
 
 
 def test_it_holds_with_glibc_and_large_tensors_still_come_and_go() -> None:

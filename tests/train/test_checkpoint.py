@@ -15,7 +15,7 @@ from knet_runtime.errors import CheckpointError, OutputError
 from knet_runtime.labels import LabelMap
 from knet_train.checkpoint import FORMAT, read_checkpoint, save_checkpoint
 from knet_train.config import Config
-from knet_train.knet import KNet
+from knet_train.models.knet import KNet
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ import torch
 from timm.layers.norm_act import convert_sync_batchnorm
 
 from knet_runtime.errors import ConfigError
-from knet_train.batches import StepIndices
-from knet_train.build import build_model
 from knet_train.config import Config
+from knet_train.data.batches import StepIndices
 from knet_train.fit import RunResult
-from knet_train.knet import KNet
+from knet_train.models.build import build_model
+from knet_train.models.knet import KNet
 
 Different = Callable[[Path, Path], list[str]]
 # Without dropout, which each process draws for itself, and with frozen norms (which are the only

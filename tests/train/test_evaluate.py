@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from knet_train.config import Config
-from knet_train.dataset import open_folder
+from knet_train.data.dataset import open_folder
 from knet_train.evaluate import evaluate, input_spec, predict, predict_logits
-from knet_train.knet import KNet
+from knet_train.models.knet import KNet
 
 
 def test_the_input_is_what_the_configuration_says(tiny_config: Callable[..., Config]) -> None:

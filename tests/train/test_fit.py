@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from knet_runtime.errors import CheckpointError, ConfigError, DataError, OutputError
 from knet_train.checkpoint import read_checkpoint
 from knet_train.config import Config
-from knet_train.dataset import open_folder
+from knet_train.data.dataset import open_folder
 from knet_train.evaluate import evaluate
 from knet_train.fit import RunResult, count_pixels
 

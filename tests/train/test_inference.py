@@ -16,7 +16,7 @@ from knet_runtime.errors import CheckpointError
 from knet_train.config import Config
 from knet_train.evaluate import predict, predict_many
 from knet_train.inference import RATIOS, bilinear, class_map, look, window_starts
-from knet_train.knet import KNet
+from knet_train.models.knet import KNet
 
 SCALE = (160, 72)
 SIZES = [(50, 83), (97, 64), (36, 150), (200, 131)]

@@ -12,11 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from knet_runtime.errors import CheckpointError, ConfigError
 from knet_runtime.labels import LabelMap
-from knet_train.build import build_model
-from knet_train.checkpoint import save_checkpoint
+from knet_train.checkpoint import load_initial, save_checkpoint
 from knet_train.config import Config
 from knet_train.fit import RunResult
-from knet_train.initial import load_initial
+from knet_train.models.build import build_model
 
 UPER = (
     "model.backbone=resnet18",

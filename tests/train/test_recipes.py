@@ -12,7 +12,7 @@ import torch
 
 from knet_train.checkpoint import read_checkpoint
 from knet_train.config import Config, load_config
-from knet_train.dataset import open_folder
+from knet_train.data.dataset import open_folder
 from knet_train.evaluate import evaluate
 from knet_train.fit import train
 

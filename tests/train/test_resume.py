@@ -18,8 +18,8 @@ import pytorch_lightning as pl
 import torch
 
 from knet_runtime.errors import OutputError, SourceError, TrainingError
+from knet_train.callbacks import WholeStates
 from knet_train.fit import RunResult
-from knet_train.run_folder import WholeStates
 
 Different = Callable[[Path, Path], list[str]]
 

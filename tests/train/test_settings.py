@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from knet_runtime.errors import ConfigError
 from knet_train.fit import RunResult
-from knet_train.recompute import recompute_backbone
+from knet_train.module import recompute_backbone
 
 Different = Callable[[Path, Path], list[str]]
 # All BatchNorms of knet-edge, and the rest of its head.

@@ -6,9 +6,9 @@ import pytest
 import timm
 import torch
 
-from knet_train.build import build_model
 from knet_train.config import load_config, presets
-from knet_train.swin import SwinBackbone, _run_block
+from knet_train.models.backbones import SwinBackbone, _run_block
+from knet_train.models.build import build_model
 
 # Parameters at inference with 150 classes, and the stride of the logits.
 PUBLISHED = {

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from knet_train.knet import KNet
+    from knet_train.models.knet import KNet
 
 __all__ = ["KNet", "load_checkpoint"]
 
@@ -20,7 +20,7 @@ __all__ = ["KNet", "load_checkpoint"]
 def __getattr__(name: str) -> Any:
     # PyTorch is loaded when it is asked for: data folders are read on devices without it.
     if name == "KNet":
-        from knet_train.knet import KNet
+        from knet_train.models.knet import KNet
 
         return KNet
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

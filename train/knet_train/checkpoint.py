@@ -1,24 +1,29 @@
-"""Our checkpoints: one safetensors file whose header carries the configuration as JSON."""
+"""Our checkpoints: one safetensors file whose header carries the configuration as JSON.
+
+Where a new run's weights come from, other than ImageNet: one of our own checkpoints.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from knet_runtime.atomic import output_error, write_atomic
 from knet_runtime.errors import CheckpointError
 from knet_runtime.labels import LabelMap
-from knet_runtime.pending import output_error, write_whole
-from knet_train.build import build_model
 from knet_train.config import Config, ModelConfig
-from knet_train.knet import KNet
+from knet_train.models.build import build_model
+from knet_train.models.knet import KNet
 
 FORMAT = "knet-deploy checkpoint 1"
 
@@ -45,7 +50,7 @@ def save_checkpoint(path: Path, model: KNet, config: Config, labels: LabelMap) -
         "labels": msgspec.json.encode(labels).decode(),
     }
     try:
-        write_whole(path, _in_order(save(state, metadata)))
+        write_atomic(path, _in_order(save(state, metadata)))
     except OSError as error:
         raise output_error(path, error) from error
 
@@ -104,3 +109,58 @@ def read_checkpoint(
         raise CheckpointError(f"{path} does not fit its own configuration: {first}") from error
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Checkpoint(model.eval(), config, labels, digest)
+
+
+log = logging.getLogger(__name__)
+
+# A row per class in each; with other classes they start afresh.
+_CLASSIFIERS = (
+    "conv_seg.weight",
+    "conv_seg.bias",
+    "auxiliary.conv_seg.weight",
+    "auxiliary.conv_seg.bias",
+)
+
+
+def load_initial(model: KNet, path: Path) -> None:
+    """All weights of a checkpoint of the same architecture into ``model``.
+
+    Classifiers of another number of classes keep their new weights, and so does an auxiliary
+    classifier that the checkpoint has not; both are logged. Raises CheckpointError naming the
+    first weight that is missing, misshapen, foreign, or not finite.
+    """
+    metadata, state = read_tensors(
+        path, "--init wants one that `knet-deploy train` or `import-mmseg` wrote"
+    )
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} is no checkpoint of `knet-deploy train` or `import-mmseg`; weights of a "
+            "backbone alone go to --backbone-weights"
+        )
+    needed = model.state_dict()
+    fresh = []
+    if not any(key.startswith("auxiliary.") for key in state):
+        fresh += [key for key in needed if key.startswith("auxiliary.")]
+    for key in _CLASSIFIERS:
+        if key in state and key in needed and state[key].shape != needed[key].shape:
+            fresh.append(key)
+    for key in needed:
+        if key in fresh:
+            continue
+        if key not in state:
+            raise CheckpointError(f"{path} has no weight {key}: it is another architecture")
+        if state[key].shape != needed[key].shape:
+            raise CheckpointError(
+                f"{path} has {key} as {list(state[key].shape)}, the model as "
+                f"{list(needed[key].shape)}: pass the preset and the settings it was trained with"
+            )
+        if not torch.isfinite(state[key]).all():
+            raise CheckpointError(f"{path}: {key} holds values that are not finite: it is broken")
+    foreign = [key for key in state if key not in needed and not key.startswith("auxiliary.")]
+    if foreign:
+        raise CheckpointError(f"{path} has the weight {foreign[0]}, which the model has not")
+    taken = {key: state[key] for key in needed if key not in fresh}
+    model.load_state_dict(taken, strict=False)
+    log.info("%d of %d weights taken from %s", len(taken), len(needed), path)
+    if fresh:
+        log.warning("%s does not hold these for this model, they start afresh: %s", path, fresh)

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from knet_runtime.errors import ConfigError
 from knet_train.config import Config, TrainerConfig
-from knet_train.knet import KNet
+from knet_train.models.knet import KNet
 
 # A process that hangs, and does not die, ends the run after this long.
 _PATIENCE = timedelta(minutes=10)

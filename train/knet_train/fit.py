@@ -1,9 +1,17 @@
-"""One training run: folder of pictures in, folder of checkpoints and logs out."""
+"""One training run: folder of pictures in, folder of checkpoints and logs out.
+
+How the C library hands out large tensors, which decides the speed of training on a CPU.
+
+Lightning's advice, silenced where it does not apply to our runs.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import platform
 import signal
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -21,12 +29,19 @@ from torch import Tensor
 
 from knet_runtime.errors import ConfigError, KnetError, TrainingError
 from knet_runtime.labels import CAMVID11
-from knet_train.allocator import keep_freed_memory
-from knet_train.backbones import load_pretrained
-from knet_train.batches import StreetData
-from knet_train.build import build_model
+from knet_train.callbacks import (
+    STATE,
+    KeepBest,
+    KeepState,
+    WholeStates,
+    causes,
+    prepare,
+    state_to_resume,
+)
+from knet_train.checkpoint import load_initial
 from knet_train.config import Config, ModelConfig
-from knet_train.dataset import LabelledFolder, check_pairs, open_folder
+from knet_train.data.batches import StreetData
+from knet_train.data.dataset import LabelledFolder, check_pairs, open_folder
 from knet_train.distributed import (
     check_processes,
     check_single_images,
@@ -34,15 +49,65 @@ from knet_train.distributed import (
     environment_plugins,
     strategy,
 )
-from knet_train.initial import load_initial
-from knet_train.keep import KeepBest, KeepState
-from knet_train.knet import KNet
-from knet_train.lightning import KNetModule
 from knet_train.loss import class_weights
+from knet_train.models.backbones import load_pretrained
+from knet_train.models.build import build_model
+from knet_train.models.knet import KNet
+from knet_train.module import KNetModule, recompute_backbone
 from knet_train.optim import check_layers, freeze_layers
-from knet_train.quiet import quiet_lightning
-from knet_train.recompute import recompute_backbone
-from knet_train.run_folder import STATE, WholeStates, causes, prepare, state_to_resume
+
+_M_TRIM_THRESHOLD = -1  # from <malloc.h>
+_M_MMAP_MAX = -4
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc reuse large blocks instead of returning them to the kernel; True where it could.
+
+    By default glibc maps every large tensor afresh and unmaps it when it is freed. The kernel then
+    clears all its pages again at every step, which took half of a training step's time. The price
+    is that the process keeps its peak of memory until it ends. Does nothing without glibc.
+    """
+    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    mallopt.argtypes, mallopt.restype = [ctypes.c_int, ctypes.c_int], ctypes.c_int
+    # 2³¹ - 1 is the largest int; glibc compares the free top of the heap, 2 GiB, against it.
+    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+# Each is the start of a message (a regular expression), and the reason why it is no news here.
+_IGNORED_WARNINGS = (
+    r".*treespec, LeafSpec",  # Lightning's own use of a deprecated torch function
+    r".*does not have many workers",  # trainer.workers is the user's choice
+    r".*number of training batches .* is smaller than the logging interval",  # short runs
+    r".*resuming from a checkpoint that ended before the epoch ended",  # ours go on at the step
+    r".*callbacks used to create the checkpoint need to be provided",  # progress bars come and go
+    r".*callback states in the checkpoint",
+    r".*module\(s\) in eval mode at the start of training",  # frozen norms are
+    r".*use of fork\(\) may lead to deadlocks",  # torch's own way of starting workers
+)
+
+
+@contextmanager
+def ignore_lightning_advice() -> Iterator[None]:
+    """Inside the block Lightning neither logs what it found ("GPU available: …", tips) nor warns
+    about the things above; every other warning is shown as before."""
+    logs = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+    levels = [log.level for log in logs]
+    try:
+        for log in logs:
+            log.setLevel(logging.WARNING)
+        with warnings.catch_warnings():
+            for message in _IGNORED_WARNINGS:
+                warnings.filterwarnings("ignore", message)
+            yield
+    finally:
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
+
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 log = logging.getLogger(__name__)
@@ -104,7 +169,7 @@ def train(
     elif state is None:
         load_pretrained(model.backbone, config.model, backbone_weights)
     best, keep = KeepBest(run), KeepState(run / STATE)
-    with _global_settings(), quiet_lightning():
+    with _global_settings(), ignore_lightning_advice():
         trainer = _trainer(config, run, [best, *_averaging(config), *callbacks, keep])
         if trainer.is_global_zero:
             if resume and state is None:

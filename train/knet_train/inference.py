@@ -21,7 +21,7 @@ from torch import Tensor
 from knet_runtime.errors import CheckpointError
 from knet_runtime.postprocess import ClassMap
 from knet_runtime.preprocess import keep_ratio
-from knet_train.knet import KNet
+from knet_train.models.knet import KNet
 
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of eval_scale, in multi-scale evaluation
 _BAND = 2**24  # numbers of one band of all classes: 64 MiB

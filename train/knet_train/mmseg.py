@@ -18,10 +18,8 @@ from torch import Tensor
 
 from knet_runtime.errors import CheckpointError, OutputError
 from knet_runtime.labels import LabelMap, ade20k
-from knet_train.build import build_model
 from knet_train.checkpoint import save_checkpoint
 from knet_train.config import Config, load_config
-from knet_train.knet import KNet
 from knet_train.mmseg_keys import (
     AUXILIARY,
     drop_reason,
@@ -31,6 +29,8 @@ from knet_train.mmseg_keys import (
     merging_order,
     mmseg_name,
 )
+from knet_train.models.build import build_model
+from knet_train.models.knet import KNet
 
 _log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from knet_runtime.errors import ConfigError
 from knet_train.config import OptimConfig
-from knet_train.knet import KNet
+from knet_train.models.knet import KNet
 
 
 def build_optimizer(model: KNet, config: OptimConfig) -> torch.optim.AdamW:

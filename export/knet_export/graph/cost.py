@@ -2,6 +2,11 @@
 
 These are nearly all of a network's work. The traffic is the least there can be when everything
 else is fused into them: each of them reads its inputs and writes its output once.
+
+Multiply-adds of a K-Net, as published and in its deploy form, and where they are.
+
+Counted are convolutions and matrix products, which are nearly all of the work; the networks are
+run without numbers (PyTorch's "meta" device), so a large one costs no more than a small one.
 """
 
 from __future__ import annotations
@@ -9,14 +14,30 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import msgspec
 import onnx
+import torch
 from onnx import TensorProto, helper
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from knet_runtime.bench.contest import Cost
+from knet_export.fuse.model import fuse
+from knet_runtime.bundle.manifest import Size
 from knet_runtime.errors import BundleError
+from knet_train.config import Config
+from knet_train.models.build import build_model
+from knet_train.models.knet import KNet
 
 _NAMED = ("batch", "height", "width")
 Shape = tuple[int, ...]
+
+
+class Cost(msgspec.Struct, frozen=True):
+    """What a graph costs for one picture: multiply-adds of its convolutions and matrix products,
+    and the bytes that these read and write at least, each once."""
+
+    multiply_adds: int
+    bytes: int
 
 
 def count_cost(graph: Path, size: tuple[int, int]) -> Cost:
@@ -91,3 +112,65 @@ def _multiply_adds(node: onnx.NodeProto, shapes: dict[str, Shape]) -> int:
             return math.prod(out) * left[0 if turned else 1]
         case _:
             return math.prod(out) * left[-1]
+
+
+class Operations(msgspec.Struct, frozen=True):
+    """Multiply-adds for one picture of ``size``: as published and deployed, each in all and without
+    backbone and head (``kernels``: initial masks and update stages)."""
+
+    preset: str
+    size: Size
+    published: int
+    published_kernels: int
+    deployed: int
+    deployed_kernels: int
+
+
+def count_operations(config: Config, classes: int, size: Size) -> Operations:
+    """Count for a K-Net of ``classes`` classes, on one picture of ``size`` (height, width)."""
+    with torch.device("meta"):
+        model = build_model(config.model, classes).eval().requires_grad_(False)
+    image = torch.zeros(1, *size, 3, dtype=torch.uint8, device="meta")
+    form = fuse(model, size)
+    total, kernels = _count(model, image)
+    moved = _transforms(model, size, config.model.stride)
+    return Operations(config.preset, size, total + moved, kernels + moved, *_count(form, image))
+
+
+def _transforms(model: KNet, size: Size, stride: int) -> int:
+    """What a published network does more than ours: its feature transforms work on pixels, ours
+    (``knet_train.models.knet``) on the kernels, once for the sums and once for the masks."""
+    kernels, channels = model.conv_seg.weight.shape[:2]
+    pixels = size[0] * size[1] // stride**2
+    return len(model.stages) * int(channels) ** 2 * (pixels - 2 * int(kernels))
+
+
+@torch.no_grad()
+def _count(network: nn.Module, image: torch.Tensor) -> tuple[int, int]:
+    """All multiply-adds, and those outside of backbone and head."""
+    with FlopCounterMode(display=False) as counter:
+        network(image)
+    parts = counter.get_flop_counts()
+    name = type(network).__name__
+    features = sum(sum(parts[f"{name}.{part}"].values()) for part in ("backbone", "head"))
+    total = counter.get_total_flops()  # it counts an addition and a multiplication
+    return total // 2, (total - features) // 2
+
+
+def operations_row(counted: Operations) -> str:
+    """A row of the table in this room's README: giga multiply-adds, before and after."""
+    giga = [
+        f"{count / 1e9:.1f}"
+        for count in (
+            counted.published,
+            counted.deployed,
+            counted.published_kernels,
+            counted.deployed_kernels,
+        )
+    ]
+    height, width = counted.size
+    saved = 1 - counted.deployed / counted.published
+    return (
+        f"| {counted.preset} | {height}×{width} | {giga[0]} | {giga[1]} | −{100 * saved:.1f} % | "
+        f"{giga[2]} | {giga[3]} |"
+    )

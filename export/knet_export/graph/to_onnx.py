@@ -20,8 +20,8 @@ from typing import Any
 import onnx
 import torch
 
-from knet_export.form.deploy import DeployKNet
-from knet_runtime.manifest import InputSpec, OutputSpec
+from knet_export.fuse.model import FusedKNet
+from knet_runtime.bundle.manifest import InputSpec, OutputSpec
 
 LOGITS_NAME, CLASSMAP_NAME, WEIGHTS_NAME = "logits.onnx", "classmap.onnx", "weights.bin"
 OPSET = 18
@@ -31,7 +31,7 @@ _LEAST_EXTERNAL = 1024  # bytes; shapes and other small constants stay in the gr
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
-def export_onnx(form: DeployKNet, spec: InputSpec, output: OutputSpec, folder: Path) -> Path:
+def export_onnx(form: FusedKNet, spec: InputSpec, output: OutputSpec, folder: Path) -> Path:
     """Write ``logits.onnx`` and ``weights.bin`` into ``folder``; the graph's path.
 
     The batch is 1 … ``spec.max_batch`` (frozen at 1 when that is 1); height and width are free
@@ -56,7 +56,7 @@ def export_onnx(form: DeployKNet, spec: InputSpec, output: OutputSpec, folder: P
     return path
 
 
-def _trace(form: DeployKNet, spec: InputSpec, output: OutputSpec) -> Any:
+def _trace(form: FusedKNet, spec: InputSpec, output: OutputSpec) -> Any:
     single = spec.max_batch == 1
     image = torch.zeros(1 if single else _TRACED_BATCH, spec.height, spec.width, 3).byte()
     axes: dict[int, Any] = {}
@@ -69,7 +69,7 @@ def _trace(form: DeployKNet, spec: InputSpec, output: OutputSpec) -> Any:
                 axes[axis + 1] = sizes.multiple * torch.export.Dim(name, min=least, max=most)
     bf16 = form.classifier.weight.dtype == torch.bfloat16
     # Evaluated in this thread's default precision: no autocast may leak into the graph.
-    with quiet(), torch.no_grad(), torch.autocast("cpu", enabled=False):
+    with ignored_warnings(), torch.no_grad(), torch.autocast("cpu", enabled=False):
         traced = torch.export.export(
             form,
             (image,),
@@ -165,7 +165,7 @@ def _strip(model: onnx.ModelProto) -> None:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def ignored_warnings() -> Iterator[None]:
     """The exporter reports its own progress and deprecations; none of it is the user's."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]

@@ -12,8 +12,8 @@ import onnx
 from knet_export.graph.to_onnx import LOGITS_NAME, WEIGHTS_NAME
 from knet_export.int8.calibrate import CalibrationSet
 from knet_export.int8.quantise import save
-from knet_export.int8.sensitivity import Calibrator, Quantisation, quantise_within
-from knet_runtime.manifest import Manifest
+from knet_export.int8.search import Calibrator, Quantisation, quantise_within
+from knet_runtime.bundle.manifest import Manifest
 
 QUANTISATION_NAME = "quantisation.json"
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from knet_runtime.errors import BackendError
+from knet_runtime.errors import EngineError
 
 UNDECIDED = "undecided"
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
@@ -54,16 +54,16 @@ class Layer(msgspec.Struct, frozen=True):
 def read_layers(information: str) -> list[Layer]:
     """The inspector's JSON of a whole engine, of TensorRT 10, 11 or RTX.
 
-    Raises BackendError when it is none, or holds no more than names.
+    Raises EngineError when it is none, or holds no more than names.
     """
     try:
         layers = json.loads(information)["Layers"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise BackendError(
+        raise EngineError(
             f"the engine inspector's answer has another form than known ({error!r}): report it"
         ) from error
     if not layers or not all(isinstance(layer, dict) for layer in layers):
-        raise BackendError(
+        raise EngineError(
             "the engine inspector gives names only: the engine was built without details"
         )
     return [
@@ -88,7 +88,7 @@ def check_delivered(layers: list[Layer], wanted: Mapping[str, str]) -> None:
     precision that their tensors have in the graph.
 
     fp32, fp16 and bf16 must be what each of them runs in. Q/DQ nodes allow int8 and do not force
-    it, so of the nodes between them one at least must run in int8. Raises BackendError.
+    it, so of the nodes between them one at least must run in int8. Raises EngineError.
     """
     others = []
     for layer in layers:
@@ -98,14 +98,14 @@ def check_delivered(layers: list[Layer], wanted: Mapping[str, str]) -> None:
                 continue
             others.append(f"{node} ({want}) runs in {layer.precision}")
     if others:
-        raise BackendError(
+        raise EngineError(
             f"the engine does not have the precision of its graph: {'; '.join(others[:3])}"
             f"{f' and {len(others) - 3} more' if len(others) > 3 else ''}; it was not kept: "
             "use another release of TensorRT, or export in another precision"
         )
     quantised = "int8" in wanted.values()
     if quantised and not any(layer.precision == "int8" for layer in layers):
-        raise BackendError(
+        raise EngineError(
             "the graph is quantised, but no layer of the engine runs in int8; it was not kept: "
             "this GPU or release does not do it, export with --precision fp16"
         )

@@ -20,24 +20,24 @@ from typing import Any
 import msgspec
 
 from knet_export.tensorrt.audit import check_delivered, count, read_layers
-from knet_runtime.backends.tensorrt_library import explain, load_tensorrt, new_log, plain
-from knet_runtime.bundle import Bundle
-from knet_runtime.engine_store import (
+from knet_runtime.atomic import check_folder, write_atomic
+from knet_runtime.bundle.manifest import Kind
+from knet_runtime.bundle.store import Bundle
+from knet_runtime.engines.hardware import Gpu, this_gpu
+from knet_runtime.engines.plan_store import (
     FOLDER,
     BuildOptions,
-    EngineRecord,
-    StoredEngine,
-    TensorRTEngine,
+    PlanEngine,
+    PlanRecord,
+    StoredPlan,
     digest,
-    engine_path,
     graph_hashes,
+    plan_path,
     read_record,
-    store_engine,
+    store_plan,
 )
-from knet_runtime.errors import BackendError, BackendUnavailable, ConfigError
-from knet_runtime.gpu import Gpu, this_gpu
-from knet_runtime.manifest import Kind
-from knet_runtime.pending import check_folder, write_whole
+from knet_runtime.engines.tensorrt_library import explain, load_tensorrt, new_log, plain
+from knet_runtime.errors import ConfigError, EngineError, EngineUnavailable
 
 _log = logging.getLogger(__name__)
 
@@ -50,22 +50,22 @@ _MIB = 1 << 20
 
 def build_engine(
     bundle: Bundle,
-    engine: TensorRTEngine,
+    engine: PlanEngine,
     kind: Kind,
     options: BuildOptions,
     *,
     targets: Sequence[str] = (),
     force: bool = False,
     on_progress: Callable[[], None] = lambda: None,
-) -> tuple[StoredEngine, bool]:
+) -> tuple[StoredPlan, bool]:
     """Build the ``kind`` graph of ``bundle`` and keep it under its key; the engine, and whether it
     was built now (False: it stood there already, whole, and ``force`` was not asked for).
 
     ``targets`` ("sm86", ...) builds a TensorRT-RTX engine without a GPU for those architectures;
     without them it is for this machine's GPU, and what was built is looked into (``audit``).
     ``on_progress`` is called now and then while it builds; Ctrl-C ends it with nothing written.
-    Raises ConfigError for options that contradict each other, BackendUnavailable without TensorRT
-    or a GPU, BackendError with the reason when the graph can not be built or comes out in another
+    Raises ConfigError for options that contradict each other, EngineUnavailable without TensorRT
+    or a GPU, EngineError with the reason when the graph can not be built or comes out in another
     precision, OutputError when it can not be written.
     """
     targets = _in_order(engine, targets)
@@ -73,9 +73,9 @@ def build_engine(
     _check_known(module, targets)
     gpu = None if targets else this_gpu()
     if not targets and gpu is None:
-        raise BackendUnavailable(_no_gpu(engine))
-    artefact = bundle.of_kind(kind)
-    record = EngineRecord(
+        raise EngineUnavailable(_no_gpu(engine))
+    artefact = bundle.graph(kind)
+    record = PlanRecord(
         engine=engine,
         version=module.__version__,
         kind=kind,
@@ -89,7 +89,7 @@ def build_engine(
         seconds=0.0,
         built="",
     )
-    path = engine_path(bundle, record)
+    path = plan_path(bundle, record)
     if not force and (kept := _already_built(path)) is not None:
         return kept, False
     check_folder(path.parent)  # before minutes of work
@@ -111,7 +111,7 @@ def build_engine(
         built=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         layers=layers,
     )
-    return store_engine(bundle, plan, record), True
+    return store_plan(bundle, plan, record), True
 
 
 class _Network:
@@ -121,17 +121,17 @@ class _Network:
         self._module, self._log, self._path = module, log, path
         self._builder = module.Builder(log)
         if self._builder is None:
-            raise BackendError(f"TensorRT can not start: {explain(log.errors)}")
+            raise EngineError(f"TensorRT can not start: {explain(log.errors)}")
         # By its name: the bit is another one in each major release.
         typed = 1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         self.network = self._builder.create_network(typed)
         parser = module.OnnxParser(self.network, log)
         if not parser.parse_from_file(str(path)):
             errors = [parser.get_error(index) for index in range(parser.num_errors)]
-            raise BackendError(parser_reason(path, errors))
+            raise EngineError(parser_reason(path, errors))
 
     def build(
-        self, record: EngineRecord, gpu: Gpu | None, folder: Path, on_progress: Callable[[], None]
+        self, record: PlanRecord, gpu: Gpu | None, folder: Path, on_progress: Callable[[], None]
     ) -> bytes:
         module, options = self._module, record.options
         config = self._builder.create_builder_config()
@@ -155,7 +155,7 @@ class _Network:
             config.progress_monitor = monitor
             plan = self._builder.build_serialized_network(self.network, config)
         if plan is None:
-            raise BackendError(
+            raise EngineError(
                 f"{self._path} does not become a {record.engine} engine: "
                 f"{explain(self._log.errors)}"
             )
@@ -163,7 +163,7 @@ class _Network:
             _keep_timings(config, timings)
         return bytes(plan)
 
-    def _add_profile(self, config: Any, record: EngineRecord) -> None:
+    def _add_profile(self, config: Any, record: PlanRecord) -> None:
         image, wanted = self.network.get_input(0), record.options.profile
         profile = self._builder.create_optimization_profile()
         shapes = [
@@ -172,7 +172,7 @@ class _Network:
         ]
         profile.set_shape(image.name, *shapes)
         if config.add_optimization_profile(profile) < 0:
-            raise BackendError(
+            raise EngineError(
                 f"TensorRT refuses the shapes {wanted.least} to {wanted.most}: "
                 f"{explain(self._log.errors)}"
             )
@@ -216,7 +216,7 @@ def parser_reason(path: Path, errors: Sequence[Any]) -> str:
     return f"{path}: node {node} ({operator}) can not be built: {why}; what to try: {attempt}"
 
 
-def _in_order(engine: TensorRTEngine, targets: Sequence[str]) -> tuple[str, ...]:
+def _in_order(engine: PlanEngine, targets: Sequence[str]) -> tuple[str, ...]:
     if targets and engine != "tensorrt-rtx":
         raise ConfigError(
             f"--target is for TensorRT-RTX; {engine} builds on the GPU that it is to run on: leave "
@@ -225,7 +225,7 @@ def _in_order(engine: TensorRTEngine, targets: Sequence[str]) -> tuple[str, ...]
     return tuple(sorted(set(targets), key=lambda target: (len(target), target)))
 
 
-def _no_gpu(engine: TensorRTEngine) -> str:
+def _no_gpu(engine: PlanEngine) -> str:
     if engine == "tensorrt-rtx":
         return (
             "there is no NVIDIA GPU here, or no driver: name what the engine is for, such as "
@@ -252,11 +252,11 @@ def _set_targets(module: Any, config: Any, targets: Sequence[str]) -> None:
         config.set_compute_capability(module.ComputeCapability.__members__[name], index)
 
 
-def _already_built(path: Path) -> StoredEngine | None:
+def _already_built(path: Path) -> StoredPlan | None:
     try:
-        stored = StoredEngine(path, read_record(path))
+        stored = StoredPlan(path, read_record(path))
         stored.read()
-    except BackendError:
+    except EngineError:
         return None
     return stored
 
@@ -272,7 +272,7 @@ def _use_timings(config: Any, path: Path) -> None:
 
 def _keep_timings(config: Any, path: Path) -> None:
     try:
-        write_whole(path, bytes(config.get_timing_cache().serialize()))
+        write_atomic(path, bytes(config.get_timing_cache().serialize()))
     except OSError as error:
         _log.warning("the timing cache is not kept, the next build takes as long: %s", error)
 
@@ -280,7 +280,7 @@ def _keep_timings(config: Any, path: Path) -> None:
 def _inspect(module: Any, log: Any, plan: bytes) -> str:
     engine = module.Runtime(log).deserialize_cuda_engine(plan)
     if engine is None:
-        raise BackendError(f"the engine can not be loaded here: {explain(log.errors)}")
+        raise EngineError(f"the engine can not be loaded here: {explain(log.errors)}")
     inspector = engine.create_engine_inspector()
     return str(inspector.get_engine_information(module.LayerInformationFormat.JSON))
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 
-from knet_runtime.engine_store import Profile, Shape
+from knet_runtime.bundle.manifest import InputSpec
+from knet_runtime.engines.plan_store import Profile, Shape
 from knet_runtime.errors import ConfigError
-from knet_runtime.manifest import InputSpec
 
 
 def profile_of(

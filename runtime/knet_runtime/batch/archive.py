@@ -1,4 +1,7 @@
-"""A batch over many videos: what is done already, what is left, and one manifest of results."""
+"""A batch over many videos: what is done already, what is left, and one manifest of results.
+
+From segments to what one run of the video would have written: the same files, byte for byte.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,19 @@ import glob
 import hashlib
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
-from knet_runtime.batch.join import join
+from knet_runtime.atomic import check_folder, make_folder, output_error, write_atomic
+from knet_runtime.batch.chunks import WHOLE, Chunk
 from knet_runtime.batch.records import (
     FINISHED_NAME,
+    LINES_NAME,
+    MASKS_NAME,
     RESULTS_NAME,
     BatchResults,
     Job,
@@ -24,10 +31,77 @@ from knet_runtime.batch.records import (
     key_of,
     stamp,
 )
-from knet_runtime.batch.segments import WHOLE, Segment
-from knet_runtime.batch.work import settings_bundle
-from knet_runtime.errors import BackendError, ConfigError, SourceError
-from knet_runtime.pending import check_folder, make_folder, output_error, write_whole
+from knet_runtime.batch.worker import settings_bundle
+from knet_runtime.bundle.store import exchange_folders
+from knet_runtime.errors import ConfigError, EngineError, SourceError
+from knet_runtime.sinks.image_files import MaskFolder
+from knet_runtime.sinks.json_lines import Record
+
+
+def join(target: Path, work: Path, pieces: Sequence[Outcome], result: SourceResult) -> SourceResult:
+    """Make the folder ``target`` of the finished ``pieces`` in ``work``, which is then removed.
+
+    Frames are numbered through. An old ``target`` that a batch wrote is exchanged whole. The result
+    is also in it, for the next batch. Raises OutputError.
+    """
+    fresh = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        totals: dict[str, float] = {}
+        count = 0
+        with (fresh / LINES_NAME).open("wb") as lines:
+            for piece in pieces:
+                lines.writelines(_renumbered(work / piece.segment / LINES_NAME, count, totals))
+                _link_masks(work / piece.segment / MASKS_NAME, count, fresh / MASKS_NAME)
+                count += piece.frames
+        whole = msgspec.structs.replace(
+            result,
+            frames=count,
+            segments=tuple(piece.frames for piece in pieces),
+            engines=tuple(sorted({piece.engine for piece in pieces})),
+            shares={name: round(total / count, 6) for name, total in totals.items()},
+        )
+        if whole.error:  # as a run that fails names what it keeps
+            name = Path(LINES_NAME)
+            (fresh / name).rename(fresh / f"{name.stem}.partial{name.suffix}")
+            if (fresh / MASKS_NAME).is_dir():
+                text = f"The run ended early: {count} masks were written.\n"
+                (fresh / MASKS_NAME / MaskFolder.MARK).write_text(text)
+        (fresh / FINISHED_NAME).write_bytes(msgspec.json.encode(whole))
+        exchange_folders(fresh, target, fresh.with_suffix(".old"))
+        shutil.rmtree(work, ignore_errors=True)
+    except OSError as error:
+        raise output_error(target, error) from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return whole
+
+
+def _renumbered(lines: Path, offset: int, totals: dict[str, float]) -> Iterator[bytes]:
+    """The lines with frames counted from ``offset``; their shares are added to ``totals``."""
+    with lines.open("rb") as file:
+        for line in file:
+            record = msgspec.json.decode(line, type=Record)
+            for name, share in record.shares.items():
+                totals[name] = totals.get(name, 0.0) + share
+            index = record.frame + offset
+            moved = msgspec.structs.replace(record, frame=index, name=f"{index:06d}")
+            yield msgspec.json.encode(moved) + b"\n"
+
+
+def _link_masks(masks: Path, offset: int, target: Path) -> None:
+    """A second name for each mask, so that the segment stays whole until the video is."""
+    if not masks.is_dir():
+        return
+    target.mkdir(exist_ok=True)
+    for mask in masks.glob("*.png"):
+        named = target / f"{int(mask.stem) + offset:06d}.png"
+        try:
+            named.hardlink_to(mask)
+        except OSError:  # a file system without links
+            shutil.copyfile(mask, named)
+
 
 _log = logging.getLogger(__name__)
 _WORK = ".work"
@@ -80,14 +154,14 @@ def run_batch(
     seconds: float = 30.0,
     on_progress: Callable[[], None] | None = None,
 ) -> BatchResults:
-    """Segment every video of ``sources`` (folder name to file) into ``out``/name, and write
+    """Chunk every video of ``sources`` (folder name to file) into ``out``/name, and write
     ``out``/results.json.
 
     Videos are cut into parts of about ``seconds`` at key frames. Videos and parts that an earlier
     batch finished with the same bundle, options and file are kept. A video that fails has a line in
     ``failures`` and stops no other; ``on_progress`` is called after each part.
 
-    Raises BundleError, BackendError, ParityError when the model can not be run and OutputError when
+    Raises BundleError, EngineError, ParityError when the model can not be run and OutputError when
     ``out`` can not be written.
     """
     bundle = settings_bundle(settings)
@@ -126,7 +200,7 @@ def run_batch(
     target = out / RESULTS_NAME
     try:
         make_folder(out)
-        write_whole(target, msgspec.json.format(msgspec.json.encode(whole), indent=2) + b"\n")
+        write_atomic(target, msgspec.json.format(msgspec.json.encode(whole), indent=2) + b"\n")
     except OSError as error:
         raise output_error(target, error) from error
     return whole
@@ -138,7 +212,7 @@ class _Batch:
         self._seconds = seconds
         self._on_progress = on_progress
         self._todo: dict[str, tuple[SourceResult, Job]] = {}
-        self._segments: dict[str, tuple[Segment, ...]] = {}
+        self._segments: dict[str, tuple[Chunk, ...]] = {}
         self._done: dict[str, dict[str, Outcome]] = {}
         self._failed: dict[str, str] = {}
         self._results: dict[str, SourceResult] = {}
@@ -199,7 +273,7 @@ class _Batch:
             return
         for outcome in pool(jobs):
             if outcome.status == "fatal":
-                raise BackendError(outcome.error)
+                raise EngineError(outcome.error)
             if outcome.status == "failed":
                 self._failed[outcome.source] = outcome.error
             yield outcome

@@ -18,8 +18,8 @@ from typing import Any
 import msgspec
 
 from knet_runtime.batch.records import Job, Outcome, Settings
-from knet_runtime.batch.work import Worker
-from knet_runtime.errors import BackendError
+from knet_runtime.batch.worker import ChunkWorker
+from knet_runtime.errors import EngineError
 
 _CPU_ENGINES = ("onnxruntime-cpu", "openvino", "openvino-bf16")
 _READERS = 4  # files that are read at once
@@ -35,7 +35,7 @@ class RayPool:
     same paths. By default there is one worker per GPU, or per machine where the engine is a
     processor's.
 
-    Raises BackendError when Ray can not be started or reached.
+    Raises EngineError when Ray can not be started or reached.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class RayPool:
             self.close()
             if isinstance(error, Exception):
                 where = "on this machine" if address is None else f"at {address}"
-                raise BackendError(f"Ray can not be used {where}: {first_line(error)}") from error
+                raise EngineError(f"Ray can not be used {where}: {first_line(error)}") from error
             raise
 
     def __call__(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
@@ -84,7 +84,7 @@ class RayPool:
         if self._folder is not None and all(job.segment is None for job in jobs):
             # To cut is to read: threads here have done it before a worker has started.
             with ThreadPoolExecutor(_READERS) as threads:
-                yield from threads.map(Worker(self._settings, self._model), jobs)
+                yield from threads.map(ChunkWorker(self._settings, self._model), jobs)
             return
         data = self._ray.data
         context = data.DataContext.get_current()
@@ -132,10 +132,10 @@ class RayPool:
 
 
 class RayWorker:
-    """A ``Worker`` as Ray Data calls it: batches of one row, of JSON in and out."""
+    """A ``ChunkWorker`` as Ray Data calls it: batches of one row, of JSON in and out."""
 
     def __init__(self, settings: str, model: str) -> None:
-        self._worker = Worker(msgspec.json.decode(settings, type=Settings), model)
+        self._worker = ChunkWorker(msgspec.json.decode(settings, type=Settings), model)
 
     def __call__(self, batch: dict[str, Sequence[str]]) -> dict[str, list[str]]:
         jobs = [msgspec.json.decode(str(job), type=Job) for job in batch["job"]]

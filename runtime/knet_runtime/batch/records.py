@@ -8,9 +8,9 @@ from typing import Literal
 
 import msgspec
 
-from knet_runtime.batch.segments import Segment
-from knet_runtime.bundle import Bundle
-from knet_runtime.manifest import Size
+from knet_runtime.batch.chunks import Chunk
+from knet_runtime.bundle.manifest import Size
+from knet_runtime.bundle.store import Bundle
 
 RESULTS_NAME = "results.json"
 FINISHED_NAME = "finished.json"
@@ -40,7 +40,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     work: str
     stamp: tuple[int, int]
     seconds: float
-    segment: Segment | None = None
+    segment: Chunk | None = None
 
 
 Status = Literal["cut", "done", "inexact", "partial", "failed", "fatal"]
@@ -57,7 +57,7 @@ class Outcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     source: str
     status: Status
     segment: str = ""
-    segments: tuple[Segment, ...] = ()
+    segments: tuple[Chunk, ...] = ()
     frames: int = 0
     engine: str = ""
     error: str = ""

@@ -10,12 +10,12 @@ from time import monotonic
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from knet_runtime.errors import OutputError
-from knet_runtime.frames import Frame, Source
+from knet_runtime.pipeline.stats import FeedStats
 from knet_runtime.sinks import Sink
-from knet_runtime.stats import FeedStats
+from knet_runtime.types import Frame, Source
 
 if TYPE_CHECKING:
-    from knet_runtime.segmenter import Mask
+    from knet_runtime.segmenter import Segmentation
 
 Policy = Literal["file", "live"]
 
@@ -40,7 +40,7 @@ class Feed:
     sinks: Sequence[Sink]
     name: str = ""
     policy: Policy | None = None
-    transform: Callable[[Frame, Mask], Mask] | None = None
+    transform: Callable[[Frame, Segmentation], Segmentation] | None = None
 
     @property
     def live(self) -> bool:
@@ -56,7 +56,7 @@ class Item:
     read_at: float
     since: float = 0.0
     waited: float = 0.0
-    mask: Mask = field(init=False)
+    mask: Segmentation = field(init=False)
 
     def rests(self) -> None:
         """It waits from now on."""
@@ -74,7 +74,7 @@ class Failure(NamedTuple):
     error: BaseException
 
 
-class Lane:
+class FeedQueue:
     """What the threads of one feed share: a bounded queue before the engine and one behind it.
 
     The engine's thread never waits here: it takes a frame only when there is room for its mask, so

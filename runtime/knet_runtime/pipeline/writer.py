@@ -11,15 +11,15 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from knet_runtime.atomic import Keep, output_error
 from knet_runtime.errors import KnetError, OutputClosed, OutputError
-from knet_runtime.frames import Frame
-from knet_runtime.pending import Keep, output_error
-from knet_runtime.pipeline.feed import Item, Lane
-from knet_runtime.pipeline.worker import Worker
+from knet_runtime.pipeline.engine_thread import PipelineThread
+from knet_runtime.pipeline.feed import FeedQueue, Item
 from knet_runtime.sinks import Sink
+from knet_runtime.types import Frame
 
 if TYPE_CHECKING:
-    from knet_runtime.segmenter import Mask
+    from knet_runtime.segmenter import Segmentation
 
 _log = logging.getLogger(__name__)
 
@@ -40,8 +40,8 @@ class Writer:
 
     def __init__(
         self,
-        lane: Lane,
-        on_frame: Callable[[Frame, Mask], None] | None,
+        lane: FeedQueue,
+        on_frame: Callable[[Frame, Segmentation], None] | None,
         stale_after: float,
         patience: float,
     ) -> None:
@@ -52,11 +52,11 @@ class Writer:
         self._open = list(lane.feed.sinks)
         self._busy: tuple[Sink, float] | None = None
         self._closing = False
-        self._last: tuple[Frame, Mask] | None = None
+        self._last: tuple[Frame, Segmentation] | None = None
         self.thread = self._make_thread(self._run)
 
-    def _make_thread(self, target: Callable[[], None]) -> Worker:
-        return Worker(f"writer {self._lane.feed.name}", target)
+    def _make_thread(self, target: Callable[[], None]) -> PipelineThread:
+        return PipelineThread(f"writer {self._lane.feed.name}", target)
 
     def check(self) -> None:
         """Give up a sink that hangs. Called every now and then by the thread that waits."""
@@ -133,7 +133,7 @@ class Writer:
         self._to_sinks(replace(frame, stale=True), mask)
         self._lane.stats.repeated()
 
-    def _to_sinks(self, frame: Frame, mask: Mask) -> None:
+    def _to_sinks(self, frame: Frame, mask: Segmentation) -> None:
         for sink in self._lane.feed.sinks:
             with self._watched(sink):
                 sink.write(frame, mask)

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from knet_runtime.batch.records import Job, Outcome, Settings
-from knet_runtime.batch.work import Worker
-from knet_runtime.bundle import Bundle
+from knet_runtime.batch.worker import ChunkWorker
+from knet_runtime.bundle.store import Bundle
 from knet_runtime.errors import SourceError
 from knet_runtime.segmenter import Segmenter
 from knet_runtime.sinks import JsonLines, MaskFolder
-from knet_runtime.video import open_source
+from knet_runtime.sources.open import open_source
 
 X264 = {"preset": "veryfast", "threads": "1"}
 KINDS: dict[str, tuple[str, dict[str, str], int]] = {
@@ -102,7 +102,7 @@ class HerePool:
     """Does jobs in this process, and keeps what it did."""
 
     def __init__(self, settings: Settings, model: str) -> None:
-        self.worker = Worker(settings, model)
+        self.worker = ChunkWorker(settings, model)
         self.done: list[Job] = []
 
     def __call__(self, jobs: Sequence[Job]) -> Iterator[Outcome]:

@@ -14,7 +14,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from knet_deploy.cli import main as call
+from knet_deploy.cli.main import main as call
 
 
 def kill_first(out: Path, killed: list[int], stop: threading.Event) -> None:

@@ -12,9 +12,9 @@ import msgspec
 import pytest
 
 from knet_runtime.batch.archive import find_sources, run_batch
+from knet_runtime.batch.chunks import WHOLE
 from knet_runtime.batch.records import BatchResults, Job, Outcome, Settings
-from knet_runtime.batch.segments import WHOLE
-from knet_runtime.errors import BackendError, ConfigError, SourceError
+from knet_runtime.errors import ConfigError, EngineError, SourceError
 
 Video = Callable[[str], Path]
 Files = Callable[[Path], dict[str, bytes]]
@@ -115,7 +115,7 @@ def test_what_is_finished_is_not_done_again_unless_it_was_made_otherwise(
 
 
 def run_model(settings: Settings) -> str:
-    from knet_runtime.batch.work import settings_bundle
+    from knet_runtime.batch.worker import settings_bundle
 
     return settings_bundle(settings).model_id
 
@@ -172,7 +172,7 @@ def test_a_model_that_can_not_run_ends_the_batch(
 ) -> None:
     path = video("plain.mp4")
     pool.worker._model = "another@000000000000"
-    with pytest.raises(BackendError, match="copy the same bundle"):
+    with pytest.raises(EngineError, match="copy the same bundle"):
         run_batch({path.name: path}, tmp_path / "out", settings, pool)
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from knet_runtime.batch.segments import WHOLE, Segment, cut
+from knet_runtime.batch.chunks import WHOLE, Chunk, cut
 from knet_runtime.errors import SourceError
-from knet_runtime.frames import Frame
-from knet_runtime.video import open_source
+from knet_runtime.sources.open import open_source
+from knet_runtime.types import Frame
 
 Video = Callable[[str], Path]
 
@@ -35,7 +35,7 @@ CUT = (
 )
 
 
-def frames_of(path: Path, segment: Segment) -> list[Frame]:
+def frames_of(path: Path, segment: Chunk) -> list[Frame]:
     """What a worker keeps of it."""
     with open_source(path, segment.options()) as source:
         taken = [(segment.ticks(frame.pts), frame) for frame in source]

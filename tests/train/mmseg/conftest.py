@@ -14,8 +14,8 @@ import timm
 import torch
 
 from knet_train import mmseg
-from knet_train.backbones import _OPTIONS
 from knet_train.config import Config, load_config
+from knet_train.models.backbones import _OPTIONS
 
 TESTS = Path(__file__).resolve().parents[2]
 SHRUNK = (
@@ -30,7 +30,7 @@ State = dict[str, torch.Tensor]
 
 @pytest.fixture(scope="module")
 def tiny() -> Mapping[str, np.ndarray]:
-    with np.load(TESTS / "train" / "data" / "mmseg_tiny.npz") as file:
+    with np.load(TESTS / "train" / "mmseg" / "data" / "mmseg_tiny.npz") as file:
         return dict(file)
 
 

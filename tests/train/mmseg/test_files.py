@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from knet_deploy.cli import main
+from knet_deploy.cli.main import main
 from knet_runtime.errors import OutputError
 from knet_runtime.labels import LabelMap, ade20k, distinct_palette
 from knet_train import load_checkpoint

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from knet_train import mmseg
-from knet_train.build import build_model
 from knet_train.config import load_config
 from knet_train.mmseg import map_state
 from knet_train.mmseg_keys import (
@@ -22,8 +21,9 @@ from knet_train.mmseg_keys import (
     merging_order,
     mmseg_name,
 )
+from knet_train.models.build import build_model
 
-DATA = Path(__file__).resolve().parents[1] / "data"
+DATA = Path(__file__).resolve().parent / "data"
 PRESETS = {
     "r50_fcn": "r50-fcn",
     "r50_pspnet": "r50-pspnet",

@@ -1,0 +1,216 @@
+"""The deploy form: the function of a trained K-Net, in the operations that a graph should have.
+
+A separate module made from a trained model, which stays as it is. What is rewritten, and why that
+is exact, stands in ``rewrites`` (the dynamic kernels), ``fold_norms`` (BatchNorm), ``pooling``
+(pyramid pooling) and ``windows`` (Swin). The auxiliary classifier and dropout are left out, and
+upsampling and argmax are not part of it: ``tail`` or the runtime's exact tail add them.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from knet_export.fuse.kernels import (
+    FoldedGather,
+    FoldedMaskKernels,
+    apply_kernels,
+    constant_inputs,
+    gather,
+    sum_scale,
+)
+from knet_export.fuse.layers import MatrixPyramid, fold_batch_norms
+from knet_export.fuse.swin import StaticSwin
+from knet_runtime.bundle.manifest import Size
+from knet_runtime.errors import ConfigError
+from knet_train.models.backbones import SwinBackbone, level_channels
+from knet_train.models.heads import PyramidPooling
+from knet_train.models.knet import KernelUpdateStage, KNet
+
+_PROBE = 64  # pixels a side of the pictures that show which norm follows which convolution
+
+
+class FusedStage(nn.Module):
+    """A ``KernelUpdateStage`` without its feature transform. All its tensors are of the size of the
+    kernels, none of the size of the picture; its weights' dtype is the one it computes in."""
+
+    gate: Tensor
+    candidate: Tensor
+
+    def __init__(self, stage: KernelUpdateStage, scale: float, initial: Tensor | None) -> None:
+        """``scale`` is ``rewrites.sum_scale``; ``initial`` are the kernels [N, C] if this is the
+        first stage, whose kernels are constants."""
+        super().__init__()
+        stage = copy.deepcopy(stage)
+        updator = stage.updator
+        self.gather = FoldedGather(stage.feat_transform, updator.dynamic_layer, scale)
+        if initial is not None:
+            gate, candidate = constant_inputs(updator, initial)
+            self.register_buffer("gate", gate)
+            self.register_buffer("candidate", candidate)
+        else:
+            self.input_layer, self.input_norm_out = updator.input_layer, updator.input_norm_out
+        self.width = updator.width
+        self.input_gate, self.input_norm_in = updator.input_gate, updator.input_norm_in
+        self.update_gate, self.norm_in = updator.update_gate, updator.norm_in
+        self.norm_out = updator.norm_out
+        self.fc_layer, self.fc_norm = updator.fc_layer, updator.fc_norm
+        self.attention, self.attention_norm = stage.attention, stage.attention_norm
+        self.ffn, self.ffn_norm = stage.ffn, stage.ffn_norm
+        self.mask_fc = stage.mask_fc
+        self.mask_kernels = FoldedMaskKernels(stage.feat_transform, stage.fc_mask)
+
+    def forward(
+        self, sums: Tensor, amounts: Tensor, kernels: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rescaled sums [B, N, C] and amounts [B, N] (``rewrites.gather``), kernels [B, N, C] (None
+        for the first stage) -> new kernels [B, N, C]; kernels [B, N, C] and offsets [B, N] that
+        give the masks from the untransformed features."""
+        kernels = self._update(self.gather(sums, amounts), kernels).reshape_as(sums)
+        kernels = self.attention_norm(kernels + self.attention(kernels))
+        kernels = self.ffn_norm(kernels + self.ffn(kernels))
+        mask_kernels, offset = self.mask_kernels(self.mask_fc(kernels))
+        return kernels, mask_kernels, offset
+
+    def _update(self, group: Tensor, kernels: Tensor | None) -> Tensor:
+        """``KernelUpdator`` (eqs. 4 and 5) on [B, N·parts, 2w] -> [B, N·parts, w]."""
+        group_in, group_out = group.chunk(2, dim=-1)
+        if kernels is None:
+            kernel_in, candidate = self.gate, self.candidate
+        else:
+            parts = kernels.reshape(kernels.shape[0], -1, self.width)
+            kernel_in, kernel_out = self.input_layer(parts).chunk(2, dim=-1)
+            candidate = self.input_norm_out(kernel_out)
+        gate = group_in * kernel_in
+        input_gate = torch.sigmoid(self.input_norm_in(self.input_gate(gate)))
+        update_gate = torch.sigmoid(self.norm_in(self.update_gate(gate)))
+        mixed = update_gate * self.norm_out(group_out) + input_gate * candidate
+        return torch.relu(self.fc_norm(self.fc_layer(mixed)))
+
+
+class FusedKNet(nn.Module):
+    """uint8 [B, H, W, 3] RGB -> float32 logits [B, N, H/s, W/s] of the last stage.
+
+    Whatever has the picture's size is of the dtype of the classifier's weights; the input's
+    normalisation, everything in ``stages`` and the logits are of the dtype of the stages' weights.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        classifier: nn.Linear,
+        stages: list[FusedStage],
+        scale: float,
+        mean: Tensor,
+        std: Tensor,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.head, self.classifier = backbone, head, classifier
+        self.stages = nn.ModuleList(stages)
+        self.scale = scale
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, image: Tensor) -> Tensor:
+        exact, fast = self.mean.dtype, self.classifier.weight.dtype
+        # Cast first: TensorRT has uint8 as a type of inputs only, not of what is transposed.
+        planes = (image.to(exact).permute(0, 3, 1, 2) - self.mean) / self.std
+        grid = self.head(self.backbone(planes.to(fast)))
+        features = grid.flatten(2)  # [B, C, P]
+        if self.stages:
+            logits = self._updated(features, exact)
+        else:  # the initial kernels are the answer
+            logits = self.classifier.weight @ features + self.classifier.bias.unsqueeze(-1)
+        grid_logits = logits.unflatten(2, (grid.shape[2], grid.shape[3]))  # type: ignore[no-untyped-call]
+        out: Tensor = grid_logits.to(exact)
+        return out
+
+    def _updated(self, features: Tensor, exact: torch.dtype) -> Tensor:
+        """Features [B, C, P] -> logits [B, N, P] of the last stage."""
+        fast = features.dtype
+        pixels = features.transpose(1, 2)
+        masks: Tensor = self.classifier(pixels)  # [B, P, N]
+        kernels: Tensor | None = None
+        last = len(self.stages) - 1
+        for number, stage in enumerate(self.stages):
+            sums, amounts = gather(features, masks, self.scale, exact)
+            kernels, mask_kernels, offset = stage(sums, amounts, kernels)
+            mask_kernels, offset = mask_kernels.to(fast), offset.to(fast)
+            if number < last:
+                masks = apply_kernels(pixels, mask_kernels, offset)
+        logits: Tensor = mask_kernels @ features + offset.unsqueeze(-1)
+        return logits
+
+
+@torch.no_grad()
+def fuse(model: KNet, size: Size | None, *, pixels: int = 0) -> FusedKNet:
+    """The deploy form of ``model`` (in evaluation mode, float32 or float64), for pictures of
+    ``size`` or, where that is None, of any.
+
+    ``pixels`` is the largest number of logits' pixels of a picture if sums over them must fit into
+    fp16; 0 leaves them unscaled. Raises ConfigError for Swin without a size.
+    """
+    backbone = model.backbone
+    if isinstance(backbone, SwinBackbone):
+        if size is None:
+            raise ConfigError(
+                "a Swin backbone's windows and masks are constants of one size: "
+                "export it with --size, not --dynamic"
+            )
+        backbone = StaticSwin(backbone, size)
+    else:
+        backbone = copy.deepcopy(backbone)
+    initial = model.conv_seg.weight.flatten(1)
+    classifier = nn.Linear(initial.shape[1], initial.shape[0], device="meta", dtype=initial.dtype)
+    classifier.weight = nn.Parameter(initial.clone())
+    assert model.conv_seg.bias is not None
+    classifier.bias = nn.Parameter(model.conv_seg.bias.clone())
+    scale = sum_scale(pixels) if pixels else 1.0
+    form = FusedKNet(
+        backbone,
+        _with_matrices(copy.deepcopy(model.head)),
+        classifier,
+        [
+            FusedStage(cast(KernelUpdateStage, stage), scale, initial if number == 0 else None)
+            for number, stage in enumerate(model.stages)
+        ],
+        scale,
+        model.mean.clone(),
+        model.std.clone(),
+    ).eval()
+    _fold_norms(form, level_channels(model.backbone))
+    for module in form.modules():  # a graph has no "in place", and tracing it costs time
+        if isinstance(module, nn.ReLU | nn.ReLU6):
+            module.inplace = False
+    return form.requires_grad_(False)
+
+
+def _fold_norms(form: FusedKNet, channels: list[int]) -> None:
+    """Fold the BatchNorms of backbone and head, by examples that are as small as can be."""
+    probe = form.mean.new_zeros(1, 3, _PROBE, _PROBE)
+    if not isinstance(form.backbone, StaticSwin):  # which has none, and one size
+        fold_batch_norms(form.backbone, probe)
+    sides = (_PROBE >> (level + 2) for level in range(len(channels)))
+    levels = [probe.new_zeros(1, c, side, side) for c, side in zip(channels, sides, strict=True)]
+    fold_batch_norms(form.head, levels)
+
+
+def _with_matrices(head: nn.Module) -> nn.Module:
+    for name, child in head.named_children():
+        if isinstance(child, PyramidPooling):
+            setattr(head, name, MatrixPyramid(child))
+    return head
+
+
+@torch.no_grad()
+def reference_logits(model: KNet, images: Tensor) -> Tensor:
+    """What the graph must give for uint8 [B, H, W, 3]: PyTorch's own logits in float32."""
+    result: Tensor = model(images).float()
+    return result

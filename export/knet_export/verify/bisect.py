@@ -1,0 +1,318 @@
+"""Where a graph that failed ``verify`` leaves its reference: the first tensor, and why.
+
+Both graphs run in ONNX Runtime on the picture that agreed least. The reference's graph is exported
+afresh from the checkpoint in fp32 (or is the other bundle's), so that intermediate tensors have the
+same names, and a fault of the file, its weights or its structure shows at its own place.
+
+Rounds of keeping a part of a graph in fp32: how much of it has to be, for it to be right?
+
+The first part's tensors are taken from the fp32 graph and fed to the rest of the graph of lower
+precision. A prefix that is long enough brings the result inside the tolerance; its length is
+halved from both sides until the one tensor is found that makes the difference.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+
+from knet_export.verify.align import (
+    Alignment,
+    Graph,
+    align,
+    load_graph,
+    modules_apart,
+    static_differences,
+)
+from knet_runtime.bundle.manifest import Kind, Manifest, Precision, Tolerance
+from knet_runtime.bundle.store import Bundle, open_bundle
+from knet_runtime.errors import ConfigError
+from knet_runtime.metrics import agreement
+from knet_runtime.preprocess import fit_to_input
+from knet_runtime.sources.images import read_image
+
+
+def keep_halves(
+    expected: Graph,
+    found: Graph,
+    aligned: Alignment,
+    feed: dict[str, NDArray[Any]],
+    tolerance: Tolerance,
+    on_step: Callable[[str], None],
+) -> str:
+    """The finding in words: the first tensors of ``found`` that must be fp32, so that its result on
+    ``feed`` is inside ``tolerance`` of that of ``expected``."""
+    pairs = aligned.pairs
+    (wanted,) = expected.run(feed, [expected.model.graph.output[0].name])
+
+    def inside(count: int) -> bool:
+        result = with_prefix(expected, found, aligned, feed, count)
+        good, words = _judge(wanted, result, tolerance)
+        state = "inside" if good else "outside"
+        on_step(f"bisect: first {count} of {len(pairs)} tensors in fp32: {words}, {state}")
+        return good
+
+    if inside(0):
+        return "this picture alone is inside the tolerance: nothing has to be kept in fp32 for it"
+    low, high = 0, len(pairs)  # outside with ``low``, inside with ``high``: that is all of them
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if inside(middle) else (middle, high)
+    pair = pairs[high - 1]
+    return (
+        f"it is inside the tolerance once the first {high} of {len(pairs)} tensors are fp32; the "
+        f"last of them is {pair.artefact.output[0]} (module {pair.module or 'unnamed'})"
+    )
+
+
+def with_prefix(
+    expected: Graph,
+    found: Graph,
+    aligned: Alignment,
+    feed: dict[str, NDArray[Any]],
+    count: int,
+) -> NDArray[Any]:
+    """The result of ``found`` when its first ``count`` paired tensors are those of ``expected``."""
+    (output,) = found.model.graph.output
+    mates = {
+        after: before
+        for pair in aligned.pairs[:count]
+        for after, before in zip(pair.artefact.output, pair.reference.output, strict=True)
+        if after != output.name
+    }
+    nodes, fed = _rest(found.model.graph, set(mates))
+    types = dict(zip(fed, found.run(feed, fed), strict=True)) if fed else {}
+    values = expected.run(feed, [mates[name] for name in fed]) if fed else []
+    inputs = {
+        name: value.astype(types[name].dtype) for name, value in zip(fed, values, strict=True)
+    }
+    rest = onnx.ModelProto()
+    rest.CopyFrom(found.model)
+    del rest.graph.node[:]
+    rest.graph.node.extend(nodes)
+    read = {name for node in nodes for name in node.input}
+    kept = [tensor for tensor in rest.graph.initializer if tensor.name in read]
+    del rest.graph.initializer[:]
+    rest.graph.initializer.extend(kept)
+    del rest.graph.value_info[:]
+    rest.graph.input.extend(
+        helper.make_tensor_value_info(
+            name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim
+        )
+        for name, value in inputs.items()
+    )
+    unused = [tensor for tensor in rest.graph.input if tensor.name not in read]
+    for tensor in unused:
+        rest.graph.input.remove(tensor)
+    needed = {name: value for name, value in {**feed, **inputs}.items() if name in read}
+    (result,) = Graph(rest, found.folder).run(needed, [output.name])
+    return result
+
+
+def _rest(graph: onnx.GraphProto, given: set[str]) -> tuple[list[onnx.NodeProto], list[str]]:
+    """The nodes that are still needed for the graph's output when the tensors ``given`` are there,
+    and those of ``given`` that they read."""
+    makers = {name: node for node in graph.node for name in node.output}
+    wanted, needed = [graph.output[0].name], set()
+    fed: dict[str, None] = {}
+    while wanted:
+        name = wanted.pop()
+        if name in given:
+            fed[name] = None
+        elif name in makers and makers[name].output[0] not in needed:
+            needed.add(makers[name].output[0])
+            wanted += makers[name].input
+    return [node for node in graph.node if node.output[0] in needed], list(fed)
+
+
+def _judge(expected: NDArray[Any], found: NDArray[Any], tolerance: Tolerance) -> tuple[bool, str]:
+    if not np.issubdtype(expected.dtype, np.floating):  # class maps
+        agreed = agreement(expected, found)
+        return agreed >= tolerance.agreement, f"agreement {agreed:.5f}"
+    worst = float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-30))
+    agreed = agreement(expected.argmax(1), found.argmax(1))
+    good = worst <= tolerance.max_logit_diff and agreed >= tolerance.agreement
+    return good, f"largest logit difference {worst:.1e}, agreement {agreed:.5f}"
+
+
+_AT_ONCE = 32  # pairs of tensors in memory
+_NAMED = 4  # of several causes
+# What a weight may differ by, as a share of the largest: by its type's last bits.
+_ROUNDING: dict[Precision, float] = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 8e-3, "int8": 1e-5}
+
+Feed = dict[str, NDArray[Any]]
+
+
+class Bisection(msgspec.Struct, frozen=True):
+    """What was found. ``tensor`` is the first whose ``difference``, as a share of the reference's
+    largest value there, leaves the tolerance, and ``module`` where it comes from; None where all
+    stay inside, and for a bf16 graph, which ONNX Runtime can not run on the CPU (``ran``).
+    ``causes`` are differences of the graphs themselves up to there, in words; ``kept`` says how
+    much of a graph of lower precision has to be fp32."""
+
+    tensor: str | None
+    module: str | None
+    difference: float | None
+    causes: tuple[str, ...]
+    kept: str | None
+    ran: bool = True
+
+    def lines(self, engine: str) -> Iterator[str]:
+        """The finding in words, for a bundle that failed on ``engine``."""
+        if not self.ran:
+            yield (
+                "ONNX Runtime can not run bf16 on the CPU: only the structure, the attributes and "
+                f"the weights were compared{'' if self.causes else ', and they are equal'}"
+            )
+        elif self.tensor is not None:
+            yield (
+                f"first tensor outside the tolerance: {self.tensor} (module {self.module}), by "
+                f"{self.difference:.2g} of its largest value"
+            )
+        elif self.causes:
+            yield "no single tensor leaves the tolerance, but the graphs differ:"
+        else:
+            yield (
+                "in ONNX Runtime on the CPU every tensor is inside the tolerance"
+                + ("" if engine == "onnxruntime-cpu" else f": it is {engine} that computes it so")
+            )
+        for cause in self.causes[:_NAMED]:
+            yield f"  {cause}"
+        if len(self.causes) > _NAMED:
+            yield f"  (and {len(self.causes) - _NAMED} more differences)"
+        if self.kept is not None:
+            yield self.kept
+
+
+def bisect(
+    bundle: Bundle,
+    kind: Kind,
+    against: Path,
+    picture: Path,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> Bisection:
+    """Find where the ``kind`` graph of ``bundle`` leaves ``against``, a checkpoint or a bundle, on
+    the image file ``picture``.
+
+    Raises ConfigError where one of two bundles is fp16 and the other is not: fp16 rescales its
+    sums, so that tensors in between are other numbers by right.
+    """
+    manifest, artefact = bundle.manifest, bundle.graph(kind)
+    ran = artefact.precision != "bf16"
+    image, _ = fit_to_input(read_image(picture), manifest.input, manifest.output.stride)
+    feed = {manifest.input.name: image[None]}
+    with tempfile.TemporaryDirectory(prefix="knet-bisect-") as folder:
+        if against.is_dir():
+            other = open_bundle(against)
+            if (artefact.precision == "fp16") != (other.artefact.precision == "fp16"):
+                raise ConfigError(
+                    "fp16 rescales its sums, so its tensors can not be held to those of "
+                    f"{other.artefact.precision}: --bisect it --against the checkpoint"
+                )
+            expected = load_graph(other.file(other.graph(kind).path))
+        else:
+            on_step("bisect: exporting the checkpoint afresh")
+            expected = load_graph(_export(against, manifest, kind, Path(folder)))
+        found = load_graph(bundle.file(artefact.path))
+        aligned = align(expected, found)
+        on_step(f"bisect: comparing {len(aligned.pairs)} tensors on {picture.name}")
+        limit, first, difference = artefact.tolerance.max_logit_diff, None, None
+        if ran:
+            first, difference = _first_outside(expected, found, aligned, feed, limit)
+        causes = _causes(expected, found, aligned, first, _ROUNDING[artefact.precision])
+        if first is not None and _agree_if_swapped(expected, found, feed, limit):
+            causes.insert(0, "with red and blue exchanged the two agree: one of them takes BGR")
+        kept = None
+        if ran and artefact.precision != "fp32":
+            kept = keep_halves(expected, found, aligned, feed, artefact.tolerance, on_step)
+    pair = None if first is None else aligned.pairs[first]
+    return Bisection(
+        tensor=pair.artefact.output[0] if pair else None,
+        module=(pair.module or "unnamed") if pair else None,
+        difference=difference,
+        causes=tuple(causes),
+        kept=kept,
+        ran=ran,
+    )
+
+
+def _export(checkpoint: Path, manifest: Manifest, kind: Kind, folder: Path) -> Path:
+    from knet_export.graph.classmap import add_classmap_head
+    from knet_export.graph.to_onnx import CLASSMAP_NAME, export_onnx
+    from knet_export.spec import form_for
+    from knet_train.checkpoint import read_checkpoint
+
+    spec, output = manifest.input, manifest.output
+    model = read_checkpoint(checkpoint).model
+    form = form_for(model, spec, output, manifest.artefacts[0].precision)
+    graph = export_onnx(form, spec, output, folder)
+    if kind == "classmap":
+        add_classmap_head(graph, folder / CLASSMAP_NAME, output)
+        return folder / CLASSMAP_NAME
+    return graph
+
+
+def _first_outside(
+    expected: Graph, found: Graph, aligned: Alignment, feed: Feed, limit: float
+) -> tuple[int | None, float | None]:
+    """Index of the first pair outside ``limit``, and by how much it is."""
+    for start in range(0, len(aligned.pairs), _AT_ONCE):
+        chunk = aligned.pairs[start : start + _AT_ONCE]
+        sides = [
+            graph.run(feed, [side.output[0] for side in nodes])
+            for graph, nodes in (
+                (expected, [pair.reference for pair in chunk]),
+                (found, [pair.artefact for pair in chunk]),
+            )
+        ]
+        for index, (before, after) in enumerate(zip(*sides, strict=True)):
+            difference = tensor_difference(before, after)
+            if not difference <= limit:
+                return start + index, difference
+    return None, None
+
+
+def tensor_difference(expected: NDArray[Any], found: NDArray[Any]) -> float:
+    """The largest difference as a share of the largest expected value; infinity for another shape,
+    for NaN, and for other whole numbers in more than a thousandth of the places."""
+    if expected.shape != found.shape:
+        return float("inf")
+    if not np.issubdtype(expected.dtype, np.floating):
+        return float("inf") if (expected != found).mean() > 1e-3 else 0.0
+    if not expected.size:
+        return 0.0
+    before, after = expected.astype(np.float64), found.astype(np.float64)
+    worst = float(np.abs(after - before).max() / max(float(np.abs(before).max()), 1e-30))
+    return float("inf") if np.isnan(worst) else worst
+
+
+def _causes(
+    expected: Graph, found: Graph, aligned: Alignment, first: int | None, rounding: float
+) -> list[str]:
+    end = len(aligned.pairs) if first is None else first + 1
+    # A module that one graph lacks is a fault wherever it stands. A lone node may be another way to
+    # write the same: it is none if a tensor after it still agrees.
+    causes = modules_apart(
+        [parting for parting in aligned.partings if parting.module or parting.before == first]
+    )
+    for pair in aligned.pairs[:end]:
+        for difference in static_differences(pair, expected, found, rounding):
+            causes.append(f"{pair.artefact.name}: {difference}")
+    return causes
+
+
+def _agree_if_swapped(expected: Graph, found: Graph, feed: Feed, limit: float) -> bool:
+    swapped = {name: np.ascontiguousarray(image[..., ::-1]) for name, image in feed.items()}
+    before, after = (
+        graph.run(picture, [graph.model.graph.output[0].name])[0]
+        for graph, picture in ((expected, feed), (found, swapped))
+    )
+    return tensor_difference(before, after) <= limit

@@ -1,0 +1,243 @@
+"""What is measured between two sides that saw the same pictures: sums over pictures, in NumPy.
+
+How far an artefact may be from the model that was trained, by precision, and why so far.
+
+A tolerance is there to tell a fault from rounding. So each stands above what a right artefact of
+its precision was measured to differ by, the default model on CamVid's 101 validation pictures:
+fp32, fp16 and int8 in ONNX Runtime (whose CPU computes fp16 in fp32: only what is stored rounds),
+bf16 in OpenVINO.
+
+|                   | fp32   | fp16    | bf16    | int8    |
+|-------------------|--------|---------|---------|---------|
+| ΔmIoU, points     | 0.0000 | -0.0104 | -0.0573 | +0.1442 |
+| worst class       | 0.0001 | -0.0449 | -0.2752 | +0.5279 |
+| agreement         | 1.0000 | 0.99976 | 0.99713 | 0.99376 |
+| where confident   | 1.0000 | 1.00000 | 0.99997 | 0.99991 |
+| largest logit     | 2.3e-6 | 8.6e-3  | 1.1e-1  | 1.7e-1  |
+| mean logit        | 1.7e-7 | 4.5e-4  | 5.4e-3  | 9.8e-3  |
+
+Where the reference is sure, rounding turns next to nothing: that limit is the tightest of each row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from knet_runtime.bundle.manifest import Precision, Tolerance
+from knet_runtime.errors import ConfigError
+from knet_runtime.metrics import ConfusionMatrix
+
+CONFIDENT_MARGIN = 1.0  # logits: e times as likely as the runner-up
+MARGINS = (0.0, 0.1, 0.5, CONFIDENT_MARGIN, 2.0, 4.0)  # lower ends of the bins
+_RESAMPLES = 1000
+
+Counts = NDArray[np.int64]
+
+
+class MarginRow(msgspec.Struct, frozen=True):
+    """Agreement of the pixels whose best two reference logits differ by ``least`` … ``below`` (or
+    any more, for None): their share of all, and the share of them that agrees, None for none."""
+
+    least: float
+    below: float | None
+    share: float
+    agreement: float | None
+
+
+def top_two_margin(logits: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """The lead of the best class, float32 [H, W] = ``size``, of logits float32 [N, h, w] resized as
+    ``postprocess.upsampled_argmax`` resizes them; infinity for a single class."""
+    to = (size[1], size[0])
+    best, second = np.full(size, -np.inf, np.float32), np.full(size, -np.inf, np.float32)
+    for plane in np.ascontiguousarray(logits):
+        large = np.asarray(cv2.resize(plane, to, interpolation=cv2.INTER_LINEAR), np.float32)
+        np.maximum(second, np.minimum(best, large), out=second)
+        np.maximum(best, large, out=best)
+    return best - second
+
+
+class ParityMeter:
+    """Sums over pictures; per picture only what the bootstrap needs, [3, N] counts a side."""
+
+    def __init__(self, classes: int, ignore_index: int) -> None:
+        self.classes, self.ignore_index = classes, ignore_index
+        self.reference = ConfusionMatrix(classes, ignore_index)
+        self.artefact = ConfusionMatrix(classes, ignore_index)
+        self.images, self.broken = 0, 0
+        self._per_image: list[tuple[Counts, Counts]] = []
+        self._pixels = np.zeros(len(MARGINS), np.int64)
+        self._equal = np.zeros(len(MARGINS), np.int64)
+        self._worst, self._summed, self._count, self._largest = 0.0, 0.0, 0, 1e-30
+
+    def logits(self, reference: NDArray[np.float32], artefact: NDArray[np.float32]) -> None:
+        """Float32 [N, h, w] of one picture on both sides, finite."""
+        difference = np.abs(reference - artefact)
+        self._worst = max(self._worst, float(difference.max()))
+        self._largest = max(self._largest, float(np.abs(reference).max()))
+        self._summed += float(difference.sum(dtype=np.float64))
+        self._count += difference.size
+
+    def maps(
+        self,
+        reference: NDArray[np.integer],
+        artefact: NDArray[np.integer] | None,
+        margin: NDArray[np.float32],
+        label: NDArray[np.uint8] | None,
+    ) -> float:
+        """Class maps [H, W] of one picture, the margin of the reference at each pixel, and its
+        label; the share of equal pixels. A picture without an artefact's map (its logits hold NaN)
+        agrees nowhere, and is class 0 everywhere to the scores."""
+        self.images += 1
+        if artefact is None:
+            self.broken += 1
+            artefact, equal = np.zeros_like(reference), np.zeros(reference.shape, bool)
+        else:
+            equal = reference == artefact
+        bins = np.digitize(margin, MARGINS[1:])
+        self._pixels += np.bincount(bins.ravel(), minlength=len(MARGINS))
+        self._equal += np.bincount(bins[equal], minlength=len(MARGINS))
+        if label is not None:
+            sides = []
+            for total, prediction in ((self.reference, reference), (self.artefact, artefact)):
+                one = ConfusionMatrix(self.classes, self.ignore_index)
+                one.update(prediction, label)
+                total.matrix += one.matrix
+                sides.append(np.stack([np.diag(one.matrix), one.matrix.sum(1), one.matrix.sum(0)]))
+            self._per_image.append((sides[0], sides[1]))
+        return float(np.count_nonzero(equal) / equal.size)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether any pixel had a label."""
+        return bool(self.reference.matrix.sum())
+
+    @property
+    def agreement(self) -> float:
+        """The share of equal pixels, of all pictures together."""
+        return float(self._equal.sum() / self._pixels.sum())
+
+    @property
+    def agreement_confident(self) -> float:
+        """The same where the reference's best class leads by ``CONFIDENT_MARGIN``; 1 if nowhere."""
+        sure = np.array(MARGINS) >= CONFIDENT_MARGIN
+        pixels = int(self._pixels[sure].sum())
+        return float(self._equal[sure].sum() / pixels) if pixels else 1.0
+
+    def margins(self) -> tuple[MarginRow, ...]:
+        """The agreement by margin, one row a bin."""
+        total = int(self._pixels.sum())
+        return tuple(
+            MarginRow(
+                least=least,
+                below=below,
+                share=float(pixels / total),
+                agreement=float(equal / pixels) if pixels else None,
+            )
+            for least, below, pixels, equal in zip(
+                MARGINS, (*MARGINS[1:], None), self._pixels, self._equal, strict=True
+            )
+        )
+
+    def logit_differences(self) -> tuple[float, float] | None:
+        """The largest and the mean difference, as shares of the reference's largest logit; None
+        where no logits were compared, or some hold NaN or infinity."""
+        if not self._count or self.broken:
+            return None
+        return self._worst / self._largest, self._summed / self._count / self._largest
+
+    def interval(self) -> tuple[float, float]:
+        """95 % of ΔmIoU in points when pictures are drawn again with replacement, both sides alike
+        (the paired bootstrap)."""
+        reference = np.stack([pair[0] for pair in self._per_image])
+        artefact = np.stack([pair[1] for pair in self._per_image])
+        rng, count = np.random.default_rng(0), len(self._per_image)
+        deltas = []
+        for _ in range(_RESAMPLES):
+            times = np.bincount(rng.integers(0, count, count), minlength=count)
+            both = [np.tensordot(times, side, 1) for side in (reference, artefact)]
+            deltas.append(100 * (_miou(both[1]) - _miou(both[0])))
+        low, high = np.nanpercentile(deltas, (2.5, 97.5))
+        return float(low), float(high)
+
+
+def _miou(counts: Counts) -> float:
+    hits, labelled, predicted = counts
+    union = labelled + predicted - hits
+    return float((hits[union > 0] / union[union > 0]).mean()) if (union > 0).any() else np.nan
+
+
+_LEAST = ("agreement", "agreement_confident")  # the larger, the tighter
+
+
+def default_tolerance(precision: Precision) -> Tolerance:
+    """What an artefact of this precision is held to unless somebody asks for less."""
+    match precision:
+        case "fp32":  # another order of sums, nothing else
+            return Tolerance(
+                delta_miou=0.02,
+                worst_class_delta_iou=0.2,
+                agreement=0.9999,
+                max_logit_diff=1e-3,
+                agreement_confident=0.99999,
+                mean_logit_diff=1e-4,
+            )
+        case "fp16":  # 11 bits for what has the picture's size
+            return Tolerance(
+                delta_miou=0.05,
+                worst_class_delta_iou=0.5,
+                agreement=0.995,
+                max_logit_diff=2e-2,
+                agreement_confident=0.9999,
+                mean_logit_diff=2e-3,
+            )
+        case "bf16":  # 8 bits
+            return Tolerance(
+                delta_miou=0.2,
+                worst_class_delta_iou=1.0,
+                agreement=0.99,
+                max_logit_diff=3e-1,
+                agreement_confident=0.999,
+                mean_logit_diff=2e-2,
+            )
+        case "int8":  # ranges and weights in 255 steps: what that costs, the search keeps inside
+            return Tolerance(
+                delta_miou=0.5,
+                worst_class_delta_iou=5.0,
+                agreement=0.95,
+                max_logit_diff=5e-1,
+                agreement_confident=0.995,
+                mean_logit_diff=5e-2,
+            )
+
+
+def tightened(tolerance: Tolerance, settings: Sequence[str]) -> Tolerance:
+    """``tolerance`` with ``NAME=VALUE`` settings such as "delta_miou=0.01".
+
+    Raises ConfigError for an unknown name, what is no number, and a value that would loosen it: the
+    bundle's own tolerance is a promise.
+    """
+    values = msgspec.structs.asdict(tolerance)
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or name not in values:
+            raise ConfigError(f"--tolerance {setting}: write NAME=VALUE, of {', '.join(values)}")
+        try:
+            value = float(text)
+        except ValueError as error:
+            raise ConfigError(f"--tolerance {setting}: {text!r} is no number") from error
+        kept = getattr(tolerance, name)
+        if value < kept if name in _LEAST else value > kept:
+            raise ConfigError(
+                f"--tolerance {setting} is looser than the bundle's own {kept:g}: a tolerance can "
+                "only be tightened"
+            )
+        values[name] = value
+    try:
+        return Tolerance(**values)
+    except ValueError as error:
+        raise ConfigError(f"--tolerance: {error}") from error

@@ -1,0 +1,120 @@
+"""What an artefact is compared with: logits for the pixels that the artefact saw.
+
+The trained checkpoint itself, in PyTorch and float32, as what an artefact is compared with.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from knet_runtime.bundle.store import Bundle
+from knet_runtime.engines.registry import open_engine
+from knet_runtime.errors import BundleError, CheckpointError, ParityError
+from knet_train.checkpoint import Checkpoint
+from knet_train.evaluate import predict_logits
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+_ENGINE = "onnxruntime-cpu"
+
+
+class Reference(Protocol):
+    """The model as it should be."""
+
+    @property
+    def name(self) -> str:
+        """What it is, in words."""
+
+    @property
+    def checkpoint_sha256(self) -> str:
+        """The checkpoint that it is, or was made from."""
+
+    def check(self, bundle: Bundle) -> None:
+        """Raise the KnetError that says so when it can not be compared with ``bundle``."""
+
+    def logits(self, fitted: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """uint8 [H, W, 3] RGB at the bundle's input size -> logits float32 [N, h, w]."""
+
+
+class BundleReference:
+    """Another bundle, run by ONNX Runtime on the CPU; a context manager. Needs no PyTorch.
+
+    Raises BundleError unless it takes the same pictures as ``bundle`` and gives the same kind of
+    logits: nothing is resized to make two shapes meet.
+    """
+
+    def __init__(self, other: Bundle, bundle: Bundle) -> None:
+        ours, theirs = bundle.manifest, other.manifest
+        self._other = other.at((ours.input.height, ours.input.width))
+        self._classes, self._stride = theirs.labels.names, theirs.output.stride
+        self._resize = theirs.input.resize
+        self.check(bundle)
+        self._backend = open_engine(self._other, _ENGINE, "logits")
+        self.name = f"{other.model_id} ({other.artefact.precision}) on {_ENGINE}"
+        self.checkpoint_sha256 = theirs.provenance.checkpoint_sha256
+
+    def check(self, bundle: Bundle) -> None:
+        """Raise BundleError when the two have other classes, strides or ways to fit a picture."""
+        ours = bundle.manifest
+        if ours.labels.names != self._classes:
+            what = f"other classes ({len(ours.labels.names)} against {len(self._classes)})"
+        elif ours.output.stride != self._stride:
+            what = f"other strides ({ours.output.stride} against {self._stride})"
+        elif ours.input.resize != self._resize:
+            what = f"other ways to fit a picture ({ours.input.resize} against {self._resize})"
+        else:
+            return
+        raise BundleError(
+            f"{bundle.path} and {self._other.path} have {what}: compare bundles of one model"
+        )
+
+    def logits(self, fitted: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See ``Reference``. Raises ParityError when they hold NaN or infinity."""
+        logits = np.asarray(self._backend.infer(fitted[None])[0], np.float32)
+        if not np.isfinite(logits).all():
+            raise ParityError(f"{self._other.path} gives NaN or infinity: it is no reference")
+        return logits
+
+    def __enter__(self) -> BundleReference:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._backend.close()
+
+
+class TorchReference:
+    """A checkpoint as ``knet_export.verify.reference.Reference``."""
+
+    name = "PyTorch, float32"
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.checkpoint_sha256 = checkpoint.sha256
+
+    def check(self, bundle: Bundle) -> None:
+        """Raise CheckpointError when the two are not the same kind of model."""
+        manifest, checkpoint = bundle.manifest, self.checkpoint
+        stride = manifest.output.stride
+        ours = checkpoint.labels.names, checkpoint.config.model.stride
+        if ours != (manifest.labels.names, stride):
+            raise CheckpointError(
+                f"the checkpoint ({checkpoint.config.preset}, {checkpoint.labels.num_classes} "
+                f"classes) is not the model of {bundle.path} ({manifest.provenance.preset}, "
+                f"{manifest.labels.num_classes} classes): pass the one that it was exported from"
+            )
+
+    def logits(self, fitted: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See ``Reference``. Raises CheckpointError when they hold NaN or infinity."""
+        return predict_logits(self.checkpoint.model, fitted)

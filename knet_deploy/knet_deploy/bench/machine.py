@@ -1,0 +1,260 @@
+"""Where numbers were made: without this they can not be compared with anybody's.
+
+How fast this machine can be at best: its matrix products and its copies, measured.
+
+The energy that the processor or the GPU has used, where the device tells.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from knet_runtime.engines.hardware import Gpu, processor_name, this_gpu
+
+_PACKAGES = (
+    "knet-deploy",
+    "numpy",
+    "opencv-python-headless",
+    "av",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "torch",
+)
+_FREQUENCY = Path("/sys/devices/system/cpu/cpu0/cpufreq")
+
+
+class Machine(msgspec.Struct, frozen=True):
+    """Processor, clocks and versions; None is what this machine does not tell.
+
+    ``governor`` is the rule by which the first core's clock is set, ``clock_mhz`` that clock now
+    and ``max_clock_mhz`` at most; ``commit`` is the source checkout's.
+    """
+
+    processor: str
+    cores: int
+    system: str
+    python: str
+    packages: dict[str, str]
+    governor: str | None
+    clock_mhz: float | None
+    max_clock_mhz: float | None
+    load: float | None
+    memory_bytes: int | None
+    gpu: Gpu | None
+    commit: str | None
+
+
+def this_machine(cores: int) -> Machine:
+    """What stands here now; ``cores`` is how many are used."""
+    most = _text(_FREQUENCY / "scaling_max_freq")
+    return Machine(
+        processor=processor_name(),
+        cores=cores,
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        python=platform.python_version(),
+        packages={name: version for name in _PACKAGES if (version := _version(name))},
+        governor=_text(_FREQUENCY / "scaling_governor"),
+        clock_mhz=_clock(),
+        max_clock_mhz=int(most) / 1000 if most else None,
+        load=_load(),
+        memory_bytes=_memory(),
+        gpu=this_gpu(),
+        commit=commit_of(Path(__file__).resolve().parent),
+    )
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text().strip() or None
+    except OSError:
+        return None
+
+
+def _clock() -> float | None:
+    for line in (_text(Path("/proc/cpuinfo")) or "").splitlines():
+        if line.startswith("cpu MHz"):
+            return float(line.partition(":")[2])
+    return None
+
+
+def _load() -> float | None:
+    """Processes that want to run, over the last minute: above zero others compute here too."""
+    text = _text(Path("/proc/loadavg"))
+    return float(text.split()[0]) if text else None
+
+
+def _memory() -> int | None:
+    for line in (_text(Path("/proc/meminfo")) or "").splitlines():
+        if line.startswith("MemTotal"):
+            return 1024 * int(line.split()[1])
+    return None
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit of the checkout that ``folder`` is a part of, "-dirty" behind it where files were
+    changed; None where it is not."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+        )
+        tracked = subprocess.run(
+            ["git", "-C", str(folder), "ls-files", "--error-unmatch", "."],
+            capture_output=True,
+        )
+    except OSError:  # no git
+        return None
+    # Installed into somebody's repository it would name theirs.
+    return done.stdout.strip() or None if not (done.returncode or tracked.returncode) else None
+
+
+_SIDE = 1024
+_COPY_BYTES = 256 << 20  # well beyond any cache
+_ATTEMPTS = 7
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """``matmul`` is float32 multiply-adds per second of NumPy's matrix product, ``copy`` the bytes
+    per second that are read and written while a large array is copied: each the best of several."""
+
+    matmul: float
+    copy: float
+
+    def best(self, other: Limits) -> Limits:
+        """The more of each: whatever disturbs a measurement makes it less."""
+        return Limits(max(self.matmul, other.matmul), max(self.copy, other.copy))
+
+
+class LimitsProbe:
+    """Measures, in a process that has the thread count which it is about."""
+
+    def measure(self) -> Limits:
+        """Takes about a second."""
+        random = np.random.default_rng(0)
+        left = random.random((_SIDE, _SIDE), np.float32)
+        right = random.random((_SIDE, _SIDE), np.float32)
+        out = np.empty_like(left)
+        source = np.ones(_COPY_BYTES // 8, np.float64)
+        target = np.zeros_like(source)
+        products, copies = [], []
+        for _ in range(_ATTEMPTS):
+            started = perf_counter()
+            np.matmul(left, right, out=out)
+            products.append(perf_counter() - started)
+            started = perf_counter()
+            np.copyto(target, source)
+            copies.append(perf_counter() - started)
+        return Limits(matmul=_SIDE**3 / min(products), copy=2 * source.nbytes / min(copies))
+
+
+_POWERCAP = Path("/sys/class/powercap")
+_NVML = "nvml.dll" if os.name == "nt" else "libnvidia-ml.so.1"
+
+Meter = Callable[[], float | None]
+"""Joules used since some moment, of which only differences mean anything; None: not to be had."""
+
+
+def processor_meter(powercap: Path = _POWERCAP) -> Meter | None:
+    """All processor packages together (RAPL); None where it is missing or only root may read it."""
+    # Others lie within a package, or are the whole board, which holds the packages.
+    zones = [zone for zone in sorted(powercap.glob("intel-rapl:*")) if _is_package(zone)]
+    counters = [_Counter(zone) for zone in zones]
+
+    def joules() -> float | None:
+        try:
+            return sum(counter.joules() for counter in counters)
+        except (OSError, ValueError):
+            return None
+
+    return joules if counters and joules() is not None else None
+
+
+def _is_package(zone: Path) -> bool:
+    try:
+        return (zone / "name").read_text().startswith("package")
+    except OSError:
+        return False
+
+
+class _Counter:
+    """A RAPL counter, which begins at zero again when it is full."""
+
+    def __init__(self, zone: Path) -> None:
+        self._zone = zone
+        self._last = self._carried = 0
+
+    def joules(self) -> float:
+        now = int((self._zone / "energy_uj").read_text())
+        if now < self._last:
+            self._carried += int((self._zone / "max_energy_range_uj").read_text())
+        self._last = now
+        return (now + self._carried) / 1e6
+
+
+def gpu_meter(nvml: str = _NVML) -> Meter | None:
+    """The first NVIDIA GPU; None without one, or before Volta, which does not count."""
+    device = _first_gpu(nvml)
+    if device is None:
+        return None
+    library, handle = device
+
+    def joules() -> float | None:
+        millijoules = ctypes.c_ulonglong()
+        if library.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(millijoules)):
+            return None
+        return millijoules.value / 1000
+
+    return joules if joules() is not None else None
+
+
+class _Memory(ctypes.Structure):
+    _fields_ = (
+        ("total", ctypes.c_ulonglong),
+        ("free", ctypes.c_ulonglong),
+        ("used", ctypes.c_ulonglong),
+    )
+
+
+def gpu_memory_used(nvml: str = _NVML) -> int | None:
+    """Bytes of the first NVIDIA GPU's memory that are in use, by anybody; None without one."""
+    device = _first_gpu(nvml)
+    if device is None:
+        return None
+    library, handle = device
+    memory = _Memory()
+    failed = library.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory))
+    return None if failed else int(memory.used)
+
+
+def _first_gpu(nvml: str) -> tuple[Any, ctypes.c_void_p] | None:
+    try:
+        library = ctypes.CDLL(nvml)
+    except OSError:
+        return None
+    if not hasattr(library, "nvmlDeviceGetTotalEnergyConsumption"):  # older than 2018
+        return None
+    handle = ctypes.c_void_p()
+    if library.nvmlInit_v2() or library.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(handle)):
+        return None
+    return library, handle

@@ -1,0 +1,115 @@
+"""``knet-deploy batch``: an archive of videos through a bundle, in parts, on Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from knet_deploy.cli.console import needs_extra, parse_size, say, say_error, track
+from knet_deploy.cli.run import check_engine
+
+if TYPE_CHECKING:
+    from knet_runtime.batch.records import BatchResults
+
+
+def batch(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="VIDEOS...", help="Video files and patterns, such as 'archive/**/*.mp4'."
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("--out", help="The folder for a folder per video and results.json."),
+    ],
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray", help="The cluster: HOST:PORT or auto; without it Ray is started here."
+        ),
+    ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option("--bundle", "-b", help="The bundle NAME.knet; the packaged model by default."),
+    ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine", help="auto, or one that doctor lists; auto takes proven ones only."
+        ),
+    ] = "auto",
+    require_verified: Annotated[
+        bool,
+        typer.Option(
+            "--require-verified",
+            help="Refuse to run what verify has not passed on this engine and device.",
+        ),
+    ] = False,
+    size: Annotated[
+        str | None,
+        typer.Option("--size", help="HEIGHTxWIDTH that the model sees; for bundles of any size."),
+    ] = None,
+    masks: Annotated[
+        bool, typer.Option("--masks/--no-masks", help="Write each class map as a PNG.")
+    ] = True,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers", min=1, help="Engines at once; by default one per GPU, or per machine."
+        ),
+    ] = None,
+    segment_seconds: Annotated[
+        float,
+        typer.Option(
+            "--segment-seconds", min=0, help="Length of the parts that videos are cut in."
+        ),
+    ] = 30.0,
+) -> None:
+    """Segment many videos, on every core or machine; a batch that was stopped goes on.
+
+    Each video gets a folder in --out with what run's --masks and --json write, byte for byte but
+    for the times; results.json has a line for all. Exit status 1 if a video failed.
+    """
+    from knet_runtime.atomic import check_folder
+    from knet_runtime.batch.archive import find_sources, run_batch
+    from knet_runtime.batch.records import Settings
+    from knet_runtime.batch.worker import settings_bundle
+    from knet_runtime.bundle.store import default_bundle_path
+
+    check_engine(engine)
+    named = find_sources(sources)
+    settings = Settings(
+        bundle=str((bundle or default_bundle_path()).absolute()),
+        engine=engine,
+        size=None if size is None else parse_size(size),
+        masks=masks,
+        require_verified=require_verified,
+    )
+    model = settings_bundle(settings).model_id
+    check_folder(out)
+    with needs_extra("ray", "knet-deploy batch"):
+        from knet_runtime.batch.ray_pool import RayPool
+
+        pool = RayPool(settings, model, address=ray, workers=workers)
+    with pool, track(out.name, None) as advance:
+        results = run_batch(
+            named, out, settings, pool, seconds=segment_seconds, on_progress=advance
+        )
+    _say_results(results, out)
+
+
+def _say_results(results: BatchResults, out: Path) -> None:
+    from knet_runtime.batch.records import RESULTS_NAME
+
+    say("videos", len(results.sources))
+    say("frames", results.frames)
+    say("model", results.model)
+    say("engine", ", ".join(results.engines) or "none ran")
+    say("written", f"{out / RESULTS_NAME}")
+    for failure in results.failures.values():
+        say_error(failure)
+    if results.failures:
+        raise typer.Exit(1)

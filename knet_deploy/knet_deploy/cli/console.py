@@ -1,0 +1,227 @@
+"""What every command shares: errors as one line and an exit code, log lines, progress.
+
+Exit codes: 0 done; 1 it failed; 2 something the caller can mend (an input, an option, a missing
+package); 130 ended by Ctrl-C; 141 nobody reads the output any more; 143 ended by SIGTERM.
+Results go to stdout, everything else to stderr.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from io import TextIOWrapper
+from types import FrameType
+from typing import Literal
+
+import typer
+
+from knet_runtime.errors import (
+    BundleError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    EngineUnavailable,
+    KnetError,
+    OutputError,
+    SourceError,
+)
+
+Extra = Literal["train", "export", "serve", "ray"]
+_EXTRA_NAMES: dict[Extra, str] = {
+    "train": "training",
+    "export": "export",
+    "serve": "serve",
+    "ray": "ray",
+}
+
+
+class MissingExtra(KnetError):
+    """A command needs packages that the base install does not have."""
+
+
+_MENDABLE = (
+    EngineUnavailable,
+    BundleError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    MissingExtra,
+    OutputError,
+    SourceError,
+)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: whatever Ctrl-C would have closed properly is closed properly."""
+
+
+@contextmanager
+def needs_extra(extra: Extra, command: str | None = None) -> Iterator[None]:
+    """Imports of ``extra``'s packages stand inside; a missing one raises MissingExtra.
+
+    ``command`` is what the user asked for; "knet-deploy EXTRA" by default.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "knet_").partition(".")[0]
+        if package.startswith("knet_"):  # ours: a broken build, which no extra mends
+            raise
+        raise MissingExtra(
+            f"{command or f'knet-deploy {extra}'} needs the {_EXTRA_NAMES[extra]} extra: "
+            f'pip install "knet-deploy[{extra}]"'
+        ) from error
+
+
+def exit_code_of(command: Callable[[], object], *, debug: bool = False) -> int:
+    """Run ``command``; whatever it raises becomes a line on stderr, and the exit code."""
+    try:
+        with _sigterm_as_interrupt():
+            command()
+            sys.stdout.flush()
+    except typer.Exit as end:
+        return int(end.exit_code)
+    except Terminated:
+        return 143
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Python flushes stdout once more when it ends, and would complain then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return _report(error)
+    return 0
+
+
+def _report(error: Exception) -> int:
+    # Typer's own usage errors have one base class, which sits in another module in each version.
+    usage = getattr(error, "format_message", None)
+    if usage is not None:
+        say_error(str(usage()))
+        return 2
+    if isinstance(error, KnetError):
+        say_error(str(error))
+        return 2 if isinstance(error, _MENDABLE) else 1
+    say_error(f"internal error: {type(error).__name__}: {error}; run again with --debug")
+    return 1
+
+
+def say_error(text: str) -> None:
+    """The one line on stderr that an error gets."""
+    typer.echo(f"knet-deploy: error: {one_line(text)}", err=True)
+
+
+def one_line(text: str) -> str:
+    """``text`` on one line; what could steer a terminal (a file's name may hold it) shows as ?."""
+    joined = re.sub(r"\s*[\r\n]\s*", " ", text.strip())
+    return "".join(char if char.isprintable() else "?" for char in joined)
+
+
+def say(label: str, value: object) -> None:
+    """One line of a summary on stdout: a label, and its value in the second column."""
+    typer.echo(f"{label:<12} {one_line(str(value))}")
+
+
+def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
+    """ "HEIGHTxWIDTH" of an option as two numbers; ConfigError when it is something else."""
+    found = re.fullmatch(r"(\d{1,5})[x×](\d{1,5})", text.strip())
+    if found is None:
+        raise ConfigError(f"{option} is {text!r}: write HEIGHTxWIDTH, such as 512x1024")
+    return int(found[1]), int(found[2])
+
+
+def forgive_encodings() -> None:
+    """A terminal that can not show a character shows ? for it: no reason to stop."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def package_version() -> str:
+    """The version of knet-deploy that is installed."""
+    try:
+        return metadata.version("knet-deploy")
+    except metadata.PackageNotFoundError:  # run from a source tree that was never installed
+        return "unknown"
+
+
+@contextmanager
+def logging_to_stderr() -> Iterator[None]:
+    """Warnings as lines on stderr, for as long as this lasts; see ``log_verbosely``."""
+    handler = _Lines()
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        _set_level(logging.NOTSET)
+
+
+def log_verbosely() -> None:
+    """From now on our packages' progress is logged too, not only warnings."""
+    _set_level(logging.INFO)
+
+
+def _set_level(level: int) -> None:
+    for package in ("knet_deploy", "knet_export", "knet_train", "knet_runtime"):
+        logging.getLogger(package).setLevel(level)
+
+
+class _Lines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        # sys.stderr is looked up each time: a progress bar puts itself in its place.
+        try:
+            text = one_line(record.getMessage())
+            sys.stderr.write(f"knet-deploy: {record.levelname.lower()}: {text}\n")
+        except Exception:
+            self.handleError(record)
+
+
+@contextmanager
+def track(what: str, total: int | None) -> Iterator[Callable[[], None]]:
+    """A bar on stderr, on a terminal only; gives the function to call after each step.
+
+    ``total`` is a hint, as files state their length wrongly.
+    """
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(one_line(what), total=total)
+        yield lambda: bar.advance(task)
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread, where signals never arrive anyway
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,191 @@
+"""``knet-deploy demo``: the packaged model on a synthetic drive, with a page of numbers."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from knet_deploy.cli.console import say, track
+from knet_deploy.cli.run import check_engine
+from knet_deploy.cli.run_summary import say_times
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from knet_deploy.cli.demo_page import Picture
+    from knet_runtime.bundle.store import Bundle
+    from knet_runtime.metrics import ConfusionMatrix
+    from knet_runtime.pipeline.pipeline import RunSummary
+    from knet_runtime.segmenter import Segmentation, Segmenter
+    from knet_runtime.types import Frame
+
+_SIZE = (360, 480)
+_RATE = 30
+_PICTURES = 4
+# Training draws its streets from small seeds: none of these has it ever seen.
+_FIRST_STREET = 2_000_000_000
+
+
+def demo(
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for overlay.mp4 and report.html.")
+    ] = Path("knet-demo"),
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Which street is driven along.")] = 0,
+    frames: Annotated[
+        int, typer.Option("--frames", min=1, help="Length of the drive, at 30 frames/s.")
+    ] = 120,
+    engine: Annotated[
+        str, typer.Option("--engine", help="auto, or an engine that doctor lists.")
+    ] = "auto",
+) -> None:
+    """Try the packaged model offline, on a synthetic drive.
+
+    Writes a video and a one-page report with speed, scores against the drive's exact labels, and
+    whether the engine gives the results that PyTorch gave. Exit status 1 if it does not.
+    """
+    from knet_deploy.cli.demo_page import Results, render
+    from knet_runtime.atomic import check_folder, output_error, write_atomic
+    from knet_runtime.bundle.store import default_bundle_path, open_bundle
+    from knet_runtime.engines.registry import open_engine
+    from knet_runtime.errors import ParityError
+    from knet_runtime.golden import replay
+    from knet_runtime.segmenter import Segmenter
+
+    check_engine(engine)
+    check_folder(out)
+    bundle = open_bundle(default_bundle_path())
+    _check_labels(bundle)
+    with open_engine(bundle, engine) as backend:
+        golden = replay(bundle, backend)
+    video, page = out / "overlay.mp4", out / "report.html"
+    with Segmenter(bundle, engine) as segmenter:
+        summary, scores, pictures = _drive(segmenter, seed, frames, video)
+        results = Results(
+            model_id=segmenter.model_id,
+            engine=segmenter.engine,
+            machine=_machine(),
+            seed=seed,
+            labels=segmenter.labels,
+            summary=summary,
+            scores=scores,
+            golden=golden,
+            pictures=pictures,
+            licence=bundle.manifest.licence,
+        )
+    try:
+        write_atomic(page, render(results).encode())
+    except OSError as error:
+        raise output_error(page, error) from error
+    say_times(summary)
+    say("engine", results.engine)
+    say("model", results.model_id)
+    say("mIoU", f"{100 * scores.miou:.1f} % on this synthetic drive, which is no real street")
+    say("golden", f"{'passed' if golden.passed else 'FAILED'}: {golden}")
+    say("video", video)
+    say("report", page)
+    if not golden.passed:
+        raise ParityError(
+            f"{results.engine} does not give the results that PyTorch gave: do not trust its "
+            "masks; try another --engine, or see what knet-deploy doctor says"
+        )
+
+
+class Drive:
+    """A source of ``count`` frames along the street ``seed``; ``labels`` takes a frame's truth."""
+
+    def __init__(self, seed: int, count: int) -> None:
+        from knet_runtime.sources.base import SourceStatus
+        from knet_runtime.types import SourceInfo
+        from knet_synthetic import Street
+
+        self.info = SourceInfo("video", _SIZE, Fraction(_RATE), count, Fraction(1, _RATE))
+        self.status = SourceStatus()
+        self._street = Street(_FIRST_STREET + seed, _SIZE)
+        self._truth: dict[int, NDArray[np.uint8]] = {}
+        self._frames = self._draw(count)
+
+    def _draw(self, count: int) -> Iterator[Frame]:
+        from knet_runtime.types import Frame
+
+        for index in range(count):
+            image, self._truth[index] = self._street.frame(index)
+            yield Frame(image, index, Fraction(index, _RATE), f"{index:06d}")
+
+    def labels(self, index: int) -> NDArray[np.uint8]:
+        """The exact class map of a frame that was handed out; once each."""
+        return self._truth.pop(index)
+
+    def __iter__(self) -> Iterator[Frame]:
+        return self._frames
+
+    def stop(self) -> None:
+        self._frames = iter(())
+
+    def close(self) -> None:
+        self.stop()
+
+    def __enter__(self) -> Drive:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _drive(
+    segmenter: Segmenter, seed: int, count: int, video: Path
+) -> tuple[RunSummary, ConfusionMatrix, list[Picture]]:
+    """Drive, write the video, score every frame, and keep a few of them for the page."""
+    from knet_deploy.cli.demo_page import Picture
+    from knet_runtime.metrics import ConfusionMatrix
+    from knet_runtime.pipeline import pipeline as stream
+    from knet_runtime.sinks import OverlayVideo
+
+    labels = segmenter.labels
+    scores = ConfusionMatrix(labels.num_classes, labels.ignore_index)
+    shown = {round((i + 0.5) * count / _PICTURES - 0.5) for i in range(_PICTURES)}
+    pictures: list[Picture] = []
+    with Drive(seed, count) as drive, track("synthetic drive", count) as advance:
+
+        def score(frame: Frame, mask: Segmentation) -> None:
+            truth = drive.labels(frame.index)
+            scores.update(mask.class_map, truth)
+            if frame.index in shown:
+                pictures.append(Picture(frame.index, frame.image, mask.class_map, truth))
+            advance()
+
+        overlay = OverlayVideo(video, drive.info, legend=True)
+        summary = stream.run([stream.Feed(drive, [overlay])], segmenter, on_frame=score)
+    return summary, scores, pictures
+
+
+def _check_labels(bundle: Bundle) -> None:
+    from knet_runtime.errors import BundleError
+    from knet_runtime.labels import CAMVID11
+
+    if bundle.manifest.labels.names != CAMVID11.names:
+        raise BundleError(
+            f"{bundle.path}: the packaged model has other classes than the synthetic street, so "
+            "there is nothing to score; use knet-deploy run"
+        )
+
+
+def _machine() -> str:
+    from knet_runtime.engines.hardware import cpu_budget
+
+    cores = cpu_budget()
+    return (
+        f"{platform.system()} {platform.machine()}, {cores} CPU core{'s' if cores > 1 else ''}, "
+        f"Python {platform.python_version()}"
+    )

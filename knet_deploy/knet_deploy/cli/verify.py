@@ -1,0 +1,266 @@
+"""`knet-deploy verify`: the proof that a bundle is the model that was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import msgspec
+import typer
+
+from knet_deploy.cli.console import needs_extra, one_line, parse_size, track
+from knet_deploy.cli.run import check_engine
+from knet_runtime.atomic import check_folder, output_error, write_atomic
+from knet_runtime.bundle.manifest import Kind, Parity
+from knet_runtime.bundle.store import Bundle, open_bundle, record_parity
+from knet_runtime.engines.registry import Engine, open_engine
+from knet_runtime.errors import BundleError, ConfigError, OutputError, ParityError
+from knet_runtime.golden import GoldenReport, replay
+
+if TYPE_CHECKING:
+    from knet_export.verify.reference import Reference
+    from knet_export.verify.verify import VerifyReport
+
+_GOLDEN = "golden pictures"
+
+
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="The bundle: NAME.knet.")],
+    against: Annotated[
+        Path | None,
+        typer.Option(help="The PyTorch checkpoint that it was exported from, or another bundle."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="With --against: labelled pictures, or a folder of images."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of --data.")] = "val",
+    size: Annotated[
+        str | None, typer.Option(help="HEIGHTxWIDTH to compare a --dynamic bundle at.")
+    ] = None,
+    graph: Annotated[
+        str | None,
+        typer.Option(help="logits or classmap; what the engine runs by itself if left out."),
+    ] = None,
+    engine: Annotated[str, typer.Option(help="The engine that is to be trusted.")] = "auto",
+    tolerance: Annotated[
+        list[str] | None,
+        typer.Option(help="Tighten a limit: delta_miou=0.01. Can be given several times."),
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write what was measured as JSON.")] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Write report.json and report.html, with pictures, into this folder."),
+    ] = None,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="On failure, name the first tensor that differs.")
+    ] = False,
+) -> None:
+    """Compare a bundle with its checkpoint, or with another bundle (which needs no torch), on
+    pictures; or, alone, replay its golden tensors.
+
+    The verdict is stored in the bundle. The exit status is 1 outside the tolerance.
+    """
+    if (against is None) != (data is None):
+        raise ConfigError("--against and --data go together: a reference, and pictures to compare")
+    if against is None:
+        for option, given in (("--report", report), ("--bisect", bisect), ("--size", size)):
+            if given:
+                raise ConfigError(f"{option} goes with --against and --data")
+    if graph not in (None, "logits", "classmap"):
+        raise ConfigError(f"--graph {graph}: it is logits or classmap")
+    check_engine(engine)
+    for folder in (report, json.absolute().parent if json else None):
+        if folder is not None:
+            check_folder(folder)
+    opened = open_bundle(bundle)
+    if size is not None:
+        opened = opened.at(parse_size(size))
+    if tolerance:
+        opened = _tightened(opened, tolerance)
+    with open_engine(opened, engine, cast("Kind | None", graph)) as backend:
+        if against is None or data is None:
+            _golden(opened, backend, json)
+        else:
+            _compare(opened, backend, against, data, split, size, json, report, bisect)
+    typer.echo("passed")
+
+
+def _tightened(bundle: Bundle, settings: list[str]) -> Bundle:
+    from knet_export.verify.measure import tightened
+
+    artefacts = tuple(
+        msgspec.structs.replace(artefact, tolerance=tightened(artefact.tolerance, settings))
+        for artefact in bundle.manifest.artefacts
+    )
+    return Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, artefacts=artefacts))
+
+
+def _golden(bundle: Bundle, backend: Engine, json: Path | None) -> None:
+    report = replay(bundle, backend)
+    typer.echo(f"{bundle.model_id} on {backend.name}: {report.images} golden pictures")
+    limits = report.tolerance
+    typer.echo(f"agreement {100 * report.agreement:.4f} % (at least {100 * limits.agreement:g} %)")
+    if report.max_logit_diff is not None:
+        typer.echo(
+            f"largest logit difference {report.max_logit_diff:.1e} of the largest logit "
+            f"(at most {limits.max_logit_diff:g})"
+        )
+    if json is not None:
+        try:
+            write_atomic(json, msgspec.json.format(msgspec.json.encode(report)) + b"\n")
+        except OSError as error:
+            raise output_error(json, error) from error
+    known = bundle.graph(backend.kind).parity_on(backend.name, backend.device)
+    # Two pictures say less than a split does: they revoke its verdict, but do not replace it.
+    if known is None or known.data == _GOLDEN or not report.passed:
+        _record(bundle, backend.kind, _golden_parity(report, backend))
+    if not report.passed:
+        raise ParityError(
+            f"{bundle.path} on {backend.name} does not give its golden results: "
+            "do not trust its masks; try another --engine, or copy the bundle again"
+        )
+
+
+def _golden_parity(report: GoldenReport, backend: Engine) -> Parity:
+    difference = report.max_logit_diff
+    return Parity(
+        engine=backend.name,
+        device=backend.device,
+        passed=report.passed,
+        miou_reference=None,
+        miou_artefact=None,
+        delta_miou=None,
+        worst_class_delta_iou=None,
+        agreement=report.agreement,
+        max_logit_diff=difference if difference == difference else None,  # JSON has no NaN
+        images=report.images,
+        data=_GOLDEN,
+    )
+
+
+def _record(bundle: Bundle, kind: Kind, parity: Parity) -> None:
+    try:
+        record_parity(bundle, kind, parity)
+    except (BundleError, OutputError) as error:
+        typer.echo(f"note: the verdict is not stored in the bundle: {one_line(str(error))}")
+
+
+def _compare(
+    bundle: Bundle,
+    backend: Engine,
+    against: Path,
+    data: Path,
+    split: str,
+    size: str | None,
+    json: Path | None,
+    report: Path | None,
+    bisect: bool,
+) -> None:
+    from knet_export.verify import report as page
+    from knet_export.verify import verify as parity
+    from knet_export.verify.data import open_data
+
+    found = open_data(data, split, bundle)
+    spec, name = bundle.manifest.input, found.name
+    if size is not None:
+        name += f", at {spec.height}×{spec.width}"
+    worst = page.WorstPictures(found.names)
+    with _reference(against, bundle) as reference, track("comparing", len(found)) as advance:
+
+        def on_picture(compared: parity.Compared) -> None:
+            worst.keep(compared)
+            advance()
+
+        measured = parity.verify(bundle, backend, reference, found, name, on_picture=on_picture)
+    if json is not None:
+        parity.write_report(measured, json)
+    if report is not None:
+        page.write_page(measured, bundle.manifest.labels, worst, report)
+    _show(measured)
+    if measured.same_checkpoint:
+        _record(bundle, backend.kind, measured.parity())
+    else:
+        typer.echo(
+            "note: the bundle was not exported from the reference's checkpoint, so the verdict "
+            "is not stored in it"
+        )
+    if report is not None:
+        typer.echo(f"report              {report / page.PAGE_NAME}")
+    if measured.passed:
+        return
+    if bisect:
+        _bisect(bundle, backend, against, found.images[worst.first])
+    raise ParityError("; ".join(measured.failures))
+
+
+@contextmanager
+def _reference(against: Path, bundle: Bundle) -> Iterator[Reference]:
+    if against.is_dir():
+        from knet_export.verify.reference import BundleReference
+
+        with BundleReference(open_bundle(against), bundle) as other:
+            yield other
+        return
+    with needs_extra("export", "knet-deploy verify --against CHECKPOINT"):
+        from knet_export.verify.reference import TorchReference
+        from knet_train.checkpoint import read_checkpoint
+    yield TorchReference(read_checkpoint(against))
+
+
+def _bisect(bundle: Bundle, backend: Engine, against: Path, picture: Path) -> None:
+    with needs_extra("export", "knet-deploy verify --bisect"):
+        from knet_export.verify.bisect import bisect
+    found = bisect(bundle, backend.kind, against, picture, on_step=typer.echo)
+    for line in found.lines(backend.name):
+        typer.echo(line)
+
+
+def _show(report: VerifyReport) -> None:
+    height, width = report.size
+    typer.echo(
+        f"{report.model_id} ({report.precision} {report.kind}, {height}×{width}) on "
+        f"{report.engine}, {report.device}"
+    )
+    typer.echo(f"against {report.reference}, {report.images} pictures of {report.data}")
+    for row in report.classes:
+        if row.delta is not None:
+            typer.echo(
+                f"  {row.name:<20} {row.reference:7.2f} {row.artefact:7.2f} {row.delta:+9.4f}"
+            )
+    limits = report.tolerance
+    if report.delta_miou is not None and report.delta_miou_interval is not None:
+        low, high = report.delta_miou_interval
+        typer.echo(f"mIoU reference      {report.miou_reference:.3f} %")
+        typer.echo(f"mIoU bundle         {report.miou_artefact:.3f} %")
+        typer.echo(
+            f"ΔmIoU               {report.delta_miou:+.4f} points (95 % {low:+.4f} … {high:+.4f}; "
+            f"at most ±{limits.delta_miou:g})"
+        )
+        typer.echo(
+            f"worst class ΔIoU    {report.worst_class_delta_iou:+.4f} ({report.worst_class}; "
+            f"at most ±{limits.worst_class_delta_iou:g})"
+        )
+    typer.echo(
+        f"pixel agreement     {100 * report.agreement:.4f} % "
+        f"(at least {100 * limits.agreement:g} %)"
+    )
+    typer.echo(
+        f"  where confident   {100 * report.agreement_confident:.4f} % "
+        f"(at least {100 * limits.agreement_confident:g} %)"
+    )
+    for bin_ in report.margins:
+        if bin_.agreement is not None:
+            upper = "more" if bin_.below is None else f"{bin_.below:g}"
+            typer.echo(
+                f"  margin {bin_.least:g} … {upper:<6} {100 * bin_.agreement:9.4f} % "
+                f"of {100 * bin_.share:6.2f} % of the pixels"
+            )
+    if report.max_logit_diff is not None:
+        typer.echo(
+            f"logit difference    largest {report.max_logit_diff:.1e} (at most "
+            f"{limits.max_logit_diff:g}), mean {report.mean_logit_diff:.1e} (at most "
+            f"{limits.mean_logit_diff:g}) of the largest logit"
+        )

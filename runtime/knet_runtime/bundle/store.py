@@ -1,0 +1,346 @@
+"""A bundle on disk: a folder NAME.knet that is opened only if every byte is what its manifest says,
+and that never looks whole when it is half written."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from knet_runtime.atomic import output_error, write_atomic
+from knet_runtime.bundle.manifest import (
+    MANIFEST_NAME,
+    FileRecord,
+    Graph,
+    Kind,
+    Manifest,
+    Parity,
+    Size,
+    check_paths,
+    decode_manifest,
+    encode_manifest,
+)
+from knet_runtime.errors import BundleError, ConfigError, OutputError
+
+_log = logging.getLogger(__name__)
+_BLOCK = 1 << 20
+_MOST_MANIFEST = 1 << 26  # bytes; a real one has some thousands
+
+
+class Bundle:
+    """An opened bundle: ``path`` of its folder and its ``manifest``, both checked."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    def __repr__(self) -> str:
+        return f"Bundle({self.model_id}, {str(self.path)!r})"
+
+    @property
+    def artefact(self) -> Graph:
+        """The artefact that gives logits; every bundle has one."""
+        return self.manifest.artefacts[0]
+
+    def graph(self, kind: Kind) -> Graph:
+        """The artefact that gives logits or class maps; BundleError where there is none."""
+        for artefact in self.manifest.artefacts:
+            if artefact.kind == kind:
+                return artefact
+        raise BundleError(f"{self.path} holds no {kind} graph: export it again")
+
+    def at(self, size: Size) -> Bundle:
+        """This bundle run at another (height, width); ConfigError for one that its graph lacks."""
+        spec = self.manifest.input
+        if size == (spec.height, spec.width):
+            return self
+        if spec.sizes is None:
+            raise ConfigError(
+                f"{self.path} was exported for {spec.height}×{spec.width} only: run it at that "
+                "size, or export it with --dynamic"
+            )
+        if size not in spec.sizes:
+            least, most = spec.sizes.least, spec.sizes.most
+            raise ConfigError(
+                f"{self.path} takes heights {least[0]} … {most[0]} and widths {least[1]} … "
+                f"{most[1]} in multiples of {spec.sizes.multiple}, not {size[0]}×{size[1]}"
+            )
+        changed = msgspec.structs.replace(spec, height=size[0], width=size[1])
+        return Bundle(self.path, msgspec.structs.replace(self.manifest, input=changed))
+
+    @property
+    def model_id(self) -> str:
+        """ "name@" and 12 hexadecimal digits of the SHA-256 of the ONNX file.
+
+        With external data the digits are of the hashes of the graph and of its data together, so
+        that equal graphs with other weights have other names.
+        """
+        artefact = self.artefact
+        hashes = [self.manifest.files[path].sha256 for path in artefact_files(artefact)]
+        digest = hashes[0]
+        if len(hashes) > 1:
+            digest = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+        return f"{self.manifest.name}@{digest[:12]}"
+
+    def file(self, relative: str) -> Path:
+        """The absolute path of a listed file; BundleError if the manifest does not list it."""
+        if relative not in self.manifest.files:
+            listed = ", ".join(sorted(self.manifest.files))
+            raise BundleError(f"{self.path}: {relative!r} is not listed in it (it lists {listed})")
+        return self.path / relative
+
+
+def artefact_files(artefact: Graph) -> tuple[str, ...]:
+    """The graph's file, then the files it reads weights from: paths within the bundle."""
+    return (artefact.path, *artefact.external_data)
+
+
+def open_bundle(path: Path | str) -> Bundle:
+    """Open the folder ``path``, after reading every listed file and comparing size and SHA-256.
+
+    Files that the manifest does not list are left alone and never read.
+    Raises BundleError, with the file's name, for whatever is missing, damaged, leaves the folder
+    through a symbolic link, or was written by a newer version.
+    """
+    root = Path(path).absolute()
+    if not root.exists():
+        raise BundleError(f"{path}: there is no such bundle; check the path")
+    if not root.is_dir():
+        raise BundleError(f"{path}: this is a file; a bundle is a folder: unpack it first")
+    try:
+        data = _read_manifest(_inside(root, MANIFEST_NAME))
+    except FileNotFoundError as error:
+        raise BundleError(
+            f"{path}: this is no bundle, it holds no {MANIFEST_NAME}; "
+            "pass the folder that the export wrote"
+        ) from error
+    except OSError as error:
+        raise BundleError(f"{path}: {MANIFEST_NAME} can not be read: {_why(error)}") from error
+    except BundleError as error:
+        raise BundleError(f"{path}: {MANIFEST_NAME} {error}") from error
+    try:
+        manifest = decode_manifest(data)
+    except BundleError as error:
+        raise BundleError(f"{path}: {error}") from error
+    for relative, record in manifest.files.items():
+        try:
+            _check_file(_inside(root, relative), record)
+        except FileNotFoundError as error:
+            raise BundleError(f"{path}: {relative} is missing; copy the bundle again") from error
+        except OSError as error:
+            raise BundleError(f"{path}: {relative} can not be read: {_why(error)}") from error
+        except BundleError as error:
+            raise BundleError(f"{path}: {relative} {error}") from error
+    return Bundle(root, manifest)
+
+
+def _read_manifest(path: Path) -> bytes:
+    size = path.stat().st_size
+    if not path.is_file():  # reading a pipe would wait for ever
+        raise BundleError("is no plain file; copy the bundle again")
+    if size > _MOST_MANIFEST:
+        raise BundleError(f"has {size} bytes, which no manifest has; copy the bundle again")
+    return path.read_bytes()
+
+
+def default_bundle_path() -> Path:
+    """The folder of the model that is packaged with knet-deploy; BundleError if there is none."""
+    path = Path(__file__).parents[1] / "default.knet"
+    if not path.is_dir():
+        raise BundleError(
+            "this build of knet-deploy carries no model of its own: name a bundle, "
+            "the folder NAME.knet that the export wrote"
+        )
+    return path
+
+
+def record_parity(bundle: Bundle, kind: Kind, parity: Parity) -> None:
+    """Store what was measured of the ``kind`` artefact in ``manifest.json`` on disk, in place of
+    what was measured on the same engine and device before. The file is exchanged whole.
+
+    Raises BundleError when it can not be read, OutputError when it can not be written.
+    """
+    path = bundle.path / MANIFEST_NAME
+    try:
+        manifest = decode_manifest(path.read_bytes())
+    except OSError as error:
+        raise BundleError(f"{path} can not be read: {_why(error)}") from error
+    same = (parity.engine, parity.device)
+    artefacts = []
+    for artefact in manifest.artefacts:
+        kept = [record for record in artefact.parity if (record.engine, record.device) != same]
+        fresh = msgspec.structs.replace(artefact, parity=(*kept, parity))
+        artefacts.append(fresh if artefact.kind == kind else artefact)
+    changed = msgspec.structs.replace(manifest, artefacts=tuple(artefacts))
+    try:
+        write_atomic(path, encode_manifest(changed))
+    except OSError as error:
+        raise output_error(path, error) from error
+
+
+def write_bundle(
+    destination: Path,
+    manifest: Manifest,
+    files: Mapping[str, bytes | Path],
+    *,
+    replace: bool = False,
+) -> Bundle:
+    """Write the bundle ``destination`` (a folder that is made) and open it again to check it.
+
+    ``files`` maps paths within the bundle to contents or to files to copy; ``manifest.files`` is
+    measured here, whatever it held. All is written to a hidden folder beside ``destination`` and
+    renamed: at no time is there half a bundle under that name. An existing bundle is exchanged
+    only with ``replace``, and stays if anything fails.
+    Raises BundleError when the files do not fit the manifest, OutputError when the folder can not
+    be written.
+    """
+    destination = Path(destination).absolute()
+    _check_files(manifest, files)
+    _check_destination(destination, replace)
+    mark = secrets.token_hex(4)
+    fresh = destination.with_name(f".{destination.name}.{mark}.new")
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        fresh.mkdir()
+        records = {name: _write_file(fresh / name, content) for name, content in files.items()}
+        whole = msgspec.structs.replace(manifest, files=records)
+        _write_file(fresh / MANIFEST_NAME, encode_manifest(whole))
+        _sync_folders(fresh)
+        bundle = open_bundle(fresh)
+        exchange_folders(fresh, destination, fresh.with_suffix(".old"))
+    except OSError as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise OutputError(f"{destination}: can not be written: {_why(error)}") from error
+    except BaseException:  # KeyboardInterrupt as well: no half-written folder is left behind
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    return Bundle(destination, bundle.manifest)
+
+
+def _check_files(manifest: Manifest, files: Mapping[str, bytes | Path]) -> None:
+    try:
+        check_paths(list(files))
+    except ValueError as error:
+        raise BundleError(str(error)) from error
+    for artefact in manifest.artefacts:
+        for path in artefact_files(artefact):
+            if path not in files:
+                raise BundleError(f"artefact file {path!r} is not among the files to write: add it")
+
+
+def _check_destination(destination: Path, replace: bool) -> None:
+    if not os.path.lexists(destination):
+        return
+    if not replace:
+        raise OutputError(f"{destination} exists already: choose another name, or replace it")
+    # Replacing deletes the old folder, so it must be one that we wrote.
+    if not (destination / MANIFEST_NAME).is_file():
+        raise OutputError(f"{destination} exists and is no bundle: choose another name")
+
+
+def exchange_folders(fresh: Path, destination: Path, aside: Path) -> None:
+    """Rename ``fresh`` to ``destination``; what was there goes through ``aside`` into nothing, and
+    is back in its place if that fails."""
+    old = os.path.lexists(destination)
+    try:
+        if old:
+            destination.rename(aside)
+        fresh.rename(destination)
+    except BaseException:
+        if os.path.lexists(aside) and not os.path.lexists(destination):
+            aside.rename(destination)
+        raise
+    _sync_folder(destination.parent)
+    if old:
+        try:
+            aside.unlink() if aside.is_symlink() else shutil.rmtree(aside)
+        except OSError as error:
+            _log.warning("the replaced bundle is left as %s: %s", aside, error)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+
+
+def _write_file(path: Path, content: bytes | Path) -> FileRecord:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("xb") as target:
+        if isinstance(content, bytes):
+            target.write(content)
+            record = FileRecord(hashlib.sha256(content).hexdigest(), len(content))
+        else:
+            with content.open("rb") as source:
+                record = _measure(source, target)
+        target.flush()
+        os.fsync(target.fileno())
+    return record
+
+
+def _measure(source: BinaryIO, copy: BinaryIO | None = None) -> FileRecord:
+    """Size and SHA-256 of what ``source`` holds, copied to ``copy`` while it is read."""
+    digest, size = hashlib.sha256(), 0
+    while block := source.read(_BLOCK):
+        digest.update(block)
+        size += len(block)
+        if copy is not None:
+            copy.write(block)
+    return FileRecord(digest.hexdigest(), size)
+
+
+def _check_file(path: Path, expected: FileRecord) -> None:
+    if not path.is_file():
+        path.stat()  # a missing file raises its own error
+        raise BundleError("is no plain file; copy the bundle again")
+    size = path.stat().st_size
+    if size != expected.bytes:
+        raise BundleError(
+            f"is damaged (it has {size} bytes, the manifest says {expected.bytes}); "
+            "copy the bundle again"
+        )
+    with path.open("rb") as source:
+        if _measure(source).sha256 != expected.sha256:
+            raise BundleError(
+                "is damaged (its SHA-256 is not the manifest's); copy the bundle again"
+            )
+
+
+def _inside(root: Path, relative: str) -> Path:
+    """``root / relative``, unless a symbolic link on the way leads out of ``root``."""
+    path = root / relative
+    try:
+        inside = path.resolve().is_relative_to(root.resolve())
+    except RuntimeError:  # a link that leads to itself, before Python 3.13
+        inside = False
+    if not inside:
+        raise BundleError("is a link that leaves the bundle; put the file itself there")
+    return path
+
+
+def _sync_folders(root: Path) -> None:
+    for folder, _, _ in os.walk(root):
+        _sync_folder(Path(folder))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames and new names in a folder durable; some systems can not, which is no error."""
+    if os.name != "posix":
+        return
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        _log.debug("%s can not be synced: %s", folder, error)
+
+
+def _why(error: OSError) -> str:
+    reason = error.strerror or str(error)
+    return f"{reason} ({error.filename})" if error.filename else reason

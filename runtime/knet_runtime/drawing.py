@@ -1,0 +1,213 @@
+"""Class maps as pictures: colours, a blend over the frame, a legend, the mark of a stale one.
+
+How the overlay sinks draw a frame: colours, legend, mark of a stale one, one size for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from knet_runtime.errors import ConfigError
+from knet_runtime.labels import LabelMap
+from knet_runtime.types import Frame
+
+if TYPE_CHECKING:
+    from knet_runtime.segmenter import Segmentation
+
+
+Rgb = NDArray[np.uint8]
+ClassMap = NDArray[np.uint8] | NDArray[np.uint16]
+
+_LEGEND_CLASSES = 24
+_ROW, _PAD, _SWATCH = 22, 6, 12
+_FONT, _SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.42
+_STALE_RED = (200, 0, 0)
+
+
+def colourise(class_map: ClassMap, labels: LabelMap) -> Rgb:
+    """``labels.palette[class_map]`` as uint8 [H, W, 3] RGB, exactly.
+
+    ``class_map`` is uint8 or uint16 [H, W]. The ignore index and every other value without a class
+    become black.
+    """
+    table = np.zeros((max(256, labels.num_classes + 1), 4), np.uint8)
+    table[: labels.num_classes, :3] = labels.palette
+    if class_map.dtype != np.uint8:
+        return table[:, :3][np.minimum(class_map, len(table) - 1)]
+    # Four bytes as one number: one look-up for each pixel, and dropping the fourth byte is cheap.
+    packed = cv2.LUT(class_map, table[:256].view(np.int32).reshape(1, 256))
+    four = packed.view(np.uint8).reshape(*class_map.shape, 4)
+    return np.asarray(cv2.cvtColor(four, cv2.COLOR_RGBA2RGB), np.uint8)
+
+
+def blend(
+    image: Rgb,
+    class_map: ClassMap,
+    labels: LabelMap,
+    alpha: float,
+    classes: Collection[int] | None = None,
+) -> Rgb:
+    """Lay the colours of ``class_map`` [H, W] over ``image`` uint8 [H, W, 3] RGB; a new array.
+
+    With a = round(256 · alpha) each sample is (image · (256 - a) + colour · a + 128) // 256, in
+    integers, the same on every machine: alpha 0 gives the image, alpha 1 the colours. Where the map
+    has the ignore index, another value without a class, or a class that is not in ``classes``, the
+    image shows untouched. Raises ConfigError when alpha lies outside 0 … 1, ValueError when the
+    sizes differ.
+    """
+    if not 0 <= alpha <= 1:
+        raise ConfigError(f"alpha is {alpha}; the overlay's opacity lies between 0 and 1")
+    if image.shape[:2] != class_map.shape:
+        raise ValueError(f"image {image.shape[:2]} and class map {class_map.shape} differ in size")
+    if not class_map.size:
+        return image.copy()
+    share = round(256 * alpha) / 256
+    # OpenCV adds in float32, which holds every one of these sums exactly, and rounds to the
+    # nearest: with half of the smallest step on top a half goes up, as the formula says.
+    colours = colourise(class_map, labels)
+    result = np.asarray(cv2.addWeighted(image, 1 - share, colours, share, 1 / 512), np.uint8)
+    clear = _clear(class_map, labels, classes)
+    if clear is not None:
+        cv2.copyTo(image, clear, result)
+    return result
+
+
+def _clear(
+    class_map: ClassMap, labels: LabelMap, classes: Collection[int] | None
+) -> NDArray[np.uint8] | None:
+    """255 where the image shows untouched, else 0; None if it does so nowhere."""
+    if classes is None and int(class_map.max()) < labels.num_classes:
+        return None
+    table = np.full(max(256, labels.num_classes + 1), 255, np.uint8)
+    table[list(range(labels.num_classes)) if classes is None else list(classes)] = 0
+    return select(class_map, table)
+
+
+def select(class_map: ClassMap, table: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """``table`` [N', N' ≥ 256] at each value of the map; its last entry beyond it; uint8 [H, W]."""
+    if class_map.dtype == np.uint8:
+        return np.asarray(cv2.LUT(class_map, table[:256]), np.uint8)
+    return table[np.minimum(class_map, len(table) - 1)]
+
+
+def legend_strip(
+    labels: LabelMap,
+    width: int,
+    shares: dict[str, float] | None = None,
+    classes: Collection[int] | None = None,
+) -> Rgb:
+    """Names and colours of the classes, in rows, as uint8 [h, width, 3] RGB on dark grey.
+
+    ``shares`` (0 … 1 by class name) are written as percentages; ``classes`` are those shown (None:
+    all). The height follows from labels, classes and width alone, so the strips of a video fit one
+    another. Of more than 24 classes the 24 with the largest share are shown. Characters outside
+    ASCII are shown as "?".
+    """
+    shown = sorted(range(labels.num_classes) if classes is None else classes)
+    # All names count, not only those shown now, so that the columns stay where they are.
+    texts = {index: labels.names[index].encode("ascii", "replace").decode() for index in shown}
+    if len(shown) > _LEGEND_CLASSES:
+        if shares is not None:
+            shown.sort(key=lambda index: -shares.get(labels.names[index], 0.0))
+        shown = sorted(shown[:_LEGEND_CLASSES])
+    widest = max(
+        (cv2.getTextSize(f"{text} 100%", _FONT, _SCALE, 1)[0][0] for text in texts.values()),
+        default=0,
+    )
+    cell = _PAD + _SWATCH + _PAD + widest + _PAD
+    columns = max(1, width // cell)
+    rows = -(-len(shown) // columns)
+    strip = np.full((rows * _ROW + _PAD, width, 3), 32, np.uint8)
+    for place, index in enumerate(shown):
+        left = place % columns * cell + _PAD
+        top = place // columns * _ROW + _PAD
+        corner = (left + _SWATCH, top + _SWATCH)
+        cv2.rectangle(strip, (left, top), corner, labels.palette[index], cv2.FILLED)
+        cv2.rectangle(strip, (left, top), corner, (160, 160, 160), 1)
+        text = texts[index]
+        if shares is not None:
+            text += f" {100 * shares.get(labels.names[index], 0.0):.0f}%"
+        at = (left + _SWATCH + _PAD, top + _SWATCH - 1)
+        cv2.putText(strip, text, at, _FONT, _SCALE, (235, 235, 235), 1, cv2.LINE_AA)
+    return strip
+
+
+def mark_stale(picture: Rgb, seconds: float) -> Rgb:
+    """A copy with a red border, and across its top that no picture has come for ``seconds``."""
+    height, width = picture.shape[:2]
+    marked = picture.copy()
+    line = max(2, min(height, width) // 90)
+    cv2.rectangle(marked, (0, 0), (width - 1, height - 1), _STALE_RED, line)
+    text = f"STALE {seconds:.0f} s"
+    (long, tall), _ = cv2.getTextSize(text, _FONT, 1.0, 2)
+    scale = min(0.9 * width / long, max(0.5, height / 720))
+    band = min(height, round(2 * tall * scale) + 2)
+    marked[:band] = _STALE_RED
+    at = (round((width - long * scale) / 2), round((band + tall * scale) / 2))
+    stroke = max(1, round(2 * scale))
+    cv2.putText(marked, text, at, _FONT, scale, (255, 255, 255), stroke, cv2.LINE_AA)
+    return marked
+
+
+class OverlayPainter:
+    """Draws frames under their colours, all at the size of the first one.
+
+    ``alpha`` is the colours' opacity (0 … 1); ``legend`` adds a strip of class names and shares
+    below the picture; ``classes`` are the names of those that are drawn and listed, all when there
+    are none. Frames of another size than the first are letterboxed into it. Raises ConfigError for
+    a wrong alpha.
+    """
+
+    def __init__(
+        self, *, alpha: float = 0.5, legend: bool = False, classes: Sequence[str] = ()
+    ) -> None:
+        if not 0 <= alpha <= 1:
+            raise ConfigError(f"alpha is {alpha}; the overlay's opacity lies between 0 and 1")
+        self._alpha = alpha
+        self._legend = legend
+        self._names = tuple(classes)
+        self._labels: LabelMap | None = None
+        self._classes: tuple[int, ...] | None = None
+        self._hw: tuple[int, int] | None = None
+        self._fresh = monotonic()
+
+    def paint(self, frame: Frame, mask: Segmentation) -> Rgb:
+        """The picture of one frame, uint8 [H, W, 3] RGB; ConfigError for classes that ``mask`` does
+        not have."""
+        if self._labels is not mask.labels:
+            self._labels = mask.labels
+            self._classes = mask.labels.indices(self._names) if self._names else None
+        picture = blend(frame.image, mask.class_map, mask.labels, self._alpha, self._classes)
+        if self._hw is None:
+            self._hw = (picture.shape[0], picture.shape[1])
+        picture = letterbox(picture, self._hw)
+        if frame.stale:
+            picture = mark_stale(picture, monotonic() - self._fresh)
+        else:
+            self._fresh = monotonic()
+        if self._legend:
+            strip = legend_strip(mask.labels, self._hw[1], mask.shares(), self._classes)
+            picture = np.concatenate([picture, strip])
+        return picture
+
+
+def letterbox(picture: Rgb, hw: tuple[int, int]) -> Rgb:
+    """Scale uint8 [h, w, 3] to fit (height, width), centred on black; the same array if it fits."""
+    height, width = picture.shape[:2]
+    if (height, width) == hw:
+        return picture
+    scale = min(hw[0] / height, hw[1] / width)
+    inner = max(1, min(hw[0], round(height * scale))), max(1, min(hw[1], round(width * scale)))
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    canvas = np.zeros((*hw, 3), np.uint8)
+    top, left = (hw[0] - inner[0]) // 2, (hw[1] - inner[1]) // 2
+    canvas[top : top + inner[0], left : left + inner[1]] = cv2.resize(
+        picture, (inner[1], inner[0]), interpolation=method
+    )
+    return canvas

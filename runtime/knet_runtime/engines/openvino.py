@@ -1,0 +1,219 @@
+"""OpenVINO on the CPU, at the precision that the engine's name says.
+
+Left to itself OpenVINO computes fp32 graphs in bf16 where the processor has it. So the precision is
+set, and what was compiled is looked at: an engine that would run at another one is refused. So is a
+graph of the one form that OpenVINO is known to compute wrongly (``_check_shared_weights``).
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import openvino
+from numpy.typing import NDArray
+
+from knet_runtime.bundle.manifest import Kind
+from knet_runtime.bundle.store import Bundle
+from knet_runtime.engines.base import (
+    Tensor,
+    check_batch,
+    check_graph,
+    check_output,
+    output_name,
+)
+from knet_runtime.engines.hardware import cpu_budget, processor_name
+from knet_runtime.errors import EngineError, EngineUnavailable
+
+_HINTS = {"openvino": "f32", "openvino-bf16": "bf16"}
+_HALVES = {"bf16", "f16"}
+_ANY = -1  # OpenVINO's word for a size that is left free
+_VIEWS = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Convert")
+_DTYPES = {"f32": "float32", "u8": "uint8"}
+
+
+class OpenVinoEngine:
+    """The bundle's graph, compiled by OpenVINO for this processor and for one picture; for more at
+    once when they come. With all sizes known OpenVINO takes less time than with a free batch."""
+
+    def __init__(self, bundle: Bundle, engine: str, kind: Kind) -> None:
+        self.name, self.kind, self.device = engine, kind, processor_name()
+        self._manifest = bundle.manifest
+        self._path = path = bundle.file(bundle.graph(kind).path)
+        _check_processor(_core(), engine)
+        self._model: Any = _read(path, engine)
+        # Compiling may give the ports other names.
+        outputs = _tensors(self._model.outputs)
+        check_graph(path, self._manifest, kind, _tensors(self._model.inputs), outputs)
+        if engine == "openvino":
+            _check_shared_weights(self._model, path)
+        wanted = output_name(self._manifest, kind)
+        self._output = next(at for at, port in enumerate(outputs) if port.name == wanted)
+        self._requests: dict[int, Any] = {1: self._compiled(1)}
+        # One request: the LATENCY hint gives it every thread, so two at once would gain nothing.
+        self._lock = threading.Lock()
+
+    def infer(self, batch: NDArray[np.uint8]) -> NDArray[np.float32] | NDArray[np.uint8]:
+        """uint8 [B, H, W, 3] RGB at the model's size, 1 <= B <= max_batch, to logits float32
+        [B, N, h, w] or classes uint8 [B, H, W]. Raises EngineError for another batch, or when the
+        engine fails."""
+        checked = check_batch(self.name, self._manifest.input, batch)
+        with self._lock:
+            if self._model is None:
+                raise EngineError(f"{self.name} was closed: open it again")
+            size = 1 if len(batch) == 1 else _ANY
+            if size not in self._requests:
+                self._requests[size] = self._compiled(size)
+            request = self._requests[size]
+            try:
+                request.infer({0: checked}, share_inputs=True)
+                # The request's own memory is written again by the next call.
+                output = request.get_output_tensor(self._output).data.copy()
+            except RuntimeError as error:
+                raise EngineError(
+                    f"{self.name} failed on a batch of {len(batch)}: {_last_line(error)}"
+                ) from error
+        return check_output(self.name, self._manifest, self.kind, len(batch), output)
+
+    def _compiled(self, batch: int) -> Any:
+        """A request for ``batch`` pictures, in the precision that the engine's name says."""
+        spec, model = self._manifest.input, self._model.clone()
+        model.reshape({0: [batch, spec.height, spec.width, 3]})
+        compiled = _compile(model, self._path, self.name)
+        _check_precision(compiled, self.name)
+        return compiled.create_infer_request()
+
+    def close(self) -> None:
+        """Free the compiled graphs; a second call does nothing."""
+        with self._lock:
+            self._model = None
+            self._requests = {}
+
+    def __enter__(self) -> OpenVinoEngine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def try_openvino(engine: str) -> str:
+    """Words for `doctor`, or EngineUnavailable when this processor does not have the precision."""
+    _check_processor(_core(), engine)
+    version = openvino.get_version().partition("-")[0]
+    return f"openvino {version}, {_HINTS[engine]}, {cpu_budget()} threads"
+
+
+def settings_of(engine: str) -> dict[str, str | int]:
+    """What OpenVINO is told when it compiles for ``engine``."""
+    return {
+        "INFERENCE_PRECISION_HINT": _HINTS[engine],
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": cpu_budget(),
+    }
+
+
+@functools.cache
+def _core() -> Any:
+    """OpenVINO, once for the process and to its end. Its CPU plugin gives the thread that loads it
+    an alternate stack for signals and puts the former one back when it is freed: of two, the second
+    puts back the freed one of the first, and the next signal is a segmentation fault."""
+    return openvino.Core()
+
+
+def _check_processor(core: Any, engine: str) -> None:
+    able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if engine == "openvino-bf16" and "BF16" not in able:
+        raise EngineUnavailable(
+            f"openvino-bf16: this processor ({processor_name()}) has no bf16 arithmetic: "
+            "use openvino or onnxruntime-cpu"
+        )
+
+
+def _read(path: Path, engine: str) -> Any:
+    try:
+        return _core().read_model(path)
+    except RuntimeError as error:
+        raise _not_loaded(engine, path, error) from error
+
+
+def _compile(model: Any, path: Path, engine: str) -> Any:
+    try:
+        return _core().compile_model(model, "CPU", settings_of(engine))
+    except RuntimeError as error:
+        raise _not_loaded(engine, path, error) from error
+
+
+def _not_loaded(engine: str, path: Path, error: Exception) -> EngineError:
+    return EngineError(
+        f"{engine} can not load {path}: {_last_line(error)}; export it again, or upgrade openvino"
+    )
+
+
+def _tensors(ports: list[Any]) -> list[Tensor]:
+    return [
+        Tensor(
+            port.get_any_name(),
+            _DTYPES.get(port.element_type.to_string(), port.element_type.to_string()),
+            tuple(
+                size.get_length() if size.is_static else None for size in port.get_partial_shape()
+            ),
+        )
+        for port in ports
+    ]
+
+
+def _check_shared_weights(model: Any, path: Path) -> None:
+    """EngineError for a square constant that is multiplied with both as it is and transposed.
+
+    At f32 OpenVINO (2026.4.1) packs such weights once, in the layout of the first product, and the
+    second comes out wrong without a word. K-Net's feature transform T is such a constant where it
+    is applied by itself, as S Tᵀ and Q T; the exporter merges it into the linears beside it.
+    """
+    uses: dict[str, set[bool]] = {}
+    for product in model.get_ops():
+        if product.get_type_name() != "MatMul":
+            continue
+        shape = product.input_value(1).get_partial_shape()
+        weight = product.input_value(1).get_node()
+        transposed = bool(product.get_attributes()["transpose_b"])
+        while weight.get_type_name() in _VIEWS:
+            transposed ^= weight.get_type_name() == "Transpose"
+            weight = weight.input_value(0).get_node()
+        if weight.get_type_name() == "Constant" and len(shape) == 2 and shape[0] == shape[1]:
+            uses.setdefault(weight.get_friendly_name(), set()).add(transposed)
+    for name, ways in uses.items():
+        if len(ways) > 1:
+            raise EngineError(
+                f"openvino would compute {path} wrongly: two products share the weight {name}, one "
+                "of them transposed; export it again with this version, or use onnxruntime-cpu"
+            )
+
+
+def _check_precision(compiled: Any, engine: str) -> None:
+    """EngineError unless what was compiled computes in the precision that ``engine`` names."""
+    found = Counter(
+        operation.get_rt_info()["runtimePrecision"].astype(str)
+        for operation in compiled.get_runtime_model().get_ops()
+    )
+    halves = {name: count for name, count in found.items() if name in _HALVES}
+    if engine == "openvino" and halves:
+        text = ", ".join(f"{count} operations in {name}" for name, count in halves.items())
+        raise EngineError(f"openvino was to compute in f32 but runs {text}: use another engine")
+    if engine == "openvino-bf16" and not found["bf16"]:
+        raise EngineError("openvino-bf16 was to compute in bf16 but does not: use openvino")
+
+
+def _last_line(error: Exception) -> str:
+    """OpenVINO begins with where in its source it raised; what happened stands in the last line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,310 @@
+"""The run: frames from sources, through one engine, into sinks, all at the same time.
+
+A thread per feed reads, one segments, a thread per feed writes; between them are queues of a few
+frames. ``segment`` is the same for library users, one frame at a time and without threads.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from knet_runtime.errors import ConfigError, EngineError, SourceError
+from knet_runtime.pipeline.engine_thread import EngineThread, PipelineThread, SegmentCall
+from knet_runtime.pipeline.feed import TICK, Feed, FeedQueue, Item, Policy, check_paths
+from knet_runtime.pipeline.stats import RunSnapshot, RunStats, StageSnapshot
+from knet_runtime.pipeline.writer import SINK_PATIENCE, STALE_AFTER, Writer
+from knet_runtime.types import Frame, Source
+
+if TYPE_CHECKING:
+    from knet_runtime.segmenter import Segmentation
+
+__all__ = ["Feed", "Pipeline", "Policy", "RunStats", "RunSummary", "run", "segment"]
+
+_log = logging.getLogger(__name__)
+
+STOP_PATIENCE = 30.0
+"""Seconds that a source or an engine may take to come back when the run is to end."""
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run did: seconds from the first read to the last closed output, and its numbers."""
+
+    seconds: float
+    snapshot: RunSnapshot
+
+    @property
+    def frames(self) -> int:
+        """Frames written, of all feeds."""
+        return sum(feed.frames for feed in self.snapshot.feeds.values())
+
+    @property
+    def fps(self) -> float:
+        """Frames per second over the whole run, of all feeds; 0 without frames."""
+        return self.frames / self.seconds if self.frames else 0.0
+
+    @property
+    def stages(self) -> dict[str, StageSnapshot]:
+        """The times of the first feed; see ``snapshot`` for the others."""
+        return next(iter(self.snapshot.feeds.values())).stages
+
+
+def segment(source: Source, segmenter: SegmentCall) -> Iterator[tuple[Frame, Segmentation]]:
+    """Each frame of the source with its mask, in order, one at a time."""
+    for frame in source:
+        yield frame, segmenter(frame.image)
+
+
+def run(
+    feeds: Sequence[Feed],
+    segmenter: SegmentCall,
+    *,
+    max_frames: int | None = None,
+    stop: threading.Event | None = None,
+    on_frame: Callable[[Frame, Segmentation], None] | None = None,
+    stats: RunStats | None = None,
+    warm_up: bool = True,
+    stale_after: float = STALE_AFTER,
+    sink_patience: float = SINK_PATIENCE,
+) -> RunSummary:
+    """Run a ``Pipeline`` of these until all sources have ended, or ``stop`` is set."""
+    pipeline = Pipeline(
+        feeds,
+        segmenter,
+        max_frames=max_frames,
+        on_frame=on_frame,
+        stats=stats,
+        warm_up=warm_up,
+        stale_after=stale_after,
+        sink_patience=sink_patience,
+    )
+    try:
+        pipeline.start()
+        return pipeline.join(stop)
+    finally:  # an interrupt may come between any two steps
+        pipeline.stop()
+        pipeline.drain()
+
+
+class Pipeline:
+    """Feeds that run through one segmenter in threads of their own, as a context manager.
+
+        with Pipeline([Feed(source, sinks)], segmenter) as pipeline:
+            ...
+            summary = pipeline.join()
+
+    The engine takes a frame of each feed in turn, as many as are ready and at most ``max_batch`` at
+    once; it never waits for more. Frames of a feed keep their order. ``max_frames`` ends each feed
+    after so many; ``on_frame`` is called after the sinks have a frame, in the feed's own thread.
+    ``warm_up`` runs the engine on blank pictures before anything is read. A live feed that has no
+    new frame for ``stale_after`` seconds gives its sinks the last one again, marked as stale, at
+    most that often.
+
+    However it ends, every sink is closed, once: as "complete" at the source's end, after
+    ``max_frames``, when it is stopped, on Ctrl-C (a second one writes nothing more, but closes) and
+    when whoever reads an output has had enough (OutputClosed: that feed ends); else as "partial".
+    A feed that fails keeps no other from going on to its end, and is raised then. An engine that
+    fails ends all. A sink that does not come back within ``sink_patience`` seconds is left behind,
+    with its thread, the others are closed. Sources stay open: whoever opened them closes them.
+    """
+
+    def __init__(
+        self,
+        feeds: Sequence[Feed],
+        segmenter: SegmentCall,
+        *,
+        max_frames: int | None = None,
+        on_frame: Callable[[Frame, Segmentation], None] | None = None,
+        stats: RunStats | None = None,
+        warm_up: bool = True,
+        stale_after: float = STALE_AFTER,
+        sink_patience: float = SINK_PATIENCE,
+    ) -> None:
+        names = [feed.name for feed in feeds]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"the feeds are called {', '.join(names)}; give each its own name")
+        if not feeds:
+            raise ConfigError("there is nothing to run; give at least one feed")
+        self._feeds = list(feeds)
+        self._max_frames = max_frames
+        self._on_frame = on_frame
+        self._stats = RunStats() if stats is None else stats
+        self._warm_up = warm_up
+        self._stale_after = stale_after
+        self._patience = sink_patience
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)
+        self._lanes: list[FeedQueue] = []
+        self._readers: dict[FeedQueue, PipelineThread] = {}
+        self._engine = EngineThread(segmenter, self._work)
+        self._engine_lost = False
+        self._writers: list[Writer] = []
+        self._began = self._ended = 0.0
+        self._stopping = False
+        self._told: list[BaseException] = []
+
+    def start(self) -> None:
+        """Warm the engine up and begin to read.
+
+        Raises OutputError, with all sinks closed, when a sink would write over a source or another
+        sink, and what the engine raises.
+        """
+        try:
+            check_paths(self._feeds)
+            if self._warm_up:
+                self._engine.warm_up(len(self._feeds))
+        except BaseException:
+            self._close_unused()
+            raise
+        self._began = monotonic()
+        for feed in self._feeds:
+            numbers = self._stats.add_feed(feed.name, feed.source)
+            lane = FeedQueue(feed, numbers, self._lock, self._work, self._max_frames)
+            self._lanes.append(lane)
+            self._readers[lane] = PipelineThread(f"reader {feed.name}", partial(_read, lane))
+            self._writers.append(Writer(lane, self._on_frame, self._stale_after, self._patience))
+            self._engine.lanes.append(lane)
+        for thread in self._threads():
+            thread.start()
+
+    def stop(self) -> None:
+        """Read no more, from any thread and from signal handlers; returns at once."""
+        self._stopping = True
+
+    def join(self, stop: threading.Event | None = None) -> RunSummary:
+        """Wait for the end, or until ``stop`` is set and all is closed.
+
+        Raises what went wrong first; the rest is logged. No thread is left, but for those that hang
+        in a sink, source or engine, which an error names.
+        """
+        interrupt = self.drain(stop)
+        summary = RunSummary(self._ended - self._began, self._stats.snapshot())
+        self._raise(interrupt)
+        return summary
+
+    def drain(self, stop: threading.Event | None = None) -> BaseException | None:
+        """Wait like ``join``, and raise nothing: the first interrupt of the wait is returned."""
+        interrupt: BaseException | None = None
+        while True:
+            try:
+                for thread in self._threads():
+                    if thread.ident is None:  # an interrupt came before; its sinks must be closed
+                        thread.start()
+                while any(thread.working for thread in self._threads()):
+                    if stop is not None and stop.is_set():
+                        self.stop()
+                    self._look_after()
+                    self._wait()
+                break
+            except BaseException as error:
+                self.stop()
+                if interrupt is not None:
+                    for lane in self._lanes:
+                        lane.abort()
+                interrupt = interrupt or error
+        for thread in self._threads():
+            if thread.ident is not None:
+                thread.join()
+        self._ended = self._ended or monotonic()
+        return interrupt
+
+    def __enter__(self) -> Pipeline:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+        self.join()
+
+    def _threads(self) -> list[PipelineThread]:
+        engine = [] if self._engine_lost else [self._engine.thread]
+        return [*(writer.thread for writer in self._writers), *engine, *self._readers.values()]
+
+    def _wait(self) -> None:
+        for thread in self._threads():
+            if thread.working:
+                thread.wait(TICK)
+                return
+
+    def _look_after(self) -> None:
+        """What must happen while the threads work, from the thread that waits for them."""
+        for lane, writer in zip(self._lanes, self._writers, strict=True):
+            writer.check()
+            if self._stopping or lane.enough:
+                lane.stop_reading()
+            for failure in lane.failures:
+                self._tell(failure.error)
+        now = monotonic()
+        for lane in [lane for lane in self._readers if lane.closing is not None]:
+            if self._readers[lane].working and now - (lane.closing or now) > STOP_PATIENCE:
+                del self._readers[lane]
+                name = lane.feed.name or "the source"
+                lane.fail(SourceError(f"{name}: does not stop and was given up; start again"))
+                lane.end()
+        since = None if self._engine_lost else self._engine.busy_since
+        over = all(lane.closing is not None for lane in self._lanes)
+        if over and since is not None and now - since > STOP_PATIENCE:
+            self._engine_lost = True
+            error = EngineError("the engine does not come back and was given up; start again")
+            for lane in self._lanes:
+                lane.fail(error)
+                lane.cut()
+
+    def _tell(self, error: BaseException) -> None:
+        """Log a failure that the other feeds outlive; an interrupt is one of all."""
+        if error in self._told:
+            return
+        self._told.append(error)
+        if isinstance(error, KeyboardInterrupt):
+            self.stop()
+        elif any(other.closing is None for other in self._lanes):
+            _log.error("%s; the other sources go on", error)
+
+    def _raise(self, interrupt: BaseException | None) -> None:
+        """The interrupt, or what happened first; what was not told yet is logged."""
+        lanes = [failure for lane in self._lanes for failure in lane.failures]
+        errors = [failure.error for failure in sorted(lanes, key=lambda failure: failure.at)]
+        first = interrupt or next(iter(errors), None)
+        for error in errors:
+            if error is not first and error not in self._told:
+                self._told.append(error)
+                _log.error("%s", error)
+        if first is not None:
+            raise first
+
+    def _close_unused(self) -> None:
+        for sink in (sink for feed in self._feeds for sink in feed.sinks):
+            try:
+                sink.close("partial")
+            except Exception as error:
+                _log.error("%s", error)
+
+
+def _read(lane: FeedQueue) -> None:
+    try:
+        frames = iter(lane.feed.source)
+        while lane.closing is None:
+            began = monotonic()
+            frame = next(frames, None)
+            if frame is None:
+                break
+            now = monotonic()
+            lane.stats.add("read", 1000 * (now - began))
+            if not lane.put(Item(frame, now)):
+                break
+    except BaseException as error:
+        lane.fail(error)
+    finally:
+        lane.end()

@@ -1,0 +1,116 @@
+"""Privacy: pixels of chosen classes are taken out of the pictures before anything shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from knet_runtime.atomic import Keep
+from knet_runtime.drawing import ClassMap, Rgb, select
+from knet_runtime.labels import LabelMap
+from knet_runtime.sinks import Sink
+from knet_runtime.types import Frame
+
+if TYPE_CHECKING:
+    from knet_runtime.segmenter import Segmentation
+
+_CELL = 8  # pixels of a picture that become one of the small picture that is blurred
+# Widths (in cells) and weights of the blurs that are added up: each fills what the narrower leaves.
+_BLURS = ((2.0, 1.0), (8.0, 1e-3), (32.0, 1e-6))
+
+
+def conceal(image: Rgb, hidden: NDArray[np.uint8]) -> Rgb:
+    """Fill what is ``hidden`` with a blur of what is around it; a new array.
+
+    ``image`` is uint8 [H, W, 3] RGB, ``hidden`` uint8 [H, W] of 255 and 0. It is widened by
+    ``margin`` first, because a class map's edges are rough. No hidden pixel's value has any part in
+    the result, so nothing of it can be brought back; only the region's outline shows. Grey if all
+    is hidden.
+    """
+    reach = margin(image.shape[0], image.shape[1])
+    box = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
+    hidden = np.asarray(cv2.dilate(hidden, box), np.uint8)
+    seen = np.asarray(cv2.bitwise_not(hidden), np.uint8)  # 255 where it may be looked at
+    small = (-(-image.shape[1] // _CELL), -(-image.shape[0] // _CELL))
+    visible = np.zeros_like(image)
+    cv2.copyTo(image, seen, visible)
+    colours = cv2.resize(visible, small, interpolation=cv2.INTER_AREA).astype(np.float32)
+    weights = cv2.resize(seen, small, interpolation=cv2.INTER_AREA).astype(np.float32)
+    weights *= np.float32(1 / 255)
+    total = np.zeros_like(colours)
+    share = np.full_like(weights, 1e-12)
+    for width, part in _BLURS:
+        total += part * _blur(colours, width)
+        share += part * _blur(weights, width)
+    total += 1e-12 * 128
+    fill = np.clip(total / share[..., None], 0, 255).astype(np.uint8)
+    result = np.asarray(cv2.resize(fill, (image.shape[1], image.shape[0])), np.uint8)
+    cv2.copyTo(image, seen, result)
+    return result
+
+
+def margin(height: int, width: int) -> int:
+    """By how many pixels a hidden region is widened: 1/40 of the shorter side, at least 6."""
+    return max(6, min(height, width) // 40)
+
+
+class Concealer:
+    """Hides ``classes`` of ``labels``, by name, in frames; of no use for what the model misses.
+
+    Raises ConfigError for a name that is no class.
+    """
+
+    def __init__(self, labels: LabelMap, classes: Sequence[str]) -> None:
+        self._table = np.zeros(max(256, labels.num_classes + 1), np.uint8)
+        self._table[list(labels.indices(classes))] = 255
+        self._last: tuple[Frame, ClassMap, Frame] | None = None
+
+    def __call__(self, frame: Frame, mask: Segmentation) -> Frame:
+        """The frame with a picture in which the classes of ``mask`` are hidden."""
+        last = self._last
+        if last is not None and last[0] is frame and last[1] is mask.class_map:
+            return last[2]
+        hidden = select(mask.class_map, self._table)
+        clean = replace(frame, image=conceal(frame.image, hidden)) if hidden.any() else frame
+        self._last = (frame, mask.class_map, clean)
+        return clean
+
+
+class Concealed:
+    """A sink that sees frames only after ``concealer`` has hidden what is private in them.
+
+    One concealer may serve several sinks of one feed: the work is done once per frame.
+    """
+
+    def __init__(self, sink: Sink, concealer: Concealer) -> None:
+        self._sink = sink
+        self._concealer = concealer
+
+    @property
+    def name(self) -> str:
+        """What the sink is called in messages."""
+        return self._sink.name
+
+    @property
+    def path(self) -> Path | None:
+        """What the sink writes to."""
+        return self._sink.path
+
+    def write(self, frame: Frame, mask: Segmentation) -> None:
+        """Hand the frame on. Raises what the sink raises."""
+        self._sink.write(self._concealer(frame, mask), mask)
+
+    def close(self, keep: Keep = "complete") -> None:
+        """Close the sink."""
+        self._sink.close(keep)
+
+
+def _blur(picture: NDArray[np.float32], width: float) -> NDArray[np.float32]:
+    blurred = cv2.GaussianBlur(picture, (0, 0), width, borderType=cv2.BORDER_CONSTANT)
+    return np.asarray(blurred, np.float32)

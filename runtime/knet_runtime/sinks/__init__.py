@@ -1,0 +1,67 @@
+"""Where results go: overlays as video, picture or stream, masks, lines of JSON.
+
+All have the same two steps. ``write`` takes one frame and its mask. ``close`` ends the output:
+"complete" gives it its final name, "partial" (the source or a stage failed) a name or mark that
+says so, and an output without frames leaves nothing. Closing twice does nothing.
+
+Neither step waits for ever. A full disk is an OutputError at once. A disk that is slow holds up
+``write``, and the pipeline's bounded queue before it makes a file wait and a live feed drop and
+count. What another process or machine takes has a patience of its own: see ``RawMasks``,
+``SharedMasks`` and ``RtspPush``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from knet_runtime.atomic import Keep
+from knet_runtime.sinks.image_files import MaskFolder, OverlayImage
+from knet_runtime.sinks.json_lines import ClassRecord, JsonLines, Record, RleLines, RleRecord
+from knet_runtime.sinks.overlay_video import OverlayVideo
+from knet_runtime.sinks.raw_masks import RawMasks
+from knet_runtime.sinks.rtsp import RtspPush
+from knet_runtime.sinks.shared_memory import SharedMasks
+from knet_runtime.types import Frame
+
+if TYPE_CHECKING:
+    from knet_runtime.segmenter import Segmentation
+
+__all__ = [
+    "ClassRecord",
+    "JsonLines",
+    "Keep",
+    "MaskFolder",
+    "OverlayImage",
+    "OverlayVideo",
+    "RawMasks",
+    "Record",
+    "RleLines",
+    "RleRecord",
+    "RtspPush",
+    "SharedMasks",
+    "Sink",
+]
+
+
+class Sink(Protocol):
+    """Takes each frame with its mask; both methods raise OutputError.
+
+    OutputClosed, its subclass, says that whoever read the output has had enough: the run ends as
+    if it had been stopped.
+    """
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages; never with a password."""
+        ...
+
+    @property
+    def path(self) -> Path | None:
+        """The file or folder that is written, None if it is neither: two sinks, or a sink and a
+        source, never share it."""
+        ...
+
+    def write(self, frame: Frame, mask: Segmentation) -> None: ...
+
+    def close(self, keep: Keep = "complete") -> None: ...

@@ -1,0 +1,109 @@
+"""RGB pictures to H.264 or HEVC that plays everywhere, with whichever encoder works here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Literal
+
+import av
+import cv2
+import numpy as np
+from av.container import OutputContainer
+
+from knet_runtime.drawing import Rgb
+from knet_runtime.errors import OutputError
+
+Codec = Literal["h264", "hevc"]
+
+ENCODERS: dict[Codec, tuple[str, ...]] = {
+    "h264": ("libx264", "libopenh264", "h264_nvenc", "h264_qsv", "h264_v4l2m2m", "h264_amf"),
+    "hevc": ("libx265", "hevc_nvenc", "hevc_qsv", "hevc_v4l2m2m", "hevc_amf"),
+}
+"""By codec, in the order in which they are tried."""
+
+_OPTIONS = {
+    "libx264": {"preset": "veryfast", "crf": "20"},
+    # It would write its settings to stderr.
+    "libx265": {"preset": "veryfast", "crf": "23", "x265-params": "log-level=error"},
+}
+_LIVE_OPTIONS = {"libx264": {"tune": "zerolatency"}, "libx265": {"tune": "zerolatency"}}
+_BT709 = 1
+
+
+def add_stream(
+    container: OutputContainer,
+    encoder: str,
+    hw: tuple[int, int],
+    tick: Fraction,
+    rate: Fraction,
+    *,
+    live: bool,
+) -> av.VideoStream:
+    """A stream (yuv420p, BT.709) of pictures of size ``hw``, odd sides padded to even ones.
+
+    ``tick`` is the unit of times in seconds, ``rate`` the nominal frames per second, which guides
+    the encoder only. ``live`` pictures come out as soon as they are in.
+    """
+    options = _OPTIONS.get(encoder, {}) | (_LIVE_OPTIONS.get(encoder, {}) if live else {})
+    stream = container.add_stream(encoder, rate=rate, options=options)
+    assert isinstance(stream, av.VideoStream)
+    context = stream.codec_context
+    _configure(context, hw, tick)
+    # Key frames every two seconds, live every second: what a killed process loses at most, and how
+    # long who joins a stream waits.
+    context.gop_size = max(1, min(250, round((1 if live else 2) * rate)))
+    context.color_range = 1  # limited, as nearly all video
+    context.colorspace = context.color_primaries = context.color_trc = _BT709
+    return stream
+
+
+def video_frame(picture: Rgb, ticks: int, tick: Fraction) -> av.VideoFrame:
+    """uint8 [H, W, 3] RGB as what such a stream encodes, at ``ticks`` · ``tick`` seconds."""
+    frame = av.VideoFrame.from_ndarray(_pad_to_even(picture), "rgb24")
+    # Naming the matrix matters: unmarked video is read as BT.601 here and BT.709 there.
+    frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709")
+    frame.pts, frame.time_base = ticks, tick
+    return frame
+
+
+def working_encoder(encoders: Sequence[str], hw: tuple[int, int]) -> str:
+    """The first of ``encoders`` that really opens for pictures of this size.
+
+    A build lists encoders whose hardware is absent, so each is tried. Raises OutputError.
+    """
+    for name in encoders:
+        try:
+            context = av.CodecContext.create(name, "w")
+            assert isinstance(context, av.VideoCodecContext)
+            _configure(context, hw, Fraction(1, 30))
+            context.framerate = Fraction(30)
+            context.options = _OPTIONS.get(name, {})
+            context.open()
+        except (av.FFmpegError, OSError, ValueError):
+            continue
+        return name
+    raise OutputError(
+        f"no encoder works for {hw[0]}×{hw[1]} (tried {', '.join(encoders)}); "
+        "install PyAV's own build: pip install --force-reinstall --only-binary av av"
+    )
+
+
+def _configure(context: av.VideoCodecContext, hw: tuple[int, int], tick: Fraction) -> None:
+    context.height, context.width = _even(hw[0]), _even(hw[1])
+    context.pix_fmt = "yuv420p"
+    context.max_b_frames = 0
+    context.time_base = tick
+
+
+def _even(side: int) -> int:
+    return side + side % 2
+
+
+def _pad_to_even(picture: Rgb) -> Rgb:
+    bottom, right = picture.shape[0] % 2, picture.shape[1] % 2
+    if not bottom and not right:
+        return picture
+    # Repeating the last row and column shows no dark seam.
+    padded = cv2.copyMakeBorder(picture, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
+    return np.asarray(padded, np.uint8)

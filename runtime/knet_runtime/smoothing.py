@@ -1,0 +1,131 @@
+"""Less flicker: class maps that follow the picture's motion and change their mind less often."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import cv2
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from knet_runtime.drawing import ClassMap, Rgb
+from knet_runtime.errors import ConfigError
+from knet_runtime.types import Frame
+
+if TYPE_CHECKING:
+    from knet_runtime.segmenter import Segmentation
+
+MAX_STRENGTH = 16
+
+_FLOW_PIXELS = 480 * 360  # motion is found at about this size: finer costs more than it brings
+_TOLERANCE = 12  # grey levels by which a pixel may differ from where it came from
+_CUT = 0.5  # share of pixels that came from nowhere, above which it is another scene
+_LEAST_SIDE = 16  # smaller pictures give it nothing to work on
+
+Flow = NDArray[np.float32]
+_Plane = TypeVar("_Plane", bound=NDArray[Any])
+_OUTSIDE = 255  # a confidence that no pixel has: it says that a pixel comes from outside
+
+
+class Smoother:
+    """Smooths the class maps of one source; call it with each frame and its mask, in order.
+
+    The last result moves along with the picture (dense optical flow). Where the new map agrees,
+    a pixel's class gains confidence, up to ``strength``; where it differs, it loses some, and only
+    a class without confidence is replaced. So a class that has stood for ``strength`` frames is
+    replaced when the new one has been seen in ``strength`` + 1. Pixels whose look does not fit
+    where they came from (uncovered, or lit anew) take the new map at once, and so does everything
+    after a cut or a change of size. A stale frame gets the last result again. The same frames give
+    the same maps.
+
+    Raises ConfigError for a strength outside 1 … 16.
+    """
+
+    def __init__(self, strength: int) -> None:
+        if not 1 <= strength <= MAX_STRENGTH:
+            raise ConfigError(f"smooth is {strength}; give frames, from 1 to {MAX_STRENGTH}")
+        self._strength = strength
+        self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+        self._grid: Flow = np.empty((0, 0, 2), np.float32)
+        self._grey: NDArray[np.uint8] | None = None
+        self._classes: ClassMap | None = None
+        self._confidence: NDArray[np.uint8] = np.empty((0, 0), np.uint8)
+
+    def __call__(self, frame: Frame, mask: Segmentation) -> Segmentation:
+        """The smoothed mask; ``mask`` itself is not changed."""
+        new = mask.class_map
+        same_size = self._classes is not None and self._classes.shape == new.shape
+        if not (frame.stale and same_size):
+            self._advance(frame.image, new, same_size)
+        assert self._classes is not None
+        return msgspec.structs.replace(mask, class_map=self._classes)
+
+    def _advance(self, image: Rgb, new: ClassMap, same_size: bool) -> None:
+        grey = _small(image)
+        before, self._grey = self._grey, grey
+        moved = None
+        if same_size and before is not None and min(grey.shape) >= _LEAST_SIDE:
+            moved = self._move(before, grey, new.shape)
+        if moved is None:
+            self._classes, self._confidence = new, np.zeros(new.shape, np.uint8)
+            return
+        classes, confidence, fresh = moved
+        differs = classes != new
+        taken = differs & (fresh | (confidence == 0))
+        # Up by one where they agree, down by one where the old class stays all the same.
+        confidence += (~differs).astype(np.uint8)
+        confidence -= (differs & ~taken).astype(np.uint8)
+        np.minimum(confidence, np.uint8(self._strength), out=confidence)
+        confidence[taken] = 0
+        self._classes = np.where(taken, new, classes)
+        self._confidence = confidence
+
+    def _move(
+        self, before: NDArray[np.uint8], grey: NDArray[np.uint8], shape: tuple[int, ...]
+    ) -> tuple[ClassMap, NDArray[np.uint8], NDArray[np.bool_]] | None:
+        """Last classes and confidences where they are now, and where the picture does not fit them;
+        None after a cut."""
+        assert self._classes is not None
+        height, width = shape
+        if self._grid.shape[:2] != (height, width):
+            self._grid = _grid(height, width)
+        low = grey.shape
+        flow = np.asarray(self._flow.calc(grey, before, np.zeros((*low, 2), np.float32)))
+        came = _pull(before, flow + _grid(*low), cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
+        misfit = np.asarray(cv2.blur(cv2.absdiff(came, grey), (3, 3)) > _TOLERANCE)
+        if misfit.mean() > _CUT:
+            return None
+        source: Flow = np.asarray(cv2.resize(flow, (width, height)), np.float32)
+        source *= np.array((width / low[1], height / low[0]), np.float32)
+        source += self._grid
+        classes = _pull(self._classes, source, cv2.INTER_NEAREST, cv2.BORDER_CONSTANT)
+        confidence = _pull(self._confidence, source, cv2.INTER_NEAREST, cv2.BORDER_CONSTANT)
+        fresh = cv2.resize(misfit.view(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
+        outside = confidence == _OUTSIDE
+        confidence[outside] = 0
+        return classes, confidence, np.asarray(fresh, np.bool_) | outside
+
+
+def _pull(plane: _Plane, source: Flow, method: int, border: int) -> _Plane:
+    """``plane`` at the places (x, y) in ``source``; what comes from outside is 255."""
+    remap: Callable[..., Any] = cv2.remap  # its type hints know no single map of two channels
+    pulled = remap(plane, source, None, method, borderMode=border, borderValue=_OUTSIDE)
+    return cast(_Plane, pulled)
+
+
+def _small(image: Rgb) -> NDArray[np.uint8]:
+    """The picture in grey, at about ``_FLOW_PIXELS``."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    scale = (_FLOW_PIXELS / grey.size) ** 0.5
+    if scale < 1:
+        size = max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale))
+        grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+    return np.asarray(grey, np.uint8)
+
+
+def _grid(height: int, width: int) -> Flow:
+    """Each pixel's own (x, y) as float32 [H, W, 2]."""
+    rows, columns = np.indices((height, width), np.float32)
+    return np.stack([columns, rows], axis=-1)

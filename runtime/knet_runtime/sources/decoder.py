@@ -1,0 +1,173 @@
+"""From packets to upright RGB pictures: what files and live sources share.
+
+Whole pictures out of interlaced video, through FFmpeg's filter.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import av
+import av.filter
+import numpy as np
+from av.container import InputContainer
+from av.stream import Disposition
+from numpy.typing import NDArray
+
+from knet_runtime.errors import SourceError
+from knet_runtime.types import MAX_PIXELS
+
+_Shape = tuple[int, int, str]
+
+
+class Deinterlacer:
+    """Hands pictures on as they are until one says it is interlaced; from then on through bwdif.
+
+    One picture comes out per picture that goes in, with its own time; once active, one picture
+    later, as the filter looks ahead. Pictures between that are not interlaced are left alone.
+    """
+
+    def __init__(self) -> None:
+        self._graph: av.filter.Graph | None = None
+        self._shape: _Shape | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether there were interlaced pictures."""
+        return self._graph is not None
+
+    def feed(self, picture: av.VideoFrame) -> list[av.VideoFrame]:
+        """The pictures that are ready, in order."""
+        if self._graph is None and not picture.interlaced_frame:
+            return [picture]
+        shape = (picture.height, picture.width, picture.format.name)
+        ready = []
+        if shape != self._shape:
+            ready = self.flush()
+            if not picture.interlaced_frame or not self._build(picture):
+                return [*ready, picture]
+            self._shape = shape
+        assert self._graph is not None
+        self._graph.vpush(picture)
+        return ready + self._pull()
+
+    def flush(self) -> list[av.VideoFrame]:
+        """The pictures held back; the next one begins anew."""
+        if self._graph is None:
+            return []
+        self._graph.vpush(None)
+        held = self._pull()
+        self._graph = self._shape = None
+        return held
+
+    def _build(self, picture: av.VideoFrame) -> bool:
+        if picture.height < 4 or picture.width < 3 or picture.time_base is None:
+            return False  # smaller than the filter takes
+        graph = av.filter.Graph()
+        source = graph.add_buffer(
+            width=picture.width,
+            height=picture.height,
+            format=picture.format,
+            time_base=picture.time_base,
+        )
+        bwdif = graph.add("bwdif", "mode=send_frame:parity=auto:deint=interlaced")
+        graph.link_nodes(source, bwdif, graph.add("buffersink")).configure()
+        self._graph = graph
+        return True
+
+    def _pull(self) -> list[av.VideoFrame]:
+        assert self._graph is not None
+        ready: list[av.VideoFrame] = []
+        while True:
+            try:
+                ready.append(self._graph.vpull())
+            except (av.BlockingIOError, av.EOFError):
+                return ready
+
+
+READ_ERRORS = (av.FFmpegError, OSError)
+"""What PyAV raises where it can not open, read or decode."""
+
+_THREADED_PIXELS = 40_000_000
+
+
+class Decoder:
+    """The video stream of an open container, decoded.
+
+    ``stream`` is the one that FFmpeg thinks best. Raises SourceError, naming ``name``, when there
+    is none, no decoder for it, or it is larger than ``MAX_PIXELS``.
+    """
+
+    def __init__(self, container: InputContainer, name: str, *, live: bool) -> None:
+        self._name = name
+        self._deinterlacer = Deinterlacer()
+        stream = container.streams.best("video")
+        # The cover picture of a sound file is a video stream too.
+        cover = stream is not None and stream.disposition & Disposition.attached_pic
+        if cover or not isinstance(stream, av.VideoStream):
+            raise SourceError(f"{name}: has no video in it; name a file that has one")
+        context = stream.codec_context
+        if context is None:
+            raise SourceError(f"{name}: there is no decoder for its video; convert it to H.264")
+        self._check_size(context.height, context.width)
+        # So that a size that changes midway is refused before memory is taken for it.
+        context.options = {**context.options, "max_pixels": str(MAX_PIXELS)}
+        # Frames at once in several threads: faster, but they come out later, so not for live, and
+        # each takes a frame's memory.
+        if not live and context.height * context.width <= _THREADED_PIXELS:
+            context.thread_type = "AUTO"
+        self.stream = stream
+
+    @property
+    def rate(self) -> Fraction | None:
+        """Frames per second, where one is stated that can be."""
+        for rate in (self.stream.average_rate, self.stream.guessed_rate):
+            if rate is not None and 0 < rate <= 1000:
+                return Fraction(rate)
+        return None
+
+    def decode(self, packet: av.Packet[av.VideoStream]) -> list[av.VideoFrame] | None:
+        """The pictures that a packet completes; None when it can not be decoded.
+
+        The empty packet at the end completes all that were held back.
+        """
+        if packet.is_corrupt:  # cut short: it could decode to half a picture
+            return None
+        try:
+            decoded = packet.decode()
+        except READ_ERRORS:
+            return None
+        pictures = [ready for picture in decoded for ready in self._deinterlacer.feed(picture)]
+        return pictures if packet.size else pictures + self._deinterlacer.flush()
+
+    @property
+    def deinterlaces(self) -> bool:
+        """Whether pictures are being made whole out of fields just now."""
+        return self._deinterlacer.active
+
+    def restart(self) -> None:
+        """Forget what is held back, after a seek."""
+        self._deinterlacer = Deinterlacer()
+
+    def time_of(self, picture: av.VideoFrame) -> Fraction | None:
+        """The picture's time stamp in seconds, exact, on the container's own clock."""
+        base = picture.time_base or self.stream.time_base
+        if picture.pts is None or base is None:
+            return None
+        return picture.pts * Fraction(base)
+
+    def rgb(self, picture: av.VideoFrame) -> NDArray[np.uint8]:
+        """uint8 [H, W, 3], upright, of its own. Raises SourceError above ``MAX_PIXELS``."""
+        self._check_size(picture.height, picture.width)
+        pixels = picture.to_ndarray(format="rgb24")
+        # The display matrix turns anticlockwise, as rot90 does; the copy is because PyAV's array
+        # can be a view of memory that the decoder still needs.
+        turns = round(picture.rotation / 90) % 4
+        return np.array(np.rot90(pixels, turns), np.uint8, order="C")
+
+    def _check_size(self, height: int, width: int) -> None:
+        if height * width > MAX_PIXELS:
+            raise SourceError(
+                f"{self._name}: {height}×{width} pixels are more than "
+                f"{MAX_PIXELS // 1_000_000} million; scale the video down"
+            )

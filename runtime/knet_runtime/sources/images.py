@@ -1,0 +1,321 @@
+"""An image, or a folder of them, as a source of frames.
+
+One image file to RGB pixels.
+
+The container is inspected before OpenCV sees the data: its size (a header may promise more pixels
+than memory holds) and, for the formats with a checkable structure, that the file is whole. OpenCV
+and the libraries below it would otherwise write their own complaints to stderr.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import threading
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from knet_runtime.errors import SourceError
+from knet_runtime.sources.base import SourceOptions, SourceStatus
+from knet_runtime.types import MAX_PIXELS, Frame, SourceInfo
+
+_PNG_KEPT = {b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"}
+
+
+class _DamageError(ValueError):
+    """The file's structure is broken; the text says how."""
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Read a PNG, JPEG, BMP, TIFF or WebP file as uint8 [H, W, 3] RGB, upright by its EXIF data.
+
+    The content decides, not the name. Grey and palette images become RGB, transparency is dropped
+    (the stored colour stays, as in training), 16-bit values v become round(v / 257), and of several
+    pages the first is read. Raises SourceError, naming the file, when it is missing, no image,
+    damaged, of another sample type, or larger than 200 megapixels.
+    """
+    try:
+        data = path.read_bytes()
+    except IsADirectoryError as error:
+        raise SourceError(f"{path}: is a folder, not an image; name an image in it") from error
+    except OSError as error:
+        raise SourceError(
+            f"{path}: {error.strerror}; check the name and its permissions"
+        ) from error
+    try:
+        (height, width), data = _inspect(data)
+    except (_DamageError, struct.error, IndexError) as error:
+        reason = str(error) if isinstance(error, _DamageError) else "is cut off"
+        raise SourceError(f"{path}: {reason}; copy or export the image again") from error
+    if height < 1 or width < 1:
+        raise SourceError(f"{path}: states a size of {height}×{width}; export the image again")
+    if height * width > MAX_PIXELS:
+        raise SourceError(
+            f"{path}: {height}×{width} pixels are more than {MAX_PIXELS // 1_000_000} million; "
+            "scale the image down or cut it into tiles"
+        )
+    try:
+        with _quiet_opencv():
+            flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
+            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise SourceError(f"{path}: can not be decoded; export the image again") from error
+    if pixels is None:
+        raise SourceError(f"{path}: can not be decoded; copy or export the image again")
+    if pixels.dtype == np.uint16:
+        # 257 is odd, so v / 257 never ends in one half: this is the rounded quotient.
+        pixels = (pixels.astype(np.uint32) + 128) // 257
+    elif pixels.dtype != np.uint8:
+        raise SourceError(
+            f"{path}: has {pixels.dtype} samples; save it with 8 or 16 bits per channel"
+        )
+    return np.asarray(cv2.cvtColor(pixels.astype(np.uint8), cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def _inspect(data: bytes) -> tuple[tuple[int, int], bytes]:
+    """The (height, width) that the header states, and the data to decode."""
+    if not data:
+        raise _DamageError("is empty")
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return _inspect_png(data)
+    if data.startswith(b"\xff\xd8\xff"):
+        return _inspect_jpeg(data), data
+    if data.startswith(b"BM"):
+        return _inspect_bmp(data), data
+    if data[:4] in (b"II*\x00", b"MM\x00*"):
+        return _inspect_tiff(data), data
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return _inspect_webp(data), data
+    raise _DamageError("is not a PNG, JPEG, BMP, TIFF or WebP image, whatever its name says")
+
+
+def _inspect_png(data: bytes) -> tuple[tuple[int, int], bytes]:
+    """Walk the chunks, check each CRC, and keep only what the pixels need.
+
+    The rest is colour profiles and text, about which libpng prints warnings for many good files.
+    """
+    kept = [data[:8]]
+    offset, size = 8, (0, 0)
+    while True:
+        length, kind = struct.unpack_from(">I4s", data, offset)
+        end = offset + 12 + length
+        if end > len(data):
+            raise _DamageError("is cut off")
+        body = memoryview(data)[offset + 4 : end - 4]
+        if kind in _PNG_KEPT:
+            if zlib.crc32(body) != int.from_bytes(data[end - 4 : end], "big"):
+                raise _DamageError("is damaged (a checksum does not match)")
+            kept.append(data[offset:end])
+        if kind == b"IHDR":
+            width, height = struct.unpack_from(">II", data, offset + 8)
+            size = (height, width)
+        if kind == b"IEND":
+            return size, b"".join(kept)
+        offset = end
+
+
+def _inspect_jpeg(data: bytes) -> tuple[int, int]:
+    """Walk the segments to the first scan; after it an end marker must follow."""
+    offset, size = 2, (0, 0)
+    while True:
+        if data[offset] != 0xFF:
+            raise _DamageError("is damaged (no JPEG segment where one should begin)")
+        marker = data[offset + 1]
+        if marker == 0xFF:  # padding
+            offset += 1
+            continue
+        (length,) = struct.unpack_from(">H", data, offset + 2)
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            size = struct.unpack_from(">HH", data, offset + 5)
+        offset += 2 + length
+        if marker == 0xDA:
+            # Entropy-coded data never holds 0xFF 0xD9: the encoder stuffs a zero after each 0xFF.
+            if data.find(b"\xff\xd9", offset) < 0:
+                raise _DamageError("is cut off")
+            return size
+
+
+def _inspect_bmp(data: bytes) -> tuple[int, int]:
+    (header,) = struct.unpack_from("<I", data, 14)
+    form = "<HH" if header == 12 else "<ii"
+    width, height = struct.unpack_from(form, data, 18)
+    return abs(height), width  # a negative height means rows from the top
+
+
+def _inspect_tiff(data: bytes) -> tuple[int, int]:
+    order = "<" if data.startswith(b"II") else ">"
+    (offset,) = struct.unpack_from(order + "I", data, 4)
+    (count,) = struct.unpack_from(order + "H", data, offset)
+    found = {}
+    for entry in range(offset + 2, offset + 2 + 12 * count, 12):
+        tag, kind = struct.unpack_from(order + "HH", data, entry)
+        if tag in (256, 257):  # ImageWidth, ImageLength, as a SHORT or a LONG
+            (found[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, entry + 8)
+    return found.get(257, 0), found.get(256, 0)
+
+
+def _inspect_webp(data: bytes) -> tuple[int, int]:
+    (length,) = struct.unpack_from("<I", data, 4)
+    if 8 + length > len(data):
+        raise _DamageError("is cut off")
+    match data[12:16]:
+        case b"VP8X":
+            width = int.from_bytes(data[24:27], "little") + 1
+            height = int.from_bytes(data[27:30], "little") + 1
+        case b"VP8L":
+            (bits,) = struct.unpack_from("<I", data, 21)
+            width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        case b"VP8 ":
+            width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
+        case _:
+            raise _DamageError("is damaged (no WebP picture inside)")
+    return height, width
+
+
+class _Silence:
+    """Silences OpenCV's log while a thread is inside it.
+
+    The level belongs to the whole process: the first thread to enter takes it, and the last one to
+    leave gives it back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside, self._level = 0, 0
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        log = getattr(cv2.utils, "logging", cv2)  # OpenCV 5, and 4
+        with self._lock:
+            if self._inside == 0:
+                self._level = log.getLogLevel()
+                log.setLogLevel(0)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if self._inside == 0:
+                    log.setLogLevel(self._level)
+
+
+_quiet_opencv = _Silence()
+
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The images of a folder by natural order of name ("a2" before "a10").
+
+    An image is a file with one of ``IMAGE_SUFFIXES``, in any case. Other files, hidden files and
+    sub-folders are left out. Raises SourceError when the folder can not be read or has no image.
+    """
+    try:
+        found = [
+            path
+            for path in folder.iterdir()
+            if path.suffix.lower() in IMAGE_SUFFIXES
+            and not path.name.startswith(".")  # macOS leaves "._photo.jpg" beside "photo.jpg"
+            and path.is_file()
+        ]
+    except OSError as error:
+        raise SourceError(
+            f"{folder}: {error.strerror}; check the folder and its permissions"
+        ) from error
+    if not found:
+        extensions = " ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
+        raise SourceError(
+            f"{folder}: has no images; put files with these extensions directly in it: {extensions}"
+        )
+    return sorted(found, key=_natural_key)
+
+
+def _natural_key(path: Path) -> tuple[list[str | int], str]:
+    parts = re.split(r"(\d+)", path.name)  # text at even places, digits at odd ones
+    return [int(p) if i % 2 else p.casefold() for i, p in enumerate(parts)], path.name
+
+
+def frame_names(paths: list[Path]) -> list[str]:
+    """A name per image that no other has: its stem, or the whole file name where stems repeat."""
+    stems = Counter(path.stem for path in paths)
+    names = [path.name if stems[path.stem] > 1 else path.stem for path in paths]
+    # a.jpg, a.png and a.png.png: the last one's stem is the second one's file name.
+    return names if len(set(names)) == len(names) else [path.name for path in paths]
+
+
+class ImageSource:
+    """Frames from image files; a context manager. They have no time: ``pts`` and ``rate`` are None.
+
+    ``path`` is an image or a folder (see ``list_images``), of which each ``options.every``-th is
+    read. Raises SourceError when it can not be read, from the constructor for the first image, else
+    while iterating.
+    """
+
+    def __init__(self, path: Path, options: SourceOptions | None = None) -> None:
+        folder = path.is_dir()
+        paths = list_images(path) if folder else [path]
+        names = frame_names(paths)
+        every = 1 if options is None else options.every
+        paths, names = paths[::every], names[::every]
+        self._stopped = False
+        first = read_image(paths[0])
+        height, width = first.shape[:2]
+        self._info = SourceInfo(
+            kind="images" if folder else "image",
+            hw=(height, width),
+            rate=None,
+            frames=len(paths),
+            path=path,
+        )
+        self._first = Frame(first, 0, None, names[0])
+        self._frames = self._read(paths, names)
+
+    @property
+    def info(self) -> SourceInfo:
+        """What is known beforehand; ``frames`` is the number of images."""
+        return self._info
+
+    @property
+    def status(self) -> SourceStatus:
+        """Always connected."""
+        return SourceStatus()
+
+    def _read(self, paths: list[Path], names: list[str]) -> Iterator[Frame]:
+        yield self._first
+        for index, (path, name) in enumerate(zip(paths, names, strict=True)):
+            if self._stopped:
+                return
+            if index > 0:
+                yield Frame(read_image(path), index, None, name)
+
+    def __iter__(self) -> Iterator[Frame]:
+        return self._frames
+
+    def stop(self) -> None:
+        """End the iteration, from any thread."""
+        self._stopped = True
+
+    def close(self) -> None:
+        """End the frames; no file stays open between them anyway."""
+        self._frames = iter(())
+
+    def __enter__(self) -> ImageSource:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

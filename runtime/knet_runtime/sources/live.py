@@ -1,0 +1,332 @@
+"""A camera or a network stream as a source of frames that outlives its connection.
+
+Times of a live source: a line of them that never runs back, and the pace of playlists.
+
+Both count by the monotonic clock, so that a wall clock that is set changes nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+from collections.abc import Generator, Iterator
+from fractions import Fraction
+from pathlib import Path
+from time import monotonic, time
+from types import TracebackType
+from typing import Literal
+
+import av
+from av.container import InputContainer
+
+from knet_runtime.errors import SourceError
+from knet_runtime.sources.base import SourceOptions, SourceStatus
+from knet_runtime.sources.container import (
+    Connector,
+    NetworkConnector,
+    close_input,
+    is_finite,
+    lost_by,
+)
+from knet_runtime.sources.decoder import READ_ERRORS, Decoder
+from knet_runtime.sources.reconnect import Backoff, SourceLost
+from knet_runtime.types import Frame, SourceInfo
+
+_SLACK = 2.0  # seconds by which a time may run ahead of the clock before it counts as a jump
+
+
+class Timeline:
+    """Puts the times of one connection after another on one line that counts from 0.
+
+    Every time is later than the last and a whole number of ``tick`` seconds. Within a connection
+    they keep the stream's own distances. After a reconnect, for a picture without a time, and when
+    the stream's clock jumps, the distance is what passed between the arrivals.
+    """
+
+    def __init__(self, tick: Fraction) -> None:
+        self._tick = tick
+        self._last: Fraction | None = None
+        self._arrived = 0.0
+        self._offset: Fraction | None = None
+
+    def reconnected(self) -> None:
+        """The times to come have nothing to do with those before."""
+        self._offset = None
+
+    def place(self, time: Fraction | None, now: float) -> Fraction:
+        """The time of a picture that the stream says is of ``time`` and came at ``now`` (s)."""
+        last = self._last
+        due = Fraction(0) if last is None else last + Fraction(now - self._arrived)
+        if time is None:
+            placed = due
+        else:
+            if self._offset is None or self._jumps(time + self._offset, due):
+                self._offset = due - time
+            placed = time + self._offset
+        placed = round(placed / self._tick) * self._tick
+        if last is not None and placed <= last:
+            placed = last + self._tick
+        self._last, self._arrived = placed, now
+        return placed
+
+    def _jumps(self, placed: Fraction, due: Fraction) -> bool:
+        return self._last is not None and not self._last < placed <= due + Fraction(_SLACK)
+
+
+class PlaylistClock:
+    """When the pictures of a playlist are due: it brings seconds of them at once."""
+
+    def __init__(self) -> None:
+        self._begin: float | None = None
+
+    def wait(self, time: Fraction | None, now: float) -> float:
+        """Seconds until the picture of ``time`` is due. One that is late is due now, and so is one
+        after a gap: the next ones are counted from it."""
+        if time is None:
+            return 0.0
+        if self._begin is not None:
+            wait = self._begin + float(time) - now
+            if 0 <= wait <= _SLACK:
+                return wait
+        self._begin = now - float(time)
+        return 0.0
+
+
+_log = logging.getLogger(__name__)
+
+_FINE_TICK = Fraction(1, 90_000)
+# Packets may come for so many read timeouts without a picture: cameras send a key frame every
+# ten seconds and more.
+_PICTURE_PATIENCE = 10
+_PLAYLIST_SECONDS = 60
+
+
+class LiveSource:
+    """Frames as they arrive, for as long as it is wanted; a context manager.
+
+    When the connection ends, breaks or goes silent, it is opened again after an ever longer wait
+    (``Backoff``), until ``options.max_downtime`` has passed without a picture: then SourceError.
+    In the meantime there are no frames; ``status`` says so. Times go on across reconnects
+    (``Timeline``), and so does ``index``. A frame is handed on when it arrives and nothing is
+    kept: whoever is slow gets what FFmpeg has buffered. ``Frame.wall`` is when it was decoded.
+
+    Takes over ``container``, which ``link`` opened; ``path`` is that of a device. Raises
+    SourceError when it holds no video, or ends before the first picture: only what has worked once
+    is tried again.
+    """
+
+    def __init__(
+        self,
+        link: Connector,
+        container: InputContainer,
+        kind: Literal["camera", "stream"],
+        options: SourceOptions,
+        path: Path | None = None,
+    ) -> None:
+        self._link = link
+        self._options = options
+        self._stop = threading.Event()
+        self._closed = False
+        self._connected = True
+        self._reconnects = 0
+        self._seen = self._since = monotonic()  # the last picture; the first one of a connection
+        self._backoff = Backoff()
+        self._lost = SourceLost("it was stopped")
+        # The stream's time of a playlist's last picture: now, and when it was opened.
+        self._played: Fraction | None = None
+        self._already: Fraction | None = None
+        self._container: InputContainer | None = container
+        try:
+            self._decoder = Decoder(container, link.name, live=True)
+            base = self._decoder.stream.time_base or _FINE_TICK
+            self._timeline = Timeline(base)
+            self._frames = self._read()
+            self._first = next(self._frames, None)
+            assert self._first is not None  # it waits for one, or raises
+            height, width = self._first.image.shape[:2]
+            rate = self._decoder.rate
+            self._info = SourceInfo(
+                kind=kind,
+                hw=(height, width),
+                rate=None if rate is None else rate / options.every,
+                frames=None,
+                time_base=base,
+                path=path,
+            )
+        except BaseException:
+            self._disconnect()
+            raise
+
+    @property
+    def info(self) -> SourceInfo:
+        """What the first connection showed."""
+        return self._info
+
+    @property
+    def status(self) -> SourceStatus:
+        """How it fares just now; from any thread."""
+        connected = self._connected
+        down = 0.0 if connected else monotonic() - self._seen
+        return SourceStatus(connected, self._reconnects, down)
+
+    def __iter__(self) -> Iterator[Frame]:
+        if self._first is not None:
+            first, self._first = self._first, None
+            yield first
+        # (``yield from`` would end the frames for good when a loop is left early.)
+        while (frame := next(self._frames, None)) is not None:
+            yield frame
+
+    def stop(self) -> None:
+        """End the iteration, from any thread: at once while it waits to reconnect, else at the
+        next packet or when a timeout is over."""
+        self._stop.set()
+
+    def close(self) -> None:
+        """Let go of the connection, from the thread that iterates or after it; twice is fine."""
+        if self._closed:
+            return
+        self._closed = True
+        self._first = None
+        self._stop.set()
+        self._frames.close()
+        self._disconnect()
+        del self._decoder  # the decoder's threads live as long as this
+
+    def __enter__(self) -> LiveSource:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _read(self) -> Generator[Frame, None, None]:
+        every, index, number = self._options.every, 0, 0
+        while not self._stop.is_set():
+            for picture in self._pictures():
+                now = self._arrived()
+                placed = self._timeline.place(self._decoder.time_of(picture), now)
+                if number % every == 0:
+                    rgb = self._decoder.rgb(picture)
+                    yield Frame(rgb, index, placed, f"{index:06d}", wall=time())
+                    self._seen = monotonic()  # what the taker needed is no silence
+                    index += 1
+                number += 1
+            self._disconnect()
+            if index == 0:
+                raise SourceError(f"{self._link.name}: {self._lost.reason}; {self._link.mend}")
+            if not self._stop.is_set():
+                self._reconnect(index)
+
+    def _pictures(self) -> Iterator[av.VideoFrame]:
+        """Those of one connection, when they are due, until it is lost (``_lost`` says how) or the
+        source is stopped."""
+        container = self._container
+        if container is None:
+            return
+        pace = PlaylistClock() if container.format.name == "hls" else None
+        self._already = self._played
+        packets = container.demux(self._decoder.stream)
+        opened = monotonic()
+        while not self._stop.is_set():
+            try:
+                packet = next(packets, None)
+            except READ_ERRORS as error:
+                # Kept, not raised: an exception would hold the decoder, and FFmpeg's own the
+                # address with its password.
+                broke = error.errno == errno.EIO
+                self._lost = SourceLost("the connection broke") if broke else lost_by(error)
+                return
+            if packet is None:  # a server that dies looks like one that has finished
+                self._lost = SourceLost("the stream ended")
+                return
+            for picture in self._decoder.decode(packet) or ():
+                if pace is not None:
+                    at = self._decoder.time_of(picture)
+                    if self._is_repeated(at):
+                        continue
+                    if self._stop.wait(pace.wait(at, monotonic())):
+                        return
+                    self._played = at
+                yield picture
+            silent = monotonic() - max(self._seen, opened)
+            if silent > _PICTURE_PATIENCE * self._options.read_timeout or self._is_over():
+                self._lost = SourceLost("what comes can not be decoded")
+                return
+
+    def _is_repeated(self, at: Fraction | None) -> bool:
+        """A playlist that has stopped growing begins with its last segments when it is opened
+        again: pictures that were handed on must not come back as new ones."""
+        done = self._already
+        return done is not None and at is not None and done - _PLAYLIST_SECONDS <= at <= done
+
+    def _arrived(self) -> float:
+        """Note that there is a picture; the moment on the monotonic clock."""
+        now = monotonic()
+        if not self._connected:
+            self._connected = True
+            self._reconnects += 1
+            self._since = now
+            _log.warning("%s: back after %.1f s", self._link.name, now - self._seen)
+        self._seen = now
+        return now
+
+    def _reconnect(self, frames: int) -> None:
+        """Try until it is open again or stopped. Raises SourceError after ``max_downtime``."""
+        name, limit = self._link.name, self._options.max_downtime
+        if self._connected:
+            self._connected = False
+            self._backoff.lasted(self._seen - self._since)
+            reason = self._lost.reason
+            _log.warning("%s: lost after %d frames (%s); trying to reconnect", name, frames, reason)
+        while True:
+            wait = self._backoff.delay(refused=self._lost.refused)
+            if limit is not None:
+                wait = max(0.0, min(wait, self._seen + limit - monotonic()))
+            _log.info("%s: trying again in %.2f s (%s)", name, wait, self._lost.reason)
+            if self._stop.wait(wait):
+                return
+            if self._is_over():
+                raise SourceError(
+                    f"{name}: no picture for {monotonic() - self._seen:.0f} s "
+                    f"({self._lost.reason}); {self._link.mend}"
+                )
+            try:
+                self._connect()
+                return
+            except SourceLost as lost:
+                self._lost = lost.with_traceback(None)
+
+    def _connect(self) -> None:
+        container = self._link.open()
+        try:
+            # A live playlist that now states its length has ended; it would begin anew.
+            if (
+                isinstance(self._link, NetworkConnector)
+                and not self._link.rtsp
+                and is_finite(container)
+            ):
+                raise SourceLost("the stream has ended")
+            self._decoder = Decoder(container, self._link.name, live=True)
+        except SourceError as error:
+            close_input(container)
+            raise SourceLost("there is no video in it") from error
+        except BaseException:
+            close_input(container)
+            raise
+        self._container = container
+        self._timeline.reconnected()
+
+    def _disconnect(self) -> None:
+        container, self._container = self._container, None
+        if container is not None:
+            close_input(container)
+
+    def _is_over(self) -> bool:
+        limit = self._options.max_downtime
+        return limit is not None and monotonic() - self._seen >= limit

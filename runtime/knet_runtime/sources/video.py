@@ -1,0 +1,321 @@
+"""A video that has an end as a source of frames: a file, or what a server holds.
+
+Whether a video file is damaged, and where that begins.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Generator, Iterator
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from types import TracebackType
+
+import av
+from av.container import InputContainer
+
+from knet_runtime.errors import SourceError
+from knet_runtime.sources.base import SourceOptions, SourceStatus
+from knet_runtime.sources.container import close_input
+from knet_runtime.sources.decoder import READ_ERRORS, Decoder
+from knet_runtime.types import Frame, SourceInfo
+
+_log = logging.getLogger(__name__)
+
+
+class DamageReport:
+    """Where a file is damaged: in packets, as threads hold some frames back.
+
+    Counting begins at a key frame: a recording that begins between two of them is not damaged for
+    that.
+    """
+
+    def __init__(self) -> None:
+        self.at: int | None = None  # whole packets before the damage
+        self.pictures = 0
+        self._good = 0
+        self._patched = 0
+
+    def began(self) -> None:
+        """It begins here, unless it did before."""
+        if self.at is None:
+            self.at = self._good
+
+    def count(
+        self, packet: av.Packet[av.VideoStream], pictures: list[av.VideoFrame] | None
+    ) -> None:
+        """Count a packet and what it was decoded to (None: nothing, it is damaged)."""
+        if pictures is None:
+            if self._good:
+                self.began()
+            return
+        self._good += bool(self._good or packet.is_keyframe)
+        self._patched += sum(picture.is_corrupt for picture in pictures)
+        self.pictures += len(pictures)
+
+    def report(self, name: str) -> None:
+        """Warn of patched pictures. Raises SourceError where something was damaged."""
+        if self._patched:
+            _log.warning("%s: %d damaged frames were patched up to be read", name, self._patched)
+        if self.at is not None and self.pictures:
+            whole = min(self.at, self.pictures)
+            raise SourceError(
+                f"{name}: is damaged after {whole} frames ({self.pictures} could be read); "
+                "copy or export it again"
+            )
+
+
+def is_cut_off(path: Path) -> bool:
+    """Whether an MP4's boxes end after the file does: its demuxer then just reports the end."""
+    length = path.stat().st_size
+    with path.open("rb") as file:
+        offset = 0
+        while offset + 8 <= length:
+            file.seek(offset)
+            header = file.read(16)
+            size = int.from_bytes(header[:4], "big")
+            if size == 1:
+                size = int.from_bytes(header[8:], "big")
+            if size == 0:  # up to the end
+                return False
+            if size < 8:
+                return True
+            offset += size
+    return offset > length
+
+
+_BEFORE = 10  # seconds
+
+
+class VideoSource:
+    """Frames of an opened video, upright, deinterlaced, with exact times; a context manager.
+
+    ``path`` is the file, or None where ``name`` is an address. Times count from the start of the
+    video (its earliest stream), also when only the part from ``options.start`` to ``options.end``
+    is read; ``Frame.index`` counts the frames that are handed on. What can not be decoded inside a
+    damaged file is passed over, and after the last readable frame SourceError says where the damage
+    began. Frames that the decoder had to patch up are handed on and counted in a logged warning.
+    Pixels are taken as square, mirrored recordings as they are.
+
+    Takes over ``container``. Raises SourceError when it holds no video, or none in that part.
+    """
+
+    def __init__(
+        self, container: InputContainer, name: str, options: SourceOptions, path: Path | None = None
+    ) -> None:
+        self._name = name
+        self._path = path
+        self._options = options
+        self._closed = False
+        self._stop = threading.Event()
+        self._container = container
+        try:
+            self._decoder = Decoder(container, name, live=False)
+            self._damage = DamageReport()
+            self._start = start_time(container, self._decoder.stream)
+            self._frames = self._read()
+            # Only a decoded frame shows the size (after rotation), and that there is any.
+            self._first = next(self._frames, None)
+            if self._first is None:
+                raise SourceError(self._nothing())
+            height, width = self._first.image.shape[:2]
+            rate = self._decoder.rate
+            self._info = SourceInfo(
+                kind="video",
+                hw=(height, width),
+                rate=None if rate is None else rate / options.every,
+                frames=self._frame_hint(),
+                time_base=self._decoder.stream.time_base,
+                path=path,
+            )
+        except BaseException:
+            close_input(container)
+            raise
+
+    @property
+    def info(self) -> SourceInfo:
+        """What is known beforehand."""
+        return self._info
+
+    @property
+    def status(self) -> SourceStatus:
+        """Always connected."""
+        return SourceStatus()
+
+    @property
+    def deinterlaces(self) -> bool:
+        """Whether pictures are being made of fields just now, which looks at those beside them."""
+        return self._decoder.deinterlaces
+
+    def __iter__(self) -> Iterator[Frame]:
+        if self._first is not None:
+            first, self._first = self._first, None
+            yield first
+        # (``yield from`` would end the frames for good when a loop is left early.)
+        while (frame := next(self._frames, None)) is not None:
+            yield frame
+
+    def stop(self) -> None:
+        """End the iteration, from any thread."""
+        self._stop.set()
+
+    def close(self) -> None:
+        """Let go of the file; a second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self._first = None
+        self._frames.close()
+        close_input(self._container)
+        del self._container, self._decoder  # the decoder's threads live as long as these
+
+    def __enter__(self) -> VideoSource:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _duration(self) -> Fraction | None:
+        duration = self._container.duration  # in microseconds
+        if duration is None or not 0 < duration < 10**13:
+            return None
+        return Fraction(duration, 1_000_000)
+
+    def _frame_hint(self) -> int | None:
+        stated, options = self._decoder.stream.frames, self._options
+        if 0 < stated < 2**31 and options.start is None and options.end is None:
+            return -(-stated // options.every)
+        rate, duration = self._decoder.rate, self._duration()
+        if rate is None or duration is None:
+            return None
+        end = duration if options.end is None else min(duration, Fraction(options.end))
+        seconds = end - Fraction(options.start or 0)
+        return max(1, round(rate * seconds / options.every))
+
+    def _nothing(self) -> str:
+        start, end = self._options.start, self._options.end
+        if start is None and end is None:
+            return f"{self._name}: no picture in it can be decoded; export it again"
+        duration = self._duration()
+        length = "" if duration is None else f" of its {float(duration):.3f} s"
+        until = "its end" if end is None else f"{end:g} s"
+        return (
+            f"{self._name}: there is no picture from {start or 0:g} s to {until}{length}; "
+            "choose another start and end"
+        )
+
+    def _read(self) -> Generator[Frame, None, None]:
+        options, index = self._options, 0
+        for number, (picture, time) in enumerate(self._part()):
+            if number % options.every == 0:
+                yield Frame(self._decoder.rgb(picture), index, time, f"{index:06d}")
+                index += 1
+        if not self._stop.is_set():
+            self._damage.report(self._name)
+
+    def _part(self) -> Iterator[tuple[av.VideoFrame, Fraction | None]]:
+        """The pictures from start to end, with their times."""
+        start, end = self._options.start, self._options.end
+        pictures = self._sought(start) if start else self._pictures()
+        for picture in pictures:
+            time = self._time(picture)
+            if time is None and (start is not None or end is not None):
+                raise SourceError(
+                    f"{self._name}: its pictures state no times, so no part can be chosen; "
+                    "convert it to MP4"
+                )
+            # As floats, or a start of 0.1 (a little more than 1/10) would miss the picture there.
+            if start is not None and time is not None and float(time) < start:
+                continue
+            if end is not None and time is not None and float(time) >= end:
+                return
+            yield picture, time
+
+    def _sought(self, start: float) -> Iterator[av.VideoFrame]:
+        """Pictures from one at or before ``start`` on.
+
+        Where a seek lands is the demuxer's affair (a packet without a key frame, or one whose
+        picture is shown later), so it is tried further back until a picture is early enough.
+        """
+        base = self._decoder.stream.time_base
+        back = Fraction(0)
+        while base is not None:
+            at = max(Fraction(0), Fraction(start) - back)
+            # Demuxers go by decoding times, which begin before the first picture's.
+            target = self._start + at if at else self._start - _BEFORE
+            try:
+                self._container.seek(target // base, stream=self._decoder.stream)
+            except READ_ERRORS as error:
+                if back == 0:  # can not be sought in: it is still where it was, at its beginning
+                    break
+                raise SourceError(
+                    f"{self._name}: can not be sought in; leave the start out, or copy the file"
+                ) from error
+            self._decoder.restart()
+            self._damage = DamageReport()
+            pictures = self._pictures()
+            first = next(pictures, None)
+            time = None if first is None else self._time(first)
+            if first is not None and (at == 0 or time is None or self._is_early(time, start)):
+                return chain([first], pictures)
+            if at == 0:
+                return iter(())
+            back = max(Fraction(1), 2 * back)
+        return self._pictures()
+
+    def _is_early(self, time: Fraction, start: float) -> bool:
+        # Deinterlacing looks at the picture before.
+        return float(time) < start or (float(time) == start and not self._decoder.deinterlaces)
+
+    def _pictures(self) -> Generator[av.VideoFrame, None, None]:
+        damage = self._damage
+        packets = self._container.demux(self._decoder.stream)
+        broken = False
+        while not self._stop.is_set():
+            try:
+                packet = next(packets, None)
+            except READ_ERRORS:
+                broken = True
+                break
+            if packet is None:
+                break
+            pictures = self._decoder.decode(packet)
+            damage.count(packet, pictures)
+            yield from pictures or ()
+        if self._path is None:
+            if broken:  # raised here, as FFmpeg's error holds the address with its password
+                raise SourceError(
+                    f"{self._name}: the connection broke off after {damage.pictures} frames; "
+                    "run it again, or download the video first"
+                )
+        elif broken:
+            damage.began()
+        elif damage.at is None and "mp4" in self._container.format.name and is_cut_off(self._path):
+            damage.at = damage.pictures
+
+    def _time(self, picture: av.VideoFrame) -> Fraction | None:
+        time = self._decoder.time_of(picture)
+        return None if time is None else time - self._start
+
+
+def start_time(container: InputContainer, stream: av.VideoStream) -> Fraction:
+    """A video's start on the stream's clock, so that times stay exact multiples of ticks.
+
+    ``Frame.pts`` counts from it.
+    """
+    start, base = stream.start_time, stream.time_base
+    if base is None:
+        return Fraction(0)
+    if container.start_time is None:
+        return (start or 0) * base
+    earliest = Fraction(container.start_time, 1_000_000)  # rounded to microseconds
+    if start is not None and abs(start * base - earliest) <= Fraction(1, 1_000_000):
+        return start * base
+    return round(earliest / base) * base

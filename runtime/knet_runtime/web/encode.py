@@ -1,0 +1,113 @@
+"""A frame and its mask as bytes: a JPEG of the overlay, and what the page mixes itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from typing import TypeVar, cast
+
+import cv2
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from knet_runtime.drawing import ClassMap, Rgb, blend, mark_stale
+from knet_runtime.web.streams import FrameShot
+
+PAGE_SIDE = 1280
+"""Pixels of the longer side beyond which the page's pictures are scaled down."""
+
+_Picture = TypeVar("_Picture", Rgb, ClassMap)
+
+_JPEG_SIDE = 65_500
+_QUALITY = 80
+
+
+class PictureHead(msgspec.Struct, frozen=True):
+    """What stands before the bytes of a page's picture: ``jpeg`` bytes, then ``runs`` runs.
+
+    ``at`` is when the picture arrived, in seconds since the epoch.
+    """
+
+    seq: int
+    frame: int
+    pts: float | None
+    at: float
+    stale: bool
+    width: int
+    height: int
+    jpeg: int
+    runs: int
+
+
+def page_picture(shot: FrameShot) -> bytes:
+    """The camera's picture and the class map apart, so that each viewer mixes them as it likes.
+
+    A uint32 length, a ``PictureHead`` as JSON of that length, the JPEG, and the class map as runs
+    in reading order: the end of each (uint32), then the class of each (uint16), little-endian.
+    """
+    image = shrink(shot.frame.image, PAGE_SIDE, cv2.INTER_AREA)
+    ends, classes = runs(shrink(shot.mask.class_map, PAGE_SIDE, cv2.INTER_NEAREST))
+    jpeg = _jpeg(image)
+    pts = shot.frame.pts
+    head = msgspec.json.encode(
+        PictureHead(
+            seq=shot.seq,
+            frame=shot.frame.index,
+            pts=None if pts is None else float(pts),
+            at=shot.at,
+            stale=shot.frame.stale,
+            width=image.shape[1],
+            height=image.shape[0],
+            jpeg=len(jpeg),
+            runs=len(ends),
+        )
+    )
+    return b"".join(
+        (len(head).to_bytes(4, "little"), head, jpeg, ends.tobytes(), classes.tobytes())
+    )
+
+
+def overlay_jpeg(
+    shot: FrameShot,
+    alpha: float,
+    classes: Collection[int] | None = None,
+    *,
+    side: int = _JPEG_SIDE,
+    stale: bool = False,
+) -> bytes:
+    """The overlay of ``classes`` (None: all) as JPEG, its longer side at most ``side``.
+
+    It says across its top when the frame is stale, or is said to be.
+    """
+    image = shrink(shot.frame.image, side, cv2.INTER_AREA)
+    class_map = shrink(shot.mask.class_map, side, cv2.INTER_NEAREST)
+    picture = blend(image, class_map, shot.mask.labels, alpha, classes)
+    if stale or shot.frame.stale:
+        picture = mark_stale(picture, max(0.0, time.time() - shot.at))
+    return _jpeg(picture)
+
+
+def runs(class_map: ClassMap) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
+    """Runs of equal classes over the map's rows, one after the other: their ends and classes."""
+    flat = class_map.ravel()
+    last = np.append(np.flatnonzero(flat[1:] != flat[:-1]), flat.size - 1)
+    return (last + 1).astype("<u4"), flat[last].astype("<u2")
+
+
+def shrink(picture: _Picture, side: int, method: int) -> _Picture:
+    """Scale [H, W] or [H, W, 3] down until its longer side is ``side``; else the same array."""
+    height, width = picture.shape[:2]
+    scale = side / max(height, width)
+    if scale >= 1:
+        return picture
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return cast(_Picture, cv2.resize(picture, size, interpolation=method))
+
+
+def _jpeg(picture: Rgb) -> bytes:
+    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    encoded, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+    if not encoded:
+        raise ValueError(f"{picture.shape} can not be encoded as JPEG")
+    return data.tobytes()

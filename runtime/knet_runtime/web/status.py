@@ -1,0 +1,227 @@
+"""The numbers of a run as the page, /metrics and /healthz tell them.
+
+How warm the machine is, and how fast its processor runs, where Linux lets it be read.
+
+The numbers as Prometheus asks for them, in a registry of their own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from knet_runtime.pipeline.stats import FeedSnapshot, RunSnapshot, StageSnapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from knet_runtime.web.streams import Latest
+
+
+class Sensors(msgspec.Struct, frozen=True):
+    """Degrees Celsius by thermal zone, and the fastest core's clock and its ceiling in Hz.
+
+    What can not be read is absent: an empty dict, None.
+    """
+
+    temperatures: dict[str, float]
+    clock: float | None
+    clock_limit: float | None
+
+
+def read_sensors(system: Path = Path("/sys")) -> Sensors:
+    """Read the sensors under ``system``; never raises."""
+    temperatures: dict[str, float] = {}
+    for zone in sorted((system / "class/thermal").glob("thermal_zone*")):
+        value = _number(zone / "temp")
+        # Zones that are switched off answer with nonsense, such as -256 degrees or 0.
+        if value is not None and 0 < value < 200_000:
+            name = _text(zone / "type") or zone.name
+            if name in temperatures:
+                name = f"{name} {zone.name.removeprefix('thermal_zone')}"
+            temperatures[name] = value / 1000
+    processors = list((system / "devices/system/cpu").glob("cpu[0-9]*/cpufreq"))
+    return Sensors(
+        temperatures,
+        _fastest([folder / "scaling_cur_freq" for folder in processors]),
+        _fastest([folder / "cpuinfo_max_freq" for folder in processors]),
+    )
+
+
+def _fastest(files: list[Path]) -> float | None:
+    values = [value for file in files if (value := _number(file)) is not None]
+    return 1000 * max(values) if values else None  # from kHz
+
+
+def _number(file: Path) -> float | None:
+    try:
+        return float(_text(file) or "")
+    except ValueError:
+        return None
+
+
+def _text(file: Path) -> str | None:
+    try:
+        return file.read_text("utf-8", "replace").strip()
+    except OSError:
+        return None
+
+
+State = Literal["waiting", "running", "stale", "disconnected", "ended"]
+
+STALE_SECONDS = 3.0
+"""A live feed without a new picture for so long is stale, even if the run itself has not said so:
+it may hang."""
+
+_NOTHING = FeedSnapshot(
+    frames=0,
+    dropped=0,
+    stale_frames=0,
+    reconnects=0,
+    connected=True,
+    last_frame_age=None,
+    stages={},
+)
+"""What there is to tell of a feed whose run has not begun."""
+
+
+class FeedStatus(msgspec.Struct, frozen=True):
+    """One feed: counts since the start, the age of its last new picture in seconds, milliseconds
+    by stage."""
+
+    name: str
+    state: State
+    frames: int
+    dropped: int
+    stale_frames: int
+    reconnects: int
+    age: float | None
+    stages: dict[str, StageSnapshot]
+
+
+class RunStatus(msgspec.Struct, frozen=True):
+    """All feeds at one moment; ``time`` in seconds since the epoch."""
+
+    time: float
+    viewers: int
+    machine: Sensors
+    feeds: list[FeedStatus]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether every feed gives new pictures, or has ended while others still run."""
+        states = {feed.state for feed in self.feeds}
+        return "running" in states and states <= {"running", "ended"}
+
+
+def _state(feed: FeedSnapshot, latest: Latest) -> State:
+    """One word for whether the pictures of a feed are now."""
+    shot = latest.shot
+    if latest.ended:
+        return "ended"
+    if not feed.connected:
+        return "disconnected"
+    if shot is None:
+        return "waiting"
+    live = shot.frame.wall is not None
+    hangs = live and feed.last_frame_age is not None and feed.last_frame_age > STALE_SECONDS
+    return "stale" if shot.frame.stale or hangs else "running"
+
+
+def read_run_status(snapshot: RunSnapshot, latest: Mapping[str, Latest], viewers: int) -> RunStatus:
+    """What there is to tell of the feeds in ``latest``, by name, at this moment."""
+    feeds = []
+    for name, slot in latest.items():
+        feed = snapshot.feeds.get(name, _NOTHING)
+        feeds.append(
+            FeedStatus(
+                name=name,
+                state=_state(feed, slot),
+                frames=feed.frames,
+                dropped=feed.dropped,
+                stale_frames=feed.stale_frames,
+                reconnects=feed.reconnects,
+                age=feed.last_frame_age,
+                stages=feed.stages,
+            )
+        )
+    return RunStatus(time.time(), viewers, read_sensors(), feeds)
+
+
+_COUNTERS: tuple[tuple[str, str, Callable[[FeedStatus], int]], ...] = (
+    ("knet_frames", "Frames segmented and written.", lambda feed: feed.frames),
+    (
+        "knet_frames_dropped",
+        "Frames of a live source that were skipped.",
+        lambda feed: feed.dropped,
+    ),
+    ("knet_frames_stale", "Times an old picture was shown again.", lambda feed: feed.stale_frames),
+    (
+        "knet_reconnects",
+        "Times a live source was connected to again.",
+        lambda feed: feed.reconnects,
+    ),
+)
+_STATES = ("waiting", "running", "stale", "disconnected", "ended")
+
+
+def registry(read: Callable[[], RunStatus]) -> CollectorRegistry:
+    """A registry that reads the numbers each time it is scraped."""
+    collected = CollectorRegistry(auto_describe=False)
+    collected.register(_Collector(read))
+    return collected
+
+
+class _Collector:
+    def __init__(self, read: Callable[[], RunStatus]) -> None:
+        self._read = read
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        numbers = self._read()
+        yield from _feeds(numbers.feeds)
+        yield GaugeMetricFamily("knet_viewers", "Open streams of the page.", numbers.viewers)
+        machine = numbers.machine
+        if machine.temperatures:
+            warmth = GaugeMetricFamily(
+                "knet_temperature_celsius", "By thermal zone.", labels=["zone"]
+            )
+            for zone, value in machine.temperatures.items():
+                warmth.add_metric([zone], value)
+            yield warmth
+        if machine.clock is not None:
+            yield GaugeMetricFamily("knet_clock_hertz", "The fastest core.", machine.clock)
+
+
+def _feeds(feeds: list[FeedStatus]) -> Iterator[Metric]:
+    for name, help_text, count in _COUNTERS:
+        counter = CounterMetricFamily(name, help_text, labels=["feed"])
+        for feed in feeds:
+            counter.add_metric([feed.name], count(feed))
+        yield counter
+    state = GaugeMetricFamily("knet_state", "1 for the feed's state.", labels=["feed", "state"])
+    age = GaugeMetricFamily(
+        "knet_picture_age_seconds", "Since the last new picture.", labels=["feed"]
+    )
+    stage = GaugeMetricFamily(
+        "knet_stage_seconds",
+        "Time per frame, over the last 1,000.",
+        labels=["feed", "stage", "quantile"],
+    )
+    for feed in feeds:
+        for name in _STATES:
+            state.add_metric([feed.name, name], feed.state == name)
+        if feed.age is not None:
+            age.add_metric([feed.name], feed.age)
+        for name, times in feed.stages.items():
+            for quantile, value in (("0.5", times.p50), ("0.95", times.p95), ("0.99", times.p99)):
+                stage.add_metric([feed.name, name, quantile], value / 1000)
+    yield from (state, age, stage)

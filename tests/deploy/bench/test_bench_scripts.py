@@ -1,0 +1,192 @@
+"""The scripts of ``benchmarks/`` that time networks of random weights, at small sizes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from knet_runtime.bundle.manifest import SizeRange
+from knet_runtime.bundle.store import open_bundle
+from knet_runtime.preprocess import resize
+from knet_runtime.segmenter import Segmenter
+from knet_synthetic import Street
+from knet_train.config import load_config
+
+FOLDER = Path(__file__).parents[3] / "benchmarks"
+PRESET = "knet-edge"
+SMALL = [
+    "model.backbone=resnet10t",
+    "model.channels=32",
+    "model.update_channels=32",
+    "model.ffn_channels=64",
+    "model.stages=1",
+    "loss.stage_weights=[1.0, 1.0]",
+]
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
+    """A script as a module, with words on its command line."""
+    if not FOLDER.is_dir():
+        pytest.skip("benchmarks/ is not beside the tests")
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+    def load(name: str, *words: object) -> ModuleType:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *" ".join(map(str, words)).split()])
+        return importlib.import_module(name)
+
+    return load
+
+
+@pytest.fixture
+def small(script: Callable[..., ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the scripts time is small: it is not about what they find."""
+    random_bundle = script("random_bundle")
+    monkeypatch.setattr(random_bundle, "load_config", lambda preset: load_config(preset, SMALL))
+
+
+@pytest.mark.slow
+def test_a_random_bundle_is_whole_and_sees_several_classes(
+    script: Callable[..., ModuleType], tmp_path: Path
+) -> None:
+    random_bundle = script("random_bundle")
+    model = random_bundle.random_model(PRESET, 11)
+    again = random_bundle.random_model(PRESET, 11)
+    for one, other in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+    sizes = SizeRange((64, 64), (128, 128), 8)
+    folder = tmp_path / "random.knet"
+    random_bundle.write_random(folder, model, PRESET, size=(64, 96), sizes=sizes, max_batch=2)
+    bundle = open_bundle(folder)
+    assert [one.kind for one in bundle.manifest.artefacts] == ["logits", "classmap"]
+    frames = [Street(seed, (100, 140)).frame(0)[0] for seed in range(2)]
+    for opened in (bundle, bundle.at((128, 64))):
+        with Segmenter(opened, "onnxruntime-cpu") as segmenter:
+            masks = segmenter.batch(frames)
+        size = (opened.manifest.input.height, opened.manifest.input.width)
+        with torch.no_grad():
+            logits = model(torch.from_numpy(np.stack([resize(frame, size) for frame in frames])))
+        large = torch.nn.functional.interpolate(logits, (100, 140), mode="bilinear")
+        for mask, expected in zip(masks, large.argmax(1).numpy(), strict=True):
+            assert (mask.class_map == expected).mean() > 0.999
+            assert len(np.unique(mask.class_map)) > 2
+
+
+@pytest.mark.usefixtures("small")
+def test_half_precision_and_more_classes_than_a_byte_holds(
+    script: Callable[..., ModuleType], tmp_path: Path
+) -> None:
+    random_bundle = script("random_bundle")
+    model = random_bundle.random_model(PRESET, 300)
+    folder = tmp_path / "many.knet"
+    bundle = random_bundle.write_random(folder, model, PRESET, size=(64, 64), precision="fp16")
+    (only,) = bundle.manifest.artefacts
+    assert (only.kind, only.precision) == ("logits", "fp16")
+    with Segmenter(bundle, "onnxruntime-cpu") as segmenter:
+        assert segmenter(Street(1, (64, 64)).frame(0)[0]).class_map.dtype == np.uint16
+
+
+def test_the_slope_is_the_exponent_of_growth(script: Callable[..., ModuleType]) -> None:
+    growth = script("growth")
+    assert growth.slopes([(2.0, 3.0)]) == [None]
+    assert growth.slopes([(2.0, 3.0), (4.0, 6.0), (8.0, 24.0), (16.0, 24.0)]) == [None, 1, 2, 0]
+
+
+def test_one_graph_takes_all_sizes(script: Callable[..., ModuleType]) -> None:
+    growth = script("growth")
+    assert growth.span_of([(64, 64), (64, 64)]) is None
+    assert growth.span_of([(64, 64), (64, 96)]) == SizeRange((64, 64), (64, 96), 8)
+    assert growth.span_of([(64, 128), (96, 64)]) == SizeRange((64, 64), (96, 128), 8)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small")
+def test_growth_is_measured_against_all_four(
+    script: Callable[..., ModuleType], tmp_path: Path
+) -> None:
+    out, plot = tmp_path / "new/g.json", tmp_path / "plots/g.png"
+    tiny = "--size 64x64 --areas 64x64 64x96 --classes 3 5 --batches 1 2 --sources 1 2"
+    words = [tiny, "--rounds", 1, "--frames", 2, "--output", out, "--plot", plot]
+    script("growth", *words).main()
+    curves = {curve["against"]: curve["points"] for curve in json.loads(out.read_text())["curves"]}
+    at = {against: [point["at"] for point in points] for against, points in curves.items()}
+    assert at == {"area": [4096, 6144], "classes": [3, 5], "batch": [1, 2], "sources": [1, 2]}
+    for points in curves.values():
+        assert all(point["ms"] > 0 for point in points)
+        assert points[0]["slope"] is None
+        assert isinstance(points[1]["slope"], float)
+    assert set(curves["area"][0]["stages"]) == {"fit", "infer", "tail", "total"}
+    assert cv2.imread(str(plot)) is not None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
+def test_the_gpu_rows_say_that_they_need_a_gpu(script: Callable[..., ModuleType]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        script("gpu_rows").main()
+    assert str(ended.value) == (
+        "gpu_rows: PyTorch sees no GPU here: pass --device cpu to try the script"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small")
+def test_the_gpu_rows_go_the_same_way_on_a_processor(
+    script: Callable[..., ModuleType], tmp_path: Path
+) -> None:
+    out, plot = tmp_path / "new/g.json", tmp_path / "plots/g.png"
+    tiny = "--device cpu --presets knet-edge --size 64 --rounds 1 --times 2 --batches 1 2"
+    words = [tiny, "--skip", "torch-compile", "--output", out, "--plot", plot]
+    script("gpu_rows", *words).main()
+    report = json.loads(out.read_text())
+    found = [(row["contender"], row["batch"]) for row in report["rows"]]
+    names = ("onnxruntime-cpu", "torch-fp32", "torch-fp16")
+    assert found == [(name, batch) for name in names for batch in (1, 2)]
+    for row in report["rows"]:
+        assert row["ms"]["p5"] <= row["ms"]["median"] <= row["ms"]["p99"]
+        assert row["frames_per_second"] == pytest.approx(
+            1000 * row["batch"] / row["ms"]["median"], abs=0.01
+        )
+        assert row["matmul_share"] > 0
+    assert cv2.imread(str(plot)) is not None
+
+
+def test_gpu_rows_that_fail_say_why_and_the_others_stand(
+    script: Callable[..., ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gpu_rows = script("gpu_rows", "--device", "cpu", "--size", 64, "--batches", 1, "--rounds", 2)
+    options = gpu_rows.parse()
+    images = np.zeros((1, 64, 64, 3), np.uint8)
+    calls: list[int] = []
+
+    def breaks(batch: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 3:
+            raise RuntimeError("CUDA error: out of memory\nhint")
+        return batch
+
+    options.times = 3
+    laps, broken = gpu_rows.rounds({"good": lambda batch: batch, "bad": breaks}, images, options)
+    assert broken == {"bad": "RuntimeError: CUDA error: out of memory"}
+    assert [lap.round for lap in laps if lap.contestant == "good"] == [0, 1]
+
+    def never(*_: Any) -> Any:
+        raise ValueError("it can not be exported")
+
+    out = tmp_path / "rows.json"
+    monkeypatch.setattr(gpu_rows, "measure", never)
+    words = ("--device", "cpu", "--presets", "knet-edge", "r50-fcn", "--output", out)
+    with pytest.raises(SystemExit, match="nothing ran"):
+        script("gpu_rows", *words).main()
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["preset"] for row in rows] == ["knet-edge", "r50-fcn"]
+    assert {row["failed"] for row in rows} == {"ValueError: it can not be exported"}

@@ -1,0 +1,128 @@
+"""``knet-deploy bench`` from the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+
+from knet_deploy.cli.bench import PEERS
+from knet_runtime.bundle.store import Bundle, default_bundle_path
+from knet_runtime.engines.registry import probe_engines
+
+FEW = ("--engine", "onnxruntime-cpu", "--rounds", "1", "--frames", "2")
+
+
+def test_a_bundle_is_timed_and_all_of_it_is_in_the_files(
+    call: Callable[..., Any], free_bundle: Bundle, tmp_path: Path
+) -> None:
+    out, plot = tmp_path / "new/b.json", tmp_path / "b.png"
+    words = ("--size", "32x48", "--size", "48x64", "--json", out, "--plot", plot)
+    answer = call("bench", free_bundle.path, *FEW, *words)
+    assert answer.code == 0, answer.err
+    assert "32×48" in answer.out
+    assert "* onnxruntime-cpu: it was never verified" in answer.out
+    report = json.loads(out.read_text())
+    assert [row["task"] for row in report["rows"]] == ["32×48", "48×64"]
+    row = report["rows"][0]
+    assert (row["precision"], row["verified"], row["agreement"]) == ("fp32", False, 1.0)
+    assert row["graph"] == free_bundle.manifest.files["logits.onnx"].sha256
+    assert set(row["stages"]["total"]) == {"median", "p5", "p95", "p99"}
+    assert row["startup_seconds"] > 0
+    assert report["files"][0]["frames_per_second"] > 0
+    assert report["limits"]["matmul"] > 1e6
+    assert report["machine"]["packages"]["numpy"]
+    assert cv2.imread(str(plot)) is not None
+
+
+def test_bundles_stand_side_by_side(
+    call: Callable[..., Any], free_bundle: Bundle, tmp_path: Path
+) -> None:
+    twin, out = tmp_path / "twin.knet", tmp_path / "b.json"
+    shutil.copytree(free_bundle.path, twin)
+    words = ("--size", "32x48", "--sources", "0", "--json", out)
+    assert call("bench", free_bundle.path, twin, *FEW, *words).code == 0
+    report = json.loads(out.read_text())
+    names = [
+        f"onnxruntime-cpu {path.name.removesuffix('.knet')}" for path in (free_bundle.path, twin)
+    ]
+    assert [row["contestant"] for row in report["rows"]] == names
+    assert report["models"] == 2 * [free_bundle.model_id]
+    answer = call("bench", free_bundle.path, free_bundle.path, *FEW)
+    assert answer.code == 2
+    assert "rename one" in answer.err
+
+
+def test_a_video_gives_its_frames_and_its_size(
+    call: Callable[..., Any], free_bundle: Bundle, video: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "b.json"
+    words = ("--source", video, "--sources", "0", "--threads", "1", "--json", out)
+    assert call("bench", free_bundle.path, *FEW, *words).code == 0
+    report = json.loads(out.read_text())
+    assert [row["task"] for row in report["rows"]] == ["96×128"]
+    assert (report["files"], report["threads"]) == ([], 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("--engine", "abacus"), "there is no engine 'abacus'"),
+        (("--engine", "auto"), "leave it out for all"),
+        (("--size", "big"), "write HEIGHTxWIDTH"),
+        (("--compare", "torch,keras"), f"no such peer: use {','.join(PEERS)}"),
+        (("--compare", ","), "names nobody"),
+        (("--threads", "4096"), "this process may use"),
+        (("--plot", "bars.jpg"), "let its name end in .png"),
+        (("--compare", "torch"), "--compare needs --checkpoint"),
+        (("--compare", "torch", "--checkpoint", "none.safetensors"), "is no file"),
+        (("--source", "nowhere.mp4"), "nowhere.mp4"),
+        (("--source", "rtsp://me:secret@127.0.0.1:1/live"), "rtsp://***@127.0.0.1:1/live is live"),
+        (("--json", "/dev/null/b.json"), "/dev/null"),
+        (("--plot", "/dev/null/b.png"), "/dev/null"),
+        (("--json", "/dev"), "is a folder; name a file in it"),
+        (("--json", "/"), "is a folder; name a file in it"),
+    ],
+)
+def test_what_can_not_be_is_refused_in_one_line(
+    words: tuple[str, ...], text: str, call: Callable[..., Any], free_bundle: Bundle
+) -> None:
+    answer = call("bench", free_bundle.path, *words)
+    assert answer.code == 2
+    assert text in answer.err
+    assert len(answer.err.splitlines()) == 1
+    assert not answer.out, "it is said before anything is measured"
+
+
+def test_an_engine_that_fails_leaves_the_others_standing(
+    call: Callable[..., Any], free_bundle: Bundle, tmp_path: Path
+) -> None:
+    absent = [status.name for status in probe_engines() if not status.available]
+    if not absent:
+        pytest.skip("every engine works on this machine")
+    out = tmp_path / "b.json"
+    words = ("--engine", absent[0], "--size", "32x48", "--sources", "0")
+    answer = call("bench", free_bundle.path, *FEW, *words, "--json", out)
+    assert answer.code == 0, answer.err
+    assert f"{absent[0]} did not run: " in answer.out
+    report = json.loads(out.read_text())
+    assert [row["contestant"] for row in report["rows"]] == ["onnxruntime-cpu"]
+    assert [failure["contestant"] for failure in report["failures"]] == [absent[0]]
+    alone = call("bench", free_bundle.path, "--rounds", "1", "--frames", "1", *words)
+    assert alone.code == 1
+    assert "no engine ran this bundle" in alone.err
+
+
+def test_peers_take_no_other_checkpoint_than_the_bundles(
+    call: Callable[..., Any], free_bundle: Bundle, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.safetensors"
+    shutil.copy(default_bundle_path() / "golden.npz", other)
+    answer = call("bench", free_bundle.path, "--compare", "torch", "--checkpoint", other)
+    assert answer.code == 2
+    assert "was not exported from" in answer.err

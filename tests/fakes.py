@@ -1,0 +1,137 @@
+"""Sources, sinks and segmenters for tests of the pipeline, which do and fail as they are told."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from time import monotonic, sleep, time
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from knet_runtime.labels import CAMVID11
+from knet_runtime.segmenter import Segmentation
+from knet_runtime.sources.base import SourceStatus
+from knet_runtime.types import Frame, SourceInfo, SourceKind
+
+
+class Frames:
+    """``count`` small frames (None: no end); ``on_frame`` is called with each index before it."""
+
+    def __init__(
+        self,
+        count: int | None,
+        on_frame: Callable[[int], None] | None = None,
+        kind: SourceKind = "video",
+    ) -> None:
+        self.info = SourceInfo(kind, (8, 12), Fraction(25), None, Fraction(1, 25))
+        self.status = SourceStatus()
+        self.stopped = threading.Event()
+        self.read = 0
+        self._count = count
+        self._on_frame = on_frame
+
+    def __iter__(self) -> Iterator[Frame]:
+        while self.read != self._count and not self.stopped.is_set():
+            if self._on_frame is not None:
+                self._on_frame(self.read)
+            index = self.read
+            self.read += 1
+            image = np.full((8, 12, 3), index % 251, np.uint8)
+            wall = time() if self.info.live else None
+            yield Frame(image, index, Fraction(index, 25), f"{index:06d}", wall)
+
+    def stop(self) -> None:
+        self.stopped.set()
+
+    def close(self) -> None:
+        self.stop()
+
+    def __enter__(self) -> Frames:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Recorder:
+    """A sink that remembers; ``on_write`` and ``on_close`` may wait or raise."""
+
+    def __init__(
+        self,
+        name: str = "recorder",
+        on_write: Callable[[Frame], None] | None = None,
+        on_close: Callable[[], None] | None = None,
+    ) -> None:
+        self.name = name
+        self.path: Path | None = None
+        self.frames: list[int] = []
+        self.stale: list[int] = []
+        self.closed: list[str] = []
+        self._on_write = on_write
+        self._on_close = on_close
+
+    def write(self, frame: Frame, mask: Segmentation) -> None:
+        assert not self.closed
+        assert mask.class_map.flat[0] == frame.index % 251 % 11
+        if self._on_write is not None:
+            self._on_write(frame)
+        (self.stale if frame.stale else self.frames).append(frame.index)
+
+    def close(self, keep: str = "complete") -> None:
+        self.closed.append(keep)
+        if self._on_close is not None:
+            self._on_close()
+
+
+def segment_one(image: NDArray[np.uint8]) -> Segmentation:
+    """The picture's value, modulo the number of classes."""
+    class_map = np.full(image.shape[:2], int(image.flat[0]) % 11, np.uint8)
+    return Segmentation(class_map, CAMVID11, {"fit": 1.0, "infer": 4.0, "tail": 2.0})
+
+
+class Batches:
+    """A segmenter of batches that remembers which there were."""
+
+    max_batch = 3
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.warmed: list[int] = []
+
+    def __call__(self, image: NDArray[np.uint8]) -> Segmentation:
+        raise AssertionError("batch is there")
+
+    def batch(self, frames: list[NDArray[np.uint8]]) -> list[Segmentation]:
+        self.batches.append([int(frame.flat[0]) for frame in frames])
+        return [segment_one(frame) for frame in frames]
+
+    def warm_up(self, largest: int) -> None:
+        self.warmed.append(largest)
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 20) -> None:
+    """Return as soon as it holds; fail when it has not after so long."""
+    end = monotonic() + seconds
+    while not condition():
+        assert monotonic() < end, f"not within {seconds} s: {what}"
+        sleep(0.005)
+
+
+def entries(name: str) -> int:
+    """How many open files or threads the system knows of; 0 where it does not say."""
+    folder = Path(name)
+    return len(list(folder.iterdir())) if folder.is_dir() else 0
+
+
+def pipeline_threads() -> list[str]:
+    """The names of the pipeline's threads that live."""
+    return [t.name for t in threading.enumerate() if t.name.startswith("knet-")]

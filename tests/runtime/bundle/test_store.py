@@ -1,0 +1,391 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from knet_runtime.bundle import store as bundle_module
+from knet_runtime.bundle.manifest import Manifest, SizeRange
+from knet_runtime.bundle.store import (
+    Bundle,
+    default_bundle_path,
+    open_bundle,
+    record_parity,
+    write_bundle,
+)
+from knet_runtime.errors import BundleError, ConfigError, OutputError
+
+CONTENT = {"model.onnx": b"graph", "golden.npz": b"tensors", "docs/CARD.md": b"words"}
+
+
+@pytest.fixture
+def written(tmp_path: Path, manifest: Manifest) -> Path:
+    return write_bundle(tmp_path / "colours.knet", manifest, CONTENT).path
+
+
+def names(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir()}
+
+
+def test_what_is_written_is_opened_again(tmp_path: Path, manifest: Manifest):
+    source = tmp_path / "somewhere.onnx"
+    source.write_bytes(b"x" * 3_000_000)
+    files = {**CONTENT, "model.onnx": source, "weights/model.onnx.data": b""}
+    bundle = write_bundle(tmp_path / "new" / "colours.knet", manifest, files)
+    assert names(tmp_path / "new") == {"colours.knet"}
+    opened = open_bundle(str(bundle.path))
+    assert opened.manifest == bundle.manifest
+    assert set(opened.manifest.files) == set(files)
+    assert opened.file("model.onnx").read_bytes() == source.read_bytes()
+    record = opened.manifest.files["model.onnx"]
+    assert record.bytes == 3_000_000
+    assert record.sha256 == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert msgspec.structs.replace(opened.manifest, files={}) == manifest
+
+
+def test_model_id_names_the_graph(written: Path):
+    digest = hashlib.sha256(b"graph").hexdigest()
+    assert open_bundle(written).model_id == f"colours@{digest[:12]}"
+
+
+def test_model_id_differs_when_only_the_external_weights_do(tmp_path: Path, manifest: Manifest):
+    artefact = msgspec.structs.replace(manifest.artefacts[0], external_data=("w.data",))
+    changed = msgspec.structs.replace(manifest, artefacts=(artefact,))
+    ids = {
+        write_bundle(
+            tmp_path / f"{weights}.knet", changed, {**CONTENT, "w.data": weights.encode()}
+        ).model_id
+        for weights in ("one", "two")
+    }
+    assert len(ids) == 2
+
+
+def test_relative_path_still_opens_after_a_change_of_folder(
+    written: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(written.parent)
+    bundle = open_bundle(written.name)
+    monkeypatch.chdir("/")
+    assert bundle.file("model.onnx").read_bytes() == b"graph"
+
+
+def test_file_that_is_not_listed_is_not_given_out(written: Path):
+    (written / "extra.txt").write_text("left alone")
+    with pytest.raises(BundleError, match=r"'extra\.txt' is not listed"):
+        open_bundle(written).file("extra.txt")
+
+
+@pytest.mark.parametrize("name", sorted(CONTENT))
+def test_changed_file_is_refused_by_name(written: Path, name: str):
+    data = bytearray((written / name).read_bytes())
+    data[0] ^= 1
+    (written / name).write_bytes(data)
+    with pytest.raises(BundleError, match=f"{name} is damaged .its SHA-256"):
+        open_bundle(written)
+
+
+def test_truncated_file_is_refused_by_name(written: Path):
+    (written / "model.onnx").write_bytes(b"gra")
+    with pytest.raises(BundleError, match=r"model\.onnx is damaged .it has 3 bytes.* says 5"):
+        open_bundle(written)
+
+
+def test_missing_file_is_refused_by_name(written: Path):
+    (written / "golden.npz").unlink()
+    with pytest.raises(BundleError, match=r"golden\.npz is missing; copy the bundle again"):
+        open_bundle(written)
+
+
+def test_folder_or_pipe_in_place_of_a_file_is_refused(written: Path):
+    (written / "model.onnx").unlink()
+    (written / "model.onnx").mkdir()
+    with pytest.raises(BundleError, match=r"model\.onnx is no plain file"):
+        open_bundle(written)
+    (written / "model.onnx").rmdir()
+    os.mkfifo(written / "model.onnx")
+    with pytest.raises(BundleError, match=r"model\.onnx is no plain file"):
+        open_bundle(written)
+
+
+def test_link_that_leaves_the_bundle_is_refused_even_to_the_right_bytes(written: Path):
+    outside = written.parent / "graph"
+    shutil.move(written / "model.onnx", outside)
+    (written / "model.onnx").symlink_to(outside)
+    with pytest.raises(BundleError, match=r"model\.onnx is a link that leaves the bundle"):
+        open_bundle(written)
+
+
+def test_linked_folder_and_linked_manifest_that_leave_are_refused(written: Path):
+    shutil.move(written / "docs", written.parent / "docs")
+    (written / "docs").symlink_to(written.parent / "docs")
+    with pytest.raises(BundleError, match=r"CARD\.md is a link that leaves"):
+        open_bundle(written)
+    shutil.move(written / "manifest.json", written.parent / "m")
+    (written / "manifest.json").symlink_to(written.parent / "m")
+    with pytest.raises(BundleError, match=r"manifest\.json is a link that leaves"):
+        open_bundle(written)
+
+
+def test_link_that_leads_to_itself_is_refused(written: Path):
+    (written / "model.onnx").unlink()
+    (written / "model.onnx").symlink_to("model.onnx")
+    with pytest.raises(BundleError, match=r"model\.onnx"):
+        open_bundle(written)
+
+
+def test_link_within_the_bundle_and_to_the_bundle_is_taken(written: Path):
+    (written / "model.onnx").rename(written / "real")
+    (written / "model.onnx").symlink_to("real")
+    link = written.parent / "link.knet"
+    link.symlink_to(written)
+    assert open_bundle(link).file("model.onnx").read_bytes() == b"graph"
+
+
+def test_what_is_no_bundle_is_one_clear_error(tmp_path: Path, written: Path):
+    with pytest.raises(BundleError, match="there is no such bundle"):
+        open_bundle(tmp_path / "absent.knet")
+    with pytest.raises(BundleError, match="this is a file; a bundle is a folder"):
+        open_bundle(written / "model.onnx")
+    with pytest.raises(BundleError, match=r"holds no manifest\.json"):
+        open_bundle(written / "docs")
+    (written / "manifest.json").write_bytes(b"\xff{")
+    with pytest.raises(BundleError, match=r"colours\.knet: manifest\.json can not be read"):
+        open_bundle(written)
+
+
+def test_manifest_that_is_cut_anywhere_is_refused(written: Path):
+    data = (written / "manifest.json").read_bytes()
+    for end in range(0, len(data) - 2, 97):
+        (written / "manifest.json").write_bytes(data[:end])
+        with pytest.raises(BundleError, match=r"manifest\.json can not be read"):
+            open_bundle(written)
+
+
+def test_manifest_that_points_outside_is_refused(written: Path):
+    data = (written / "manifest.json").read_bytes()
+    (written / "manifest.json").write_bytes(data.replace(b"golden.npz", b"../gold.npz"))
+    with pytest.raises(BundleError, match=r"unsafe path '\.\./gold\.npz'"):
+        open_bundle(written)
+
+
+def test_existing_bundle_is_kept_unless_told_to_replace(written: Path, manifest: Manifest):
+    with pytest.raises(OutputError, match="exists already"):
+        write_bundle(written, manifest, {**CONTENT, "model.onnx": b"other"})
+    assert open_bundle(written).file("model.onnx").read_bytes() == b"graph"
+    write_bundle(written, manifest, {**CONTENT, "model.onnx": b"other"}, replace=True)
+    assert open_bundle(written).file("model.onnx").read_bytes() == b"other"
+    assert names(written.parent) == {"colours.knet"}
+
+
+def test_bundle_can_be_rewritten_from_its_own_files(written: Path, manifest: Manifest):
+    files = {name: written / name for name in CONTENT}
+    write_bundle(written, manifest, files, replace=True)
+    assert open_bundle(written).file("docs/CARD.md").read_bytes() == b"words"
+
+
+def test_replacing_a_link_leaves_what_it_led_to(written: Path, manifest: Manifest):
+    link = written.parent / "latest.knet"
+    link.symlink_to(written)
+    write_bundle(link, manifest, {**CONTENT, "model.onnx": b"other"}, replace=True)
+    assert not link.is_symlink()
+    assert open_bundle(written).file("model.onnx").read_bytes() == b"graph"
+
+
+def test_folder_that_is_no_bundle_is_never_replaced(tmp_path: Path, manifest: Manifest):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "me.jpg").write_bytes(b"dear")
+    with pytest.raises(OutputError, match="is no bundle"):
+        write_bundle(tmp_path / "photos", manifest, CONTENT, replace=True)
+    assert names(tmp_path / "photos") == {"me.jpg"}
+
+
+@pytest.mark.parametrize(
+    "interruption", [KeyboardInterrupt, OSError(28, "No space left on device")]
+)
+def test_interrupted_writing_leaves_the_old_bundle_and_no_trace(
+    written: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, interruption
+):
+    calls = []
+
+    def fail(handle: int) -> None:
+        calls.append(handle)
+        if len(calls) == 2:
+            raise interruption
+
+    monkeypatch.setattr(bundle_module.os, "fsync", fail)
+    expected = OutputError if isinstance(interruption, OSError) else KeyboardInterrupt
+    with pytest.raises(expected):
+        write_bundle(written, manifest, {**CONTENT, "model.onnx": b"other"}, replace=True)
+    assert names(written.parent) == {"colours.knet"}
+    assert open_bundle(written).file("model.onnx").read_bytes() == b"graph"
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, OSError(5, "Input/output error")])
+def test_failed_exchange_brings_the_old_bundle_back(
+    written: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, interruption
+):
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.name.endswith(".new"):
+            assert not written.exists()  # the old one has just been put aside
+            raise interruption
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    expected = OutputError if isinstance(interruption, OSError) else KeyboardInterrupt
+    with pytest.raises(expected):
+        write_bundle(written, manifest, {**CONTENT, "model.onnx": b"other"}, replace=True)
+    assert names(written.parent) == {"colours.knet"}
+    assert open_bundle(written).file("model.onnx").read_bytes() == b"graph"
+
+
+def test_bundle_is_never_seen_half_written(
+    written: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+):
+    """Whenever a file has been written, whatever stands under the name opens."""
+    fsync, seen = os.fsync, []
+
+    def look(handle: int) -> None:
+        fsync(handle)
+        seen.append(open_bundle(written).file("model.onnx").read_bytes())
+
+    monkeypatch.setattr(bundle_module.os, "fsync", look)
+    write_bundle(written, manifest, {**CONTENT, "model.onnx": b"other"}, replace=True)
+    assert len(seen) >= len(CONTENT) + 1
+    assert seen[0] == b"graph"
+    assert seen[-1] == b"other"
+
+
+def test_unwritable_places_and_missing_sources_are_output_errors(
+    tmp_path: Path, manifest: Manifest
+):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OutputError, match="can not be written"):
+        write_bundle(tmp_path / "file" / "x.knet", manifest, CONTENT)
+    absent = {**CONTENT, "model.onnx": tmp_path / "absent.onnx"}
+    with pytest.raises(OutputError, match=r"absent\.onnx"):
+        write_bundle(tmp_path / "x.knet", manifest, absent)
+    assert names(tmp_path) == {"file"}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_read_only_parent_is_an_output_error(tmp_path: Path, manifest: Manifest):
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(OutputError, match="Permission denied"):
+            write_bundle(tmp_path / "x.knet", manifest, CONTENT)
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_files_that_do_not_fit_the_manifest_are_refused(tmp_path: Path, manifest: Manifest):
+    with pytest.raises(BundleError, match=r"'model\.onnx' is not among the files"):
+        write_bundle(tmp_path / "x.knet", manifest, {"golden.npz": b""})
+    with pytest.raises(BundleError, match="unsafe path"):
+        write_bundle(tmp_path / "x.knet", manifest, {**CONTENT, "../x": b""})
+    assert not names(tmp_path)
+
+
+def test_bundle_can_be_copied_and_read_by_others(written: Path, tmp_path: Path):
+    shutil.copytree(written, tmp_path / "copy.knet")
+    assert open_bundle(tmp_path / "copy.knet").manifest == open_bundle(written).manifest
+    mask = os.umask(0)
+    os.umask(mask)
+    assert written.stat().st_mode & 0o777 == 0o777 & ~mask
+
+
+def test_bundle_of_free_size_runs_at_another(make_bundle, manifest: Manifest):
+    sizes = SizeRange((8, 8), (64, 96), 8)
+    bundle = make_bundle(input=msgspec.structs.replace(manifest.input, sizes=sizes))
+    assert bundle.at((16, 24)) is bundle
+    other = bundle.at((64, 32))
+    assert (other.manifest.input.height, other.manifest.input.width) == (64, 32)
+    assert (other.path, other.model_id) == (bundle.path, bundle.model_id)
+    assert (bundle.manifest.input.height, bundle.manifest.input.width) == (16, 24)
+    for size in ((72, 24), (16, 104), (4, 24), (20, 24)):
+        with pytest.raises(
+            ConfigError, match=r"heights 8 … 64 and widths 8 … 96 in multiples of 8"
+        ):
+            bundle.at(size)
+
+
+def test_bundle_of_one_size_says_how_to_get_others(make_bundle):
+    bundle = make_bundle()
+    assert bundle.at((16, 24)) is bundle
+    with pytest.raises(ConfigError, match=r"exported for 16×24 only: .* with --dynamic"):
+        bundle.at((32, 24))
+
+
+def test_kind_that_a_bundle_lacks_is_named(make_bundle, colour_model):
+    assert make_bundle(classmap=colour_model(kind="classmap")).graph("classmap").path == (
+        "classmap.onnx"
+    )
+    with pytest.raises(BundleError, match=r"colours\.knet holds no classmap graph"):
+        make_bundle().graph("classmap")
+
+
+def test_parity_is_recorded_once_per_engine_and_device(make_bundle, colour_model, parity):
+    bundle = make_bundle(classmap=colour_model(kind="classmap"))
+    first = parity("openvino", passed=False)
+    elsewhere = parity("openvino", device="another processor")
+    for record in (first, elsewhere, parity("onnxruntime-cpu"), parity("openvino")):
+        record_parity(bundle, "logits", record)
+    opened = open_bundle(bundle.path)
+    kept = {(found.engine, found.device): found.passed for found in opened.artefact.parity}
+    assert len(opened.artefact.parity) == 3
+    assert kept[first.engine, first.device]
+    assert opened.artefact.parity_on("openvino", "another processor") == elsewhere
+    assert opened.artefact.parity_on("tensorrt", first.device) is None
+    assert opened.graph("classmap").parity == ()
+
+
+def test_parity_that_can_not_be_recorded_leaves_the_manifest(
+    make_bundle, parity, monkeypatch: pytest.MonkeyPatch
+):
+    bundle = make_bundle()
+    before = (bundle.path / "manifest.json").read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(bundle_module, "write_atomic", full)
+    with pytest.raises(OutputError, match="free some space"):
+        record_parity(bundle, "logits", parity("openvino"))
+    assert (bundle.path / "manifest.json").read_bytes() == before
+    (bundle.path / "manifest.json").unlink()
+    with pytest.raises(BundleError, match="can not be read"):
+        record_parity(bundle, "logits", parity("openvino"))
+
+
+def test_newer_bundle_says_upgrade(written: Path):
+    path = written / "manifest.json"
+    path.write_bytes(path.read_bytes().replace(b'"schema": 2', b'"schema": 7'))
+    with pytest.raises(BundleError, match=r"schema 7, this one reads 2.: upgrade knet-deploy"):
+        open_bundle(written)
+
+
+def test_packaged_model_is_found_or_its_absence_explained():
+    if (Path(bundle_module.__file__).parents[1] / "default.knet").is_dir():
+        assert isinstance(open_bundle(default_bundle_path()), Bundle)
+    else:
+        with pytest.raises(BundleError, match="name a bundle"):
+            default_bundle_path()
+
+
+def test_file_without_the_right_to_read_is_named(written: Path, monkeypatch: pytest.MonkeyPatch):
+    original: Callable[..., object] = Path.open
+
+    def refuse(self: Path, *args: str, **kwargs: str) -> object:
+        if self.name == "golden.npz":
+            raise PermissionError(13, "Permission denied", str(self))
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(BundleError, match=r"golden\.npz can not be read: Permission denied"):
+        open_bundle(written)

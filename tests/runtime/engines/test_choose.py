@@ -1,0 +1,224 @@
+"""Which engine is opened, and that none is which was not proven."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+import knet_runtime.engines
+from knet_runtime.bundle.manifest import Parity
+from knet_runtime.bundle.store import Bundle, open_bundle, record_parity
+from knet_runtime.engines import registry as backends
+from knet_runtime.engines import registry as choose
+from knet_runtime.engines.registry import (
+    ENGINES,
+    PREFERENCE,
+    default_graph,
+    open_engine,
+    probe_engines,
+    reason,
+    unverified_reason,
+    why_not_auto,
+)
+from knet_runtime.errors import EngineError, EngineUnavailable, ParityError
+from knet_runtime.segmenter import Segmenter
+
+CPU = "onnxruntime-cpu"
+GPU = "A GPU"
+
+
+@pytest.fixture
+def recorded(make_bundle, parity) -> Callable[..., Bundle]:
+    """A bundle with what verify recorded of its logits on these engines."""
+
+    def record(*records: Parity) -> Bundle:
+        bundle = make_bundle()
+        for measured in records:
+            record_parity(bundle, "logits", measured)
+        return open_bundle(bundle.path)
+
+    return record
+
+
+@pytest.fixture
+def with_gpu(monkeypatch) -> None:
+    """As on a machine whose driver names a GPU."""
+    monkeypatch.setattr(choose, "gpu_name", lambda: GPU)
+
+
+def test_every_preferred_engine_exists_and_the_one_that_runs_everywhere_is_last():
+    assert set(PREFERENCE) <= set(ENGINES)
+    assert PREFERENCE[-1] == CPU
+
+
+def test_unknown_engine_is_named_with_those_that_there_are(make_bundle):
+    with pytest.raises(EngineError, match="no engine 'cpu': use auto, onnxruntime-cpu") as caught:
+        open_engine(make_bundle(), "cpu")
+    assert all(engine in str(caught.value) for engine in ENGINES)
+
+
+def test_auto_takes_the_cpu_when_nothing_was_measured(make_bundle, caplog):
+    with caplog.at_level(logging.INFO), open_engine(make_bundle()) as backend:
+        assert backend.name == CPU
+    assert "engine tensorrt: not taken, " in caplog.text
+    assert "engine onnxruntime-cpu: the first that may be taken here" in caplog.text
+
+
+def test_auto_takes_an_engine_that_passed_here(recorded, parity, monkeypatch):
+    opened = []
+
+    def remember(bundle: Bundle, engine: str, kind: str) -> str:
+        opened.append((engine, kind))
+        return engine
+
+    monkeypatch.setattr(backends, "_open", remember)
+    bundle = recorded(parity("openvino-bf16"))
+    open_engine(bundle)
+    assert opened == [("openvino-bf16", "logits")]
+
+
+@pytest.mark.parametrize(("passed", "device"), [(False, None), (True, "another processor")])
+def test_auto_passes_over_an_engine_that_failed_or_passed_elsewhere(
+    recorded, parity, passed, device
+):
+    bundle = recorded(parity("openvino-bf16", passed, device))
+    assert why_not_auto(bundle, "openvino-bf16") is not None
+    with open_engine(bundle) as backend:
+        assert backend.name == CPU
+
+
+def test_auto_runs_nothing_that_failed_even_on_the_cpu(recorded, parity):
+    bundle = recorded(parity(CPU, passed=False))
+    with pytest.raises(ParityError, match="passes verify on no engine of this machine"):
+        open_engine(bundle)
+    with open_engine(bundle, CPU) as backend:  # whoever names it may have it
+        assert backend.name == CPU
+    with open_engine(recorded(parity(CPU, False, "another processor"))) as backend:
+        assert backend.name == CPU
+
+
+@pytest.mark.usefixtures("with_gpu")
+def test_proven_engine_that_does_not_open_is_passed_over_aloud(recorded, parity, caplog):
+    bundle = recorded(parity("onnxruntime-tensorrt-rtx", device=GPU))
+    assert why_not_auto(bundle, "onnxruntime-tensorrt-rtx") is None
+    with open_engine(bundle) as backend:
+        assert backend.name == CPU
+    (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "onnxruntime-tensorrt-rtx does not work" in warning.getMessage()
+    assert "onnxruntime-tensorrt-rtx: it passed verify but does not work now" in reason(bundle, CPU)
+
+
+@pytest.mark.usefixtures("with_gpu")
+def test_kinds_are_proven_one_by_one(make_bundle, colour_model, parity):
+    bundle = make_bundle(classmap=colour_model(kind="classmap"))
+    record_parity(bundle, "logits", parity("tensorrt", device=GPU))
+    bundle = open_bundle(bundle.path)
+    assert default_graph(bundle, "tensorrt") == "classmap"
+    assert default_graph(bundle, "openvino") == "logits"
+    assert why_not_auto(bundle, "tensorrt") == "it was never verified on A GPU"
+    assert why_not_auto(bundle, "tensorrt", "logits") is None
+    assert default_graph(make_bundle(), "tensorrt") == "logits"
+
+
+def test_gpu_engine_needs_a_gpu(make_bundle, monkeypatch):
+    monkeypatch.setattr(choose, "gpu_name", lambda: None)
+    assert "no NVIDIA GPU" in str(why_not_auto(make_bundle(), "tensorrt"))
+
+
+def test_doubt_is_lifted_by_the_same_engine_and_device_only(recorded, parity):
+    def doubted(*records: Parity) -> str | None:
+        return unverified_reason(recorded(*records).artefact, "openvino", "here")
+
+    assert doubted() == "it was never verified on here"
+    assert doubted(parity(CPU, device="here")) == "it was never verified on here"
+    assert doubted(parity("openvino", device="there")) == "it was never verified on here"
+    assert doubted(parity("openvino", False, "here")) == "it did not pass verify on here"
+    assert doubted(parity("openvino", device="here")) is None
+
+
+def test_onnxruntime_cpu_that_passed_elsewhere_is_not_in_doubt(recorded, parity):
+    elsewhere = recorded(parity(CPU, device="there")).artefact
+    assert unverified_reason(elsewhere, CPU, "here") is None
+    both = recorded(parity(CPU, device="there"), parity(CPU, False, "here")).artefact
+    assert unverified_reason(both, CPU, "here") == "it did not pass verify on here"
+    assert unverified_reason(recorded().artefact, CPU, "here") is not None
+
+
+def test_segmenter_knows_its_doubt(recorded, parity):
+    with Segmenter(recorded(), CPU) as segment:
+        assert "never verified" in str(segment.unverified_reason)
+    with Segmenter(recorded(parity(CPU)), CPU) as segment:
+        assert segment.unverified_reason is None
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime-cpu", "openvino"])
+def test_precision_that_an_engine_can_not_compute_is_refused(make_bundle, colour_model, engine):
+    bundle = make_bundle(colour_model(element=16), precision="bf16")  # onnx.TensorProto.BFLOAT16
+    with pytest.raises(EngineError, match=f"{engine} can not run .* a bf16 bundle: .*openvino-bf"):
+        open_engine(bundle, engine)
+
+
+def test_refused_precisions_would_really_not_be_right(make_bundle, colour_model):
+    """The same graph under a false label: ONNX Runtime has no such convolution, and OpenVINO
+    does not compute it in the float32 that was asked for."""
+    pytest.importorskip("openvino")
+    bundle = make_bundle(colour_model(element=16))
+    with pytest.raises(EngineError, match="Could not find an implementation for Conv"):
+        open_engine(bundle, CPU)
+    with pytest.raises(EngineError, match=r"was to compute in f32 but runs .* in bf16"):
+        open_engine(bundle, "openvino")
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime-cpu", "openvino"])
+def test_fp16_bundle_runs_on_the_cpu(make_bundle, colour_model, engine):
+    if engine == "openvino":
+        pytest.importorskip("openvino")
+    bundle = make_bundle(colour_model(element=10), precision="fp16")  # onnx.TensorProto.FLOAT16
+    with open_engine(bundle, engine) as backend:
+        logits = backend.infer(np.full((1, 16, 24, 3), 200, np.uint8))
+    np.testing.assert_allclose(logits, 200, rtol=1e-3)
+
+
+def test_openvino_that_is_not_installed_is_the_pip_line(make_bundle, monkeypatch):
+    monkeypatch.delitem(sys.modules, "knet_runtime.engines.openvino", raising=False)
+    monkeypatch.delattr(backends, "openvino", raising=False)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(EngineUnavailable, match=r'pip install "knet-deploy\[openvino\]"'):
+        open_engine(make_bundle(), "openvino")
+
+
+def test_probe_tries_every_engine(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime_ep_nv_tensorrt_rtx", None)
+    statuses = {status.name: status for status in probe_engines()}
+    assert tuple(statuses) == ENGINES
+    assert statuses[CPU].available
+    assert importlib.import_module("onnxruntime").__version__ in statuses[CPU].detail
+    plugin = statuses["onnxruntime-tensorrt-rtx"]
+    assert not plugin.available
+    assert "pip install onnxruntime-ep-nv-tensorrt-rtx" in plugin.detail
+
+
+def test_probe_reports_an_onnxruntime_that_can_not_be_imported(monkeypatch):
+    for module in ("onnxruntime", "onnxruntime_gpu"):
+        monkeypatch.delitem(sys.modules, f"knet_runtime.engines.{module}", raising=False)
+        monkeypatch.delattr(knet_runtime.engines, module, raising=False)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    broken = [status for status in probe_engines() if status.name.startswith("onnxruntime")]
+    assert len(broken) == 4
+    for status in broken:
+        assert not status.available
+        assert "onnxruntime can not be imported" in status.detail
+        assert "pip install" in status.detail
+
+
+def test_the_reason_names_what_speaks_against_each_faster_engine(recorded, parity, with_gpu):
+    bundle = recorded(parity(CPU), parity("openvino-bf16", passed=False))
+    told = reason(bundle, CPU)
+    assert told.startswith("the first of auto's order that may be taken here (tensorrt, tensorrt-")
+    assert f"onnxruntime-cuda: it was never verified on {GPU}; openvino-bf16: it did not" in told
+    assert reason(bundle, PREFERENCE[0]) == "the first of auto's order"

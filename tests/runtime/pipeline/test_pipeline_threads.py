@@ -1,0 +1,251 @@
+"""The pipeline's threads: order, fairness, the live policy, failures anywhere, and the end."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from time import monotonic
+
+import numpy as np
+import pytest
+from fakes import (
+    Batches,
+    Frames,
+    Recorder,
+    entries,
+    pipeline_threads,
+    segment_one,
+    wait_until,
+)
+from numpy.typing import NDArray
+
+from knet_runtime.errors import ConfigError, EngineError, OutputClosed, OutputError, SourceError
+from knet_runtime.pipeline.pipeline import Feed, Pipeline, run
+from knet_runtime.pipeline.stats import RunStats
+from knet_runtime.segmenter import Segmentation
+from knet_runtime.types import Frame
+
+
+class Broken(Exception):
+    """A fault that was put in."""
+
+
+def breaks_at(number: int, error: BaseException) -> Callable[[object], None]:
+    count = 0
+
+    def step(_: object) -> None:
+        nonlocal count
+        count += 1
+        if count > number:
+            raise error
+
+    return step
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_failure_in_any_stage_is_raised_and_leaves_nothing_behind(seed: int) -> None:
+    chance = random.Random(seed)
+    stage = ("read", "segment", "transform", "write", "close", "callback")[seed % 6]
+    fault = Broken(stage)
+    feeds = chance.randint(1, 3)
+    breaks = breaks_at(chance.randint(0, 12), fault)
+    where = chance.randrange(feeds)
+    threads, files = entries("/proc/self/task"), entries("/proc/self/fd")
+
+    def segmenter(image: NDArray[np.uint8]) -> Segmentation:
+        if stage == "segment":
+            breaks(image)
+        return segment_one(image)
+
+    def transform(frame: Frame, mask: Segmentation) -> Segmentation:
+        breaks(frame)
+        return mask
+
+    def fail() -> None:
+        raise fault
+
+    sinks = [[Recorder("one"), Recorder("two")] for _ in range(feeds)]
+    sources = [Frames(20) for _ in range(feeds)]
+    if stage == "read":
+        sources[where] = Frames(20, breaks)
+    if stage == "write":
+        sinks[where][0] = Recorder("bad", on_write=breaks)
+    if stage == "close":
+        sinks[where][0] = Recorder("bad", on_close=fail)
+    made = [
+        Feed(
+            source,
+            outputs,
+            str(index),
+            transform=transform if stage == "transform" and index == where else None,
+        )
+        for index, (source, outputs) in enumerate(zip(sources, sinks, strict=True))
+    ]
+
+    def callback(frame: Frame, mask: Segmentation) -> None:
+        if stage == "callback":
+            breaks(frame)
+
+    began = monotonic()
+    with pytest.raises((Broken, OutputError), match="bad: close|" + stage):
+        run(made, segmenter, on_frame=callback)
+    assert monotonic() - began < 10
+    assert pipeline_threads() == []
+    assert entries("/proc/self/fd") == files
+    # The system lets go of a thread a moment after Python does.
+    wait_until(lambda: entries("/proc/self/task") <= threads, "all threads to end")
+    assert all(len(sink.closed) == 1 for outputs in sinks for sink in outputs)
+    if stage in ("read", "write", "transform"):
+        for index, outputs in enumerate(sinks):
+            kept = "partial" if index == where else "complete"
+            assert [sink.closed for sink in outputs] == [[kept]] * 2
+            if index != where:
+                assert outputs[0].frames == list(range(20))
+
+
+def test_what_was_segmented_before_a_failure_is_written() -> None:
+    sink = Recorder()
+
+    def read(index: int) -> None:
+        if index == 7:
+            raise SourceError("cut.mp4: is damaged")
+
+    with pytest.raises(SourceError):
+        run([Feed(Frames(20, read), [sink])], segment_one)
+    assert sink.frames == list(range(7))
+
+    def segmenter(image: NDArray[np.uint8]) -> Segmentation:
+        if image.flat[0] == 9:
+            raise EngineError("out of memory")
+        return segment_one(image)
+
+    sink = Recorder()
+    with pytest.raises(EngineError):
+        run([Feed(Frames(20), [sink])], segmenter)
+    assert sink.frames == list(range(9))
+    assert sink.closed == ["partial"]
+
+
+def test_feeds_share_batches_fairly_and_keep_their_order() -> None:
+    engine = Batches()
+    sinks = [Recorder(str(index)) for index in range(5)]
+    gate = threading.Barrier(5)
+    feeds = [
+        Feed(Frames(30, lambda index: index or gate.wait(10)), [sink], sink.name) for sink in sinks
+    ]
+    summary = run(feeds, engine)
+    assert summary.frames == 150
+    assert engine.warmed == [5]
+    assert all(sink.frames == list(range(30)) for sink in sinks)
+    assert all(len(batch) <= 3 for batch in engine.batches)
+    assert max(len(batch) for batch in engine.batches) > 1
+
+
+def test_a_feed_whose_disk_is_slow_holds_up_no_other() -> None:
+    free = threading.Event()
+    slow = Recorder("slow", on_write=lambda frame: free.wait(20))
+    quick = Recorder("quick")
+    feeds = [Feed(Frames(30), [slow], "slow"), Feed(Frames(30), [quick], "quick")]
+    with Pipeline(feeds, segment_one) as pipeline:
+        try:
+            wait_until(lambda: quick.closed, "the quick feed's end")
+            assert slow.frames == []
+        finally:
+            free.set()
+        pipeline.join()
+    assert slow.frames == quick.frames == list(range(30))
+
+
+def test_a_live_feed_drops_what_is_old_and_counts_it() -> None:
+    source = Frames(200, lambda index: threading.Event().wait(0.001), kind="stream")
+    stats = RunStats()
+    sink = Recorder(on_write=lambda frame: threading.Event().wait(0.01) and None)
+    run([Feed(source, [sink], "gate")], segment_one, stats=stats)
+    numbers = stats.snapshot().feeds["gate"]
+    assert sink.frames == sorted(set(sink.frames))
+    assert numbers.dropped > 20
+    assert numbers.frames + numbers.dropped == 200
+    assert sink.frames[-1] == 199
+    assert numbers.stages["latency"].p50 < 500
+
+
+def test_a_live_feed_without_new_pictures_shows_the_last_one_as_stale() -> None:
+    more = threading.Event()
+
+    def read(index: int) -> None:
+        if index == 3:
+            more.wait(20)
+
+    source, sink, stats = Frames(5, read, kind="stream"), Recorder(), RunStats()
+    options = {"stats": stats, "stale_after": 0.05}
+    with Pipeline([Feed(source, [sink], "gate")], segment_one, **options) as pipeline:
+        wait_until(lambda: len(sink.stale) >= 3, "three stale pictures")
+        more.set()
+        pipeline.join()
+    assert set(sink.stale) == {2}
+    assert sink.frames[-1] == 4
+    numbers = stats.snapshot().feeds["gate"]
+    assert numbers.stale_frames == len(sink.stale)
+    assert numbers.frames == len(sink.frames)
+
+
+@pytest.mark.parametrize("kind", ["video", "stream"])
+def test_stopping_drains_and_closes_as_complete(kind: str) -> None:
+    source, sink, stop = Frames(None, kind=kind), Recorder(), threading.Event()  # type: ignore[arg-type]
+
+    def callback(frame: Frame, mask: Segmentation) -> None:
+        if frame.index >= 20:
+            stop.set()
+
+    summary = run([Feed(source, [sink])], segment_one, stop=stop, on_frame=callback)
+    assert sink.closed == ["complete"]
+    assert summary.frames == len(sink.frames)
+    assert source.stopped.is_set()
+    assert pipeline_threads() == []
+
+
+def test_a_live_run_ends_after_max_frames() -> None:
+    source, sink = Frames(None, kind="stream"), Recorder()
+    assert run([Feed(source, [sink])], segment_one, max_frames=7).frames == 7
+    assert len(sink.frames) == 7
+    assert sink.closed == ["complete"]
+
+
+def test_a_sink_that_hangs_is_left_behind_and_the_others_are_closed() -> None:
+    free = threading.Event()
+    try:
+        for where in ("write", "close"):
+            hung = Recorder(
+                "nfs/o.mp4",
+                on_write=(lambda frame: free.wait(60) and None) if where == "write" else None,
+                on_close=(lambda: free.wait(60) and None) if where == "close" else None,
+            )
+            other = Recorder("other")
+            feeds = [Feed(Frames(5), [hung, other])]
+            with pytest.raises(OutputError, match=r"nfs/o\.mp4: did not answer for 0\.2 s"):
+                run(feeds, segment_one, sink_patience=0.2)
+            assert other.closed == ["partial"]
+    finally:
+        free.set()
+    wait_until(lambda: pipeline_threads() == [], "the thread that hung to end")
+
+
+def test_a_reader_that_has_had_enough_ends_its_feed_only() -> None:
+    def write(frame: Frame) -> None:
+        if frame.index == 4:
+            raise OutputClosed("nobody reads")
+
+    closed, other = Recorder("pipe", on_write=write), Recorder("other")
+    summary = run([Feed(Frames(30), [closed], "a"), Feed(Frames(30), [other], "b")], segment_one)
+    assert closed.frames == [0, 1, 2, 3]
+    assert closed.closed == other.closed == ["complete"]
+    assert other.frames == list(range(30))
+    assert summary.frames == 34
+
+
+def test_feeds_of_one_name_and_no_feed_at_all_are_refused() -> None:
+    with pytest.raises(ConfigError, match="each its own name"):
+        Pipeline([Feed(Frames(1), []), Feed(Frames(1), [])], segment_one)
+    with pytest.raises(ConfigError, match="at least one"):
+        Pipeline([], segment_one)

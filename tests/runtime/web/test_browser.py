@@ -1,0 +1,329 @@
+"""The page in a real browser: it moves, it obeys, it fits, and it never passes old for new."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+Open = Callable[..., Any]
+ROAD, SKY = (128, 64, 128), (128, 128, 128)
+
+PIXEL = """([id, x, y]) => {
+  const data = document.getElementById(id).getContext("2d").getImageData(x, y, 1, 1).data;
+  return [data[0], data[1], data[2]];
+}"""
+ALL_PIXELS = """id => {
+  const canvas = document.getElementById(id);
+  const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  return data.reduce((sum, value, index) => (sum + value * (index % 8191)) % 1000000007, 0);
+}"""
+OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+STATE = "document.body.dataset.state"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip(
+        "playwright.sync_api",
+        reason="the page is looked at with playwright: pip install playwright",
+    )
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    if found is None:
+        pytest.skip("there is no chromium to look at the page with: apt install chromium")
+    with api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Open]:
+    """A page of its own browser context; what it complains of fails the test."""
+    contexts = []
+    complaints: list[str] = []
+
+    def go(
+        port: int,
+        *,
+        width: int = 1280,
+        height: int = 800,
+        path: str = "/",
+        route: tuple[str, Callable[[Any], None]] | None = None,
+    ) -> Any:
+        context = browser.new_context(viewport={"width": width, "height": height})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(15_000)
+        if route is not None:
+            page.route(*route)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(f"http://127.0.0.1:{port}{path}", wait_until="domcontentloaded")
+        return page
+
+    yield go
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def near(seen: list[int], wanted: tuple[float, ...], by: float = 8) -> bool:
+    return all(abs(a - b) <= by for a, b in zip(seen, wanted, strict=True))
+
+
+def until(page: Any, holds: str, arg: object = None) -> None:
+    """Ask from outside again and again: the page's own policy forbids what playwright would do."""
+    end = time.monotonic() + 15
+    while not page.evaluate(holds, arg):
+        assert time.monotonic() < end, f"not within 15 s: {holds}"
+        page.wait_for_timeout(50)
+
+
+def wait_for_state(page: Any, *states: str) -> None:
+    until(page, f"{list(states)}.includes({STATE})")
+
+
+def test_the_picture_moves_beside_its_overlay(site: Any, move: Any, open_page: Open) -> None:
+    page = open_page(site.port)
+    wait_for_state(page, "waiting")
+    move(site.gate)
+    wait_for_state(page, "running")
+    for canvas in ("camera", "overlay"):
+        before = page.evaluate(ALL_PIXELS, canvas)
+        until(page, f"before => ({ALL_PIXELS})({canvas!r}) !== before", before)
+    assert page.evaluate("document.getElementById('camera').width") == 160
+    assert page.inner_text("#model") == "street@0123456789ab on openvino"
+    until(page, "/^[0-9.]+$/.test(document.querySelector('#tiles dd').textContent)")
+    assert 5 < float(page.inner_text("#tiles dd")) < 40
+    assert page.inner_text("#stages tr.total th") == "latency"
+
+
+def test_toggles_and_opacity_act_at_once_on_a_picture_that_stands_still(
+    site: Any, open_page: Open
+) -> None:
+    site.gate.step()
+    page = open_page(site.port)
+    wait_for_state(page, "running")
+    page.wait_for_selector("#legend input")
+
+    def overlay(x: int, y: int = 40) -> list[int]:
+        return list(page.evaluate(PIXEL, ["overlay", x, y]))
+
+    def mixed(colour: tuple[int, int, int], opacity: float) -> tuple[float, ...]:
+        return tuple(60 + opacity * (value - 60) for value in colour)
+
+    assert near(overlay(60), mixed(SKY, 0.5))
+    assert near(overlay(120), mixed(ROAD, 0.5))
+    assert near(overlay(120, 88), (60, 60, 60))  # ignored: the picture itself
+    assert near(list(page.evaluate(PIXEL, ["camera", 120, 40])), (60, 60, 60))
+
+    road = page.get_by_role("checkbox", name="Road", exact=True)
+    road.uncheck()
+    assert near(overlay(120), (60, 60, 60))
+    assert near(overlay(60), mixed(SKY, 0.5))
+    road.focus()
+    page.keyboard.press("Space")
+    assert near(overlay(120), mixed(ROAD, 0.5))
+
+    slider = page.get_by_label("Opacity")
+    slider.fill("100")
+    assert near(overlay(120), ROAD)
+    slider.press("ArrowLeft")
+    assert page.inner_text("#opacity-value") == "99 %"
+    slider.fill("0")
+    assert near(overlay(120), (60, 60, 60))
+    slider.fill("100")
+
+    page.get_by_role("button", name="None").click()
+    assert near(overlay(120), (60, 60, 60))
+    assert near(overlay(60), (60, 60, 60))
+    page.get_by_role("button", name="All").click()
+    assert near(overlay(60), SKY)
+    shares = page.locator("#legend li", has_text="Sky").locator("span")
+    until(page, "document.querySelector('#legend span').textContent !== ''")
+    assert shares.inner_text() == "47.2 %"  # 80 of 160 columns, 85 of 90 rows
+
+
+def test_only_chosen_classes_are_coloured_at_first(make_site: Any, open_page: Open) -> None:
+    site = make_site(classes=("Sky",))
+    site.gate.step()
+    page = open_page(site.port)
+    wait_for_state(page, "running")
+    assert near(page.evaluate(PIXEL, ["overlay", 120, 40]), (60, 60, 60))
+    page.get_by_role("checkbox", name="Road").check()
+    assert near(page.evaluate(PIXEL, ["overlay", 120, 40]), tuple(30 + value / 2 for value in ROAD))
+
+
+def test_a_source_that_goes_away_is_seen_at_once_and_its_return_too(
+    site: Any, move: Any, open_page: Open
+) -> None:
+    mover = move(site.gate)
+    page = open_page(site.port)
+    wait_for_state(page, "running")
+    page.evaluate("window.sameDocument = true")
+    for _ in range(2):
+        mover.gone.set()
+        wait_for_state(page, "stale", "disconnected")
+        assert page.inner_text("#state") == "STALE"
+        assert page.title().startswith("STALE")
+        for alarm in page.locator(".alarm").all():
+            assert alarm.is_visible()
+            assert alarm.inner_text().startswith("STALE")
+        frozen = page.evaluate(ALL_PIXELS, "camera")
+        mover.gone.clear()
+        wait_for_state(page, "running")
+        until(page, f"before => ({ALL_PIXELS})('camera') !== before", frozen)
+        assert not page.locator(".alarm").first.is_visible()
+    assert page.evaluate("window.sameDocument") is True
+    assert site.gate.reconnects == 2
+
+
+def test_a_server_that_goes_away_is_seen_and_its_return_too(
+    make_site: Any, move: Any, open_page: Open
+) -> None:
+    first = make_site()
+    mover = move(first.gate)
+    page = open_page(first.port)
+    wait_for_state(page, "running")
+    page.get_by_role("checkbox", name="Pole").uncheck()
+    mover.done.set()
+    first.page.close()
+    wait_for_state(page, "lost")
+    assert page.inner_text("#state") == "NO CONNECTION"
+    assert page.locator(".alarm").first.is_visible()
+    again = make_site(port=first.port)
+    move(again.gate)
+    wait_for_state(page, "running")
+    before = page.evaluate(ALL_PIXELS, "overlay")
+    until(page, f"before => ({ALL_PIXELS})('overlay') !== before", before)
+    assert not page.get_by_role("checkbox", name="Pole").is_checked()
+
+
+def test_pictures_that_stop_while_numbers_go_on_are_stale(
+    site: Any, move: Any, open_page: Open
+) -> None:
+    site.gate.step()
+    answer = site.open("/live")
+    size = answer.read(4)
+    head = answer.read(int.from_bytes(size, "little"))
+    told = json.loads(head)
+    only = size + head + answer.read(told["jpeg"] + 6 * told["runs"])
+    asked: list[str] = []
+
+    def once(route: Any) -> None:
+        asked.append(route.request.url)
+        route.fulfill(body=only) if len(asked) == 1 else route.abort()
+
+    page = open_page(site.port, route=("**/live?*", once))
+    wait_for_state(page, "running")
+    move(site.gate)
+    wait_for_state(page, "stale")
+    assert site.ask("/healthz")[0] == 200
+    page.unroute("**/live?*")
+    wait_for_state(page, "running")
+
+
+def test_an_ended_run_says_so(site: Any, open_page: Open) -> None:
+    site.gate.step()
+    page = open_page(site.port)
+    wait_for_state(page, "running")
+    site.gate.sink.close()
+    wait_for_state(page, "ended")
+    assert page.inner_text("#state") == "The run has ended"
+
+
+def test_feeds_are_chosen_with_the_keyboard(make_site: Any, move: Any, open_page: Open) -> None:
+    site = make_site(feeds=("front", "rear"))
+    front, rear = site.gates
+    front.step()
+    rear.step()
+    rear.sink.write(*wide(400))
+    page = open_page(site.port)
+    until(page, "document.getElementById('camera').width === 160")
+    page.get_by_label("front").focus()
+    page.keyboard.press("ArrowRight")
+    until(page, "document.getElementById('camera').width === 400")
+    assert page.locator("footer a").first.get_attribute("href").endswith("jpg?feed=rear")
+    rear.connected = False
+    wait_for_state(page, "disconnected")
+    page.get_by_label("front").check()
+    wait_for_state(page, "running")
+    labels = page.locator("#feeds label")
+    assert labels.nth(1).get_attribute("data-feed-state") == "disconnected"
+
+
+@pytest.mark.parametrize(("width", "height"), [(360, 740), (1280, 800)])
+def test_it_fits_a_phone_and_a_desk(
+    make_site: Any, move: Any, open_page: Open, width: int, height: int
+) -> None:
+    site = make_site(feeds=("a-camera-with-a-name-that-does-not-want-to-end", "rear"))
+    mover = move(site.gate)
+    page = open_page(site.port, width=width, height=height)
+    wait_for_state(page, "running")
+    page.wait_for_selector("#stages tr")
+    assert page.evaluate(OVERFLOW) == 0
+    camera, overlay = (page.locator(f"#{name}").bounding_box() for name in ("camera", "overlay"))
+    if width < 500:
+        assert overlay["y"] > camera["y"] + camera["height"] - 1
+        assert overlay["width"] > 0.9 * (width - 32)
+    else:
+        assert overlay["y"] == camera["y"]
+    for box in page.locator("#legend label").all()[:3]:
+        assert box.bounding_box()["height"] >= 24
+    mover.gone.set()
+    wait_for_state(page, "stale", "disconnected")
+    assert page.evaluate(OVERFLOW) == 0
+
+
+def test_a_hidden_page_asks_for_nothing(site: Any, move: Any, open_page: Open) -> None:
+    move(site.gate)
+    page = open_page(site.port)
+    wait_for_state(page, "running")
+    # A headless browser never hides a page, so the page is told that it is hidden.
+    hide = """hidden => {
+      Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+      document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    viewers = (
+        "fetch('metrics').then(r => r.text()).then(t => +t.match(/\\nknet_viewers (\\S+)/)[1])"
+    )
+    page.evaluate(hide, True)
+    until(page, f"async () => await {viewers} === 0")
+    page.evaluate(hide, False)
+    until(page, f"async () => await {viewers} === 1")
+    wait_for_state(page, "running")
+
+
+def test_the_token_is_asked_for_once(make_site: Any, move: Any, open_page: Open) -> None:
+    site = make_site(token="correct-horse-battery")
+    move(site.gate)
+    page = open_page(site.port)
+    page.get_by_label("Token").fill("wrong-horse")
+    page.keyboard.press("Enter")
+    page.get_by_text("That is not the token.").wait_for()
+    page.get_by_label("Token").fill("correct-horse-battery")
+    page.get_by_role("button", name="Sign in").click()
+    page.locator("#state").wait_for()  # it navigates twice
+    wait_for_state(page, "running")
+    page.reload(wait_until="domcontentloaded")
+    wait_for_state(page, "running")
+    assert "token" not in page.url
+    other = open_page(site.port, path="/login?token=correct-horse-battery")
+    other.locator("#state").wait_for()
+    wait_for_state(other, "running")
+    assert "token" not in other.url
+
+
+def wide(width: int) -> tuple[Any, Any]:
+    import numpy as np
+
+    from knet_runtime.labels import CAMVID11
+    from knet_runtime.segmenter import Segmentation
+    from knet_runtime.types import Frame
+
+    image = np.full((90, width, 3), 90, np.uint8)
+    return Frame(image, 0, None, "0"), Segmentation(np.zeros((90, width), np.uint8), CAMVID11, {})

@@ -1,0 +1,117 @@
+"""The page of a real run, whose source goes away and returns."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from knet_runtime.labels import CAMVID11
+from knet_runtime.pipeline.pipeline import Feed, run
+from knet_runtime.pipeline.stats import RunStats
+from knet_runtime.segmenter import Segmentation
+from knet_runtime.sources.base import SourceStatus
+from knet_runtime.types import Frame, SourceInfo
+from knet_runtime.web.auth import listen
+from knet_runtime.web.server import LivePage
+
+
+class Camera:
+    """A live source of 20 frames a second, without any while ``gone`` is set."""
+
+    def __init__(self) -> None:
+        self.info = SourceInfo("stream", (48, 64), None, None)
+        self.gone = threading.Event()
+        self._stopped = threading.Event()
+        self._reconnects = 0
+
+    @property
+    def status(self) -> SourceStatus:
+        return SourceStatus(not self.gone.is_set(), self._reconnects, 0.0)
+
+    def __iter__(self) -> Iterator[Frame]:
+        index, away = 0, False
+        while not self._stopped.wait(0.05):
+            if self.gone.is_set():
+                away = True
+                continue
+            self._reconnects += away
+            away = False
+            image = np.full((48, 64, 3), 60, np.uint8)
+            yield Frame(image, index, None, f"{index:06d}", wall=time.time())
+            index += 1
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def close(self) -> None:
+        self.stop()
+
+    def __enter__(self) -> Camera:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def segment(image: NDArray[np.uint8]) -> Segmentation:
+    return Segmentation(np.zeros(image.shape[:2], np.uint8), CAMVID11, {"infer": 1.0})
+
+
+def test_health_and_pictures_follow_the_run(wait_until: Callable[..., None]) -> None:
+    listener = listen("127.0.0.1:0")
+
+    def ask(path: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", listener.port, timeout=10)
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        body = answer.read()
+        connection.close()
+        return answer.status, body
+
+    def health() -> str:
+        status, body = ask("/healthz")
+        state = body.decode().removeprefix("gate: ").strip()
+        assert (status == 200) == (state == "running")
+        return state
+
+    def corner() -> NDArray[np.uint8]:
+        picture = cv2.imdecode(np.frombuffer(ask("/snapshot.jpg")[1], np.uint8), 1)
+        return np.asarray(picture[0, 0], np.uint8)
+
+    stats, camera, stop = RunStats(), Camera(), threading.Event()
+    with LivePage(listener, CAMVID11, stats.snapshot, feeds=["gate"]) as page:
+        assert health() == "waiting"
+        feed = Feed(camera, [page.sink("gate")], name="gate")
+        work = threading.Thread(
+            target=run, args=([feed], segment), kwargs={"stop": stop, "stats": stats}
+        )
+        work.start()
+        try:
+            wait_until(lambda: health() == "running", "pictures")
+            assert corner().max() < 120
+            camera.gone.set()
+            wait_until(lambda: health() in ("stale", "disconnected"), "the source is missed")
+            wait_until(lambda: corner()[2] > 150, "the last picture is marked")
+            wait_until(lambda: b'knet_frames_stale_total{feed="gate"} 1' in ask("/metrics")[1], "")
+            camera.gone.clear()
+            wait_until(lambda: health() == "running", "the source is back")
+            wait_until(lambda: corner()[2] < 120, "new pictures")
+            assert b'knet_reconnects_total{feed="gate"} 1.0' in ask("/metrics")[1]
+            assert b'stage="latency"' in ask("/metrics")[1]
+        finally:
+            stop.set()
+            work.join(10)
+        assert not work.is_alive()
+        assert health() == "ended"

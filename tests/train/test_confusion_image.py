@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from knet_runtime.labels import CAMVID11, LabelMap, ade20k
+from knet_runtime.metrics import ConfusionMatrix
+from knet_train.evaluate import draw_confusion
+
+
+def drawn(labels: LabelMap, matrix: NDArray[np.int64]) -> NDArray[np.uint8]:
+    confusion = ConfusionMatrix(labels.num_classes, labels.ignore_index)
+    confusion.matrix = matrix
+    data = np.frombuffer(draw_confusion(confusion, labels, "a title"), np.uint8)
+    return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)
+
+
+@pytest.mark.parametrize("labels", [CAMVID11, ade20k()], ids=["11", "150"])
+def test_dark_cells_are_where_pixels_are(labels: LabelMap) -> None:
+    count = labels.num_classes
+    diagonal = drawn(labels, np.eye(count, dtype=np.int64) * 9)
+    shifted = drawn(labels, np.roll(np.eye(count, dtype=np.int64), 1, axis=1) * 2)
+    assert diagonal.shape == shifted.shape
+    cell = 46 if count == 11 else 14
+    assert diagonal.shape[0] > count * cell
+    # The darkest blue, and where it begins: a cell further right once the columns are shifted.
+    dark = [np.argwhere((picture == (107, 48, 8)).all(2)) for picture in (diagonal, shifted)]
+    assert len(dark[0]) > count * (cell - 1) ** 2 / 2
+    first = [points[points[:, 0] == points[0, 0]][:, 1].min() for points in dark]
+    assert abs(first[1] - first[0] - cell) <= 1
+
+
+def test_a_class_that_was_never_labelled_has_a_grey_row() -> None:
+    matrix = np.eye(11, dtype=np.int64)
+    whole = drawn(CAMVID11, matrix)
+    matrix[4] = 0
+    grey = (drawn(CAMVID11, matrix) == 243).all(2).sum() - (whole == 243).all(2).sum()
+    assert grey > 0.9 * 11 * 45 * 45
+
+
+def test_long_and_foreign_names_stay_inside() -> None:
+    labels = LabelMap(
+        ("Straße", "a very long name of a class, longer than any"), ((0, 0, 0),) * 2, 255
+    )
+    picture = drawn(labels, np.eye(2, dtype=np.int64))
+    border = np.concatenate([picture[:4].ravel(), picture[:, :4].ravel(), picture[:, -4:].ravel()])
+    assert (border == 255).all()

@@ -1,0 +1,139 @@
+"""The sky and the far skyline, as a panorama that turns with the camera."""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+
+from knet_synthetic.camera import Camera
+from knet_synthetic.canvas import Canvas
+from knet_synthetic.climate import Climate
+from knet_synthetic.noise import Array, fractal
+
+SKY, BUILDING, TREE = 0, 1, 5
+REACH = 1.25  # radians (as tangents) that the panorama shows to either side
+TALL = 0.16  # the skyline strip's height, as a tangent
+
+
+class Sky:
+    """Built for one focal length and horizon, in sub-samples."""
+
+    def __init__(
+        self, rng: np.random.Generator, climate: Climate, focal: float, horizon: float
+    ) -> None:
+        # Clouds are soft: a quarter of the picture's resolution, and less for large pictures.
+        self._scale = min(0.25, 140.0 / horizon)
+        rows = max(8, round((horizon + 0.1 * focal) * self._scale))
+        columns = max(16, round(2 * REACH * focal * self._scale))
+        self._sky = _paint_sky(rng, climate, rows, columns, focal * self._scale)
+        self._strip, self._strip_labels = _paint_skyline(
+            rng, climate, max(4, round(TALL * focal)), round(2 * REACH * focal)
+        )
+
+    def draw(self, canvas: Canvas, camera: Camera, heading: float) -> None:
+        """`heading` is the street's direction at the camera, in radians."""
+        bottom = min(int(np.ceil(camera.cy)) + 2, canvas.height)
+        turn = heading * camera.focal
+        # The window moves by fractions of the small panorama's cells, then is enlarged.
+        small = (math.ceil(canvas.width * self._scale), math.ceil(bottom * self._scale))
+        across, along = canvas.width / small[0], bottom / small[1]
+        k = self._scale
+        left = (turn - camera.cx + 0.5 * across - 0.5) * k + self._sky.shape[1] / 2
+        top = self._sky.shape[0] - 1 - (camera.cy - 0.5 * along + 0.5) * k
+        matrix = np.array([[across * k, 0, left], [0, along * k, top]])
+        window = cv2.warpAffine(
+            self._sky,
+            matrix,
+            small,
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REFLECT_101,
+        )
+        cv2.resize(window, (canvas.width, bottom), dst=canvas.image[:bottom])
+        canvas.labels[:bottom] = SKY
+        self._skyline(canvas, bottom, round(turn - camera.cx))
+
+    def _skyline(self, canvas: Canvas, bottom: int, shift: int) -> None:
+        rows, columns = self._strip_labels.shape
+        top = max(bottom - rows, 0)
+        start = shift + columns // 2
+        first, last = max(0, -start), min(canvas.width, columns - start)
+        if last <= first or bottom <= top:
+            return
+        window = (slice(rows - (bottom - top), rows), slice(start + first, start + last))
+        labels = self._strip_labels[window]
+        mask = cv2.threshold(labels, 0, 255, cv2.THRESH_BINARY)[1]
+        cv2.copyTo(self._strip[window], mask, canvas.image[top:bottom, first:last])
+        cv2.copyTo(labels, mask, canvas.labels[top:bottom, first:last])
+
+
+def _paint_sky(
+    rng: np.random.Generator, climate: Climate, rows: int, columns: int, focal: float
+) -> Array:
+    height = np.linspace(1.0, 0.0, rows, dtype=np.float32)[:, None]
+    ramp = (height**0.7)[..., None]
+    image = climate.horizon * (1 - ramp) + climate.zenith * ramp
+    image = np.broadcast_to(image, (rows, columns, 3)).astype(np.float32)
+    noise = fractal(rng, rows, columns, (4, 9), 5)
+    # Clouds seen from below pile up towards the horizon: squeeze the noise's rows there.
+    squeeze = (np.sqrt(1 - height[:, 0]) * (rows - 1)).astype(int)
+    noise = noise[squeeze]
+    cover = np.clip((noise - (1.1 - 2.2 * climate.cloud)) * 0.9, 0, 1)[..., None]
+    under = np.clip(0.86 + 0.10 * np.roll(noise, rows // 12, 0), 0.6, 1.05)[..., None]
+    image = image * (1 - 0.85 * cover) + (climate.horizon * under) * 0.85 * cover
+    sun_x, sun_y, sun_s = climate.towards_sun
+    if sun_s > 0.1 and climate.sun.mean() > 0.2:
+        x = (np.arange(columns) - columns / 2)[None] / focal - sun_x / sun_s
+        y = (rows - 1 - np.arange(rows))[:, None] / focal - sun_y / sun_s
+        glow = np.exp(-(x * x + y * y) / 0.10)[..., None]
+        image = image + (255 - image) * np.clip(1.1 * glow * (1 - 0.5 * cover), 0, 1)
+    return np.asarray(np.clip(image, 0, 255), np.uint8)
+
+
+def _paint_skyline(
+    rng: np.random.Generator, climate: Climate, rows: int, columns: int
+) -> tuple[Array, Array]:
+    """Roofs and tree tops some hundred and fifty metres away, in haze."""
+    image: Array = np.zeros((rows, columns, 3), np.uint8)
+    labels: Array = np.zeros((rows, columns), np.uint8)
+    haze = float(np.clip(climate.fade(150.0), 0.35, 0.75))
+    light = climate.ambient + 0.3 * climate.sun
+    x = 0
+    while x < columns:
+        wide = int(rng.integers(rows // 3 + 1, rows + 2))
+        built = rng.random() < 0.6
+        albedo = np.array((1.0, 0.95, 0.88)) * rng.uniform(90, 170)
+        colour = (albedo if built else np.array((66, 84, 48))) * light * (
+            1 - haze
+        ) + climate.horizon * haze
+        fill = tuple(map(float, np.clip(colour, 0, 255)))
+        top = int(rows * (1 - rng.uniform(0.25, 0.62)))
+        if built:
+            cv2.rectangle(image, (x, top), (x + wide, rows), fill, -1)
+            cv2.rectangle(labels, (x, top), (x + wide, rows), (BUILDING,), -1)
+            dark = tuple(0.95 * v for v in fill)
+            for y in range(top + 6, rows, 11):
+                for column in range(x + 4, x + wide - 6, 9):
+                    cv2.rectangle(image, (column, y), (column + 3, y + 5), dark, -1)
+        else:
+            middle, crown = x + wide // 2, (rows - top) // 2
+            axes = (max(1, wide // 2), max(1, (rows - top) * 3 // 5))
+            for target, tone in ((image, fill), (labels, (float(TREE),))):
+                cv2.ellipse(target, (middle, rows - crown), axes, 0, 0, 360, tone, -1)
+            for angle in np.arange(0, 2 * np.pi, 0.22):
+                tuft = rng.uniform(0.94, 1.06)
+                centre = (
+                    int(middle + axes[0] * np.cos(angle) * rng.uniform(0.5, 1.0)),
+                    int(rows - crown + axes[1] * np.sin(angle) * rng.uniform(0.5, 1.0)),
+                )
+                radius = int(rng.integers(1, max(3, rows // 12)))
+                cv2.circle(image, centre, radius, tuple(v * tuft for v in fill), -1)
+                cv2.circle(labels, centre, radius, (TREE,), -1)
+        x += max(2, int(wide * rng.uniform(0.6, 1.0)))
+    # Whatever gap is left at the very foot would be sky below the roofs.
+    foot = labels[rows - rows // 8 :]
+    bare = foot == 0
+    image[rows - rows // 8 :][bare] = climate.horizon * haze + 70 * (1 - haze)
+    foot[bare] = BUILDING
+    return image, labels

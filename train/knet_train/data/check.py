@@ -1,0 +1,325 @@
+"""The dataset doctor: every fault of a data folder, and what is in it.
+
+A contact sheet of a data set: pictures beside their labels, as one PNG.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import cv2
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from knet_runtime.drawing import blend, legend_strip
+from knet_runtime.errors import DataError, SourceError
+from knet_runtime.labels import LabelMap
+from knet_runtime.preprocess import resize
+from knet_runtime.sources.images import read_image
+from knet_train.data.dataset import (
+    LabelledFolder,
+    allowed_values,
+    label_table,
+    read_values,
+    sizes_differ,
+)
+from knet_train.data.layouts import Layout, Listing, Sample, find_layout, list_split, split_names
+
+_WORKERS = 8  # pictures in memory at a time
+_SHOWN = 6  # values, or names, in one line
+
+
+class Outside(msgspec.Struct, frozen=True):
+    """A value of a label file that is neither a class nor ignored."""
+
+    file: str
+    value: int
+    pixels: int
+
+
+class ClassCount(msgspec.Struct, frozen=True):
+    """How often a class is labelled."""
+
+    name: str
+    pixels: int
+    pictures: int
+
+
+class PictureSize(msgspec.Struct, frozen=True):
+    """How many pictures have this size."""
+
+    height: int
+    width: int
+    pictures: int
+
+
+class DataReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a data folder holds; ``problems`` must be mended, ``warnings`` looked at."""
+
+    root: str
+    layout: str
+    splits: dict[str, int]
+    pictures: int
+    sizes: tuple[PictureSize, ...]  # the most frequent first
+    classes: tuple[ClassCount, ...]
+    labelled_pixels: int
+    ignored_pixels: int
+    outside: tuple[Outside, ...]
+    problems: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The pairs of a data folder as it lists them, none of them read yet."""
+
+    layout: Layout
+    listings: dict[str, Listing]
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """The pairs of all splits, each once."""
+        every = (sample for listing in self.listings.values() for sample in listing.samples)
+        return tuple(dict.fromkeys(every))
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What one pair gave."""
+
+    size: tuple[int, int] | None  # of the image
+    values: NDArray[np.int64] | None  # pixels of each value of the label file, [256]
+    problems: tuple[str, ...]
+
+
+def survey(root: Path, split: str | None = None) -> Survey:
+    """List one split, or all that there are. Raises DataError when nothing can be listed."""
+    layout = find_layout(root)
+    names = split_names(layout) if split is None else [split]
+    listings = {name: list_split(layout, name) for name in names}
+    if not any(listing.samples or listing.problems for listing in listings.values()):
+        raise DataError(f"{root} has no picture in {', '.join(names) or 'any split'}: add some")
+    return Survey(layout, listings)
+
+
+def check(
+    found: Survey, on_pair: Callable[[], None] = lambda: None
+) -> tuple[DataReport, tuple[Sample, ...]]:
+    """Read every pair, several at a time; the report, and the pairs without a fault.
+
+    Nothing is kept of a picture but its counts.
+    """
+    labels, void_first = found.layout.labels, found.layout.void_first
+    table = label_table(labels, void_first=void_first)
+    listed = (line for listing in found.listings.values() for line in listing.problems)
+    problems, outside, good = list(dict.fromkeys(listed)), [], []
+    sizes: Counter[tuple[int, int]] = Counter()
+    pixels, pictures = np.zeros(labels.num_classes, np.int64), np.zeros(labels.num_classes, int)
+    ignored, void = 0, []
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        try:
+            for sample, reading in zip(found.samples, pool.map(_read, found.samples), strict=True):
+                on_pair()
+                faults = list(reading.problems)
+                if reading.size is not None:
+                    sizes[reading.size] += 1
+                if reading.values is not None:
+                    counts = _by_class(reading.values, table, labels.num_classes)
+                    pixels += counts
+                    pictures += counts > 0
+                    ignored += int(reading.values[table == labels.ignore_index].sum())
+                    strange = _outside(sample, reading.values, table)
+                    outside += strange
+                    if strange:
+                        allowed = allowed_values(labels, void_first=void_first)
+                        faults.append(f"{sample.label} holds {_listed(strange)}; {allowed}")
+                    elif not counts.any():
+                        void.append(sample.name)
+                problems += faults
+                if not faults:
+                    good.append(sample)
+        finally:
+            pool.shutdown(cancel_futures=True)  # after Ctrl-C nothing more is read
+    classes = zip(labels.names, pixels.tolist(), pictures.tolist(), strict=True)
+    report = DataReport(
+        root=str(found.layout.root),
+        layout=found.layout.kind,
+        splits={name: len(listing.samples) for name, listing in found.listings.items()},
+        pictures=len(found.samples),
+        sizes=tuple(PictureSize(*size, times) for size, times in sizes.most_common()),
+        classes=tuple(ClassCount(*row) for row in classes),
+        labelled_pixels=int(pixels.sum()),
+        ignored_pixels=ignored,
+        outside=tuple(outside),
+        problems=tuple(problems),
+        warnings=(*_leaks(found), *_unused(found), *_nothing_labelled(void)),
+    )
+    return report, tuple(good)
+
+
+def encode_report(report: DataReport) -> bytes:
+    """The report as JSON."""
+    return msgspec.json.format(msgspec.json.encode(report)) + b"\n"
+
+
+def _read(sample: Sample) -> _Reading:
+    problems: list[str] = []
+    size = values = shape = None
+    try:
+        image = read_image(sample.image)
+        size = image.shape[0], image.shape[1]
+    except SourceError as error:
+        problems.append(str(error))
+    try:
+        label = read_values(sample.label)
+        shape, values = label.shape, np.bincount(label.ravel(), minlength=256)
+    except DataError as error:
+        problems.append(str(error))
+    if size is not None and shape is not None and size != shape:
+        problems.append(sizes_differ(sample, shape, size))
+    return _Reading(size, values, tuple(problems))
+
+
+def _by_class(
+    values: NDArray[np.int64], table: NDArray[np.int16], classes: int
+) -> NDArray[np.int64]:
+    counts = np.zeros(classes, np.int64)
+    known = (table >= 0) & (table < classes)
+    counts[table[known]] = values[known]
+    return counts
+
+
+def _outside(sample: Sample, values: NDArray[np.int64], table: NDArray[np.int16]) -> list[Outside]:
+    strange = np.flatnonzero((table < 0) & (values > 0)).tolist()
+    return [Outside(str(sample.label), value, int(values[value])) for value in strange]
+
+
+def _listed(strange: list[Outside]) -> str:
+    shown = ", ".join(f"{one.value} ({one.pixels} pixels)" for one in strange[:_SHOWN])
+    more = len(strange) - _SHOWN
+    return f"label {shown}" + (f" and {more} more values" if more > 0 else "")
+
+
+def _leaks(found: Survey) -> list[str]:
+    """Pictures that are both learnt from and scored on."""
+    warnings = []
+    for one, other in combinations(sorted(found.listings), 2):
+        if not _scores(one, other):
+            continue
+        names = {sample.name for sample in found.listings[one].samples}
+        both = [s.name for s in found.listings[other].samples if s.name in names]
+        if both:
+            warnings.append(
+                f"{one} and {other} share {len(both)} pictures ({_some(both)}): "
+                "a score on pictures that were learnt says nothing"
+            )
+    return warnings
+
+
+def _scores(one: str, other: str) -> bool:
+    """Whether two splits are the two sides of one division: train and val, blocked_train and
+    blocked_val, training and validation. Other pairs may well overlap."""
+    sides = []
+    for name in (one, other):
+        kind = next((kind for kind in ("train", "val", "test") if kind in name), "")
+        stem = name.replace("training", "").replace("validation", "")
+        sides.append((kind, stem.replace(kind, "") if kind else name))
+    (kind, rest), (other_kind, other_rest) = sides
+    return bool(kind and other_kind) and kind != other_kind and rest == other_rest
+
+
+def _unused(found: Survey) -> list[str]:
+    paths = {path for listing in found.listings.values() for path in listing.unused}
+    names = [path.name for path in sorted(paths)]
+    return [f"{len(names)} labels have no picture ({_some(names)})"] if names else []
+
+
+def _nothing_labelled(names: list[str]) -> list[str]:
+    if not names:
+        return []
+    return [f"{len(names)} pictures have no labelled pixel ({_some(names)})"]
+
+
+def _some(names: Iterable[str]) -> str:
+    every = list(names)
+    return ", ".join(every[:_SHOWN]) + (", …" if len(every) > _SHOWN else "")
+
+
+Rgb = NDArray[np.uint8]
+
+_COLUMNS, _PICTURES = 3, 12
+_BOX = (180, 240)  # height, width of a picture's place; half of a pair
+_CAPTION, _GAP = 24, 14
+_DARK, _TEXT = 32, (225, 225, 225)
+_VOID = (255, 0, 255)  # no label map paints with it
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+
+def draw_sheet(layout: Layout, samples: Sequence[Sample], shares: dict[str, float]) -> bytes:
+    """Up to twelve pairs, evenly spread over ``samples``, each as the picture and the picture under
+    its labels' colours (pixels without a label: crossed by magenta lines); PNG bytes.
+
+    ``shares`` (0 … 1 by class name) are written into the legend, which leaves out classes without
+    any. Raises what ``LabelledFolder.read`` raises.
+    """
+    count = min(_PICTURES, len(samples))
+    places = np.linspace(0, len(samples) - 1, count).round().astype(int)
+    folder = LabelledFolder(
+        layout.root, "", layout.labels, tuple(samples[place] for place in places), layout.void_first
+    )
+    columns = min(_COLUMNS, count)
+    cell = (_BOX[0] + _CAPTION + _GAP, 2 * _BOX[1] + 4 + _GAP)
+    rows = -(-count // columns)
+    sheet = np.full((rows * cell[0] + _GAP, columns * cell[1] + _GAP, 3), _DARK, np.uint8)
+    for place in range(count):
+        top = place // columns * cell[0] + _GAP
+        left = place % columns * cell[1] + _GAP
+        image, label = folder.read(place)
+        _draw_pair(sheet[top:, left:], image, label, layout.labels)
+        text = folder.samples[place].name.encode("ascii", "replace").decode()
+        at = (left, top + _BOX[0] + 16)
+        size = f"{image.shape[1]}x{image.shape[0]}"
+        text = f"{_shortened(text, 2 * _BOX[1] - 90)}  {size}"
+        cv2.putText(sheet, text, at, _FONT, 0.42, _TEXT, 1, cv2.LINE_AA)
+    whole = np.concatenate(
+        [sheet, legend_strip(_seen(layout.labels, shares), sheet.shape[1], shares)]
+    )
+    _, data = cv2.imencode(".png", np.ascontiguousarray(whole[..., ::-1]))
+    return data.tobytes()
+
+
+def _seen(labels: LabelMap, shares: dict[str, float]) -> LabelMap:
+    pairs = [pair for pair in zip(labels.names, labels.palette, strict=True) if shares[pair[0]] > 0]
+    if not pairs:
+        return labels
+    names, palette = zip(*pairs, strict=True)
+    return LabelMap(names, palette, labels.ignore_index)
+
+
+def _draw_pair(sheet: Rgb, image: Rgb, label: NDArray[np.uint8], labels: LabelMap) -> None:
+    """The picture and its labels, into the top left of ``sheet``."""
+    scale = min(_BOX[0] / image.shape[0], _BOX[1] / image.shape[1])
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    small = resize(image, (height, width))
+    nearest = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST)
+    classes = np.asarray(nearest, np.uint8)
+    painted = blend(small, classes, labels, 0.65)
+    lines = np.add.outer(np.arange(height), np.arange(width)) % 8 == 0
+    painted[lines & (classes == labels.ignore_index)] = _VOID
+    top, left = (_BOX[0] - height) // 2, (_BOX[1] - width) // 2
+    for shift, picture in ((0, small), (_BOX[1] + 4, painted)):
+        sheet[top : top + height, left + shift : left + shift + width] = picture
+
+
+def _shortened(text: str, width: int) -> str:
+    """The end of a text that is too wide: names differ in their ends."""
+    cut = text
+    while len(cut) > 1 and cv2.getTextSize(cut, _FONT, 0.42, 1)[0][0] > width:
+        cut = cut[1:]
+    return cut if cut == text else ".." + cut[2:]
