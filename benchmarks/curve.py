@@ -210,7 +210,7 @@ def timed(segment: Segmenter, frame: NDArray[np.uint8]) -> dict[str, list[float]
 
 def summary(times: dict[str, Spread]) -> dict[str, float]:
     total = times[TOTAL]
-    parts = {stage: times[stage].median for stage in ("fit", "infer", "tail")}
+    parts = {stage: times[stage].median for stage in ("preprocess", "infer", "postprocess")}
     return {"median": total.median, "p5": total.p5, "p95": total.p95, **parts}
 
 

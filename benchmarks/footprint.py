@@ -62,7 +62,7 @@ with torch.inference_mode(), open_source(sys.argv[1]) as source:
         large = interpolate(logits, frame.image.shape[:2], mode="bilinear", align_corners=False)
         classes = large.argmax(1)[0].to(torch.uint8).numpy()
         sink.write(frame, Segmentation(classes, manifest.labels, {{}}))
-    sink.close("complete")
+    sink.close(complete=True)
 {PEAK}
 """
 

@@ -26,11 +26,12 @@ from knet_deploy.bench.media import street_frames, write_video
 from knet_deploy.bench.plot import Curve, draw_curves
 from knet_deploy.bench.report import TOTAL, Measurement, interleave, stages
 from knet_export.spec import MULTIPLE
-from knet_runtime.bundle.manifest import Size, SizeRange
+from knet_runtime.bundle.manifest import SizeRange
 from knet_runtime.pipeline.pipeline import Feed, run
 from knet_runtime.segmenter import Segmenter
 from knet_runtime.sinks import OverlayVideo
 from knet_runtime.sources.open import open_source
+from knet_runtime.types import Size
 
 AREAS = ("256x256", "360x480", "512x512", "720x1280", "1024x1024", "1024x2048")
 CLASSES = (11, 19, 50, 150, 500, 1000)
@@ -213,7 +214,7 @@ def panels(curves: list[dict[str, Any]]) -> list[tuple[str, str, str, list[Curve
     """A panel for each thing that grows: the whole, and the stages where they are known."""
     found = []
     for curve in curves:
-        names = [name for name in curve["points"][0]["stages"] if name != "fit"]
+        names = [name for name in curve["points"][0]["stages"] if name != "preprocess"]
         lines = [
             Curve(name, tuple((point["at"], point["stages"][name]) for point in curve["points"]))
             for name in names

@@ -26,8 +26,9 @@ from knet_runtime.engines.hardware import cpu_budget
 from knet_runtime.pipeline.pipeline import Feed, run
 from knet_runtime.segmenter import Segmentation, Segmenter
 from knet_runtime.sinks import OverlayVideo
+from knet_runtime.sources.base import SourceInfo
 from knet_runtime.sources.open import open_source
-from knet_runtime.types import Frame, SourceInfo
+from knet_runtime.types import Frame
 from knet_synthetic import Street
 
 SIZE = (720, 1280)

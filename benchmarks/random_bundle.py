@@ -16,11 +16,11 @@ from knet_runtime.bundle.manifest import (
     OutputSpec,
     Precision,
     Provenance,
-    Size,
     SizeRange,
 )
 from knet_runtime.bundle.store import Bundle, write_bundle
 from knet_runtime.labels import LabelMap, distinct_palette
+from knet_runtime.types import Size
 from knet_train.config import load_config
 from knet_train.models.build import build_model
 from knet_train.models.knet import KNet

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from random_bundle import random_model
 
-from knet_runtime.bundle.manifest import Size
 from knet_runtime.labels import ade20k
+from knet_runtime.types import Size
 from knet_synthetic import Street
 from knet_train.checkpoint import save_checkpoint
 from knet_train.config import load_config

@@ -22,8 +22,8 @@ from statistics import median
 import psutil
 from result import keep
 
+from knet_runtime.sources.base import Source
 from knet_runtime.sources.open import SourceOptions, open_source
-from knet_runtime.types import Source
 
 SERVER = Path(__file__).parent.parent / "tests" / "runtime" / "sources" / "live" / "rtsp_server.py"
 WITHIN = 2.0  # seconds beyond the wait

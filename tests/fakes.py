@@ -7,18 +7,17 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from time import monotonic, sleep, time
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from knet_runtime.labels import CAMVID11
 from knet_runtime.segmenter import Segmentation
-from knet_runtime.sources.base import SourceStatus
-from knet_runtime.types import Frame, SourceInfo, SourceKind
+from knet_runtime.sources.base import SourceInfo, SourceKind, SourceStatus
+from knet_runtime.types import Closeable, Frame
 
 
-class Frames:
+class Frames(Closeable):
     """``count`` small frames (None: no end); ``on_frame`` is called with each index before it."""
 
     def __init__(
@@ -50,17 +49,6 @@ class Frames:
     def close(self) -> None:
         self.stop()
 
-    def __enter__(self) -> Frames:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 class Recorder:
     """A sink that remembers; ``on_write`` and ``on_close`` may wait or raise."""
@@ -75,7 +63,7 @@ class Recorder:
         self.path: Path | None = None
         self.frames: list[int] = []
         self.stale: list[int] = []
-        self.closed: list[str] = []
+        self.closed: list[bool] = []
         self._on_write = on_write
         self._on_close = on_close
 
@@ -86,8 +74,8 @@ class Recorder:
             self._on_write(frame)
         (self.stale if frame.stale else self.frames).append(frame.index)
 
-    def close(self, keep: str = "complete") -> None:
-        self.closed.append(keep)
+    def close(self, *, complete: bool = True) -> None:
+        self.closed.append(complete)
         if self._on_close is not None:
             self._on_close()
 
@@ -95,7 +83,7 @@ class Recorder:
 def segment_one(image: NDArray[np.uint8]) -> Segmentation:
     """The picture's value, modulo the number of classes."""
     class_map = np.full(image.shape[:2], int(image.flat[0]) % 11, np.uint8)
-    return Segmentation(class_map, CAMVID11, {"fit": 1.0, "infer": 4.0, "tail": 2.0})
+    return Segmentation(class_map, CAMVID11, {"preprocess": 1.0, "infer": 4.0, "postprocess": 2.0})
 
 
 class Batches:

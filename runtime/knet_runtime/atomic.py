@@ -6,11 +6,8 @@ import contextlib
 import errno
 import os
 from pathlib import Path
-from typing import Literal
 
 from knet_runtime.errors import OutputError
-
-Keep = Literal["complete", "partial"]
 
 
 def output_error(path: Path, error: Exception) -> OutputError:
@@ -106,15 +103,16 @@ class AtomicFile:
         except OSError as error:
             self.discard()
             raise output_error(self.target, error) from error
-        return self.commit("complete")
+        return self.commit(complete=True)
 
-    def commit(self, keep: Keep) -> Path:
-        """Rename the file to the target, or for "partial" to ``NAME.partial.SUFFIX``; that path.
+    def commit(self, *, complete: bool) -> Path:
+        """Rename the file to the target, or, unless complete, to ``NAME.partial.SUFFIX``; that
+        path.
 
         Raises OutputError; the file then vanishes.
         """
         final = self.target
-        if keep == "partial":
+        if not complete:
             final = final.with_name(f"{final.stem}.partial{final.suffix}")
         try:
             self.temporary.replace(final)

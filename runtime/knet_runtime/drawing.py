@@ -15,14 +15,11 @@ from numpy.typing import NDArray
 
 from knet_runtime.errors import ConfigError
 from knet_runtime.labels import LabelMap
-from knet_runtime.types import Frame
+from knet_runtime.types import ClassMap, Frame, Rgb
 
 if TYPE_CHECKING:
     from knet_runtime.segmenter import Segmentation
 
-
-Rgb = NDArray[np.uint8]
-ClassMap = NDArray[np.uint8] | NDArray[np.uint16]
 
 _LEGEND_CLASSES = 24
 _ROW, _PAD, _SWATCH = 22, 6, 12

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knet_runtime.preprocess import Geometry
-
-ClassMap = NDArray[np.uint8] | NDArray[np.uint16]
+from knet_runtime.types import ClassMap
 
 _CHUNK = 2**17  # numbers: half a megabyte of float32 stays in a core's cache
 

@@ -11,11 +11,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from knet_runtime.atomic import Keep
-from knet_runtime.drawing import ClassMap, Rgb, select
+from knet_runtime.drawing import select
 from knet_runtime.labels import LabelMap
 from knet_runtime.sinks import Sink
-from knet_runtime.types import Frame
+from knet_runtime.types import ClassMap, Frame, Rgb
 
 if TYPE_CHECKING:
     from knet_runtime.segmenter import Segmentation
@@ -106,9 +105,9 @@ class Concealed:
         """Hand the frame on. Raises what the sink raises."""
         self._sink.write(self._concealer(frame, mask), mask)
 
-    def close(self, keep: Keep = "complete") -> None:
+    def close(self, *, complete: bool = True) -> None:
         """Close the sink."""
-        self._sink.close(keep)
+        self._sink.close(complete=complete)
 
 
 def _blur(picture: NDArray[np.float32], width: float) -> NDArray[np.float32]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
-from types import TracebackType
 
 import msgspec
 import numpy as np
@@ -15,16 +14,18 @@ from knet_runtime.bundle.store import Bundle, default_bundle_path, open_bundle
 from knet_runtime.engines.registry import open_engine, unverified_reason
 from knet_runtime.errors import EngineError
 from knet_runtime.labels import LabelMap
-from knet_runtime.postprocess import ClassMap, class_map, restore_class_map
+from knet_runtime.postprocess import class_map, restore_class_map
 from knet_runtime.preprocess import fit_to_input
 from knet_runtime.selftest import SelfTestPolicy, SelfTestResult, check_at_start
+from knet_runtime.types import ClassMap, Closeable
 
 
 class Segmentation(msgspec.Struct, frozen=True):
     """One frame's result: ``class_map`` uint8 [H, W] (uint16 beyond 256 classes) at its size.
 
-    ``timings`` holds milliseconds per stage: "fit" (to the model's size), "infer" (the engine; in
-    a batch, an equal share of it) and "tail" (to the class map at the frame's size).
+    ``timings`` holds milliseconds per stage: "preprocess" (to the model's size), "infer" (the
+    engine; in a batch, an equal share of it) and "postprocess" (to the class map at the frame's
+    size).
     """
 
     class_map: ClassMap
@@ -38,7 +39,7 @@ class Segmentation(msgspec.Struct, frozen=True):
         return dict(zip(self.labels.names, shares, strict=True))
 
 
-class Segmenter:
+class Segmenter(Closeable):
     """A bundle opened on an engine, as a context manager.
 
         with Segmenter("street.knet") as segment:
@@ -123,7 +124,7 @@ class Segmenter:
             except ValueError as error:
                 raise EngineError(f"{self.engine}: {error}; check it with verify") from error
             tail_time = perf_counter() - started
-            seconds = {"fit": fit_time, "infer": infer_time, "tail": tail_time}
+            seconds = {"preprocess": fit_time, "infer": infer_time, "postprocess": tail_time}
             timings = {stage: 1000 * value for stage, value in seconds.items()}
             masks.append(Segmentation(classes, self.labels, timings))
         return masks
@@ -142,14 +143,3 @@ class Segmenter:
     def close(self) -> None:
         """Free the engine; a second call does nothing."""
         self._backend.close()
-
-    def __enter__(self) -> Segmenter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -10,9 +10,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from knet_runtime.drawing import ClassMap, Rgb
 from knet_runtime.errors import ConfigError
-from knet_runtime.types import Frame
+from knet_runtime.types import ClassMap, Frame, Rgb
 
 if TYPE_CHECKING:
     from knet_runtime.segmenter import Segmentation

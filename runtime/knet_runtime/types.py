@@ -1,38 +1,41 @@
-"""What a source hands on: frames with their timing, and what is known of the source beforehand."""
+"""The ground floor: a frame, the arrays that travel between packages, and what can be closed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
-from types import TracebackType
-from typing import Literal, Protocol
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from knet_runtime.sources.base import SourceStatus
+Rgb = NDArray[np.uint8]
+"""An image or a frame's pixels: uint8 [H, W, 3], red first."""
 
-SourceKind = Literal["video", "image", "images", "camera", "stream"]
+ClassMap = NDArray[np.uint8] | NDArray[np.uint16]
+"""The class of each pixel [H, W]: uint8, or uint16 beyond 256 classes."""
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
 
 MAX_PIXELS = 200_000_000
-"""A larger picture is refused: as RGB it would take more than 600 MB, and a header can lie."""
+"""A larger image is refused: as RGB it would take more than 600 MB, and a header can lie."""
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One picture of a source.
+    """One frame of a source.
 
     ``image`` is uint8 [H, W, 3] RGB, contiguous and the frame's own. ``index`` counts the frames
     that are handed on, from 0. ``pts`` is the time in seconds since the source's start, exact, or
     None where the source has no time (images) or left it out. ``name`` differs between all frames
     of a source: the image's stem, or the index with at least six digits. ``wall`` is when a live
-    frame arrived, in seconds since the epoch. ``stale`` marks a picture that is handed on again
+    frame arrived, in seconds since the epoch. ``stale`` marks a frame that is handed on again
     because no newer one came.
     """
 
-    image: NDArray[np.uint8]
+    image: Rgb
     index: int
     pts: Fraction | None
     name: str
@@ -40,59 +43,18 @@ class Frame:
     stale: bool = False
 
 
-@dataclass(frozen=True)
-class SourceInfo:
-    """What is known before the first frame is taken.
-
-    ``hw`` is the (height, width) of the first frame; later ones may differ. ``rate`` is frames per
-    second where one is stated. ``frames`` is a hint for progress bars: files state it wrongly.
-    ``time_base`` is the unit in seconds of which every ``Frame.pts`` is a multiple. ``path`` is the
-    file, folder or device that is read.
-    """
-
-    kind: SourceKind
-    hw: tuple[int, int]
-    rate: Fraction | None
-    frames: int | None
-    time_base: Fraction | None = None
-    path: Path | None = None
-
-    @property
-    def live(self) -> bool:
-        """Whether frames come when they come, and wait for nobody."""
-        return self.kind in ("camera", "stream")
+_Self = TypeVar("_Self", bound="Closeable")
 
 
-class Source(Protocol):
-    """Frames, once and in order, from something that is open until it is closed.
+class Closeable(ABC):
+    """Whoever holds a file, an engine or a connection: a context manager that closes itself."""
 
-    Iterating raises SourceError where the source is damaged; what came before stays valid.
-    A second loop goes on where the first one stopped. A live source has no end: it reconnects.
-    """
-
-    @property
-    def info(self) -> SourceInfo: ...
-
-    @property
-    def status(self) -> SourceStatus:
-        """How a live source fares; may be asked from any thread."""
-        ...
-
-    def __iter__(self) -> Iterator[Frame]: ...
-
-    def stop(self) -> None:
-        """End the iteration, from any thread: at the next picture, or when a read times out."""
-        ...
-
+    @abstractmethod
     def close(self) -> None:
-        """Let go of everything; only when no thread is iterating."""
-        ...
+        """Let go of everything; a second call does nothing."""
 
-    def __enter__(self) -> Source: ...
+    def __enter__(self: _Self) -> _Self:
+        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -17,13 +17,14 @@ from knet_export import export as export_module
 from knet_export.export import export_bundle
 from knet_export.spec import size_range
 from knet_export.verify.measure import default_tolerance
-from knet_runtime.bundle.manifest import Precision, Size, SizeRange
+from knet_runtime.bundle.manifest import Precision, SizeRange
 from knet_runtime.bundle.store import Bundle, open_bundle
 from knet_runtime.engines.registry import open_engine
 from knet_runtime.errors import CheckpointError, ConfigError, DataError, OutputError, ParityError
 from knet_runtime.golden import load_golden, replay
 from knet_runtime.postprocess import upsampled_argmax
 from knet_runtime.segmenter import Segmenter
+from knet_runtime.types import Size
 from knet_synthetic import Street
 from knet_train.checkpoint import read_checkpoint, save_checkpoint
 from knet_train.evaluate import predict

@@ -3,7 +3,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import pytest
@@ -13,12 +12,13 @@ from knet_runtime.bundle.store import Bundle, write_bundle
 from knet_runtime.engines.registry import open_engine
 from knet_runtime.errors import BundleError
 from knet_runtime.golden import GOLDEN_NAME, load_golden, replay, save_golden
+from knet_runtime.types import Closeable
 
 IMAGES = np.zeros((2, 16, 24, 3), np.uint8)
 LOGITS = np.zeros((2, 3, 4, 6), np.float32)
 
 
-class Spoilt:
+class Spoilt(Closeable):
     """A backend whose outputs are another's, spoilt."""
 
     name = "spoilt"
@@ -38,17 +38,6 @@ class Spoilt:
 
     def close(self) -> None:
         self.inner.close()
-
-    def __enter__(self) -> Spoilt:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def write(tmp_path: Path, manifest: Manifest, golden: bytes) -> Bundle:

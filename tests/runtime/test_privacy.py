@@ -14,8 +14,9 @@ from knet_runtime.errors import ConfigError
 from knet_runtime.labels import CAMVID11
 from knet_runtime.privacy import Concealed, Concealer, conceal, margin
 from knet_runtime.segmenter import Segmentation
-from knet_runtime.sinks import Keep, OverlayVideo
-from knet_runtime.types import Frame, SourceInfo
+from knet_runtime.sinks import OverlayVideo
+from knet_runtime.sources.base import SourceInfo
+from knet_runtime.types import Frame
 
 HW = (240, 320)
 BOUND = 0.05  # of |correlation| between hidden pixels and what stands in their place
@@ -92,13 +93,13 @@ class Kept:
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []
-        self.closed: list[Keep] = []
+        self.closed: list[bool] = []
 
     def write(self, frame: Frame, mask: Segmentation) -> None:
         self.frames.append(frame)
 
-    def close(self, keep: Keep = "complete") -> None:
-        self.closed.append(keep)
+    def close(self, *, complete: bool = True) -> None:
+        self.closed.append(complete)
 
 
 def test_sinks_see_only_the_concealed_frame_and_the_work_is_done_once() -> None:
@@ -107,11 +108,11 @@ def test_sinks_see_only_the_concealed_frame_and_the_work_is_done_once() -> None:
     concealer, kept, other = Concealer(CAMVID11, ["car", "PEDESTRIAN"]), Kept(), Kept()
     for sink in (Concealed(kept, concealer), Concealed(other, concealer)):
         sink.write(frame, mask)
-        sink.close("partial")
+        sink.close(complete=False)
         assert (sink.name, sink.path) == ("kept", None)
     np.testing.assert_array_equal(kept.frames[0].image, conceal(frame.image, a_region()))
     assert kept.frames[0] is other.frames[0]
-    assert kept.closed == ["partial"]
+    assert kept.closed == [False]
     nothing = Segmentation(np.full(HW, 3, np.uint8), CAMVID11, {})
     assert concealer(frame, nothing) is frame
 

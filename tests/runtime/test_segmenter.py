@@ -86,7 +86,7 @@ def test_batch_of_any_length_and_sizes_is_segmented_in_order(segment):
 
 def test_every_stage_is_timed_in_milliseconds(segment):
     for mask in segment.batch([plain(0, 30, 40)] * 4):
-        assert list(mask.timings) == ["fit", "infer", "tail"]
+        assert list(mask.timings) == ["preprocess", "infer", "postprocess"]
         assert all(0 < value < 10_000 for value in mask.timings.values())
 
 

@@ -17,8 +17,9 @@ from knet_runtime.bundle.manifest import InputSpec
 from knet_runtime.errors import ConfigError, DataError
 from knet_runtime.labels import LabelMap
 from knet_runtime.metrics import ConfusionMatrix
-from knet_runtime.postprocess import ClassMap, class_map, upsampled_argmax
+from knet_runtime.postprocess import class_map, upsampled_argmax
 from knet_runtime.preprocess import fit_to_input, keep_ratio
+from knet_runtime.types import ClassMap, Rgb
 from knet_train import inference
 from knet_train.checkpoint import Checkpoint
 from knet_train.config import Config
@@ -197,8 +198,6 @@ def _percent(share: float) -> float | None:
     """0 … 1 -> 0 … 100; None for NaN."""
     return None if np.isnan(share) else 100 * float(share)
 
-
-Rgb = NDArray[np.uint8]
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _INK, _PALE, _PAPER, _LINE = (40, 40, 40), (120, 120, 120), 255, (232, 232, 232)

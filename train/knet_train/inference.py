@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from knet_runtime.errors import CheckpointError
-from knet_runtime.postprocess import ClassMap
 from knet_runtime.preprocess import keep_ratio
+from knet_runtime.types import ClassMap
 from knet_train.models.knet import KNet
 
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of eval_scale, in multi-scale evaluation

@@ -24,8 +24,8 @@ from knet_export.fuse.kernels import (
 )
 from knet_export.fuse.layers import MatrixPyramid, fold_batch_norms
 from knet_export.fuse.swin import StaticSwin
-from knet_runtime.bundle.manifest import Size
 from knet_runtime.errors import ConfigError
+from knet_runtime.types import Size
 from knet_train.models.backbones import SwinBackbone, level_channels
 from knet_train.models.heads import PyramidPooling
 from knet_train.models.knet import KernelUpdateStage, KNet

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from knet_runtime.bundle.manifest import Size
+from knet_runtime.types import Size
 from knet_train.models.backbones import PATCH, SwinBackbone
 
 

@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 
 from knet_export.fuse.model import reference_logits
 from knet_export.graph.to_onnx import CLASSMAP_NAME, LOGITS_NAME
-from knet_runtime.bundle.manifest import CLASSMAP_OUTPUT, InputSpec, OutputSpec, Size, Tolerance
+from knet_runtime.bundle.manifest import CLASSMAP_OUTPUT, InputSpec, OutputSpec, Tolerance
 from knet_runtime.engines.hardware import cpu_budget
 from knet_runtime.errors import ParityError
 from knet_runtime.metrics import agreement
 from knet_runtime.postprocess import upsampled_argmax
+from knet_runtime.types import Size
 from knet_train.models.knet import KNet
 
 _BATCHES = (1, 3)  # 2 was traced

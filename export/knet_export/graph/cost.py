@@ -22,8 +22,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from knet_export.fuse.model import fuse
-from knet_runtime.bundle.manifest import Size
 from knet_runtime.errors import BundleError
+from knet_runtime.types import Size
 from knet_train.config import Config
 from knet_train.models.build import build_model
 from knet_train.models.knet import KNet

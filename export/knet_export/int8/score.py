@@ -17,8 +17,9 @@ from knet_export.int8.calibrate import CalibrationSet, spread
 from knet_runtime.bundle.manifest import Manifest, Tolerance
 from knet_runtime.errors import CheckpointError
 from knet_runtime.metrics import ConfusionMatrix, agreement, worst_class_delta
-from knet_runtime.postprocess import ClassMap, class_map
+from knet_runtime.postprocess import class_map
 from knet_runtime.preprocess import Geometry, fit_to_input
+from knet_runtime.types import ClassMap
 
 
 class Score(msgspec.Struct, frozen=True):

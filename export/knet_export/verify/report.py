@@ -21,7 +21,7 @@ from knet_export.verify.verify import Compared, VerifyReport
 from knet_runtime.atomic import make_folder, output_error, write_atomic
 from knet_runtime.drawing import blend
 from knet_runtime.labels import LabelMap
-from knet_runtime.postprocess import ClassMap
+from knet_runtime.types import ClassMap
 
 _MOST = 40  # classes; of more, those that changed most
 _ROW, _NAME, _PLOT, _VALUE, _TOP, _TICK = 22, 150, 420, 76, 24, 30

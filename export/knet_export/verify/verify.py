@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from knet_export.verify.measure import MarginRow, ParityMeter, top_two_margin
 from knet_export.verify.reference import Reference
 from knet_runtime.atomic import output_error, write_atomic
-from knet_runtime.bundle.manifest import Kind, Parity, Precision, Size, Tolerance
+from knet_runtime.bundle.manifest import Kind, Parity, Precision, Tolerance
 from knet_runtime.bundle.store import Bundle
 from knet_runtime.engines.registry import Engine
 from knet_runtime.errors import DataError, EngineError
 from knet_runtime.metrics import worst_class_delta
-from knet_runtime.postprocess import ClassMap, class_map, restore_class_map, upsampled_argmax
+from knet_runtime.postprocess import class_map, restore_class_map, upsampled_argmax
 from knet_runtime.preprocess import Geometry, fit_to_input
+from knet_runtime.types import ClassMap, Size
 
 Picture = tuple[NDArray[np.uint8], NDArray[np.uint8] | None]
 

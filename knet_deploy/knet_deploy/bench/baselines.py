@@ -29,10 +29,10 @@ from torch.nn import functional as F
 from knet_deploy.bench.target import BenchTarget, Facts, stage_times
 from knet_deploy.bench.torch_baselines import CompiledBaseline, LoopBaseline, TorchBaseline
 from knet_export.graph.to_onnx import ignored_warnings
-from knet_runtime.bundle.manifest import Size
 from knet_runtime.bundle.store import Bundle
 from knet_runtime.errors import EngineError
 from knet_runtime.preprocess import resize
+from knet_runtime.types import Size
 from knet_train.checkpoint import read_checkpoint
 from knet_train.models.knet import KernelUpdateStage, KNet
 

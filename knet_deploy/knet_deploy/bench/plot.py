@@ -8,9 +8,9 @@ from itertools import pairwise
 import cv2
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from knet_deploy.bench.report import Report
+from knet_runtime.types import Rgb
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _INK, _PALE, _LINE = (40, 40, 40), (120, 120, 120), (225, 225, 225)
@@ -19,7 +19,6 @@ _SERIES = ((33, 113, 181), (217, 95, 2), (35, 139, 69), (117, 107, 177), (120, 1
 _MARGIN, _ROW, _PLOT, _VALUE = 24, 26, 460, 200
 _CURVE = (300, 460)  # height and width of a panel of curves
 
-Rgb = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
 

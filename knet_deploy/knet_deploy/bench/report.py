@@ -154,15 +154,15 @@ class Row(msgspec.Struct, frozen=True):
 
     ``verified`` says whether verify has passed this very graph on this engine and device,
     ``unverified_reason`` why not. ``stages`` are milliseconds per frame: "total" from the decoded
-    frame to the class map at its size, in which "fit", "infer" and "tail" lie (an upload counts as
-    "infer"), and "draw" after it. ``frames_per_second`` is one over the total's median.
-    ``agreement`` is the share of pixels equal to ``Report.reference``'s. ``startup_seconds`` goes
-    from opening to the first mask, engine's import included; ``peak_bytes`` is the most memory of
-    its own process, ``device_bytes`` of the GPU's; ``joules_per_frame`` are the processor's or the
-    GPU's, drawing included. ``multiply_adds`` and ``least_bytes`` are the graph's for one picture;
-    ``matmul_share`` and ``copy_share`` say how much of the machine's float32 matrix product
-    (whatever the row's precision) and copy speed they are in "infer".
-    None: not known here.
+    frame to the class map at its size, in which "preprocess", "infer" and "postprocess" lie (an
+    upload counts as "infer"), and "draw" after it. ``frames_per_second`` is one over the total's
+    median. ``agreement`` is the share of pixels equal to ``Report.reference``'s.
+    ``startup_seconds`` goes from opening to the first mask, engine's import included;
+    ``peak_bytes`` is the most memory of its own process, ``device_bytes`` of the GPU's;
+    ``joules_per_frame`` are the processor's or the GPU's, drawing included. ``multiply_adds`` and
+    ``least_bytes`` are the graph's for one picture; ``matmul_share`` and ``copy_share`` say how
+    much of the machine's float32 matrix product (whatever the row's precision) and copy speed they
+    are in "infer". None: not known here.
     """
 
     contestant: str

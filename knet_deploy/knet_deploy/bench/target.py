@@ -20,9 +20,9 @@ from knet_runtime.drawing import blend
 from knet_runtime.engines.registry import default_graph
 from knet_runtime.errors import EngineError
 from knet_runtime.pipeline.pipeline import Feed, run
-from knet_runtime.postprocess import ClassMap
 from knet_runtime.segmenter import Segmenter
 from knet_runtime.sources.open import open_source
+from knet_runtime.types import ClassMap
 
 _IN_BF16 = {"fp32": "bf16", "bf16": "bf16", "int8": "int8, bf16"}
 

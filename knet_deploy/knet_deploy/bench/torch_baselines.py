@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from knet_deploy.bench.target import Facts, stage_times
-from knet_runtime.bundle.manifest import Size
 from knet_runtime.engines.hardware import cpu_budget
 from knet_runtime.preprocess import resize
+from knet_runtime.types import Size
 from knet_train.checkpoint import read_checkpoint
 
 Network = Callable[[Tensor], Tensor]

@@ -35,9 +35,9 @@ _HEAD = (
     "p5",
     "p95",
     "p99",
-    "fit",
+    "preprocess",
     "infer",
-    "tail",
+    "postprocess",
     "draw",
     "matmul",
     "copy",
@@ -97,7 +97,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     total = row.stages["total"]
     stages = (
         f"{row.stages[name].median:.2f}" if name in row.stages else ""
-        for name in ("fit", "infer", "tail", "draw")
+        for name in ("preprocess", "infer", "postprocess", "draw")
     )
     mark = "" if row.verified or not row.ours else " *"
     return (

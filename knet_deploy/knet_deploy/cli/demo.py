@@ -6,7 +6,6 @@ import platform
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +13,7 @@ import typer
 from knet_deploy.cli.console import say, track
 from knet_deploy.cli.run import check_engine
 from knet_deploy.cli.run_summary import say_times
+from knet_runtime.types import Closeable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,12 +97,11 @@ def demo(
         )
 
 
-class Drive:
+class Drive(Closeable):
     """A source of ``count`` frames along the street ``seed``; ``labels`` takes a frame's truth."""
 
     def __init__(self, seed: int, count: int) -> None:
-        from knet_runtime.sources.base import SourceStatus
-        from knet_runtime.types import SourceInfo
+        from knet_runtime.sources.base import SourceInfo, SourceStatus
         from knet_synthetic import Street
 
         self.info = SourceInfo("video", _SIZE, Fraction(_RATE), count, Fraction(1, _RATE))
@@ -130,17 +129,6 @@ class Drive:
 
     def close(self) -> None:
         self.stop()
-
-    def __enter__(self) -> Drive:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _drive(

@@ -13,12 +13,12 @@ import numpy as np
 
 from knet_deploy.cli.console import package_version
 from knet_runtime.bundle.manifest import Licence
-from knet_runtime.drawing import Rgb, blend, colourise
+from knet_runtime.drawing import blend, colourise
 from knet_runtime.golden import GoldenReport
 from knet_runtime.labels import LabelMap
 from knet_runtime.metrics import ConfusionMatrix
 from knet_runtime.pipeline.pipeline import RunSummary
-from knet_runtime.postprocess import ClassMap
+from knet_runtime.types import ClassMap, Rgb
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,9 +117,9 @@ def _data_url(image: Rgb) -> str:
 
 _STAGES = {
     "read": "read (here: drawing the street)",
-    "fit": "fit to the model's size",
+    "preprocess": "fit to the model's size",
     "infer": "network",
-    "tail": "class map at full size",
+    "postprocess": "class map at full size",
     "write": "overlay and H.264",
 }
 

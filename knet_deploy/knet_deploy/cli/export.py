@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from knet_deploy.cli.console import needs_extra, parse_size
-from knet_runtime.bundle.manifest import Precision, Size
+from knet_runtime.bundle.manifest import Precision
 from knet_runtime.errors import ConfigError
+from knet_runtime.types import Size
 
 if TYPE_CHECKING:
     from knet_export.int8.search import Calibrator

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from knet_runtime.sinks import Sink
     from knet_runtime.sinks.encoder import Codec
     from knet_runtime.smoothing import Smoother
-    from knet_runtime.types import SourceInfo
+    from knet_runtime.sources.base import SourceInfo
     from knet_runtime.web.auth import Listener
 
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from knet_deploy.cli.console import say, track
 
 if TYPE_CHECKING:
-    from knet_runtime.atomic import Keep
     from knet_runtime.pipeline.pipeline import Feed, RunSummary
     from knet_runtime.pipeline.stats import FeedSnapshot, StageSnapshot
     from knet_runtime.segmenter import Segmentation, Segmenter
@@ -28,7 +27,7 @@ class Shares:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.kept: Keep = "complete"
+        self.complete = True
         self._frames = 0
         self._sums: dict[str, float] = {}
 
@@ -40,9 +39,9 @@ class Shares:
         for label, share in mask.shares().items():
             self._sums[label] = self._sums.get(label, 0.0) + share
 
-    def close(self, keep: Keep = "complete") -> None:
+    def close(self, *, complete: bool = True) -> None:
         """Remember how it ended."""
-        self.kept = keep
+        self.complete = complete
 
     def say(self) -> None:
         """The classes by what they cover of all frames, most first."""
@@ -184,5 +183,5 @@ class Work:
                 say_stages(snapshot.stages)
             say_losses(snapshot)
             shares = next(sink for sink in feed.sinks if isinstance(sink, Shares))
-            say_written(feed.sinks, partial=shares.kept == "partial")
+            say_written(feed.sinks, partial=not shares.complete)
             shares.say()

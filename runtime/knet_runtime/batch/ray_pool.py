@@ -12,7 +12,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
 from typing import Any
 
 import msgspec
@@ -20,13 +19,14 @@ import msgspec
 from knet_runtime.batch.records import Job, Outcome, Settings
 from knet_runtime.batch.worker import ChunkWorker
 from knet_runtime.errors import EngineError
+from knet_runtime.types import Closeable
 
 _CPU_ENGINES = ("onnxruntime-cpu", "openvino", "openvino-bf16")
 _READERS = 4  # files that are read at once
 _LOCAL_STORE = 100 * 2**20  # bytes; what travels is small
 
 
-class RayPool:
+class RayPool(Closeable):
     """A ``Pool`` of ``workers`` actors, each with one engine; a context manager.
 
     Without an ``address`` Ray is started on this machine, for this process alone. Its ports
@@ -108,17 +108,6 @@ class RayPool:
         self._ray.shutdown()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
-
-    def __enter__(self) -> RayPool:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _share(self, workers: int | None) -> None:
         """How many workers there are, and what each may use."""

@@ -9,8 +9,8 @@ from typing import Literal
 import msgspec
 
 from knet_runtime.batch.chunks import Chunk
-from knet_runtime.bundle.manifest import Size
 from knet_runtime.bundle.store import Bundle
+from knet_runtime.types import Size
 
 RESULTS_NAME = "results.json"
 FINISHED_NAME = "finished.json"

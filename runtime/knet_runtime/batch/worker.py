@@ -165,7 +165,7 @@ def _segment_into(
         error = str(failure)
     finally:
         for sink in sinks:
-            sink.close("complete")
+            sink.close(complete=True)
     if segment.times is not None and tuple(times) != segment.times:
         return inexact
     if error and not times:

@@ -16,6 +16,7 @@ import msgspec
 
 from knet_runtime.errors import BundleError
 from knet_runtime.labels import LabelMap
+from knet_runtime.types import Size
 
 SCHEMA = 2
 MANIFEST_NAME = "manifest.json"
@@ -23,7 +24,6 @@ MANIFEST_NAME = "manifest.json"
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Kind = Literal["logits", "classmap"]  # what a graph gives
 CLASSMAP_OUTPUT = "classmap"  # the name of the classmap graph's output tensor
-Size = tuple[int, int]  # height, width
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -22,12 +22,12 @@ from knet_runtime.bundle.manifest import (
     Kind,
     Manifest,
     Parity,
-    Size,
     check_paths,
     decode_manifest,
     encode_manifest,
 )
 from knet_runtime.errors import BundleError, ConfigError, OutputError
+from knet_runtime.types import Size
 
 _log = logging.getLogger(__name__)
 _BLOCK = 1 << 20

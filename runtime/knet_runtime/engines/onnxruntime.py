@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +28,7 @@ from knet_runtime.engines.base import (
 from knet_runtime.engines.hardware import cpu_budget, gpu_name, processor_name
 from knet_runtime.engines.onnxruntime_gpu import first_line, makes_cuda_graphs, open_gpu_session
 from knet_runtime.errors import EngineError, EngineUnavailable
+from knet_runtime.types import Closeable
 
 
 class _Bound(NamedTuple):
@@ -98,7 +98,7 @@ _TINY_GRAPH = (
 )
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(Closeable):
     """The bundle's graph in an ONNX Runtime session, on exactly the engine that was asked for."""
 
     def __init__(self, bundle: Bundle, engine: str, kind: Kind) -> None:
@@ -145,17 +145,6 @@ class OnnxRuntimeEngine:
     def close(self) -> None:
         """Free the session; a second call does nothing."""
         self._session = self._bound = None
-
-    def __enter__(self) -> OnnxRuntimeEngine:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def try_provider(engine: str) -> str:

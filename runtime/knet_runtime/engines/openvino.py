@@ -11,7 +11,6 @@ import functools
 import threading
 from collections import Counter
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from knet_runtime.engines.base import (
 )
 from knet_runtime.engines.hardware import cpu_budget, processor_name
 from knet_runtime.errors import EngineError, EngineUnavailable
+from knet_runtime.types import Closeable
 
 _HINTS = {"openvino": "f32", "openvino-bf16": "bf16"}
 _HALVES = {"bf16", "f16"}
@@ -37,7 +37,7 @@ _VIEWS = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Convert")
 _DTYPES = {"f32": "float32", "u8": "uint8"}
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(Closeable):
     """The bundle's graph, compiled by OpenVINO for this processor and for one picture; for more at
     once when they come. With all sizes known OpenVINO takes less time than with a free batch."""
 
@@ -93,17 +93,6 @@ class OpenVinoEngine:
         with self._lock:
             self._model = None
             self._requests = {}
-
-    def __enter__(self) -> OpenVinoEngine:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def try_openvino(engine: str) -> str:

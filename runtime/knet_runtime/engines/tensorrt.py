@@ -10,7 +10,6 @@ import contextlib
 import logging
 import threading
 from pathlib import Path
-from types import TracebackType
 from typing import Any, cast
 
 import msgspec
@@ -33,13 +32,14 @@ from knet_runtime.engines.hardware import Gpu, this_gpu
 from knet_runtime.engines.plan_store import PlanEngine, find_plan
 from knet_runtime.engines.tensorrt_library import explain, load_tensorrt, new_log
 from knet_runtime.errors import EngineError, EngineUnavailable
+from knet_runtime.types import Closeable
 
 _log = logging.getLogger(__name__)
 
 _DTYPES = {"FLOAT": "float32", "UINT8": "uint8"}
 
 
-class TensorRTEngine:
+class TensorRTEngine(Closeable):
     """The engine in the bundle that fits this GPU, on a stream of its own.
 
     One execution context behind a lock: calls from several threads take turns. Two batches of one
@@ -152,17 +152,6 @@ class TensorRTEngine:
             self._engine = None
             self._runtime = None
             self._cuda.close()
-
-    def __enter__(self) -> TensorRTEngine:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _tensors(self) -> tuple[list[Tensor], list[Tensor]]:
         engine, modes = self._engine, self._module.TensorIOMode

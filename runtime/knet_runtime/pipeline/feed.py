@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from knet_runtime.errors import OutputError
 from knet_runtime.pipeline.stats import FeedStats
 from knet_runtime.sinks import Sink
-from knet_runtime.types import Frame, Source
+from knet_runtime.sources.base import Source
+from knet_runtime.types import Frame
 
 if TYPE_CHECKING:
     from knet_runtime.segmenter import Segmentation

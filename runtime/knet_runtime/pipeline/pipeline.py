@@ -20,7 +20,8 @@ from knet_runtime.pipeline.engine_thread import EngineThread, PipelineThread, Se
 from knet_runtime.pipeline.feed import TICK, Feed, FeedQueue, Item, Policy, check_paths
 from knet_runtime.pipeline.stats import RunSnapshot, RunStats, StageSnapshot
 from knet_runtime.pipeline.writer import SINK_PATIENCE, STALE_AFTER, Writer
-from knet_runtime.types import Frame, Source
+from knet_runtime.sources.base import Source
+from knet_runtime.types import Frame
 
 if TYPE_CHECKING:
     from knet_runtime.segmenter import Segmentation
@@ -287,7 +288,7 @@ class Pipeline:
     def _close_unused(self) -> None:
         for sink in (sink for feed in self._feeds for sink in feed.sinks):
             try:
-                sink.close("partial")
+                sink.close(complete=False)
             except Exception as error:
                 _log.error("%s", error)
 

@@ -9,15 +9,15 @@ from time import monotonic
 import msgspec
 import numpy as np
 
-from knet_runtime.types import Source
+from knet_runtime.sources.base import Source
 
-STAGES = ("read", "queue", "fit", "infer", "tail", "transform", "write", "latency")
+STAGES = ("read", "queue", "preprocess", "infer", "postprocess", "transform", "write", "latency")
 """The stages in a frame's order, in milliseconds per frame.
 
 "read" is the wait for the source's next frame (for a camera: until there is one), "queue" what the
-frame waited between stages, "fit", "infer" and "tail" are those of ``Mask.timings``, "transform"
-is the feed's, "write" all its sinks and the callback. "latency" goes from when the frame was read
-to when it was written.
+frame waited between stages, "preprocess", "infer" and "postprocess" are those of
+``Segmentation.timings``, "transform" is the feed's, "write" all its sinks and the callback.
+"latency" goes from when the frame was read to when it was written.
 """
 
 _REMEMBERED = 1000

@@ -11,7 +11,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from knet_runtime.atomic import Keep, output_error
+from knet_runtime.atomic import output_error
 from knet_runtime.errors import KnetError, OutputClosed, OutputError
 from knet_runtime.pipeline.engine_thread import PipelineThread
 from knet_runtime.pipeline.feed import FeedQueue, Item
@@ -143,12 +143,12 @@ class Writer:
     def _close(self) -> None:
         """Close what is open, each sink once, whatever the others do."""
         self._closing = True
-        keep: Keep = "partial" if self._lane.broken else "complete"
+        complete = not self._lane.broken
         while self._is_mine() and self._open:
             sink = self._open[0]
             try:
                 with self._watched(sink):
-                    sink.close(keep)
+                    sink.close(complete=complete)
             except BaseException as error:  # the others must be closed all the same
                 if self._is_mine():
                     self._lane.fail(error)

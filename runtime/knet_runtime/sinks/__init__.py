@@ -1,7 +1,7 @@
 """Where results go: overlays as video, picture or stream, masks, lines of JSON.
 
 All have the same two steps. ``write`` takes one frame and its mask. ``close`` ends the output:
-"complete" gives it its final name, "partial" (the source or a stage failed) a name or mark that
+``complete`` gives it its final name; without it (the source or a stage failed) a name or mark that
 says so, and an output without frames leaves nothing. Closing twice does nothing.
 
 Neither step waits for ever. A full disk is an OutputError at once. A disk that is slow holds up
@@ -15,7 +15,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from knet_runtime.atomic import Keep
 from knet_runtime.sinks.image_files import MaskFolder, OverlayImage
 from knet_runtime.sinks.json_lines import ClassRecord, JsonLines, Record, RleLines, RleRecord
 from knet_runtime.sinks.overlay_video import OverlayVideo
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = [
     "ClassRecord",
     "JsonLines",
-    "Keep",
     "MaskFolder",
     "OverlayImage",
     "OverlayVideo",
@@ -64,4 +62,4 @@ class Sink(Protocol):
 
     def write(self, frame: Frame, mask: Segmentation) -> None: ...
 
-    def close(self, keep: Keep = "complete") -> None: ...
+    def close(self, *, complete: bool = True) -> None: ...

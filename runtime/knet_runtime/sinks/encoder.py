@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from av.container import OutputContainer
 
-from knet_runtime.drawing import Rgb
 from knet_runtime.errors import OutputError
+from knet_runtime.types import Rgb
 
 Codec = Literal["h264", "hevc"]
 

@@ -14,7 +14,6 @@ import numpy as np
 
 from knet_runtime.atomic import (
     AtomicFile,
-    Keep,
     check_folder,
     make_folder,
     output_error,
@@ -77,7 +76,7 @@ class MaskFolder:
             raise output_error(target, error) from error
         self._written += 1
 
-    def close(self, keep: Keep = "complete") -> None:
+    def close(self, *, complete: bool = True) -> None:
         """Mark an early end, or remove the mark of an earlier one. Raises OutputError."""
         if self._closed:
             return
@@ -86,7 +85,7 @@ class MaskFolder:
         try:
             if not self._written:
                 remove_empty(self._created)
-            elif keep == "complete":
+            elif complete:
                 mark.unlink(missing_ok=True)
             else:
                 text = f"The run ended early: {self._written} masks were written.\n"
@@ -146,6 +145,6 @@ class OverlayImage:
             raise OutputError(f"{self._path}: {picture.shape} can not be encoded; write a PNG")
         pending.write(data.tobytes())
 
-    def close(self, keep: Keep = "complete") -> None:
+    def close(self, *, complete: bool = True) -> None:
         """Nothing is left to do: the picture is whole, or was never written."""
         self._pending = None

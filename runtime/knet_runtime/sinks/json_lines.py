@@ -17,11 +17,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from knet_runtime.atomic import AtomicFile, Keep, output_error
-from knet_runtime.drawing import ClassMap
+from knet_runtime.atomic import AtomicFile, output_error
 from knet_runtime.labels import LabelMap
 from knet_runtime.sinks.raw_masks import STDOUT, Pipe
-from knet_runtime.types import Frame
+from knet_runtime.types import ClassMap, Frame
 
 if TYPE_CHECKING:
     from knet_runtime.segmenter import Segmentation
@@ -168,9 +167,9 @@ class JsonLines:
         )
         self._lines.add(record)
 
-    def close(self, keep: Keep = "complete") -> None:
+    def close(self, *, complete: bool = True) -> None:
         """Give the file its name; without frames nothing is left. Raises OutputError."""
-        self._lines.close(keep)
+        self._lines.close(complete=complete)
 
 
 class RleLines:
@@ -221,9 +220,9 @@ class RleLines:
         )
         self._lines.add(record)
 
-    def close(self, keep: Keep = "complete") -> None:
+    def close(self, *, complete: bool = True) -> None:
         """Give the file its name; without frames nothing is left. Raises OutputError."""
-        self._lines.close(keep)
+        self._lines.close(complete=complete)
 
 
 class _Stdout:
@@ -238,7 +237,7 @@ class _Stdout:
     def add(self, record: msgspec.Struct) -> None:
         self._pipe.send(msgspec.json.encode(record) + b"\n")
 
-    def close(self, keep: Keep) -> None:
+    def close(self, *, complete: bool) -> None:
         self._pipe.close()
 
 
@@ -268,7 +267,7 @@ class _File:
             raise output_error(Path(self.name), error) from error
         self._bytes += len(line)
 
-    def close(self, keep: Keep) -> None:
+    def close(self, *, complete: bool) -> None:
         pending, self._pending = self._pending, None
         if pending is None:
             return
@@ -276,7 +275,7 @@ class _File:
             with contextlib.suppress(OSError):  # unbuffered: nothing is left to be written
                 self._file.close()
         if self._bytes:
-            pending.commit(keep)
+            pending.commit(complete=complete)
         else:
             pending.discard()
 

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Literal
 
 import av
 
-from knet_runtime.atomic import AtomicFile, Keep, output_error
-from knet_runtime.drawing import OverlayPainter, Rgb
+from knet_runtime.atomic import AtomicFile, output_error
+from knet_runtime.drawing import OverlayPainter
 from knet_runtime.errors import ConfigError
 from knet_runtime.sinks.encoder import ENCODERS, Codec, add_stream, video_frame, working_encoder
-from knet_runtime.types import Frame, SourceInfo
+from knet_runtime.sources.base import SourceInfo
+from knet_runtime.types import Frame, Rgb
 
 if TYPE_CHECKING:
     from knet_runtime.segmenter import Segmentation
@@ -256,8 +257,9 @@ class OverlayVideo:
             self._failed = True
             raise output_error(self._path, error) from error
 
-    def close(self, keep: Keep = "complete") -> None:
-        """Finish the file and rename it to ``path``, or for "partial" to ``NAME.partial.SUFFIX``.
+    def close(self, *, complete: bool = True) -> None:
+        """Finish the file and rename it to ``path``, or, unless complete, to
+        ``NAME.partial.SUFFIX``.
 
         Without frames nothing is left. A second call does nothing. Raises OutputError when it can
         not be finished; if it plays all the same it is kept as partial.
@@ -277,9 +279,9 @@ class OverlayVideo:
         if self.retimed:
             _log.warning("%s: moved %d frames whose time ran back", self._path, self.retimed)
         if problem is None and not self._failed:
-            pending.commit(keep)
+            pending.commit(complete=complete)
         elif is_playable(pending.temporary, self._format):
-            pending.commit("partial")
+            pending.commit(complete=False)
         else:
             pending.discard()
         if problem is not None and not self._failed:  # else write() has raised it already

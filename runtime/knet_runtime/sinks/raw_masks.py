@@ -31,10 +31,8 @@ from typing import TYPE_CHECKING, BinaryIO
 import msgspec
 import numpy as np
 
-from knet_runtime.atomic import Keep
-from knet_runtime.drawing import ClassMap
 from knet_runtime.errors import ConfigError, OutputClosed, OutputError, SourceError
-from knet_runtime.types import MAX_PIXELS, Frame
+from knet_runtime.types import MAX_PIXELS, ClassMap, Frame
 
 if TYPE_CHECKING:
     from knet_runtime.segmenter import Segmentation
@@ -241,6 +239,6 @@ class RawMasks:
         self._pipe.send(*pack(frame, mask, self._sequence))
         self._sequence += 1
 
-    def close(self, keep: Keep = "complete") -> None:
+    def close(self, *, complete: bool = True) -> None:
         """Nothing is left to be written; the descriptor is its owner's."""
         self._pipe.close()

@@ -22,16 +22,15 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from knet_runtime.atomic import Keep
-from knet_runtime.drawing import OverlayPainter, Rgb
+from knet_runtime.drawing import OverlayPainter
 from knet_runtime.errors import ConfigError, OutputError
 from knet_runtime.sinks.encoder import ENCODERS, working_encoder
 from knet_runtime.sinks.overlay_video import FrameClock
 from knet_runtime.sinks.rtsp_child import FAILED, OK, TIME_BYTES, Push
-from knet_runtime.sources.base import Transport
+from knet_runtime.sources.base import SourceInfo, Transport
 from knet_runtime.sources.container import redacted, scheme_of
 from knet_runtime.sources.reconnect import Backoff
-from knet_runtime.types import Frame, SourceInfo
+from knet_runtime.types import Frame, Rgb
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -245,7 +244,7 @@ class RtspPush:
             self._waiting.append((picture, ticks))
             self._changed.notify_all()
 
-    def close(self, keep: Keep = "complete") -> None:
+    def close(self, *, complete: bool = True) -> None:
         """Send what is waiting, for two seconds at most, and end the connection.
 
         Raises OutputError when there never was one.

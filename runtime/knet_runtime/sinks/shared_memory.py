@@ -16,13 +16,11 @@ from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from struct import Struct
 from time import monotonic, sleep
-from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
 
-from knet_runtime.atomic import Keep
 from knet_runtime.errors import ConfigError, OutputError, SourceError
 from knet_runtime.sinks.raw_masks import HEADER, RawMask, pack, unpack
-from knet_runtime.types import Frame
+from knet_runtime.types import Closeable, Frame
 
 if TYPE_CHECKING:
     from knet_runtime.segmenter import Segmentation
@@ -75,7 +73,7 @@ class SharedMasks:
         self._written += 1
         self._set(_LIVE)
 
-    def close(self, keep: Keep = "complete") -> None:
+    def close(self, *, complete: bool = True) -> None:
         """Tell the readers that nothing follows, and let go of the memory."""
         self._closed = True
         self._drop(_ENDED)
@@ -117,7 +115,7 @@ class SharedMasks:
         self._memory = None
 
 
-class SharedMaskReader:
+class SharedMaskReader(Closeable):
     """Takes the newest mask from the shared memory ``name``; a context manager.
 
         with SharedMaskReader("knet") as reader:
@@ -156,17 +154,6 @@ class SharedMaskReader:
         ring, self._ring = self._ring, None
         if ring is not None:
             ring.close()
-
-    def __enter__(self) -> SharedMaskReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _newest(self) -> RawMask | None:
         ring = self._ring

@@ -1,15 +1,22 @@
-"""How a source is read, and how one that is live fares."""
+"""What every source is: how it is read, what is known of it, and how one that is live fares."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Protocol
 
 import msgspec
 
 from knet_runtime.errors import ConfigError
+from knet_runtime.types import Frame, Size
 
 Transport = Literal["tcp", "udp"]
+SourceKind = Literal["video", "image", "images", "camera", "stream"]
 
 
 class SourceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,3 +70,61 @@ class SourceStatus(msgspec.Struct, frozen=True):
     connected: bool = True
     reconnects: int = 0
     down_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """What is known before the first frame is taken.
+
+    ``hw`` is the (height, width) of the first frame; later ones may differ. ``rate`` is frames per
+    second where one is stated. ``frames`` is a hint for progress bars: files state it wrongly.
+    ``time_base`` is the unit in seconds of which every ``Frame.pts`` is a multiple. ``path`` is the
+    file, folder or device that is read.
+    """
+
+    kind: SourceKind
+    hw: Size
+    rate: Fraction | None
+    frames: int | None
+    time_base: Fraction | None = None
+    path: Path | None = None
+
+    @property
+    def live(self) -> bool:
+        """Whether frames come when they come, and wait for nobody."""
+        return self.kind in ("camera", "stream")
+
+
+class Source(Protocol):
+    """Frames, once and in order, from something that is open until it is closed.
+
+    Iterating raises SourceError where the source is damaged; what came before stays valid.
+    A second loop goes on where the first one stopped. A live source has no end: it reconnects.
+    """
+
+    @property
+    def info(self) -> SourceInfo: ...
+
+    @property
+    def status(self) -> SourceStatus:
+        """How a live source fares; may be asked from any thread."""
+        ...
+
+    def __iter__(self) -> Iterator[Frame]: ...
+
+    def stop(self) -> None:
+        """End the iteration, from any thread: at the next picture, or when a read times out."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything; only when no thread is iterating."""
+        ...
+
+    def __enter__(self) -> Source: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...

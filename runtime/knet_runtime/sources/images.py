@@ -17,15 +17,14 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from knet_runtime.errors import SourceError
-from knet_runtime.sources.base import SourceOptions, SourceStatus
-from knet_runtime.types import MAX_PIXELS, Frame, SourceInfo
+from knet_runtime.sources.base import SourceInfo, SourceOptions, SourceStatus
+from knet_runtime.types import MAX_PIXELS, Closeable, Frame
 
 _PNG_KEPT = {b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"}
 
@@ -253,7 +252,7 @@ def frame_names(paths: list[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [path.name for path in paths]
 
 
-class ImageSource:
+class ImageSource(Closeable):
     """Frames from image files; a context manager. They have no time: ``pts`` and ``rate`` are None.
 
     ``path`` is an image or a folder (see ``list_images``), of which each ``options.every``-th is
@@ -308,14 +307,3 @@ class ImageSource:
     def close(self) -> None:
         """End the frames; no file stays open between them anyway."""
         self._frames = iter(())
-
-    def __enter__(self) -> ImageSource:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

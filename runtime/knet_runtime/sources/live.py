@@ -14,14 +14,13 @@ from collections.abc import Generator, Iterator
 from fractions import Fraction
 from pathlib import Path
 from time import monotonic, time
-from types import TracebackType
 from typing import Literal
 
 import av
 from av.container import InputContainer
 
 from knet_runtime.errors import SourceError
-from knet_runtime.sources.base import SourceOptions, SourceStatus
+from knet_runtime.sources.base import SourceInfo, SourceOptions, SourceStatus
 from knet_runtime.sources.container import (
     Connector,
     NetworkConnector,
@@ -31,7 +30,7 @@ from knet_runtime.sources.container import (
 )
 from knet_runtime.sources.decoder import READ_ERRORS, Decoder
 from knet_runtime.sources.reconnect import Backoff, SourceLost
-from knet_runtime.types import Frame, SourceInfo
+from knet_runtime.types import Closeable, Frame
 
 _SLACK = 2.0  # seconds by which a time may run ahead of the clock before it counts as a jump
 
@@ -102,7 +101,7 @@ _PICTURE_PATIENCE = 10
 _PLAYLIST_SECONDS = 60
 
 
-class LiveSource:
+class LiveSource(Closeable):
     """Frames as they arrive, for as long as it is wanted; a context manager.
 
     When the connection ends, breaks or goes silent, it is opened again after an ever longer wait
@@ -193,17 +192,6 @@ class LiveSource:
         self._frames.close()
         self._disconnect()
         del self._decoder  # the decoder's threads live as long as this
-
-    def __enter__(self) -> LiveSource:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _read(self) -> Generator[Frame, None, None]:
         every, index, number = self._options.every, 0, 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from av.container import InputContainer
 
 from knet_runtime.errors import ConfigError, SourceError
-from knet_runtime.sources.base import SourceOptions, SourceStatus
+from knet_runtime.sources.base import Source, SourceInfo, SourceOptions, SourceStatus
 from knet_runtime.sources.container import (
     SCHEMES,
     CameraConnector,
@@ -22,7 +22,7 @@ from knet_runtime.sources.images import IMAGE_SUFFIXES, ImageSource
 from knet_runtime.sources.live import LiveSource
 from knet_runtime.sources.reconnect import SourceLost
 from knet_runtime.sources.video import VideoSource
-from knet_runtime.types import Frame, Source, SourceInfo
+from knet_runtime.types import Frame
 
 __all__ = ["Frame", "Source", "SourceInfo", "SourceOptions", "SourceStatus", "open_source"]
 

@@ -11,16 +11,15 @@ from collections.abc import Generator, Iterator
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from types import TracebackType
 
 import av
 from av.container import InputContainer
 
 from knet_runtime.errors import SourceError
-from knet_runtime.sources.base import SourceOptions, SourceStatus
+from knet_runtime.sources.base import SourceInfo, SourceOptions, SourceStatus
 from knet_runtime.sources.container import close_input
 from knet_runtime.sources.decoder import READ_ERRORS, Decoder
-from knet_runtime.types import Frame, SourceInfo
+from knet_runtime.types import Closeable, Frame
 
 _log = logging.getLogger(__name__)
 
@@ -89,7 +88,7 @@ def is_cut_off(path: Path) -> bool:
 _BEFORE = 10  # seconds
 
 
-class VideoSource:
+class VideoSource(Closeable):
     """Frames of an opened video, upright, deinterlaced, with exact times; a context manager.
 
     ``path`` is the file, or None where ``name`` is an address. Times count from the start of the
@@ -170,17 +169,6 @@ class VideoSource:
         self._frames.close()
         close_input(self._container)
         del self._container, self._decoder  # the decoder's threads live as long as these
-
-    def __enter__(self) -> VideoSource:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _duration(self) -> Fraction | None:
         duration = self._container.duration  # in microseconds

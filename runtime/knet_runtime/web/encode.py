@@ -11,7 +11,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from knet_runtime.drawing import ClassMap, Rgb, blend, mark_stale
+from knet_runtime.drawing import blend, mark_stale
+from knet_runtime.types import ClassMap, Rgb
 from knet_runtime.web.streams import FrameShot
 
 PAGE_SIDE = 1280

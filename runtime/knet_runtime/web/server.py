@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from knet_runtime.atomic import Keep
 from knet_runtime.labels import LabelMap
 from knet_runtime.types import Frame
 from knet_runtime.web.app import App, ClassLook, PageConfig
@@ -47,7 +46,7 @@ class PageSink:
         """Make this the newest picture; frame and mask must not be changed afterwards."""
         self._latest.put(frame, mask)
 
-    def close(self, keep: Keep = "complete") -> None:
+    def close(self, *, complete: bool = True) -> None:
         """Nothing comes any more; the last picture can be seen until the page closes."""
         self._latest.end()
 

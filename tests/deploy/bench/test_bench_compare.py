@@ -92,4 +92,4 @@ def test_the_compiled_peer_is_timed_beside_ours(tiny: tuple[Path, Path], tmp_pat
         pytest.skip("torch.compile needs a C++ compiler")
     row = compared(tiny, ["torch-compile"], tmp_path)["rows"][1]
     assert row["agreement"] > 0.999
-    assert list(row["stages"]) == ["fit", "infer", "total"]
+    assert list(row["stages"]) == ["preprocess", "infer", "total"]

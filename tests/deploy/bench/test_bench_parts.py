@@ -41,7 +41,7 @@ def test_a_contest_times_compares_and_reports(
     contest.run(entries, 2, pause=0)
     ours, peer = contest.rows(Limits(1e9, 1e9))
     assert (ours.contestant, ours.task, ours.agreement) == ("ours", "32×48", 1.0)
-    assert list(ours.stages) == ["fit", "infer", "tail", "total", "draw"]
+    assert list(ours.stages) == ["preprocess", "infer", "postprocess", "total", "draw"]
     assert ours.matmul_share == pytest.approx(1 / ours.stages["infer"].median / 1000, rel=0.2)
     assert (ours.multiply_adds, ours.least_bytes, peer.multiply_adds) == (1000, 4000, None)
     assert (ours.precision, peer.matmul_share, peer.agreement) == ("fp32", None, 1.0)

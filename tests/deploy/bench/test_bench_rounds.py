@@ -63,11 +63,13 @@ def test_who_fails_is_out_and_the_others_go_on() -> None:
 
 def test_percentiles_are_over_all_frames_of_all_rounds() -> None:
     laps = [
-        Measurement("a", "x", number, {"fit": [1.0], TOTAL: [float(value) for value in values]})
+        Measurement(
+            "a", "x", number, {"preprocess": [1.0], TOTAL: [float(value) for value in values]}
+        )
         for number, values in enumerate((range(1, 51), range(51, 102)))
     ]
     found = stages(laps)
-    assert list(found) == ["fit", TOTAL]
+    assert list(found) == ["preprocess", TOTAL]
     total = found[TOTAL]
     assert (total.median, total.p5, total.p95, total.p99) == (51.0, 6.0, 96.0, 100.0)
     with pytest.raises(ValueError, match="nothing"):

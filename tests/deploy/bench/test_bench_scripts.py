@@ -125,7 +125,7 @@ def test_growth_is_measured_against_all_four(
         assert all(point["ms"] > 0 for point in points)
         assert points[0]["slope"] is None
         assert isinstance(points[1]["slope"], float)
-    assert set(curves["area"][0]["stages"]) == {"fit", "infer", "tail", "total"}
+    assert set(curves["area"][0]["stages"]) == {"preprocess", "infer", "postprocess", "total"}
     assert cv2.imread(str(plot)) is not None
 
 

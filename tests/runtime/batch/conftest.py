@@ -133,16 +133,16 @@ def single(settings: Settings, tmp_path: Path) -> Callable[[Path], dict[str, byt
                 JsonLines(folder / "frames.jsonl", segmenter.model_id),
                 MaskFolder(folder / "masks"),
             ]
-            keep = "complete"
+            complete = True
             try:
                 for frame in source:
                     mask = segmenter(frame.image)
                     for sink in sinks:
                         sink.write(frame, mask)
             except SourceError:
-                keep = "partial"
+                complete = False
             for sink in sinks:
-                sink.close(keep)  # type: ignore[arg-type]
+                sink.close(complete=complete)  # type: ignore[arg-type]
         return files(folder)
 
     return run

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import cv2
@@ -21,12 +20,12 @@ from knet_runtime.pipeline.pipeline import Feed, RunSummary, SegmentCall, segmen
 from knet_runtime.pipeline.pipeline import run as run_feeds
 from knet_runtime.segmenter import Segmentation
 from knet_runtime.sinks import JsonLines, MaskFolder, OverlayVideo, Sink
-from knet_runtime.sources.base import SourceStatus
+from knet_runtime.sources.base import Source, SourceInfo, SourceStatus
 from knet_runtime.sources.open import open_source
-from knet_runtime.types import Frame, Source, SourceInfo
+from knet_runtime.types import Closeable, Frame
 
 
-class Frames:
+class Frames(Closeable):
     """A source of ``count`` small frames, and then ``error`` if there is one."""
 
     def __init__(self, count: int, error: BaseException | None = None) -> None:
@@ -52,17 +51,6 @@ class Frames:
     def close(self) -> None:
         self.closed += 1
 
-    def __enter__(self) -> Frames:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 class Recorder:
     """A sink that remembers, and fails where it is told to."""
@@ -76,7 +64,7 @@ class Recorder:
         self.name = name
         self.path = Path(name)
         self.frames: list[int] = []
-        self.closed: list[str] = []
+        self.closed: list[bool] = []
         self._write_error = write_error
         self._close_error = close_error
 
@@ -86,15 +74,15 @@ class Recorder:
             raise self._write_error
         self.frames.append(frame.index)
 
-    def close(self, keep: str = "complete") -> None:
-        self.closed.append(keep)
+    def close(self, *, complete: bool = True) -> None:
+        self.closed.append(complete)
         if self._close_error is not None:
             raise self._close_error
 
 
 def fake_segmenter(image: NDArray[np.uint8]) -> Segmentation:
     class_map = np.full(image.shape[:2], int(image.flat[0]) % 11, np.uint8)
-    return Segmentation(class_map, CAMVID11, {"fit": 1.0, "infer": 4.0, "tail": 2.0})
+    return Segmentation(class_map, CAMVID11, {"preprocess": 1.0, "infer": 4.0, "postprocess": 2.0})
 
 
 def run(
@@ -113,11 +101,12 @@ def test_a_run_feeds_every_sink_in_order_and_closes_it_once() -> None:
     source = Frames(5)
     summary = run(source, fake_segmenter, [one, two], on_frame=lambda f, m: seen.append(f.index))
     assert one.frames == two.frames == seen == [0, 1, 2, 3, 4]
-    assert one.closed == two.closed == ["complete"]
+    assert one.closed == two.closed == [True]
     assert source.closed == 0
     assert summary.frames == 5
     assert summary.fps == pytest.approx(5 / summary.seconds)
-    assert list(summary.stages) == ["read", "queue", "fit", "infer", "tail", "write", "latency"]
+    stages = ["read", "queue", "preprocess", "infer", "postprocess", "write", "latency"]
+    assert list(summary.stages) == stages
     assert (summary.stages["infer"].p50, summary.stages["infer"].p95) == (4.0, 4.0)
     assert summary.stages["read"].p50 >= 0
 
@@ -126,7 +115,7 @@ def test_a_run_stops_after_max_frames_and_reads_no_further() -> None:
     sink = Recorder()
     source = Frames(2, SourceError("beyond"))
     assert run(source, fake_segmenter, [sink], max_frames=2).frames == 2
-    assert sink.closed == ["complete"]
+    assert sink.closed == [True]
 
 
 def test_a_run_without_frames_is_no_error() -> None:
@@ -135,21 +124,21 @@ def test_a_run_without_frames_is_no_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "keep"),
+    ("error", "complete"),
     [
-        (SourceError("cut.mp4: is damaged"), "partial"),
-        (RuntimeError("a bug"), "partial"),
-        (SystemExit(3), "partial"),
-        (KeyboardInterrupt(), "complete"),
+        (SourceError("cut.mp4: is damaged"), False),
+        (RuntimeError("a bug"), False),
+        (SystemExit(3), False),
+        (KeyboardInterrupt(), True),
     ],
 )
-def test_sinks_are_closed_and_the_error_goes_on(error: BaseException, keep: str) -> None:
+def test_sinks_are_closed_and_the_error_goes_on(error: BaseException, complete: bool) -> None:
     one, two = Recorder("one"), Recorder("two")
     with pytest.raises(type(error)) as caught:
         run(Frames(3, error), fake_segmenter, [one, two])
     assert caught.value is error
     assert one.frames == [0, 1, 2]
-    assert one.closed == two.closed == [keep]
+    assert one.closed == two.closed == [complete]
 
 
 def test_an_error_of_the_segmenter_or_the_callback_closes_as_partial() -> None:
@@ -163,14 +152,14 @@ def test_an_error_of_the_segmenter_or_the_callback_closes_as_partial() -> None:
         sink = Recorder()
         with pytest.raises(RuntimeError, match=r"engine|callback"):
             run(Frames(3), segmenter, [sink], on_frame=on_frame)
-        assert sink.closed == ["partial"]
+        assert sink.closed == [False]
 
 
 def test_a_sink_that_can_not_write_keeps_no_other_from_being_closed() -> None:
     sinks = [Recorder("one"), Recorder("two", OSError(28, "No space left")), Recorder("three")]
     with pytest.raises(OutputError, match="two: No space left; free some space"):
         run(Frames(3), fake_segmenter, sinks)
-    assert [sink.closed for sink in sinks] == [["partial"]] * 3
+    assert [sink.closed for sink in sinks] == [[False]] * 3
     assert [sink.frames for sink in sinks] == [[0], [], []]
 
 
@@ -185,7 +174,7 @@ def test_the_first_sink_that_can_not_close_is_raised_and_the_rest_logged(
     ]
     with caplog.at_level(logging.ERROR), pytest.raises(OutputError, match="one: "):
         run(Frames(2), fake_segmenter, sinks)
-    assert [sink.closed for sink in sinks] == [["complete"]] * 3
+    assert [sink.closed for sink in sinks] == [[True]] * 3
     assert "two: lost" in caplog.text
 
 
@@ -200,7 +189,7 @@ def test_a_second_interrupt_while_closing_still_closes_the_others() -> None:
     sinks = [Recorder("one", close_error=KeyboardInterrupt()), Recorder("two")]
     with pytest.raises(KeyboardInterrupt):
         run(Frames(2, KeyboardInterrupt()), fake_segmenter, sinks)
-    assert [sink.closed for sink in sinks] == [["complete"]] * 2
+    assert [sink.closed for sink in sinks] == [[True]] * 2
 
 
 def write_images(folder: Path, count: int = 3) -> Path:

@@ -98,7 +98,7 @@ def test_a_failure_in_any_stage_is_raised_and_leaves_nothing_behind(seed: int) -
     assert all(len(sink.closed) == 1 for outputs in sinks for sink in outputs)
     if stage in ("read", "write", "transform"):
         for index, outputs in enumerate(sinks):
-            kept = "partial" if index == where else "complete"
+            kept = index != where
             assert [sink.closed for sink in outputs] == [[kept]] * 2
             if index != where:
                 assert outputs[0].frames == list(range(20))
@@ -124,7 +124,7 @@ def test_what_was_segmented_before_a_failure_is_written() -> None:
     with pytest.raises(EngineError):
         run([Feed(Frames(20), [sink])], segmenter)
     assert sink.frames == list(range(9))
-    assert sink.closed == ["partial"]
+    assert sink.closed == [False]
 
 
 def test_feeds_share_batches_fairly_and_keep_their_order() -> None:
@@ -199,7 +199,7 @@ def test_stopping_drains_and_closes_as_complete(kind: str) -> None:
             stop.set()
 
     summary = run([Feed(source, [sink])], segment_one, stop=stop, on_frame=callback)
-    assert sink.closed == ["complete"]
+    assert sink.closed == [True]
     assert summary.frames == len(sink.frames)
     assert source.stopped.is_set()
     assert pipeline_threads() == []
@@ -209,7 +209,7 @@ def test_a_live_run_ends_after_max_frames() -> None:
     source, sink = Frames(None, kind="stream"), Recorder()
     assert run([Feed(source, [sink])], segment_one, max_frames=7).frames == 7
     assert len(sink.frames) == 7
-    assert sink.closed == ["complete"]
+    assert sink.closed == [True]
 
 
 def test_a_sink_that_hangs_is_left_behind_and_the_others_are_closed() -> None:
@@ -225,7 +225,7 @@ def test_a_sink_that_hangs_is_left_behind_and_the_others_are_closed() -> None:
             feeds = [Feed(Frames(5), [hung, other])]
             with pytest.raises(OutputError, match=r"nfs/o\.mp4: did not answer for 0\.2 s"):
                 run(feeds, segment_one, sink_patience=0.2)
-            assert other.closed == ["partial"]
+            assert other.closed == [False]
     finally:
         free.set()
     wait_until(lambda: pipeline_threads() == [], "the thread that hung to end")
@@ -239,7 +239,7 @@ def test_a_reader_that_has_had_enough_ends_its_feed_only() -> None:
     closed, other = Recorder("pipe", on_write=write), Recorder("other")
     summary = run([Feed(Frames(30), [closed], "a"), Feed(Frames(30), [other], "b")], segment_one)
     assert closed.frames == [0, 1, 2, 3]
-    assert closed.closed == other.closed == ["complete"]
+    assert closed.closed == other.closed == [True]
     assert other.frames == list(range(30))
     assert summary.frames == 34
 

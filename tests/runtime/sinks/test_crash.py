@@ -19,7 +19,8 @@ import resource, sys
 from fractions import Fraction
 import numpy as np
 from knet_runtime.errors import OutputError
-from knet_runtime.types import Frame, SourceInfo
+from knet_runtime.types import Frame
+from knet_runtime.sources.base import SourceInfo
 from knet_runtime.labels import CAMVID11
 from knet_runtime.segmenter import Segmentation
 from knet_runtime.sinks import JsonLines, OverlayVideo
@@ -37,7 +38,7 @@ for sink in (video, JsonLines(sys.argv[1] + "/o.jsonl", "m")):
         sys.exit("the disk never filled")
     except OutputError as error:
         assert "free some space" in str(error), error
-    sink.close("partial")
+    sink.close(complete=False)
 """
 ROOM = str(Path(knet_runtime.__file__).parent.parent)
 

@@ -18,8 +18,9 @@ from knet_runtime.drawing import blend, legend_strip
 from knet_runtime.errors import ConfigError, OutputError
 from knet_runtime.labels import CAMVID11, LabelMap, distinct_palette
 from knet_runtime.segmenter import Segmentation
-from knet_runtime.sinks import JsonLines, Keep, MaskFolder, OverlayVideo, Sink
-from knet_runtime.types import Frame, SourceInfo
+from knet_runtime.sinks import JsonLines, MaskFolder, OverlayVideo, Sink
+from knet_runtime.sources.base import SourceInfo
+from knet_runtime.types import Frame
 
 VIDEO = SourceInfo("video", (48, 64), Fraction(25), None, Fraction(1, 1000))
 IMAGES = SourceInfo("images", (48, 64), None, 3)
@@ -31,7 +32,7 @@ def a_frame(
     image = np.full((*hw, 3), 40 + index, np.uint8)
     class_map = np.zeros(hw, np.uint8)
     class_map[hw[0] // 2 :] = 3
-    mask = Segmentation(class_map, CAMVID11, {"fit": 1.0, "infer": 2.5, "tail": 0.25})
+    mask = Segmentation(class_map, CAMVID11, {"preprocess": 1.0, "infer": 2.5, "postprocess": 0.25})
     return Frame(image, index, pts, name or f"{index:06d}"), mask
 
 
@@ -172,7 +173,7 @@ def test_partial_outputs_say_so_in_their_names(tmp_path: Path) -> None:
     )
     for sink in sinks:
         sink.write(*a_frame(0))
-        sink.close("partial")
+        sink.close(complete=False)
     assert files_in(tmp_path) == [
         "masks",
         "masks/000000.png",
@@ -188,8 +189,7 @@ def test_partial_outputs_say_so_in_their_names(tmp_path: Path) -> None:
 
 
 def test_outputs_without_frames_leave_nothing(tmp_path: Path) -> None:
-    keeps: tuple[Keep, ...] = ("complete", "partial")
-    for keep in keeps:
+    for complete in (True, False):
         sinks: tuple[Sink, ...] = (
             OverlayVideo(tmp_path / "new/deep/o.mp4", VIDEO),
             JsonLines(tmp_path / "new/o.jsonl", "m@1"),
@@ -197,7 +197,7 @@ def test_outputs_without_frames_leave_nothing(tmp_path: Path) -> None:
         )
         assert files_in(tmp_path) == []
         for sink in sinks:
-            sink.close(keep)
+            sink.close(complete=complete)
     assert files_in(tmp_path) == []
 
 
@@ -298,7 +298,7 @@ def test_json_lines_hold_one_object_per_frame(tmp_path: Path) -> None:
         "wall": None,
         "stale": False,
         "size": [48, 64],
-        "timings_ms": {"fit": 1.0, "infer": 2.5, "tail": 0.25},
+        "timings_ms": {"preprocess": 1.0, "infer": 2.5, "postprocess": 0.25},
         "model": "street@0123456789ab",
     }
     assert (second["name"], second["pts"]) == ("straße", None)

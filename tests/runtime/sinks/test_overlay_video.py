@@ -24,7 +24,8 @@ from knet_runtime.labels import CAMVID11
 from knet_runtime.segmenter import Segmentation
 from knet_runtime.sinks import MaskFolder, OverlayImage, OverlayVideo
 from knet_runtime.sinks.encoder import ENCODERS, Codec, working_encoder
-from knet_runtime.types import Frame, SourceInfo
+from knet_runtime.sources.base import SourceInfo
+from knet_runtime.types import Frame
 
 HW = (96, 128)
 VIDEO = SourceInfo("video", HW, Fraction(25), None, Fraction(1, 90_000))
@@ -199,7 +200,8 @@ import os, sys
 from fractions import Fraction
 from pathlib import Path
 import numpy as np
-from knet_runtime.types import Frame, SourceInfo
+from knet_runtime.types import Frame
+from knet_runtime.sources.base import SourceInfo
 from knet_runtime.labels import CAMVID11
 from knet_runtime.segmenter import Segmentation
 from knet_runtime.sinks import OverlayVideo

@@ -12,13 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from knet_runtime.drawing import ClassMap
 from knet_runtime.errors import ConfigError
 from knet_runtime.labels import CAMVID11
 from knet_runtime.segmenter import Segmentation
 from knet_runtime.sinks import RleLines
 from knet_runtime.sinks.json_lines import class_rles
-from knet_runtime.types import Frame
+from knet_runtime.types import ClassMap, Frame
 
 coco = pytest.importorskip("pycocotools.mask", reason="pip install pycocotools")
 

@@ -22,7 +22,8 @@ from knet_runtime.errors import ConfigError, OutputError
 from knet_runtime.labels import CAMVID11
 from knet_runtime.segmenter import Segmentation
 from knet_runtime.sinks.rtsp import RtspPush
-from knet_runtime.types import Frame, SourceInfo
+from knet_runtime.sources.base import SourceInfo
+from knet_runtime.types import Frame
 
 SYSTEM_PYTHON = "/usr/bin/python3"
 HW = (96, 128)

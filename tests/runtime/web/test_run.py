@@ -6,7 +6,6 @@ import http.client
 import threading
 import time
 from collections.abc import Callable, Iterator
-from types import TracebackType
 
 import cv2
 import numpy as np
@@ -16,13 +15,13 @@ from knet_runtime.labels import CAMVID11
 from knet_runtime.pipeline.pipeline import Feed, run
 from knet_runtime.pipeline.stats import RunStats
 from knet_runtime.segmenter import Segmentation
-from knet_runtime.sources.base import SourceStatus
-from knet_runtime.types import Frame, SourceInfo
+from knet_runtime.sources.base import SourceInfo, SourceStatus
+from knet_runtime.types import Closeable, Frame
 from knet_runtime.web.auth import listen
 from knet_runtime.web.server import LivePage
 
 
-class Camera:
+class Camera(Closeable):
     """A live source of 20 frames a second, without any while ``gone`` is set."""
 
     def __init__(self) -> None:
@@ -52,17 +51,6 @@ class Camera:
 
     def close(self) -> None:
         self.stop()
-
-    def __enter__(self) -> Camera:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def segment(image: NDArray[np.uint8]) -> Segmentation:

@@ -22,6 +22,7 @@ from knet_runtime.errors import DataError, SourceError
 from knet_runtime.labels import LabelMap
 from knet_runtime.preprocess import resize
 from knet_runtime.sources.images import read_image
+from knet_runtime.types import Rgb
 from knet_train.data.dataset import (
     LabelledFolder,
     allowed_values,
@@ -250,8 +251,6 @@ def _some(names: Iterable[str]) -> str:
     every = list(names)
     return ", ".join(every[:_SHOWN]) + (", …" if len(every) > _SHOWN else "")
 
-
-Rgb = NDArray[np.uint8]
 
 _COLUMNS, _PICTURES = 3, 12
 _BOX = (180, 240)  # height, width of a picture's place; half of a pair

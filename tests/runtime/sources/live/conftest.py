@@ -17,7 +17,8 @@ import cv2
 import numpy as np
 import pytest
 
-from knet_runtime.types import Frame, Source
+from knet_runtime.sources.base import Source
+from knet_runtime.types import Frame
 
 SYSTEM_PYTHON = "/usr/bin/python3"
 
