@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from result import keep
 
 from knet_runtime.metrics import ConfusionMatrix
-from knet_runtime.segmenter import Segmentation, Segmenter
+from knet_runtime.segmentation import Segmentation
+from knet_runtime.segmenter import Segmenter
 from knet_runtime.smoothing import Smoother
 from knet_runtime.sources.open import open_source
 from knet_runtime.types import Frame

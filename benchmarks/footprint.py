@@ -45,7 +45,7 @@ import torch
 from torch.nn.functional import interpolate
 from knet_runtime.bundle.store import default_bundle_path, open_bundle
 from knet_runtime.preprocess import fit_to_input
-from knet_runtime.segmenter import Segmentation
+from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks import OverlayVideo
 from knet_runtime.sources.open import open_source
 from knet_train.models.build import build_model

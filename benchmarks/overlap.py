@@ -24,7 +24,8 @@ from result import keep
 
 from knet_runtime.engines.hardware import cpu_budget
 from knet_runtime.pipeline.pipeline import Feed, run
-from knet_runtime.segmenter import Segmentation, Segmenter
+from knet_runtime.segmentation import Segmentation
+from knet_runtime.segmenter import Segmenter
 from knet_runtime.sinks import OverlayVideo
 from knet_runtime.sources.base import SourceInfo
 from knet_runtime.sources.open import open_source

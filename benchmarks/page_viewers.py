@@ -26,7 +26,8 @@ import cv2
 from result import keep
 
 from knet_runtime.pipeline.stats import RunStats
-from knet_runtime.segmenter import Segmentation, Segmenter
+from knet_runtime.segmentation import Segmentation
+from knet_runtime.segmenter import Segmenter
 from knet_runtime.types import Frame
 from knet_runtime.web.auth import listen
 from knet_runtime.web.encode import page_picture, runs

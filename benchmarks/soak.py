@@ -24,7 +24,8 @@ import psutil
 from result import keep
 
 from knet_runtime.pipeline.pipeline import Feed, run
-from knet_runtime.segmenter import Segmentation, Segmenter
+from knet_runtime.segmentation import Segmentation
+from knet_runtime.segmenter import Segmenter
 from knet_runtime.sinks import JsonLines, OverlayVideo
 from knet_runtime.sinks.encoder import ENCODERS, working_encoder
 from knet_runtime.sinks.overlay_video import VideoWriter

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knet_runtime.labels import CAMVID11
-from knet_runtime.segmenter import Segmentation
+from knet_runtime.segmentation import Segmentation
 from knet_runtime.sources.base import SourceInfo, SourceKind, SourceStatus
 from knet_runtime.types import Closeable, Frame
 

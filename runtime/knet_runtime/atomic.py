@@ -73,7 +73,7 @@ class AtomicFile:
     """A hidden file beside ``target`` that becomes it, or vanishes.
 
     Making one tries whether ``target`` can be written, parents included, and leaves nothing behind;
-    raises OutputError when it can not. ``start`` then creates the file ``temporary``.
+    raises OutputError when it cannot. ``start`` then creates the file ``temporary``.
     """
 
     def __init__(self, target: Path) -> None:

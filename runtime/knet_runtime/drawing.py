@@ -1,13 +1,11 @@
-"""Class maps as pictures: colours, a blend over the frame, a legend, the mark of a stale one.
+"""Images drawn from class maps: colours, a blend, a legend, the mark of a stale frame; encoding.
 
-How the overlay sinks draw a frame: colours, legend, mark of a stale one, one size for all.
+Every array is RGB, as everywhere in this package; OpenCV's BGR stays inside this file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from time import monotonic
-from typing import TYPE_CHECKING
+from collections.abc import Collection
 
 import cv2
 import numpy as np
@@ -15,11 +13,7 @@ from numpy.typing import NDArray
 
 from knet_runtime.errors import ConfigError
 from knet_runtime.labels import LabelMap
-from knet_runtime.types import ClassMap, Frame, Rgb
-
-if TYPE_CHECKING:
-    from knet_runtime.segmenter import Segmentation
-
+from knet_runtime.types import ClassMap, Rgb
 
 _LEGEND_CLASSES = 24
 _ROW, _PAD, _SWATCH = 22, 6, 12
@@ -152,48 +146,6 @@ def mark_stale(picture: Rgb, seconds: float) -> Rgb:
     return marked
 
 
-class OverlayPainter:
-    """Draws frames under their colours, all at the size of the first one.
-
-    ``alpha`` is the colours' opacity (0 … 1); ``legend`` adds a strip of class names and shares
-    below the picture; ``classes`` are the names of those that are drawn and listed, all when there
-    are none. Frames of another size than the first are letterboxed into it. Raises ConfigError for
-    a wrong alpha.
-    """
-
-    def __init__(
-        self, *, alpha: float = 0.5, legend: bool = False, classes: Sequence[str] = ()
-    ) -> None:
-        if not 0 <= alpha <= 1:
-            raise ConfigError(f"alpha is {alpha}; the overlay's opacity lies between 0 and 1")
-        self._alpha = alpha
-        self._legend = legend
-        self._names = tuple(classes)
-        self._labels: LabelMap | None = None
-        self._classes: tuple[int, ...] | None = None
-        self._hw: tuple[int, int] | None = None
-        self._fresh = monotonic()
-
-    def paint(self, frame: Frame, mask: Segmentation) -> Rgb:
-        """The picture of one frame, uint8 [H, W, 3] RGB; ConfigError for classes that ``mask`` does
-        not have."""
-        if self._labels is not mask.labels:
-            self._labels = mask.labels
-            self._classes = mask.labels.indices(self._names) if self._names else None
-        picture = blend(frame.image, mask.class_map, mask.labels, self._alpha, self._classes)
-        if self._hw is None:
-            self._hw = (picture.shape[0], picture.shape[1])
-        picture = letterbox(picture, self._hw)
-        if frame.stale:
-            picture = mark_stale(picture, monotonic() - self._fresh)
-        else:
-            self._fresh = monotonic()
-        if self._legend:
-            strip = legend_strip(mask.labels, self._hw[1], mask.shares(), self._classes)
-            picture = np.concatenate([picture, strip])
-        return picture
-
-
 def letterbox(picture: Rgb, hw: tuple[int, int]) -> Rgb:
     """Scale uint8 [h, w, 3] to fit (height, width), centred on black; the same array if it fits."""
     height, width = picture.shape[:2]
@@ -208,3 +160,27 @@ def letterbox(picture: Rgb, hw: tuple[int, int]) -> Rgb:
         picture, (inner[1], inner[0]), interpolation=method
     )
     return canvas
+
+
+def encode_png(pixels: Rgb | ClassMap) -> bytes:
+    """A PNG of uint8 [H, W, 3] RGB, or grey of uint8 or uint16 [H, W]. Raises ValueError when PNG
+    cannot hold its size."""
+    return _encode(".png", pixels, [])
+
+
+def encode_jpeg(image: Rgb, quality: int) -> bytes:
+    """A JPEG of uint8 [H, W, 3] RGB at ``quality`` 0 … 100. Raises ValueError when a side is above
+    65,500 pixels."""
+    return _encode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+
+
+def _encode(suffix: str, pixels: Rgb | ClassMap, options: list[int]) -> bytes:
+    if pixels.ndim == 3:
+        pixels = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), np.uint8)
+    try:
+        encoded, data = cv2.imencode(suffix, pixels, options)
+    except cv2.error:
+        encoded = False
+    if not encoded:
+        raise ValueError(f"{pixels.shape} cannot be encoded as {suffix[1:].upper()}")
+    return data.tobytes()

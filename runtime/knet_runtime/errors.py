@@ -3,13 +3,13 @@
     KnetError
     ├── BundleError          a bundle is broken, foreign, or newer than this package
     ├── EngineError         an inference engine failed
-    │   └── EngineUnavailable   it can not run on this machine
-    ├── SourceError          a video, image or camera can not be read
-    ├── OutputError          a result can not be written
+    │   └── EngineUnavailable   it cannot run on this machine
+    ├── SourceError          a video, image or camera cannot be read
+    ├── OutputError          a result cannot be written
     │   └── OutputClosed         whoever read it has had enough
     ├── DataError            labelled data is missing or does not fit its label map
     ├── ConfigError          a configuration is misspelt or contradicts itself
-    ├── CheckpointError      a training checkpoint can not be used
+    ├── CheckpointError      a training checkpoint cannot be used
     ├── TrainingError        a training run broke off
     └── ParityError          an artefact does not agree with its reference
 
@@ -32,15 +32,15 @@ class EngineError(KnetError):
 
 
 class EngineUnavailable(EngineError):
-    """An inference engine can not run here; the text names what is missing."""
+    """An inference engine cannot run here; the text names what is missing."""
 
 
 class SourceError(KnetError):
-    """A video, image, folder or camera can not be read."""
+    """A video, image, folder or camera cannot be read."""
 
 
 class OutputError(KnetError):
-    """A result can not be written where it was asked for."""
+    """A result cannot be written where it was asked for."""
 
 
 class OutputClosed(OutputError):

@@ -89,7 +89,7 @@ def load_golden(bundle: Bundle) -> Golden:
 
 
 def golden_size(bundle: Bundle) -> tuple[int, int]:
-    """The (height, width) of the golden images; BundleError if they can not be read."""
+    """The (height, width) of the golden images; BundleError if they cannot be read."""
     path = bundle.file(GOLDEN_NAME)
     images, logits = _read(path)
     if problem := _problem(images, logits):
@@ -144,12 +144,12 @@ def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
             raise ValueError(f"{name} is {dtype} {shape}, not numbers")
         stated = count * dtype.itemsize
         if stated > _MOST or stated > member.file_size:
-            raise ValueError(f"{name} states {stated} bytes, of which there can not be so many")
+            raise ValueError(f"{name} states {stated} bytes, of which there cannot be so many")
         data = file.read(stated)
     if len(data) != stated:
         raise ValueError(f"{name} is cut off")
     array = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
-    return np.array(array, order="C")  # of its own: the buffer can not be written to
+    return np.array(array, order="C")  # of its own: the buffer cannot be written to
 
 
 def _read(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -17,11 +17,16 @@ Colour = tuple[int, int, int]
 
 
 class LabelMap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Names and RGB colours of classes 0 … N-1, and the label value that means "not labelled"."""
+    """Names and RGB colours of classes 0 … N-1, and the label value that means "not labelled".
+
+    ``things`` are the classes whose objects are told apart (cars), in ascending order; the others
+    are stuff (road).
+    """
 
     names: tuple[str, ...]
     palette: tuple[Colour, ...]
     ignore_index: int
+    things: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.names:
@@ -36,6 +41,11 @@ class LabelMap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(
                 f"ignore_index {self.ignore_index} must lie outside the classes "
                 f"0 … {len(self.names) - 1} and within 0 … 65535"
+            )
+        if list(self.things) != sorted(set(self.things) & set(range(len(self.names)))):
+            raise ValueError(
+                f"things {list(self.things)} must be classes 0 … {len(self.names) - 1}, ascending, "
+                "each once"
             )
 
     @property

@@ -72,7 +72,7 @@ class ConfusionMatrix:
         if not isinstance(other, ConfusionMatrix):
             return NotImplemented
         if (self.num_classes, self.ignore_index) != (other.num_classes, other.ignore_index):
-            raise DataError("confusion matrices of different label maps can not be added")
+            raise DataError("confusion matrices of different label maps cannot be added")
         total = ConfusionMatrix(self.num_classes, self.ignore_index)
         total.matrix = self.matrix + other.matrix
         return total
@@ -144,7 +144,7 @@ def agreement(a: NDArray[Any], b: NDArray[Any]) -> float:
     """The fraction of equal pixels of two integer class maps of one shape (DataError otherwise)."""
     _check_pair(a, b, "first map", "second map")
     if a.size == 0:
-        raise DataError("class maps without a pixel can not be compared")
+        raise DataError("class maps without a pixel cannot be compared")
     return float(np.count_nonzero(a == b) / a.size)
 
 

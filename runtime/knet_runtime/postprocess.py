@@ -68,7 +68,7 @@ def upsampled_argmax(
     if height < 1 or width < 1:
         raise ValueError(f"a class map of {height}×{width} holds no pixel")
     if via is not None and (via[0] < logits.shape[1] or via[1] < logits.shape[2]):
-        raise ValueError(f"logits {logits.shape} can not go through a smaller size, {via}")
+        raise ValueError(f"logits {logits.shape} cannot go through a smaller size, {via}")
     logits = np.ascontiguousarray(logits)
     steps = [size] if via is None or via in (size, logits.shape[1:]) else [via, size]
     reach = 1 + len(steps)

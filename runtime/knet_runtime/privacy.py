@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -13,11 +11,9 @@ from numpy.typing import NDArray
 
 from knet_runtime.drawing import select
 from knet_runtime.labels import LabelMap
+from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks import Sink
 from knet_runtime.types import ClassMap, Frame, Rgb
-
-if TYPE_CHECKING:
-    from knet_runtime.segmenter import Segmentation
 
 _CELL = 8  # pixels of a picture that become one of the small picture that is blurred
 # Widths (in cells) and weights of the blurs that are added up: each fills what the narrower leaves.
@@ -70,14 +66,14 @@ class Concealer:
         self._table[list(labels.indices(classes))] = 255
         self._last: tuple[Frame, ClassMap, Frame] | None = None
 
-    def __call__(self, frame: Frame, mask: Segmentation) -> Frame:
-        """The frame with a picture in which the classes of ``mask`` are hidden."""
+    def __call__(self, frame: Frame, result: Segmentation) -> Frame:
+        """The frame with a picture in which the classes of ``result`` are hidden."""
         last = self._last
-        if last is not None and last[0] is frame and last[1] is mask.class_map:
+        if last is not None and last[0] is frame and last[1] is result.class_map:
             return last[2]
-        hidden = select(mask.class_map, self._table)
+        hidden = select(result.class_map, self._table)
         clean = replace(frame, image=conceal(frame.image, hidden)) if hidden.any() else frame
-        self._last = (frame, mask.class_map, clean)
+        self._last = (frame, result.class_map, clean)
         return clean
 
 
@@ -89,21 +85,12 @@ class Concealed:
 
     def __init__(self, sink: Sink, concealer: Concealer) -> None:
         self._sink = sink
+        self.name, self.path = sink.name, sink.path
         self._concealer = concealer
 
-    @property
-    def name(self) -> str:
-        """What the sink is called in messages."""
-        return self._sink.name
-
-    @property
-    def path(self) -> Path | None:
-        """What the sink writes to."""
-        return self._sink.path
-
-    def write(self, frame: Frame, mask: Segmentation) -> None:
+    def write(self, frame: Frame, result: Segmentation) -> None:
         """Hand the frame on. Raises what the sink raises."""
-        self._sink.write(self._concealer(frame, mask), mask)
+        self._sink.write(self._concealer(frame, result), result)
 
     def close(self, *, complete: bool = True) -> None:
         """Close the sink."""

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,27 +15,9 @@ from knet_runtime.errors import EngineError
 from knet_runtime.labels import LabelMap
 from knet_runtime.postprocess import class_map, restore_class_map
 from knet_runtime.preprocess import fit_to_input
+from knet_runtime.segmentation import Segmentation
 from knet_runtime.selftest import SelfTestPolicy, SelfTestResult, check_at_start
 from knet_runtime.types import ClassMap, Closeable
-
-
-class Segmentation(msgspec.Struct, frozen=True):
-    """One frame's result: ``class_map`` uint8 [H, W] (uint16 beyond 256 classes) at its size.
-
-    ``timings`` holds milliseconds per stage: "preprocess" (to the model's size), "infer" (the
-    engine; in a batch, an equal share of it) and "postprocess" (to the class map at the frame's
-    size).
-    """
-
-    class_map: ClassMap
-    labels: LabelMap
-    timings: dict[str, float]
-
-    def shares(self) -> dict[str, float]:
-        """The fraction of the frame (0 … 1) that each class covers, by name, in label order."""
-        counts = np.bincount(self.class_map.ravel(), minlength=self.labels.num_classes)
-        shares = (counts / self.class_map.size).tolist()
-        return dict(zip(self.labels.names, shares, strict=True))
 
 
 class Segmenter(Closeable):

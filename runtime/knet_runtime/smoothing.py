@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from dataclasses import replace
+from typing import Any, TypeVar, cast
 
 import cv2
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from knet_runtime.errors import ConfigError
+from knet_runtime.segmentation import Segmentation
 from knet_runtime.types import ClassMap, Frame, Rgb
-
-if TYPE_CHECKING:
-    from knet_runtime.segmenter import Segmentation
 
 MAX_STRENGTH = 16
 
@@ -52,14 +50,20 @@ class Smoother:
         self._classes: ClassMap | None = None
         self._confidence: NDArray[np.uint8] = np.empty((0, 0), np.uint8)
 
-    def __call__(self, frame: Frame, mask: Segmentation) -> Segmentation:
-        """The smoothed mask; ``mask`` itself is not changed."""
-        new = mask.class_map
+    def __call__(self, frame: Frame, result: Segmentation) -> Segmentation:
+        """The smoothed result; ``result`` itself is not changed. Raises ConfigError for a result of
+        another task than semantic segmentation."""
+        if result.task != "semantic":
+            raise ConfigError(
+                f"smoothing works on class maps, and this is a result of {result.task} "
+                "segmentation: leave --smooth out"
+            )
+        new = result.class_map
         same_size = self._classes is not None and self._classes.shape == new.shape
         if not (frame.stale and same_size):
             self._advance(frame.image, new, same_size)
         assert self._classes is not None
-        return msgspec.structs.replace(mask, class_map=self._classes)
+        return replace(result, class_map=self._classes)
 
     def _advance(self, image: Rgb, new: ClassMap, same_size: bool) -> None:
         grey = _small(image)

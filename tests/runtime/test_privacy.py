@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from knet_runtime.errors import ConfigError
 from knet_runtime.labels import CAMVID11
 from knet_runtime.privacy import Concealed, Concealer, conceal, margin
-from knet_runtime.segmenter import Segmentation
+from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks import OverlayVideo
 from knet_runtime.sources.base import SourceInfo
 from knet_runtime.types import Frame

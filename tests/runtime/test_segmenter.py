@@ -6,7 +6,8 @@ import pytest
 
 from knet_runtime.bundle.store import default_bundle_path
 from knet_runtime.errors import BundleError, EngineError, SourceError
-from knet_runtime.segmenter import Segmentation, Segmenter
+from knet_runtime.segmentation import Segmentation
+from knet_runtime.segmenter import Segmenter
 
 COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from knet_runtime.bundle.store import Bundle
     from knet_runtime.metrics import ConfusionMatrix
     from knet_runtime.pipeline.pipeline import RunSummary
-    from knet_runtime.segmenter import Segmentation, Segmenter
+    from knet_runtime.segmentation import Segmentation
+    from knet_runtime.segmenter import Segmenter
     from knet_runtime.types import Frame
 
 _SIZE = (360, 480)

@@ -15,7 +15,8 @@ from knet_deploy.cli.console import say, track
 if TYPE_CHECKING:
     from knet_runtime.pipeline.pipeline import Feed, RunSummary
     from knet_runtime.pipeline.stats import FeedSnapshot, StageSnapshot
-    from knet_runtime.segmenter import Segmentation, Segmenter
+    from knet_runtime.segmentation import Segmentation
+    from knet_runtime.segmenter import Segmenter
     from knet_runtime.sinks import Sink
     from knet_runtime.types import Frame
 

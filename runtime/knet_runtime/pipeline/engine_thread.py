@@ -8,16 +8,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from knet_runtime.errors import SourceError
 from knet_runtime.pipeline.feed import TICK, FeedQueue, Item
-
-if TYPE_CHECKING:
-    from knet_runtime.segmenter import Segmentation
+from knet_runtime.segmentation import Segmentation
 
 
 class PipelineThread(threading.Thread):

@@ -7,16 +7,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from knet_runtime.errors import OutputError
 from knet_runtime.pipeline.stats import FeedStats
+from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks import Sink
 from knet_runtime.sources.base import Source
 from knet_runtime.types import Frame
-
-if TYPE_CHECKING:
-    from knet_runtime.segmenter import Segmentation
 
 Policy = Literal["file", "live"]
 

@@ -13,18 +13,15 @@ from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from knet_runtime.errors import ConfigError, EngineError, SourceError
 from knet_runtime.pipeline.engine_thread import EngineThread, PipelineThread, SegmentCall
 from knet_runtime.pipeline.feed import TICK, Feed, FeedQueue, Item, Policy, check_paths
 from knet_runtime.pipeline.stats import RunSnapshot, RunStats, StageSnapshot
 from knet_runtime.pipeline.writer import SINK_PATIENCE, STALE_AFTER, Writer
+from knet_runtime.segmentation import Segmentation
 from knet_runtime.sources.base import Source
 from knet_runtime.types import Frame
-
-if TYPE_CHECKING:
-    from knet_runtime.segmenter import Segmentation
 
 __all__ = ["Feed", "Pipeline", "Policy", "RunStats", "RunSummary", "run", "segment"]
 

@@ -9,17 +9,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING
 
 from knet_runtime.atomic import output_error
 from knet_runtime.errors import KnetError, OutputClosed, OutputError
 from knet_runtime.pipeline.engine_thread import PipelineThread
 from knet_runtime.pipeline.feed import FeedQueue, Item
+from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks import Sink
 from knet_runtime.types import Frame
-
-if TYPE_CHECKING:
-    from knet_runtime.segmenter import Segmentation
 
 _log = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
-"""Where results go: overlays as video, picture or stream, masks, lines of JSON.
+"""Where results go: overlays as video, image or stream, masks, lines of JSON.
 
-All have the same two steps. ``write`` takes one frame and its mask. ``close`` ends the output:
-``complete`` gives it its final name; without it (the source or a stage failed) a name or mark that
-says so, and an output without frames leaves nothing. Closing twice does nothing.
+All have the same two steps. ``write`` takes one frame and its result. ``close`` ends the output:
+``complete`` gives it its final name; without it (the source or a stage failed) a name or mark says
+so, and an output without frames leaves nothing. Closing twice does nothing.
 
 Neither step waits for ever. A full disk is an OutputError at once. A disk that is slow holds up
 ``write``, and the pipeline's bounded queue before it makes a file wait and a live feed drop and
@@ -13,8 +13,9 @@ count. What another process or machine takes has a patience of its own: see ``Ra
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks.image_files import MaskFolder, OverlayImage
 from knet_runtime.sinks.json_lines import ClassRecord, JsonLines, Record, RleLines, RleRecord
 from knet_runtime.sinks.overlay_video import OverlayVideo
@@ -22,9 +23,6 @@ from knet_runtime.sinks.raw_masks import RawMasks
 from knet_runtime.sinks.rtsp import RtspPush
 from knet_runtime.sinks.shared_memory import SharedMasks
 from knet_runtime.types import Frame
-
-if TYPE_CHECKING:
-    from knet_runtime.segmenter import Segmentation
 
 __all__ = [
     "ClassRecord",
@@ -43,7 +41,7 @@ __all__ = [
 
 
 class Sink(Protocol):
-    """Takes each frame with its mask; both methods raise OutputError.
+    """Takes each frame with its result; both methods raise OutputError.
 
     OutputClosed, its subclass, says that whoever read the output has had enough: the run ends as
     if it had been stopped.
@@ -60,6 +58,6 @@ class Sink(Protocol):
         source, never share it."""
         ...
 
-    def write(self, frame: Frame, mask: Segmentation) -> None: ...
+    def write(self, frame: Frame, result: Segmentation) -> None: ...
 
     def close(self, *, complete: bool = True) -> None: ...

@@ -12,20 +12,17 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import av
 
 from knet_runtime.atomic import AtomicFile, output_error
-from knet_runtime.drawing import OverlayPainter
 from knet_runtime.errors import ConfigError
+from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks.encoder import ENCODERS, Codec, add_stream, video_frame, working_encoder
+from knet_runtime.sinks.painter import OverlayPainter
 from knet_runtime.sources.base import SourceInfo
 from knet_runtime.types import Frame, Rgb
-
-if TYPE_CHECKING:
-    from knet_runtime.segmenter import Segmentation
-
 
 VideoFormat = Literal["mp4", "matroska"]
 
@@ -203,8 +200,9 @@ class OverlayVideo:
         codec: Codec = "h264",
         encoders: Sequence[str] | None = None,
     ) -> None:
-        self._path = Path(path)
-        video_format = _FORMATS.get(self._path.suffix.lower())
+        self.path = Path(path)
+        self.name = str(path)
+        video_format = _FORMATS.get(self.path.suffix.lower())
         if video_format is None:
             raise ConfigError(f"{path}: the overlay is a video: let its name end in .mp4 or .mkv")
         if codec not in ENCODERS:
@@ -217,28 +215,18 @@ class OverlayVideo:
         self._clock = FrameClock(info, _MILLISECOND if video_format == "matroska" else None)
         self._failed = False
         self._writer: VideoWriter | None = None
-        self._pending: AtomicFile | None = AtomicFile(self._path)
-
-    @property
-    def name(self) -> str:
-        """What it is called in messages."""
-        return str(self._path)
-
-    @property
-    def path(self) -> Path:
-        """Where the finished file will be."""
-        return self._path
+        self._pending: AtomicFile | None = AtomicFile(self.path)
 
     @property
     def retimed(self) -> int:
         """How many frames had a time that is not after the last one's, and were moved."""
         return self._clock.retimed
 
-    def write(self, frame: Frame, mask: Segmentation) -> None:
-        """Add one frame; ``mask`` has its size. Raises OutputError when it can not be written."""
+    def write(self, frame: Frame, result: Segmentation) -> None:
+        """Add one frame; ``result`` has its size. Raises OutputError when it cannot be written."""
         if self._pending is None:
-            raise ValueError(f"{self._path} is closed")
-        picture = self._painter.paint(frame, mask)
+            raise ValueError(f"{self.path} is closed")
+        picture = self._painter.paint(frame, result)
         try:
             if self._writer is None:
                 self._pending.start()
@@ -255,7 +243,7 @@ class OverlayVideo:
             self._writer.write(picture, self._clock.ticks(frame))
         except WRITE_ERRORS as error:
             self._failed = True
-            raise output_error(self._path, error) from error
+            raise output_error(self.path, error) from error
 
     def close(self, *, complete: bool = True) -> None:
         """Finish the file and rename it to ``path``, or, unless complete, to
@@ -277,7 +265,7 @@ class OverlayVideo:
         except WRITE_ERRORS as error:
             problem = error
         if self.retimed:
-            _log.warning("%s: moved %d frames whose time ran back", self._path, self.retimed)
+            _log.warning("%s: moved %d frames whose time ran back", self.path, self.retimed)
         if problem is None and not self._failed:
             pending.commit(complete=complete)
         elif is_playable(pending.temporary, self._format):
@@ -285,4 +273,4 @@ class OverlayVideo:
         else:
             pending.discard()
         if problem is not None and not self._failed:  # else write() has raised it already
-            raise output_error(self._path, problem) from problem
+            raise output_error(self.path, problem) from problem

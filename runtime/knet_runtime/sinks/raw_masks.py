@@ -26,23 +26,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from struct import Struct
 from time import monotonic
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import msgspec
 import numpy as np
 
 from knet_runtime.errors import ConfigError, OutputClosed, OutputError, SourceError
+from knet_runtime.segmentation import Segmentation
 from knet_runtime.types import MAX_PIXELS, ClassMap, Frame
-
-if TYPE_CHECKING:
-    from knet_runtime.segmenter import Segmentation
-
 
 STDOUT = "-"
 """What stands for stdout where a file could be named."""
 
 # A pipe that is ready takes this much without blocking (POSIX: PIPE_BUF is at least 512, on Linux
-# 4096), so a reader that stops reading can not hold us.
+# 4096), so a reader that stops reading cannot hold us.
 _PIECE = getattr(select, "PIPE_BUF", 512)  # absent where there is no poll either
 
 
@@ -158,9 +155,9 @@ class Header(msgspec.Struct, frozen=True):
         return RawMask(class_map, self.sequence, self.index, self.pts, self.wall, self.stale)
 
 
-def pack(frame: Frame, mask: Segmentation, sequence: int) -> tuple[bytes, memoryview]:
+def pack(frame: Frame, result: Segmentation, sequence: int) -> tuple[bytes, memoryview]:
     """The header and the pixels of one mask."""
-    class_map = mask.class_map
+    class_map = result.class_map
     kind = "u1" if class_map.dtype == np.uint8 else "<u2"
     pixels = np.ascontiguousarray(class_map, kind).data.cast("B")
     header = HEADER.pack(
@@ -234,9 +231,9 @@ class RawMasks:
             raise ConfigError("raw masks are no text for a terminal: pipe them into a program")
         self._sequence = 0
 
-    def write(self, frame: Frame, mask: Segmentation) -> None:
+    def write(self, frame: Frame, result: Segmentation) -> None:
         """Write one mask. Raises OutputError and OutputClosed."""
-        self._pipe.send(*pack(frame, mask, self._sequence))
+        self._pipe.send(*pack(frame, result, self._sequence))
         self._sequence += 1
 
     def close(self, *, complete: bool = True) -> None:

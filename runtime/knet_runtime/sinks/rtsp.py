@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from knet_runtime.drawing import OverlayPainter
 from knet_runtime.errors import ConfigError, OutputError
 from knet_runtime.sinks.encoder import ENCODERS, working_encoder
 from knet_runtime.sinks.overlay_video import FrameClock
+from knet_runtime.sinks.painter import OverlayPainter
 from knet_runtime.sinks.rtsp_child import FAILED, OK, TIME_BYTES, Push
 from knet_runtime.sources.base import SourceInfo, Transport
 from knet_runtime.sources.container import redacted, scheme_of
@@ -35,7 +35,7 @@ from knet_runtime.types import Frame, Rgb
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from knet_runtime.segmenter import Segmentation
+    from knet_runtime.segmentation import Segmentation
 
 
 _START_SECONDS = 20.0  # for Python to start on a busy, small machine
@@ -218,14 +218,14 @@ class RtspPush:
         """How often a lost connection was made again."""
         return self._reconnects
 
-    def write(self, frame: Frame, mask: Segmentation) -> None:
+    def write(self, frame: Frame, result: Segmentation) -> None:
         """Hand over one frame; of a file, wait until there is room for it.
 
         Raises OutputError when the first connection has failed.
         """
         if self._ending:
             raise ValueError(f"{self.name} is closed")
-        picture = self._painter.paint(frame, mask)
+        picture = self._painter.paint(frame, result)
         ticks = self._clock.ticks(frame)
         with self._changed:
             self._raise_failure()

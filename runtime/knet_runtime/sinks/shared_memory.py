@@ -16,14 +16,12 @@ from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from struct import Struct
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from knet_runtime.errors import ConfigError, OutputError, SourceError
+from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks.raw_masks import HEADER, RawMask, pack, unpack
 from knet_runtime.types import Closeable, Frame
-
-if TYPE_CHECKING:
-    from knet_runtime.segmenter import Segmentation
 
 _HEAD = Struct("<4sIIIQQ32x")  # magic, process, slots, state, bytes of a slot, masks written
 _MAGIC = b"KNR1"
@@ -36,10 +34,10 @@ _POLL_SECONDS = 0.002
 class SharedMasks:
     """Writes each class map into the shared memory ``name``, for ``SharedMaskReader``.
 
-    It never waits for a reader, and readers can not change it. The memory is made with the first
+    It never waits for a reader, and readers cannot change it. The memory is made with the first
     frame, made anew when a frame is larger than any before, and gone after ``close``, or when the
     process is killed: Python's resource tracker sees to that. What a run left behind that was
-    killed together with its tracker is replaced. Raises ConfigError for a name that can not be,
+    killed together with its tracker is replaced. Raises ConfigError for a name that cannot be,
     OutputError when the name is another's or memory is short.
     """
 
@@ -47,7 +45,7 @@ class SharedMasks:
 
     def __init__(self, name: str) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}", name):
-            raise ConfigError(f"shared memory can not be called {name!r}: use letters, digits, _")
+            raise ConfigError(f"shared memory cannot be called {name!r}: use letters, digits, _")
         if not _FOLDER.is_dir():
             raise ConfigError("shared memory of this kind needs Linux; write the raw masks to -")
         self.name = f"shared memory {name}"
@@ -58,11 +56,11 @@ class SharedMasks:
         self._closed = False
         _make_way(name)
 
-    def write(self, frame: Frame, mask: Segmentation) -> None:
+    def write(self, frame: Frame, result: Segmentation) -> None:
         """Make this mask the newest one. Raises OutputError."""
         if self._closed:
             raise ValueError(f"{self.name}: closed")
-        header, pixels = pack(frame, mask, self._written)
+        header, pixels = pack(frame, result, self._written)
         size = len(header) + len(pixels)
         if self._memory is None or size > self._slot:
             self._make(size)

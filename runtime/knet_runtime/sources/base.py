@@ -20,7 +20,7 @@ SourceKind = Literal["video", "image", "images", "camera", "stream"]
 
 
 class SourceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What ``open_source`` is told besides the name. Raises ConfigError for what can not be.
+    """What ``open_source`` is told besides the name. Raises ConfigError for what cannot be.
 
     For video files: ``start`` and ``end``, seconds on the clock of ``Frame.pts``; frames with
     start <= pts < end are read. For any source: ``every``, each n-th frame, counted from the first

@@ -129,7 +129,7 @@ class Connector(Protocol):
 
     @property
     def mend(self) -> str:
-        """What to look at when it can not be opened."""
+        """What to look at when it cannot be opened."""
         ...
 
     def open(self) -> InputContainer:
@@ -167,11 +167,11 @@ def open_file(path: Path, *, hwaccel: bool = False) -> InputContainer:
                 f"{path}: is no video file of a supported kind (playlists are not followed); "
                 "convert it to MP4"
             ) from error
-        reason = error.strerror or "can not be opened"
+        reason = error.strerror or "cannot be opened"
         if error.errno in _UNREACHABLE:
             raise SourceError(f"{path}: {reason}; check the name and its permissions") from error
         raise SourceError(
-            f"{path}: can not be read as a video ({reason}); copy or export it again"
+            f"{path}: cannot be read as a video ({reason}); copy or export it again"
         ) from error
 
 
@@ -199,7 +199,7 @@ class CameraConnector:
         try:
             return av.open(str(self._path), "r", format="v4l2", timeout=self._timeouts)
         except READ_ERRORS as error:
-            raise SourceLost(error.strerror or "can not be opened") from error
+            raise SourceLost(error.strerror or "cannot be opened") from error
 
 
 class NetworkConnector:
@@ -302,11 +302,11 @@ def lost_by(error: av.FFmpegError | OSError) -> SourceLost:
         case av.ProtocolNotFoundError():
             return SourceLost("it leads to a protocol that is not read")
         case _ if error.errno == errno.EIO:
-            return SourceLost("its host can not be found, or what it sends is no video")
+            return SourceLost("its host cannot be found, or what it sends is no video")
         case _ if error.errno == errno.EINVAL:
             return SourceLost("it is no stream of a supported kind")
         case _:
-            return SourceLost(error.strerror or "it can not be read")
+            return SourceLost(error.strerror or "it cannot be read")
 
 
 def _microseconds(seconds: float) -> str:

@@ -86,7 +86,7 @@ class Deinterlacer:
 
 
 READ_ERRORS = (av.FFmpegError, OSError)
-"""What PyAV raises where it can not open, read or decode."""
+"""What PyAV raises where it cannot open, read or decode."""
 
 _THREADED_PIXELS = 40_000_000
 
@@ -127,7 +127,7 @@ class Decoder:
         return None
 
     def decode(self, packet: av.Packet[av.VideoStream]) -> list[av.VideoFrame] | None:
-        """The pictures that a packet completes; None when it can not be decoded.
+        """The pictures that a packet completes; None when it cannot be decoded.
 
         The empty packet at the end completes all that were held back.
         """

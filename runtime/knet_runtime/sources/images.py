@@ -66,9 +66,9 @@ def read_image(path: Path) -> NDArray[np.uint8]:
             flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
             pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
-        raise SourceError(f"{path}: can not be decoded; export the image again") from error
+        raise SourceError(f"{path}: cannot be decoded; export the image again") from error
     if pixels is None:
-        raise SourceError(f"{path}: can not be decoded; copy or export the image again")
+        raise SourceError(f"{path}: cannot be decoded; copy or export the image again")
     if pixels.dtype == np.uint16:
         # 257 is odd, so v / 257 never ends in one half: this is the rounded quotient.
         pixels = (pixels.astype(np.uint32) + 128) // 257
@@ -217,7 +217,7 @@ def list_images(folder: Path) -> list[Path]:
     """The images of a folder by natural order of name ("a2" before "a10").
 
     An image is a file with one of ``IMAGE_SUFFIXES``, in any case. Other files, hidden files and
-    sub-folders are left out. Raises SourceError when the folder can not be read or has no image.
+    sub-folders are left out. Raises SourceError when the folder cannot be read or has no image.
     """
     try:
         found = [
@@ -256,7 +256,7 @@ class ImageSource(Closeable):
     """Frames from image files; a context manager. They have no time: ``pts`` and ``rate`` are None.
 
     ``path`` is an image or a folder (see ``list_images``), of which each ``options.every``-th is
-    read. Raises SourceError when it can not be read, from the constructor for the first image, else
+    read. Raises SourceError when it cannot be read, from the constructor for the first image, else
     while iterating.
     """
 

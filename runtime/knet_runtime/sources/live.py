@@ -244,7 +244,7 @@ class LiveSource(Closeable):
                 yield picture
             silent = monotonic() - max(self._seen, opened)
             if silent > _PICTURE_PATIENCE * self._options.read_timeout or self._is_over():
-                self._lost = SourceLost("what comes can not be decoded")
+                self._lost = SourceLost("what comes cannot be decoded")
                 return
 
     def _is_repeated(self, at: Fraction | None) -> bool:

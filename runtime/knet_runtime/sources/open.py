@@ -32,7 +32,7 @@ def open_source(source: str | Path, options: SourceOptions | None = None) -> Sou
 
     A camera is "0", "camera:0" or "/dev/video0" (Linux); a file of such a name is reached as
     "./0". An address of rtsp, rtsps, http or https is a live stream, unless what is found there
-    states how long it is. A live source that can not be reached now is an error; one that is lost
+    states how long it is. A live source that cannot be reached now is an error; one that is lost
     later is opened again (``LiveSource``).
 
     Raises SourceError, naming the source and what to do, when it is missing, damaged from the
@@ -48,7 +48,7 @@ def open_source(source: str | Path, options: SourceOptions | None = None) -> Sou
     if isinstance(source, str) and (scheme := scheme_of(source)):
         if scheme not in SCHEMES:
             raise SourceError(
-                f"{scheme} addresses can not be read, only {', '.join(SCHEMES)}; record the "
+                f"{scheme} addresses cannot be read, only {', '.join(SCHEMES)}; record the "
                 "stream to a file and name that"
             )
         return _stream(source, options)

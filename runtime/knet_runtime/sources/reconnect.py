@@ -9,7 +9,7 @@ _REFUSED = 60.0
 
 
 class SourceLost(Exception):
-    """A live source can not be opened or read just now.
+    """A live source cannot be opened or read just now.
 
     ``reason`` may be shown: it holds no address and no password. ``refused`` says that the server
     does not take the credentials.

@@ -93,7 +93,7 @@ class VideoSource(Closeable):
 
     ``path`` is the file, or None where ``name`` is an address. Times count from the start of the
     video (its earliest stream), also when only the part from ``options.start`` to ``options.end``
-    is read; ``Frame.index`` counts the frames that are handed on. What can not be decoded inside a
+    is read; ``Frame.index`` counts the frames that are handed on. What cannot be decoded inside a
     damaged file is passed over, and after the last readable frame SourceError says where the damage
     began. Frames that the decoder had to patch up are handed on and counted in a logged warning.
     Pixels are taken as square, mirrored recordings as they are.
@@ -241,10 +241,10 @@ class VideoSource(Closeable):
             try:
                 self._container.seek(target // base, stream=self._decoder.stream)
             except READ_ERRORS as error:
-                if back == 0:  # can not be sought in: it is still where it was, at its beginning
+                if back == 0:  # cannot be sought in: it is still where it was, at its beginning
                     break
                 raise SourceError(
-                    f"{self._name}: can not be sought in; leave the start out, or copy the file"
+                    f"{self._name}: cannot be sought in; leave the start out, or copy the file"
                 ) from error
             self._decoder.restart()
             self._damage = DamageReport()

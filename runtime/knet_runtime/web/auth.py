@@ -222,7 +222,7 @@ class AuthMiddleware:
         return f"knet_deploy_{self._listener.port}"
 
     def _cookie(self, token: str) -> str:
-        # Other servers on this host get it too; they can not make the token of it.
+        # Other servers on this host get it too; they cannot make the token of it.
         return hmac.new(token.encode(), b"knet-deploy live page", hashlib.sha256).hexdigest()
 
     async def _login(self, request: Request) -> Response:

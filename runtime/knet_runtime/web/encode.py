@@ -1,4 +1,4 @@
-"""A frame and its mask as bytes: a JPEG of the overlay, and what the page mixes itself."""
+"""A frame and its result as bytes: a JPEG of the overlay, and what the page mixes itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from knet_runtime.drawing import blend, mark_stale
+from knet_runtime.drawing import blend, encode_jpeg, mark_stale
 from knet_runtime.types import ClassMap, Rgb
 from knet_runtime.web.streams import FrameShot
 
@@ -48,8 +48,8 @@ def page_picture(shot: FrameShot) -> bytes:
     in reading order: the end of each (uint32), then the class of each (uint16), little-endian.
     """
     image = shrink(shot.frame.image, PAGE_SIDE, cv2.INTER_AREA)
-    ends, classes = runs(shrink(shot.mask.class_map, PAGE_SIDE, cv2.INTER_NEAREST))
-    jpeg = _jpeg(image)
+    ends, classes = runs(shrink(shot.result.class_map, PAGE_SIDE, cv2.INTER_NEAREST))
+    jpeg = encode_jpeg(image, _QUALITY)
     pts = shot.frame.pts
     head = msgspec.json.encode(
         PictureHead(
@@ -82,11 +82,11 @@ def overlay_jpeg(
     It says across its top when the frame is stale, or is said to be.
     """
     image = shrink(shot.frame.image, side, cv2.INTER_AREA)
-    class_map = shrink(shot.mask.class_map, side, cv2.INTER_NEAREST)
-    picture = blend(image, class_map, shot.mask.labels, alpha, classes)
+    class_map = shrink(shot.result.class_map, side, cv2.INTER_NEAREST)
+    picture = blend(image, class_map, shot.result.labels, alpha, classes)
     if stale or shot.frame.stale:
         picture = mark_stale(picture, max(0.0, time.time() - shot.at))
-    return _jpeg(picture)
+    return encode_jpeg(picture, _QUALITY)
 
 
 def runs(class_map: ClassMap) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
@@ -104,11 +104,3 @@ def shrink(picture: _Picture, side: int, method: int) -> _Picture:
         return picture
     size = max(1, round(width * scale)), max(1, round(height * scale))
     return cast(_Picture, cv2.resize(picture, size, interpolation=method))
-
-
-def _jpeg(picture: Rgb) -> bytes:
-    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-    encoded, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
-    if not encoded:
-        raise ValueError(f"{picture.shape} can not be encoded as JPEG")
-    return data.tobytes()

@@ -16,6 +16,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from knet_runtime.labels import LabelMap
+from knet_runtime.segmentation import Segmentation
 from knet_runtime.types import Frame
 from knet_runtime.web.app import App, ClassLook, PageConfig
 from knet_runtime.web.auth import AuthMiddleware, Listener
@@ -24,7 +25,6 @@ from knet_runtime.web.streams import Latest
 
 if TYPE_CHECKING:
     from knet_runtime.pipeline.stats import RunSnapshot
-    from knet_runtime.segmenter import Segmentation
 
 _log = logging.getLogger(__name__)
 
@@ -42,9 +42,9 @@ class PageSink:
         self.path: Path | None = None
         self._latest = latest
 
-    def write(self, frame: Frame, mask: Segmentation) -> None:
-        """Make this the newest picture; frame and mask must not be changed afterwards."""
-        self._latest.put(frame, mask)
+    def write(self, frame: Frame, result: Segmentation) -> None:
+        """Make this the newest picture; frame and result must not be changed afterwards."""
+        self._latest.put(frame, result)
 
     def close(self, *, complete: bool = True) -> None:
         """Nothing comes any more; the last picture can be seen until the page closes."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Sensors(msgspec.Struct, frozen=True):
     """Degrees Celsius by thermal zone, and the fastest core's clock and its ceiling in Hz.
 
-    What can not be read is absent: an empty dict, None.
+    What cannot be read is absent: an empty dict, None.
     """
 
     temperatures: dict[str, float]

@@ -11,21 +11,18 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from knet_runtime.segmentation import Segmentation
 from knet_runtime.types import Frame
-
-if TYPE_CHECKING:
-    from knet_runtime.segmenter import Segmentation
 
 
 @dataclass(frozen=True)
 class FrameShot:
-    """A frame with its mask; ``seq`` counts from 1, ``at`` is its time of arrival (epoch)."""
+    """A frame with its result; ``seq`` counts from 1, ``at`` is its time of arrival (epoch)."""
 
     seq: int
     frame: Frame
-    mask: Segmentation
+    result: Segmentation
     at: float
 
 
@@ -48,12 +45,12 @@ class Latest:
         """Name the loop in which ``newer`` is awaited."""
         self._loop = loop
 
-    def put(self, frame: Frame, mask: Segmentation) -> None:
+    def put(self, frame: Frame, result: Segmentation) -> None:
         """Make this the newest; from the run's thread."""
         self._seq += 1
         if not frame.stale:
             self._fresh_at = time.time() if frame.wall is None else frame.wall
-        self.shot = FrameShot(self._seq, frame, mask, self._fresh_at)
+        self.shot = FrameShot(self._seq, frame, result, self._fresh_at)
         self._wake()
 
     def end(self) -> None:

@@ -12,7 +12,7 @@ import pytest
 from knet_deploy.cli.run_options import Outputs, names, smoother
 from knet_runtime.errors import ConfigError
 from knet_runtime.labels import CAMVID11
-from knet_runtime.segmenter import Segmentation
+from knet_runtime.segmentation import Segmentation
 from knet_runtime.sources.base import SourceInfo
 from knet_runtime.types import Frame
 

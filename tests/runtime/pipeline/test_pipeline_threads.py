@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from knet_runtime.errors import ConfigError, EngineError, OutputClosed, OutputError, SourceError
 from knet_runtime.pipeline.pipeline import Feed, Pipeline, run
 from knet_runtime.pipeline.stats import RunStats
-from knet_runtime.segmenter import Segmentation
+from knet_runtime.segmentation import Segmentation
 from knet_runtime.types import Frame
 
 

@@ -22,7 +22,7 @@ from knet_runtime.errors import OutputError
 from knet_runtime.types import Frame
 from knet_runtime.sources.base import SourceInfo
 from knet_runtime.labels import CAMVID11
-from knet_runtime.segmenter import Segmentation
+from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks import JsonLines, OverlayVideo
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))

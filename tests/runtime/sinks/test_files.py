@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from knet_runtime.drawing import blend, legend_strip
 from knet_runtime.errors import ConfigError, OutputError
 from knet_runtime.labels import CAMVID11, LabelMap, distinct_palette
-from knet_runtime.segmenter import Segmentation
+from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks import JsonLines, MaskFolder, OverlayVideo, Sink
 from knet_runtime.sources.base import SourceInfo
 from knet_runtime.types import Frame
@@ -213,7 +213,7 @@ def test_missing_parents_are_created(tmp_path: Path) -> None:
     assert {"a/b/o.mp4", "c/d/o.jsonl", "e/f/000000.png"} <= set(files_in(tmp_path))
 
 
-def test_places_that_can_not_be_written_are_refused_at_once(tmp_path: Path) -> None:
+def test_places_that_cannot_be_written_are_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "folder.mp4").mkdir()
     with pytest.raises(OutputError, match=r"o\.mp4: .*a part of this path is a file"):
@@ -276,7 +276,7 @@ def test_more_than_255_classes_take_16_bits(tmp_path: Path, classes: int, kind: 
 
 
 def test_a_name_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="can not hold folders"):
+    with pytest.raises(OutputError, match="cannot hold folders"):
         MaskFolder(tmp_path / "masks").write(*a_frame(0, name="../x"))
     assert files_in(tmp_path) == []
 

@@ -20,7 +20,7 @@ import pytest
 import knet_runtime
 from knet_runtime.errors import ConfigError, OutputClosed, OutputError, SourceError
 from knet_runtime.labels import CAMVID11
-from knet_runtime.segmenter import Segmentation
+from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks.raw_masks import HEADER, RawMask, RawMasks, read_masks
 from knet_runtime.sinks.shared_memory import SharedMaskReader, SharedMasks
 from knet_runtime.types import Frame
@@ -112,7 +112,7 @@ def test_a_reader_that_goes_is_a_quiet_end() -> None:
     os.close(writer)
 
 
-def test_a_reader_that_never_reads_can_not_hold_the_run() -> None:
+def test_a_reader_that_never_reads_cannot_hold_the_run() -> None:
     reader, writer = os.pipe()
     sink = RawMasks(writer, patience=0.2)
     began = time.monotonic()
@@ -225,7 +225,7 @@ import sys, time
 import numpy as np
 from knet_runtime.types import Frame
 from knet_runtime.labels import CAMVID11
-from knet_runtime.segmenter import Segmentation
+from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks.shared_memory import SharedMasks
 sink = SharedMasks(sys.argv[1])
 mask = Segmentation(np.zeros((4, 4), np.uint8), CAMVID11, {})
@@ -239,7 +239,7 @@ import numpy as np
 from knet_runtime.errors import OutputError
 from knet_runtime.types import Frame
 from knet_runtime.labels import CAMVID11
-from knet_runtime.segmenter import Segmentation
+from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks.shared_memory import SharedMasks
 sink = SharedMasks(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
@@ -312,9 +312,9 @@ def test_what_a_dead_process_left_is_replaced_and_what_is_foreign_is_not(name: s
 
 
 @linux
-def test_names_that_can_not_be_are_refused() -> None:
+def test_names_that_cannot_be_are_refused() -> None:
     for wrong in ("", "../x", "a/b", ".hidden"):
-        with pytest.raises(ConfigError, match="can not be called"):
+        with pytest.raises(ConfigError, match="cannot be called"):
             SharedMasks(wrong)
 
 

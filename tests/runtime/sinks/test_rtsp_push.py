@@ -20,7 +20,7 @@ import pytest
 import knet_runtime
 from knet_runtime.errors import ConfigError, OutputError
 from knet_runtime.labels import CAMVID11
-from knet_runtime.segmenter import Segmentation
+from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks.rtsp import RtspPush
 from knet_runtime.sources.base import SourceInfo
 from knet_runtime.types import Frame

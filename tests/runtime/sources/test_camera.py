@@ -12,7 +12,7 @@ from knet_runtime.sources.open import open_source
 
 @pytest.mark.parametrize("scheme", ["rtmp", "ftp", "file", "concat", "udp"])
 def test_other_protocols_are_refused_without_their_password(scheme: str) -> None:
-    with pytest.raises(SourceError, match=f"{scheme} addresses can not be read, only") as caught:
+    with pytest.raises(SourceError, match=f"{scheme} addresses cannot be read, only") as caught:
         open_source(f"{scheme}://user:secret@host/stream")
     assert "secret" not in str(caught.value)
 

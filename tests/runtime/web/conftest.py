@@ -14,7 +14,7 @@ import pytest
 
 from knet_runtime.labels import CAMVID11
 from knet_runtime.pipeline.stats import FeedSnapshot, RunSnapshot, StageSnapshot
-from knet_runtime.segmenter import Segmentation
+from knet_runtime.segmentation import Segmentation
 from knet_runtime.types import Frame
 from knet_runtime.web.auth import listen
 from knet_runtime.web.server import LivePage

@@ -322,7 +322,7 @@ def wide(width: int) -> tuple[Any, Any]:
     import numpy as np
 
     from knet_runtime.labels import CAMVID11
-    from knet_runtime.segmenter import Segmentation
+    from knet_runtime.segmentation import Segmentation
     from knet_runtime.types import Frame
 
     image = np.full((90, width, 3), 90, np.uint8)

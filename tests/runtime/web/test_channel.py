@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from knet_runtime.labels import CAMVID11
-from knet_runtime.segmenter import Segmentation
+from knet_runtime.segmentation import Segmentation
 from knet_runtime.types import Frame
 from knet_runtime.web.streams import REST, Channel, FrameShot, Latest
 

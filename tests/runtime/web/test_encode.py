@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from knet_runtime.drawing import blend
-from knet_runtime.labels import CAMVID11
-from knet_runtime.segmenter import Segmentation
+from knet_runtime.labels import CAMVID11, LabelMap
+from knet_runtime.segmentation import Instance, Segmentation
 from knet_runtime.types import Frame
 from knet_runtime.web.encode import overlay_jpeg, page_picture, runs
 from knet_runtime.web.streams import FrameShot
@@ -60,7 +60,7 @@ def test_a_page_picture_holds_jpeg_and_class_map() -> None:
     ends, classes = rows_of(rest[head["jpeg"] :], head["runs"], head["runs"])
     assert len(rest) == head["jpeg"] + 6 * head["runs"]
     back = np.repeat(classes, np.diff(ends, prepend=np.uint32(0))).reshape(90, 160)
-    np.testing.assert_array_equal(back, one.mask.class_map)
+    np.testing.assert_array_equal(back, one.result.class_map)
     assert head["seq"] == 3
     assert (head["frame"], head["pts"], head["at"]) == (7, 0.28, 100.0)
     assert (head["width"], head["height"], head["stale"]) == (160, 90, False)
@@ -78,7 +78,7 @@ def test_a_large_picture_is_scaled_down_for_the_page_and_not_for_the_snapshot() 
 @pytest.mark.parametrize(("height", "width"), [(720, 1280), (90, 160), (8, 12), (1, 1)])
 def test_a_stale_overlay_says_so_across_its_top(height: int, width: int) -> None:
     fresh, old = shot(height, width), shot(height, width, stale=True)
-    wanted = blend(fresh.frame.image, fresh.mask.class_map, CAMVID11, 0.5)
+    wanted = blend(fresh.frame.image, fresh.result.class_map, CAMVID11, 0.5)
     pictures = [
         cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB).astype(int)
         for data in (
@@ -96,3 +96,25 @@ def test_a_stale_overlay_says_so_across_its_top(height: int, width: int) -> None
             inner = slice(height // 2, height - 20), slice(20, width - 20)
             np.testing.assert_array_equal(marked[inner], pictures[0][inner])
             assert (marked[: height // 8] > 200).all(-1).sum() > 300  # the white letters
+
+
+def test_instance_and_panoptic_results_are_shown_by_class() -> None:
+    labels = LabelMap(("road", "car"), ((255, 0, 0), (0, 255, 0)), 255, things=(1,))
+    segment_map = np.ones((90, 160), np.uint16)
+    segment_map[20:40, 20:60] = 2
+    one = shot()
+    instance = Instance(1, 0.9, 20, 20, np.ones((20, 40), np.bool_))
+    for result in (
+        Segmentation.from_panoptic(segment_map, [0, 1], [0.9, 0.8], labels),
+        Segmentation.from_instances([instance], (90, 160), labels),
+    ):
+        shown = FrameShot(1, one.frame, result, at=100.0)
+        data = page_picture(shown)
+        size = int.from_bytes(data[:4], "little")
+        head = json.loads(data[4 : 4 + size])
+        ends, classes = rows_of(data[4 + size + head["jpeg"] :], head["runs"], head["runs"])
+        back = np.repeat(classes, np.diff(ends, prepend=np.uint32(0))).reshape(90, 160)
+        np.testing.assert_array_equal(back, result.class_map)
+        jpeg = np.frombuffer(overlay_jpeg(shown, 1.0), np.uint8)
+        red, green, blue = cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB)[30, 40].astype(int).tolist()
+        assert green > 200 > 60 > max(red, blue)

@@ -265,7 +265,7 @@ def get(path: str) -> bytes:
 def step_large(site: Any, count: int) -> None:
     """Pictures of noise: as large as they get."""
     from knet_runtime.labels import CAMVID11
-    from knet_runtime.segmenter import Segmentation
+    from knet_runtime.segmentation import Segmentation
     from knet_runtime.types import Frame
 
     random = np.random.default_rng(0)

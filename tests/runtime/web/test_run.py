@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from knet_runtime.labels import CAMVID11
 from knet_runtime.pipeline.pipeline import Feed, run
 from knet_runtime.pipeline.stats import RunStats
-from knet_runtime.segmenter import Segmentation
+from knet_runtime.segmentation import Segmentation
 from knet_runtime.sources.base import SourceInfo, SourceStatus
 from knet_runtime.types import Closeable, Frame
 from knet_runtime.web.auth import listen

@@ -236,7 +236,7 @@ def answer_text(handler: Any, server: Any) -> None:
         (answer_text, "what it sends is no video"),
     ],
 )
-def test_what_can_not_be_opened_is_one_line_without_the_password(
+def test_what_cannot_be_opened_is_one_line_without_the_password(
     http_server: Callable[..., Any],
     answer: Callable[[Any, Any], None],
     complaint: str,
@@ -270,7 +270,7 @@ def test_a_port_that_accepts_and_says_nothing_is_given_up(silent_port: int, sche
 def test_nobody_listening_and_unknown_hosts_are_said(silent_port: int, scheme: str) -> None:
     with pytest.raises(SourceError, match=r"Connection refused; check the address"):
         open_source(f"{scheme}://127.0.0.1:1/live", QUICK)
-    with pytest.raises(SourceError, match=r"camera.invalid/live: .*can not be found"):
+    with pytest.raises(SourceError, match=r"camera.invalid/live: .*cannot be found"):
         open_source(f"{scheme}://me:secret@camera.invalid/live", QUICK)
 
 
@@ -396,7 +396,7 @@ def test_a_playlist_opens_no_local_file(
         open_source(running.url("/list.m3u8"), SourceOptions(connect_timeout=1))
 
 
-def test_a_part_of_a_stream_can_not_be_chosen(
+def test_a_part_of_a_stream_cannot_be_chosen(
     http_server: Callable[..., Any], mjpeg: Callable[..., None]
 ) -> None:
     with http_server(mjpeg) as server, pytest.raises(ConfigError, match="leave them out here"):

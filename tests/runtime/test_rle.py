@@ -14,9 +14,9 @@ from hypothesis.extra.numpy import arrays
 
 from knet_runtime.errors import ConfigError
 from knet_runtime.labels import CAMVID11
-from knet_runtime.segmenter import Segmentation
+from knet_runtime.rle import rles_of
+from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks import RleLines
-from knet_runtime.sinks.json_lines import class_rles
 from knet_runtime.types import ClassMap, Frame
 
 coco = pytest.importorskip("pycocotools.mask", reason="pip install pycocotools")
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 
 def assert_as_pycocotools(class_map: ClassMap) -> None:
-    found = class_rles(class_map, range(int(class_map.max()) + 1))
+    found = rles_of(class_map, range(int(class_map.max()) + 1))
     assert set(found) == set(np.unique(class_map).tolist())
     for index, (rle, area) in found.items():
         expected = coco.encode(np.asfortranarray(class_map == index, np.uint8))
@@ -61,7 +61,7 @@ def test_long_and_short_runs_of_large_maps_are_encoded_alike() -> None:
 def test_16_bit_maps_and_a_map_of_one_class_are_encoded() -> None:
     assert_as_pycocotools(np.full((7, 5), 2, np.uint8))
     class_map = np.array([[300, 1], [1, 300]], np.uint16)
-    (rle, area) = class_rles(class_map, [300, 7])[300]
+    (rle, area) = rles_of(class_map, [300, 7])[300]
     decoded = coco.decode({"size": list(rle.size), "counts": rle.counts})
     np.testing.assert_array_equal(decoded, class_map == 300)
     assert area == 2

@@ -1,0 +1,302 @@
+"""The result of one image or frame, the same type for K-Net's three tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from knet_runtime.atomic import AtomicFile
+from knet_runtime.drawing import blend, colourise, encode_png
+from knet_runtime.labels import LabelMap
+from knet_runtime.rle import Rle, rles_of
+from knet_runtime.types import ClassMap, Rgb, Size
+
+Task = Literal["semantic", "instance", "panoptic"]
+
+_EXACT_PIXELS = 1 << 24  # cv2.calcHist counts in float32, which holds every whole number up to it
+
+
+class Segment(msgspec.Struct, frozen=True):
+    """One segment of an image: all pixels of a class (semantic, stuff), or one object (a thing).
+
+    ``id`` is its value in ``Segmentation.segment_map``, from 1 on. ``class_id`` is the class's
+    index and ``label`` its name; ``score`` is 0 … 1, None in a semantic result. ``area`` counts its
+    pixels. ``box`` is (left, top, right, bottom) in pixels, right and bottom just outside.
+    ``track`` is the id that a tracker gave it.
+    """
+
+    id: int
+    class_id: int
+    label: str
+    score: float | None
+    area: int
+    box: tuple[int, int, int, int]
+    is_thing: bool
+    track: int | None = None
+
+
+class Instance(msgspec.Struct, frozen=True):
+    """One object as an instance network finds it: ``mask`` bool [h, w] with its first pixel at
+    (left, top) of the image. Masks of several instances may overlap."""
+
+    class_id: int
+    score: float
+    left: int
+    top: int
+    mask: NDArray[np.bool_]
+    track: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """One image's result: the class of every pixel, and its segments.
+
+        result = segment(image)
+        result.shares()["road"]                       # 0 … 1
+        result.save("classes.png")                    # class indices, as training reads them
+        for found in result.segments: print(found.label, found.area, found.box)
+
+    ``class_map`` is uint8 [H, W] (uint16 beyond 256 classes) at the image's size; pixels of no
+    class hold ``labels.ignore_index``. ``timings`` holds milliseconds per stage: "preprocess" (to
+    the model's size), "infer" (the engine; in a batch, an equal share of it) and "postprocess" (to
+    the image's size). A semantic result is made by naming these; the others by ``from_panoptic``
+    and ``from_instances``. Nothing in it is to be changed: what is computed from it is kept.
+    """
+
+    class_map: ClassMap
+    labels: LabelMap
+    timings: Mapping[str, float] = field(default_factory=dict)
+    task: Task = "semantic"
+    _segment_map: NDArray[np.uint16] | None = field(default=None, repr=False)
+    _segments: tuple[Segment, ...] | None = field(default=None, repr=False)
+    _instances: tuple[Instance, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def from_panoptic(
+        cls,
+        segment_map: NDArray[np.uint16],
+        classes: Sequence[int],
+        scores: Sequence[float],
+        labels: LabelMap,
+        timings: Mapping[str, float] | None = None,
+        tracks: Sequence[int | None] | None = None,
+    ) -> Segmentation:
+        """A panoptic result: ``segment_map`` uint16 [H, W] holds 1 … S, and 0 where nothing is;
+        ``classes``, ``scores`` (and ``tracks``) those of segment 1, 2, …, S. Raises ValueError when
+        a pixel names a segment that is not described, or a class does not exist."""
+        tracks = tracks or [None] * len(classes)
+        table = _class_table(labels, classes)
+        if int(segment_map.max(initial=0)) >= len(table):
+            raise ValueError(f"the map names segments above the {len(classes)} described")
+        boxes = _boxes(segment_map, range(1, len(table)))
+        areas = _histogram(segment_map, len(table))
+        segments = tuple(
+            _segment(labels, id_, class_id, score, int(areas[id_]), boxes[id_], track)
+            for id_, (class_id, score, track) in enumerate(
+                zip(classes, scores, tracks, strict=True), 1
+            )
+            if id_ in boxes
+        )
+        return cls(table[segment_map], labels, timings or {}, "panoptic", segment_map, segments)
+
+    @classmethod
+    def from_instances(
+        cls,
+        instances: Sequence[Instance],
+        size: Size,
+        labels: LabelMap,
+        timings: Mapping[str, float] | None = None,
+    ) -> Segmentation:
+        """An instance result on an image of ``size`` (height, width). In ``class_map`` and
+        ``segment_map`` the higher score lies above; ``segments`` has them in falling order of
+        scores, with their whole areas. Raises ValueError for a class that does not exist, a mask
+        without a pixel or one that leaves the image."""
+        ordered = tuple(sorted(instances, key=lambda instance: -instance.score))
+        segment_map = np.zeros(size, np.uint16)
+        segments = []
+        for id_, one in enumerate(ordered, 1):
+            height, width = one.mask.shape
+            right, bottom = one.left + width, one.top + height
+            if min(one.left, one.top) < 0 or right > size[1] or bottom > size[0]:
+                raise ValueError(f"the mask of instance {id_} leaves the image of {size}")
+            area = int(np.count_nonzero(one.mask))
+            if not area:
+                raise ValueError(f"the mask of instance {id_} holds no pixel")
+            place = segment_map[one.top : bottom, one.left : right]
+            place[one.mask & (place == 0)] = id_
+            left, top, wide, tall = cv2.boundingRect(one.mask.view(np.uint8))
+            box = (one.left + left, one.top + top, one.left + left + wide, one.top + top + tall)
+            segments.append(_segment(labels, id_, one.class_id, one.score, area, box, one.track))
+        table = _class_table(labels, [segment.class_id for segment in segments])
+        described = tuple(segments)
+        return cls(
+            table[segment_map], labels, timings or {}, "instance", segment_map, described, ordered
+        )
+
+    @property
+    def size(self) -> Size:
+        """Height and width in pixels."""
+        return self.class_map.shape[0], self.class_map.shape[1]
+
+    @cached_property
+    def _counts(self) -> NDArray[np.int64]:
+        return _histogram(self.class_map, self.labels.num_classes)
+
+    @cached_property
+    def _shares(self) -> dict[str, float]:
+        shares = (self._counts / max(1, self.class_map.size)).tolist()
+        return dict(zip(self.labels.names, shares, strict=True))
+
+    def shares(self) -> dict[str, float]:
+        """The fraction of the image (0 … 1) that each class covers, by name, in label order."""
+        return self._shares
+
+    @cached_property
+    def segment_map(self) -> NDArray[np.uint16]:
+        """The ``Segment.id`` of each pixel, uint16 [H, W]; 0 where there is none. In a semantic
+        result a class's segment has the id class index + 1."""
+        if self._segment_map is not None:
+            return self._segment_map
+        table = np.zeros(max(256, int(self.class_map.max(initial=0)) + 1), np.uint16)
+        table[: self.labels.num_classes] = np.arange(1, self.labels.num_classes + 1)
+        return table[self.class_map]
+
+    @cached_property
+    def segments(self) -> tuple[Segment, ...]:
+        """What is in the image, by id: in a semantic result each class that covers a pixel."""
+        if self._segments is not None:
+            return self._segments
+        boxes = _boxes(self.class_map, np.flatnonzero(self._counts).tolist())
+        return tuple(
+            _segment(self.labels, index + 1, index, None, int(self._counts[index]), box, None)
+            for index, box in boxes.items()
+        )
+
+    def masks(self) -> Iterator[tuple[Segment, NDArray[np.bool_]]]:
+        """Each segment and its pixels inside ``Segment.box``, bool [bottom - top, right - left]:
+        the whole object's in an instance result, where masks may overlap."""
+        for segment in self.segments:
+            left, top, right, bottom = segment.box
+            if self._instances:
+                one = self._instances[segment.id - 1]
+                rows = slice(top - one.top, bottom - one.top)
+                yield segment, one.mask[rows, left - one.left : right - one.left]
+            else:
+                yield segment, self.segment_map[top:bottom, left:right] == segment.id
+
+    def rle(self) -> dict[int, Rle]:
+        """Each segment's mask as compressed COCO RLE, by id."""
+        if not self._instances:
+            found = rles_of(self.segment_map, (segment.id for segment in self.segments))
+            return {id_: rle for id_, (rle, _) in found.items()}
+        rles = {}
+        for segment, mask in self.masks():
+            left, top, right, bottom = segment.box
+            whole = np.zeros(self.size, np.uint8)
+            whole[top:bottom, left:right] = mask
+            rles[segment.id] = rles_of(whole, (1,))[1][0]
+        return rles
+
+    def polygons(self) -> dict[int, list[NDArray[np.int32]]]:
+        """Each segment's outer outlines by id, as int32 [points, 2] of (x, y) pixels; holes are
+        not told apart."""
+        outlines = {}
+        for segment, mask in self.masks():
+            found, _ = cv2.findContours(
+                np.ascontiguousarray(mask).view(np.uint8),
+                cv2.RETR_EXTERNAL,
+                cv2.CHAIN_APPROX_SIMPLE,
+                offset=segment.box[:2],
+            )
+            outlines[segment.id] = [np.asarray(points, np.int32)[:, 0] for points in found]
+        return outlines
+
+    def to_coco(self, image_id: int = 0) -> list[dict[str, Any]]:
+        """COCO's results for this image: a dictionary per segment with ``image_id``,
+        ``category_id`` (the class's index), ``segmentation`` (RLE), ``area``, ``bbox`` (left, top,
+        width, height) and, where there is one, ``score``."""
+        rles = self.rle()
+        results = []
+        for segment in self.segments:
+            left, top, right, bottom = segment.box
+            result: dict[str, Any] = {
+                "image_id": image_id,
+                "category_id": segment.class_id,
+                "segmentation": msgspec.to_builtins(rles[segment.id]),
+                "area": segment.area,
+                "bbox": [left, top, right - left, bottom - top],
+            }
+            if segment.score is not None:
+                result["score"] = segment.score
+            results.append(result)
+        return results
+
+    def overlay(
+        self, image: Rgb, alpha: float = 0.5, classes: Collection[int] | None = None
+    ) -> Rgb:
+        """``image`` uint8 [H, W, 3] RGB under the classes' colours; see ``drawing.blend``."""
+        return blend(image, self.class_map, self.labels, alpha, classes)
+
+    def class_png(self) -> bytes:
+        """The class map as a grey PNG of class indices: 8 bits per pixel, or 16 with more than 255
+        classes. Raises ValueError when PNG cannot hold its size."""
+        deep = self.labels.num_classes > 255 or self.class_map.dtype != np.uint8
+        return encode_png(np.asarray(self.class_map, np.uint16) if deep else self.class_map)
+
+    def save(self, path: str | Path) -> None:
+        """Write ``class_png``; the file appears whole or not at all. Raises OutputError."""
+        AtomicFile(Path(path)).write(self.class_png())
+
+    def _repr_png_(self) -> bytes:
+        return encode_png(colourise(self.class_map, self.labels))
+
+
+def _segment(
+    labels: LabelMap,
+    id_: int,
+    class_id: int,
+    score: float | None,
+    area: int,
+    box: tuple[int, int, int, int],
+    track: int | None,
+) -> Segment:
+    if not 0 <= class_id < labels.num_classes:
+        raise ValueError(f"segment {id_} has class {class_id} of {labels.num_classes}")
+    label, is_thing = labels.names[class_id], class_id in labels.things
+    return Segment(id_, class_id, label, score, area, box, is_thing, track)
+
+
+def _class_table(labels: LabelMap, classes: Sequence[int]) -> ClassMap:
+    """The class of each segment id, with the ignore index at 0."""
+    values = [labels.ignore_index, *classes]
+    if max(labels.num_classes - 1, labels.ignore_index) < 256:
+        return np.array(values, np.uint8)
+    return np.array(values, np.uint16)
+
+
+def _histogram(ids: ClassMap, count: int) -> NDArray[np.int64]:
+    """How many pixels of [H, W] hold 0, 1, …, ``count`` - 1."""
+    total = np.zeros(count, np.int64)
+    flat = np.ascontiguousarray(ids).reshape(1, -1)
+    for start in range(0, flat.shape[1], _EXACT_PIXELS):
+        part: Any = flat[:, start : start + _EXACT_PIXELS]
+        total += cv2.calcHist([part], [0], None, [count], [0, count]).ravel().astype(np.int64)
+    return total
+
+
+def _boxes(ids: ClassMap, wanted: Collection[int]) -> dict[int, tuple[int, int, int, int]]:
+    """(left, top, right, bottom) of each of ``wanted`` that is in ``ids`` [H, W], in order."""
+    boxes = {}
+    for value in wanted:
+        left, top, width, height = cv2.boundingRect((ids == value).view(np.uint8))
+        if width:
+            boxes[value] = (left, top, left + width, top + height)
+    return boxes
