@@ -95,6 +95,12 @@ def export_bundle(
 
     Raises ParityError when an artefact leaves its tolerance, CheckpointError, DataError,
     OutputError or ConfigError for what is wrong with the arguments.
+
+        >>> from pathlib import Path
+        >>> from knet_deploy import export_bundle
+        >>> bundle = export_bundle(Path("best.safetensors"), Path("street.knet"))
+        >>> bundle.artefact.parity[0].passed
+        True
     """
     if (precision == "int8") != (calibration is not None):
         raise ConfigError(

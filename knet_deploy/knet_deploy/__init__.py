@@ -1,1 +1,137 @@
-"""The command line of knet-deploy."""
+"""K-Net image segmentation from a PyTorch checkpoint to an edge box: the public names.
+
+Importing this costs nothing and needs no torch: each name is loaded when it is first used (PEP
+562). What trains, exports and verifies needs an extra, which the error names when it is missing.
+
+    from knet_deploy import Segmenter
+
+    with Segmenter("street.knet") as segment:
+        result = segment(image)  # uint8 [H, W, 3] RGB
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from knet_export.export import export_bundle as export_bundle
+    from knet_runtime.bundle.store import Bundle as Bundle
+    from knet_runtime.bundle.store import open_bundle as open_bundle
+    from knet_runtime.errors import BundleError as BundleError
+    from knet_runtime.errors import CheckpointError as CheckpointError
+    from knet_runtime.errors import ConfigError as ConfigError
+    from knet_runtime.errors import DataError as DataError
+    from knet_runtime.errors import EngineError as EngineError
+    from knet_runtime.errors import EngineUnavailable as EngineUnavailable
+    from knet_runtime.errors import KnetError as KnetError
+    from knet_runtime.errors import OutputClosed as OutputClosed
+    from knet_runtime.errors import OutputError as OutputError
+    from knet_runtime.errors import ParityError as ParityError
+    from knet_runtime.errors import SourceError as SourceError
+    from knet_runtime.errors import TrainingError as TrainingError
+    from knet_runtime.labels import LabelMap as LabelMap
+    from knet_runtime.pipeline.feed import Feed as Feed
+    from knet_runtime.pipeline.pipeline import Pipeline as Pipeline
+    from knet_runtime.pipeline.pipeline import RunSummary as RunSummary
+    from knet_runtime.pipeline.pipeline import run as run
+    from knet_runtime.pipeline.stats import RunStats as RunStats
+    from knet_runtime.privacy import Concealed as Concealed
+    from knet_runtime.privacy import Concealer as Concealer
+    from knet_runtime.segmentation import Instance as Instance
+    from knet_runtime.segmentation import Segment as Segment
+    from knet_runtime.segmentation import Segmentation as Segmentation
+    from knet_runtime.segmenter import Segmenter as Segmenter
+    from knet_runtime.sinks import JsonLines as JsonLines
+    from knet_runtime.sinks import MaskFolder as MaskFolder
+    from knet_runtime.sinks import OverlayImage as OverlayImage
+    from knet_runtime.sinks import OverlayVideo as OverlayVideo
+    from knet_runtime.sinks import RawMasks as RawMasks
+    from knet_runtime.sinks import RleLines as RleLines
+    from knet_runtime.sinks import RtspPush as RtspPush
+    from knet_runtime.sinks import SharedMasks as SharedMasks
+    from knet_runtime.sinks import Sink as Sink
+    from knet_runtime.sinks.raw_masks import read_masks as read_masks
+    from knet_runtime.sinks.shared_memory import SharedMaskReader as SharedMaskReader
+    from knet_runtime.smoothing import Smoother as Smoother
+    from knet_runtime.sources.base import Source as Source
+    from knet_runtime.sources.base import SourceInfo as SourceInfo
+    from knet_runtime.sources.base import SourceOptions as SourceOptions
+    from knet_runtime.sources.open import open_source as open_source
+    from knet_runtime.types import Frame as Frame
+    from knet_runtime.web.auth import listen as listen
+    from knet_runtime.web.server import LivePage as LivePage
+    from knet_train.checkpoint import load_checkpoint as load_checkpoint
+    from knet_train.models.knet import KNet as KNet
+
+# The same names again, for the run: each is imported when it is first used.
+_MODULES = {
+    "knet_export.export": ("export_bundle",),
+    "knet_runtime.bundle.store": ("Bundle", "open_bundle"),
+    "knet_runtime.errors": (
+        "BundleError",
+        "CheckpointError",
+        "ConfigError",
+        "DataError",
+        "EngineError",
+        "EngineUnavailable",
+        "KnetError",
+        "OutputClosed",
+        "OutputError",
+        "ParityError",
+        "SourceError",
+        "TrainingError",
+    ),
+    "knet_runtime.labels": ("LabelMap",),
+    "knet_runtime.pipeline.feed": ("Feed",),
+    "knet_runtime.pipeline.pipeline": ("Pipeline", "RunSummary", "run"),
+    "knet_runtime.pipeline.stats": ("RunStats",),
+    "knet_runtime.privacy": ("Concealed", "Concealer"),
+    "knet_runtime.segmentation": ("Instance", "Segment", "Segmentation"),
+    "knet_runtime.segmenter": ("Segmenter",),
+    "knet_runtime.sinks": (
+        "JsonLines",
+        "MaskFolder",
+        "OverlayImage",
+        "OverlayVideo",
+        "RawMasks",
+        "RleLines",
+        "RtspPush",
+        "SharedMasks",
+        "Sink",
+    ),
+    "knet_runtime.sinks.raw_masks": ("read_masks",),
+    "knet_runtime.sinks.shared_memory": ("SharedMaskReader",),
+    "knet_runtime.smoothing": ("Smoother",),
+    "knet_runtime.sources.base": ("Source", "SourceInfo", "SourceOptions"),
+    "knet_runtime.sources.open": ("open_source",),
+    "knet_runtime.types": ("Frame",),
+    "knet_runtime.web.auth": ("listen",),
+    "knet_runtime.web.server": ("LivePage",),
+    "knet_train.checkpoint": ("load_checkpoint",),
+    "knet_train.models.knet": ("KNet",),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+__all__ = sorted(_HOME)
+_EXTRAS = {"knet_export": "export", "knet_train": "train", "knet_runtime.web": "serve"}
+
+
+def __getattr__(name: str) -> Any:
+    module = _HOME.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        found = getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        for start, extra in _EXTRAS.items():
+            if module.startswith(start) and not (error.name or "").startswith("knet_"):
+                raise ImportError(
+                    f'{name} needs {error.name}: pip install "knet-deploy[{extra}]"'
+                ) from error
+        raise
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -21,6 +21,11 @@ class LabelMap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``things`` are the classes whose objects are told apart (cars), in ascending order; the others
     are stuff (road).
+
+        >>> from knet_deploy import LabelMap
+        >>> labels = LabelMap(("road", "car"), ((128, 64, 128), (0, 0, 142)), ignore_index=255)
+        >>> labels.indices(["Car"])
+        (1,)
     """
 
     names: tuple[str, ...]

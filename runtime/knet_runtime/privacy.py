@@ -59,6 +59,14 @@ class Concealer:
     """Hides ``classes`` of ``labels``, by name, in frames; of no use for what the model misses.
 
     Raises ConfigError for a name that is no class.
+
+        >>> from knet_deploy import Concealer, Segmenter, open_source
+        >>> with open_source("street.png") as source, Segmenter() as segment:
+        ...     frame = next(iter(source))
+        ...     hide = Concealer(segment.labels, ["Road"])
+        ...     hidden = hide(frame, segment(frame.image))
+        >>> bool((hidden.image != frame.image).any())
+        True
     """
 
     def __init__(self, labels: LabelMap, classes: Sequence[str]) -> None:
@@ -81,6 +89,14 @@ class Concealed:
     """A sink that sees frames only after ``concealer`` has hidden what is private in them.
 
     One concealer may serve several sinks of one feed: the work is done once per frame.
+
+        >>> from knet_deploy import Concealed, Concealer, OverlayImage, Segmenter, open_source
+        >>> with open_source("street.png") as source, Segmenter() as segment:
+        ...     hide = Concealer(segment.labels, ["Pedestrian", "Car"])
+        ...     sink = Concealed(OverlayImage("private.png"), hide)
+        ...     for frame in source:
+        ...         sink.write(frame, segment(frame.image))
+        ...     sink.close()
     """
 
     def __init__(self, sink: Sink, concealer: Concealer) -> None:

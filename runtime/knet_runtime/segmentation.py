@@ -31,6 +31,13 @@ class Segment(msgspec.Struct, frozen=True):
     index and ``label`` its name; ``score`` is 0 … 1, None in a semantic result. ``area`` counts its
     pixels. ``box`` is (left, top, right, bottom) in pixels, right and bottom just outside.
     ``track`` is the id that a tracker gave it.
+
+        >>> from knet_deploy import Segmenter, open_source
+        >>> with open_source("street.png") as source, Segmenter() as segment:
+        ...     result = segment(next(iter(source)).image)
+        >>> road = next(found for found in result.segments if found.label == "Road")
+        >>> road.area > 10_000, road.is_thing, road.score
+        (True, False, None)
     """
 
     id: int
@@ -45,7 +52,15 @@ class Segment(msgspec.Struct, frozen=True):
 
 class Instance(msgspec.Struct, frozen=True):
     """One object as an instance network finds it: ``mask`` bool [h, w] with its first pixel at
-    (left, top) of the image. Masks of several instances may overlap."""
+    (left, top) of the image. Masks of several instances may overlap.
+
+        >>> import numpy as np
+        >>> from knet_deploy import Instance, LabelMap, Segmentation
+        >>> labels = LabelMap(("car",), ((0, 0, 142),), ignore_index=255, things=(0,))
+        >>> car = Instance(0, 0.9, left=3, top=1, mask=np.ones((2, 4), np.bool_))
+        >>> Segmentation.from_instances([car], (5, 8), labels).segments[0].box
+        (3, 1, 7, 3)
+    """
 
     class_id: int
     score: float
@@ -59,10 +74,15 @@ class Instance(msgspec.Struct, frozen=True):
 class Segmentation:
     """One image's result: the class of every pixel, and its segments.
 
-        result = segment(image)
-        result.shares()["road"]                       # 0 … 1
-        result.save("classes.png")                    # class indices, as training reads them
-        for found in result.segments: print(found.label, found.area, found.box)
+        >>> from knet_deploy import Segmenter, open_source
+        >>> with open_source("street.png") as source, Segmenter() as segment:
+        ...     image = next(iter(source)).image
+        ...     result = segment(image)
+        >>> result.class_map.shape, result.shares()["Road"] > 0.1
+        ((360, 480), True)
+        >>> result.save("classes.png")  # class indices, as training reads them
+        >>> result.overlay(image).shape
+        (360, 480, 3)
 
     ``class_map`` is uint8 [H, W] (uint16 beyond 256 classes) at the image's size; pixels of no
     class hold ``labels.ignore_index``. ``timings`` holds milliseconds per stage: "preprocess" (to

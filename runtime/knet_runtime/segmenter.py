@@ -23,8 +23,12 @@ from knet_runtime.types import ClassMap, Closeable
 class Segmenter(Closeable):
     """A bundle opened on an engine, as a context manager.
 
-        with Segmenter("street.knet") as segment:
-            mask = segment(frame)
+        >>> import numpy as np
+        >>> from knet_deploy import Segmenter
+        >>> with Segmenter() as segment:  # or Segmenter("street.knet")
+        ...     result = segment(np.zeros((360, 480, 3), np.uint8))
+        >>> result.class_map.shape
+        (360, 480)
 
     ``bundle`` is an opened bundle, its folder, or None for the packaged model; ``engine`` is one of
     ``knet_runtime.engines.registry.ENGINES`` or "auto". Raises BundleError for a bundle that can

@@ -38,6 +38,13 @@ class Smoother:
     the same maps.
 
     Raises ConfigError for a strength outside 1 … 16.
+
+        >>> from knet_deploy import Segmenter, Smoother, open_source
+        >>> smooth = Smoother(strength=2)
+        >>> with open_source("drive.mp4") as source, Segmenter() as segment:
+        ...     steady = [smooth(frame, segment(frame.image)) for frame in source]
+        >>> len(steady)
+        8
     """
 
     def __init__(self, strength: int) -> None:

@@ -33,6 +33,12 @@ class Frame:
     of a source: the image's stem, or the index with at least six digits. ``wall`` is when a live
     frame arrived, in seconds since the epoch. ``stale`` marks a frame that is handed on again
     because no newer one came.
+
+        >>> from knet_deploy import open_source
+        >>> with open_source("drive.mp4") as source:
+        ...     frame = list(source)[5]
+        >>> frame.name, frame.pts, frame.image.shape
+        ('000005', Fraction(1, 5), (360, 480, 3))
     """
 
     image: Rgb

@@ -111,6 +111,18 @@ def read_checkpoint(
     return Checkpoint(model.eval(), config, labels, digest)
 
 
+def load_checkpoint(path: Path | str) -> KNet:
+    """The network of a checkpoint that `train` or `import-mmseg` wrote, in evaluation mode.
+
+    Raises CheckpointError when the file is missing, damaged or foreign.
+
+        >>> from knet_deploy import load_checkpoint
+        >>> type(load_checkpoint("best.safetensors")).__name__
+        'KNet'
+    """
+    return read_checkpoint(Path(path)).model
+
+
 log = logging.getLogger(__name__)
 
 # A row per class in each; with other classes they start afresh.

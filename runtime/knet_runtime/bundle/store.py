@@ -35,7 +35,14 @@ _MOST_MANIFEST = 1 << 26  # bytes; a real one has some thousands
 
 
 class Bundle:
-    """An opened bundle: ``path`` of its folder and its ``manifest``, both checked."""
+    """An opened bundle: ``path`` of its folder and its ``manifest``, both checked.
+
+    >>> from knet_deploy import Segmenter
+    >>> with Segmenter() as segment:
+    ...     bundle = segment.bundle
+    >>> bundle.manifest.labels.names[:3], bundle.manifest.input.height
+    (('Sky', 'Building', 'Pole'), 360)
+    """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
@@ -108,6 +115,11 @@ def open_bundle(path: Path | str) -> Bundle:
     Files that the manifest does not list are left alone and never read.
     Raises BundleError, with the file's name, for whatever is missing, damaged, leaves the folder
     through a symbolic link, or was written by a newer version.
+
+        >>> from knet_deploy import Segmenter, open_bundle
+        >>> with Segmenter() as segment:
+        ...     open_bundle(segment.bundle.path).model_id
+        'camvid-knet-edge@...'
     """
     root = Path(path).absolute()
     if not root.exists():

@@ -33,6 +33,12 @@ class Feed:
     it passes over, so that what is shown is never older than a frame or two; None goes by the
     source. ``transform`` makes another mask out of a frame and its mask before the sinks get it
     (smoothing); it is called in the frames' order, by one thread.
+
+        >>> from knet_deploy import Feed, MaskFolder, Segmenter, open_source, run
+        >>> with open_source("photos") as source, Segmenter() as segment:
+        ...     summary = run([Feed(source, [MaskFolder("masks")])], segment)
+        >>> summary.frames
+        2
     """
 
     source: Source

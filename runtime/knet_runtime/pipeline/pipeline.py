@@ -33,7 +33,14 @@ STOP_PATIENCE = 30.0
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run did: seconds from the first read to the last closed output, and its numbers."""
+    """What a run did: seconds from the first read to the last closed output, and its numbers.
+
+    >>> from knet_deploy import Feed, Segmenter, open_source, run
+    >>> with open_source("drive.mp4") as source, Segmenter() as segment:
+    ...     summary = run([Feed(source, [])], segment)
+    >>> summary.frames, summary.fps > 0, "infer" in summary.stages
+    (8, True, True)
+    """
 
     seconds: float
     snapshot: RunSnapshot
@@ -72,7 +79,14 @@ def run(
     stale_after: float = STALE_AFTER,
     sink_patience: float = SINK_PATIENCE,
 ) -> RunSummary:
-    """Run a ``Pipeline`` of these until all sources have ended, or ``stop`` is set."""
+    """Run a ``Pipeline`` of these until all sources have ended, or ``stop`` is set.
+
+    >>> from knet_deploy import Feed, OverlayVideo, Segmenter, open_source, run
+    >>> with open_source("drive.mp4") as source, Segmenter() as segment:
+    ...     summary = run([Feed(source, [OverlayVideo("overlay.mp4", source.info)])], segment)
+    >>> summary.frames
+    8
+    """
     pipeline = Pipeline(
         feeds,
         segmenter,
@@ -94,10 +108,6 @@ def run(
 class Pipeline:
     """Feeds that run through one segmenter in threads of their own, as a context manager.
 
-        with Pipeline([Feed(source, sinks)], segmenter) as pipeline:
-            ...
-            summary = pipeline.join()
-
     The engine takes a frame of each feed in turn, as many as are ready and at most ``max_batch`` at
     once; it never waits for more. Frames of a feed keep their order. ``max_frames`` ends each feed
     after so many; ``on_frame`` is called after the sinks have a frame, in the feed's own thread.
@@ -111,6 +121,14 @@ class Pipeline:
     A feed that fails keeps no other from going on to its end, and is raised then. An engine that
     fails ends all. A sink that does not come back within ``sink_patience`` seconds is left behind,
     with its thread, the others are closed. Sources stay open: whoever opened them closes them.
+
+        >>> from knet_deploy import Feed, Pipeline, RleLines, Segmenter, open_source
+        >>> with open_source("drive.mp4") as source, Segmenter() as segment:
+        ...     sink = RleLines("out.jsonl", segment.model_id)
+        ...     with Pipeline([Feed(source, [sink])], segment, max_frames=3) as pipeline:
+        ...         summary = pipeline.join()
+        >>> summary.frames
+        3
     """
 
     def __init__(

@@ -101,6 +101,13 @@ class RunStats:
     """Counts and times of a run, for its caller and for whoever shows them; thread-safe.
 
     Given to ``stream.run``, which adds its feeds when it starts.
+
+        >>> from knet_deploy import Feed, RunStats, Segmenter, open_source, run
+        >>> stats = RunStats()
+        >>> with open_source("photos") as source, Segmenter() as segment:
+        ...     summary = run([Feed(source, [], name="gate")], segment, stats=stats)
+        >>> stats.snapshot().feeds["gate"].frames
+        2
     """
 
     def __init__(self) -> None:

@@ -45,6 +45,20 @@ class Sink(Protocol):
 
     OutputClosed, its subclass, says that whoever read the output has had enough: the run ends as
     if it had been stopped.
+
+        >>> from knet_deploy import Feed, Segmenter, open_source, run
+        >>> class Largest:  # says which class covers most of each frame
+        ...     name, path = "largest class", None
+        ...     def write(self, frame, result):
+        ...         shares = result.shares()
+        ...         print(frame.name, max(shares, key=shares.get))
+        ...     def close(self, *, complete=True):
+        ...         print("done" if complete else "broke off")
+        >>> with open_source("photos") as source, Segmenter() as segment:
+        ...     summary = run([Feed(source, [Largest()])], segment)
+        a ...
+        b ...
+        done
     """
 
     @property

@@ -31,6 +31,16 @@ class MaskFolder:
     is not written again. A run that ended early leaves its masks, and beside them ``PARTIAL.txt``,
     which the next complete run removes. Raises OutputError when the folder cannot be made or
     written to.
+
+        >>> from knet_deploy import MaskFolder, Segmenter, open_source
+        >>> with open_source("drive.mp4") as source, Segmenter() as segment:
+        ...     sink = MaskFolder("masks")
+        ...     for frame in source:
+        ...         sink.write(frame, segment(frame.image))
+        ...     sink.close()
+        >>> import os
+        >>> len(os.listdir("masks"))
+        8
     """
 
     MARK = "PARTIAL.txt"
@@ -89,6 +99,13 @@ class OverlayImage:
     below the image; ``classes`` names those that are drawn (none: all). The file appears whole at
     the first ``write``; a second one is refused. Raises OutputError when it cannot be written,
     ConfigError for another suffix, a wrong alpha or classes that the model does not have.
+
+        >>> from knet_deploy import OverlayImage, Segmenter, open_source
+        >>> with open_source("street.png") as source, Segmenter() as segment:
+        ...     sink = OverlayImage("overlay.png", legend=True)
+        ...     for frame in source:
+        ...         sink.write(frame, segment(frame.image))
+        ...     sink.close()
     """
 
     SUFFIXES = (".png", ".jpg", ".jpeg")

@@ -82,6 +82,17 @@ class JsonLines:
     ``model`` is the id of the model (``Segmenter.model_id``). Until ``close`` the file has a hidden
     name beside ``path``; a partial one is called ``NAME.partial.SUFFIX``. Raises OutputError when
     it cannot be written; ``raw_masks.Pipe`` says what becomes of a slow reader of stdout.
+
+        >>> from knet_deploy import JsonLines, Segmenter, open_source
+        >>> with open_source("drive.mp4") as source, Segmenter() as segment:
+        ...     sink = JsonLines("out.jsonl", model=segment.model_id)
+        ...     for frame in source:
+        ...         sink.write(frame, segment(frame.image))
+        ...     sink.close()
+        >>> import json
+        >>> with open("out.jsonl") as lines:
+        ...     round(sum(json.loads(next(lines))["shares"].values()), 3)
+        1.0
     """
 
     def __init__(self, path: str | Path, model: str) -> None:
@@ -119,6 +130,17 @@ class RleLines:
     ``classes`` names those that are written (none: all). Until ``close`` the file has a hidden name
     beside ``path``; a partial one is called ``NAME.partial.SUFFIX``. Raises OutputError when it
     cannot be written, ConfigError for classes that the model does not have.
+
+        >>> from knet_deploy import RleLines, Segmenter, open_source
+        >>> with open_source("drive.mp4") as source, Segmenter() as segment:
+        ...     sink = RleLines("rle.jsonl", model=segment.model_id, classes=["Road"])
+        ...     for frame in source:
+        ...         sink.write(frame, segment(frame.image))
+        ...     sink.close()
+        >>> import json
+        >>> with open("rle.jsonl") as lines:
+        ...     list(json.loads(next(lines))["classes"])
+        ['Road']
     """
 
     def __init__(self, path: str | Path, model: str, *, classes: Sequence[str] = ()) -> None:

@@ -185,6 +185,13 @@ class OverlayVideo:
     Until ``close`` the file has a hidden name beside ``path``. Raises OutputError when it can
     not be written or no encoder works, ConfigError for another suffix, a wrong alpha or classes
     that the model does not have.
+
+        >>> from knet_deploy import OverlayVideo, Segmenter, open_source
+        >>> with open_source("drive.mp4") as source, Segmenter() as segment:
+        ...     sink = OverlayVideo("overlay.mp4", source.info, legend=True)
+        ...     for frame in source:
+        ...         sink.write(frame, segment(frame.image))
+        ...     sink.close()
     """
 
     SUFFIXES = tuple(_FORMATS)

@@ -195,6 +195,11 @@ def read_masks(stream: BinaryIO) -> Iterator[RawMask]:
     """What ``RawMasks`` writes, from the other end of the pipe, until it ends.
 
     Raises SourceError for anything else, and when the stream breaks off within a mask.
+
+        >>> import io
+        >>> from knet_deploy import read_masks
+        >>> list(read_masks(io.BytesIO()))
+        []
     """
     while head := _read(stream, HEADER.size):
         header = unpack(head) if len(head) == HEADER.size else None
@@ -220,6 +225,17 @@ class RawMasks:
 
     ``output.pipe.Pipe`` says what becomes of a slow reader. The descriptor stays open. Raises
     ConfigError for a terminal.
+
+        >>> from knet_deploy import RawMasks, Segmenter, open_source, read_masks
+        >>> with open("masks.raw", "wb") as file, open_source("street.png") as source:
+        ...     sink = RawMasks(file.fileno())
+        ...     with Segmenter() as segment:
+        ...         for frame in source:
+        ...             sink.write(frame, segment(frame.image))
+        ...     sink.close()
+        >>> with open("masks.raw", "rb") as file:
+        ...     [mask.class_map.shape for mask in read_masks(file)]
+        [(360, 480)]
     """
 
     path: Path | None = None

@@ -168,6 +168,13 @@ class RtspPush:
     Raises ConfigError for an address that is not RTSP; ``write`` and ``close`` raise OutputError
     when the very first connection fails, later ones are only logged. The address is never shown
     with its password.
+
+        >>> from knet_deploy import RtspPush, open_source
+        >>> with open_source("drive.mp4") as source:
+        ...     sink = RtspPush("rtsp://user:secret@127.0.0.1:8554/street", source.info)
+        ...     sink.close()
+        >>> sink.name
+        'rtsp://***@127.0.0.1:8554/street'
     """
 
     path: Path | None = None

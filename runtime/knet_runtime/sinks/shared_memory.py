@@ -39,6 +39,16 @@ class SharedMasks:
     process is killed: Python's resource tracker sees to that. What a run left behind that was
     killed together with its tracker is replaced. Raises ConfigError for a name that cannot be,
     OutputError when the name is another's or memory is short.
+
+        >>> from knet_deploy import Segmenter, SharedMaskReader, SharedMasks, open_source
+        >>> sink = SharedMasks("knet-example")
+        >>> with open_source("street.png") as source, Segmenter() as segment:
+        ...     frame = next(iter(source))
+        ...     sink.write(frame, segment(frame.image))
+        >>> with SharedMaskReader("knet-example") as reader:  # also in another process
+        ...     reader.latest().class_map.shape
+        (360, 480)
+        >>> sink.close()
     """
 
     path: Path | None = None
@@ -116,11 +126,16 @@ class SharedMasks:
 class SharedMaskReader(Closeable):
     """Takes the newest mask from the shared memory ``name``; a context manager.
 
-        with SharedMaskReader("knet") as reader:
-            while not reader.ended:
-                mask = reader.latest(timeout=1.0)
-
     Raises SourceError when there is no such memory.
+
+        >>> from knet_deploy import SharedMaskReader, SourceError
+        >>> try:
+        ...     with SharedMaskReader("nobody-writes-this") as reader:
+        ...         while not reader.ended:
+        ...             mask = reader.latest(timeout=1.0)
+        ... except SourceError as error:
+        ...     print(error)
+        there are no shared masks 'nobody-writes-this'; ...
     """
 
     def __init__(self, name: str) -> None:

@@ -30,6 +30,11 @@ class SourceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     For live sources: ``transport`` of RTSP; ``connect_timeout`` and ``read_timeout``, seconds that
     a server may be silent; ``max_downtime``, seconds without a picture after which SourceError
     ends it (None: it goes on trying for ever).
+
+        >>> from knet_deploy import SourceOptions, open_source
+        >>> with open_source("drive.mp4", SourceOptions(start=0.1, every=2)) as source:
+        ...     [frame.name for frame in source]
+        ['000000', '000001', '000002']
     """
 
     start: float | None = None
@@ -80,6 +85,11 @@ class SourceInfo:
     second where one is stated. ``frames`` is a hint for progress bars: files state it wrongly.
     ``time_base`` is the unit in seconds of which every ``Frame.pts`` is a multiple. ``path`` is the
     file, folder or device that is read.
+
+        >>> from knet_deploy import open_source
+        >>> with open_source("drive.mp4") as source:
+        ...     source.info.kind, source.info.hw, source.info.live
+        ('video', (360, 480), False)
     """
 
     kind: SourceKind
@@ -100,6 +110,11 @@ class Source(Protocol):
 
     Iterating raises SourceError where the source is damaged; what came before stays valid.
     A second loop goes on where the first one stopped. A live source has no end: it reconnects.
+
+        >>> from knet_deploy import open_source
+        >>> with open_source("photos") as source:
+        ...     [frame.name for frame in source]
+        ['a', 'b']
     """
 
     @property

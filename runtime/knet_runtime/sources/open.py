@@ -38,6 +38,13 @@ def open_source(source: str | Path, options: SourceOptions | None = None) -> Sou
     Raises SourceError, naming the source and what to do, when it is missing, damaged from the
     start, or nothing that can be read, and ConfigError for options that do not fit it. No message
     shows what is secret in an address.
+
+        >>> from knet_deploy import open_source
+        >>> with open_source("drive.mp4") as source:
+        ...     for frame in source:
+        ...         print(frame.index, frame.image.shape)
+        ...         break
+        0 (360, 480, 3)
     """
     options = options or SourceOptions()
     text = str(source)

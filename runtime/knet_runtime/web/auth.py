@@ -24,6 +24,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from knet_runtime.errors import ConfigError
+from knet_runtime.types import Closeable
 
 _LOOPBACK = "127.0.0.1"
 _STUCK_MS = 5000
@@ -31,7 +32,7 @@ _SEND_BUFFER = 256 * 1024
 
 
 @dataclass(frozen=True)
-class Listener:
+class Listener(Closeable):
     """A bound socket and who may ask on it: all who know ``token``, or everybody without one.
 
     ``port`` is the real one, also where 0 was asked for; ``loopback`` says that only this machine
@@ -62,6 +63,11 @@ def listen(address: str, *, token: str | None = None, insecure: bool = False) ->
     Raises ConfigError when it is misspelt, taken or not to be had, when others than this machine
     could reach it and there is neither a token nor ``insecure``, and for a token that is too easy
     to guess or does not fit into a URL.
+
+        >>> from knet_deploy import listen
+        >>> with listen("127.0.0.1:0") as listener:
+        ...     listener.url
+        'http://127.0.0.1:.../'
     """
     host, port = _parse(address)
     if token is not None:

@@ -54,15 +54,22 @@ class PageSink:
 class LivePage:
     """A web page of the run, as a context manager: pictures and numbers, for any number of viewers.
 
-        listener = listen("127.0.0.1:8000")
-        with LivePage(listener, labels, stats.snapshot, feeds=["gate"]) as page:
-            run([Feed(source, [page.sink("gate")], name="gate")], segmenter, stats=stats)
-
     ``feeds`` are the names that the snapshots know them by; ``alpha`` (0 … 1) is the opacity that
     viewers start with and that /stream.mjpg and /snapshot.jpg have, ``classes`` the names of those
     that are coloured then (all, when there are none); ``model`` and ``engine`` are told as they
     are. Raises ConfigError for a name that is no class. It owns the listener: leaving closes every
     connection within two seconds, whatever the viewers do, and leaves no thread and no socket.
+
+        >>> from urllib.request import urlopen
+        >>> from knet_deploy import Feed, LivePage, RunStats, Segmenter, listen, open_source, run
+        >>> stats = RunStats()
+        >>> with open_source("photos") as source, Segmenter() as segment:
+        ...     listener = listen("127.0.0.1:0")
+        ...     with LivePage(listener, segment.labels, stats.snapshot, feeds=["gate"]) as page:
+        ...         feed = Feed(source, [page.sink("gate")], name="gate")
+        ...         summary = run([feed], segment, stats=stats)
+        ...         urlopen(page.url + "metrics").status
+        200
     """
 
     def __init__(

@@ -145,7 +145,14 @@ class KernelUpdateStage(nn.Module):
 
 
 class KNet(nn.Module):
-    """The whole network; its parts are built by ``knet_train.models.build`` and passed in."""
+    """The whole network; its parts are built by ``knet_train.models.build`` and passed in.
+
+    >>> import torch
+    >>> from knet_deploy import load_checkpoint
+    >>> model = load_checkpoint("best.safetensors")
+    >>> model(torch.zeros(1, 64, 96, 3, dtype=torch.uint8)).shape
+    torch.Size([1, 11, 16, 24])
+    """
 
     mean: Tensor
     std: Tensor
