@@ -30,7 +30,7 @@ from knet_runtime.segmentation import Segmentation
 from knet_runtime.segmenter import Segmenter
 from knet_runtime.types import Frame
 from knet_runtime.web.auth import listen
-from knet_runtime.web.encode import page_picture, runs
+from knet_runtime.web.encode import page_frame, runs
 from knet_runtime.web.server import LivePage, PageSink
 from knet_runtime.web.streams import FrameShot
 from knet_synthetic import Street
@@ -83,7 +83,7 @@ def encodings(image: Any, mask: Segmentation) -> dict[str, dict[str, float]]:
         "runs": lambda: sum(part.nbytes for part in runs(classes)),
         "png": lambda: len(cv2.imencode(".png", classes, fast)[1]),
         "zlib": lambda: len(zlib.compress(classes.tobytes(), 1)),
-        "picture": lambda: len(page_picture(FrameShot(1, Frame(image, 0, None, "0"), mask, 0.0))),
+        "picture": lambda: len(page_frame(FrameShot(1, Frame(image, 0, None, "0"), mask, 0.0))),
     }
     found = {}
     for name, encode in forms.items():

@@ -129,10 +129,10 @@ def legend_strip(
     return strip
 
 
-def mark_stale(picture: Rgb, seconds: float) -> Rgb:
-    """A copy with a red border, and across its top that no picture has come for ``seconds``."""
-    height, width = picture.shape[:2]
-    marked = picture.copy()
+def mark_stale(image: Rgb, seconds: float) -> Rgb:
+    """A copy with a red border, and across its top that no image has come for ``seconds``."""
+    height, width = image.shape[:2]
+    marked = image.copy()
     line = max(2, min(height, width) // 90)
     cv2.rectangle(marked, (0, 0), (width - 1, height - 1), _STALE_RED, line)
     text = f"STALE {seconds:.0f} s"
@@ -146,18 +146,18 @@ def mark_stale(picture: Rgb, seconds: float) -> Rgb:
     return marked
 
 
-def letterbox(picture: Rgb, hw: tuple[int, int]) -> Rgb:
+def letterbox(image: Rgb, hw: tuple[int, int]) -> Rgb:
     """Scale uint8 [h, w, 3] to fit (height, width), centred on black; the same array if it fits."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     if (height, width) == hw:
-        return picture
+        return image
     scale = min(hw[0] / height, hw[1] / width)
     inner = max(1, min(hw[0], round(height * scale))), max(1, min(hw[1], round(width * scale)))
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     canvas = np.zeros((*hw, 3), np.uint8)
     top, left = (hw[0] - inner[0]) // 2, (hw[1] - inner[1]) // 2
     canvas[top : top + inner[0], left : left + inner[1]] = cv2.resize(
-        picture, (inner[1], inner[0]), interpolation=method
+        image, (inner[1], inner[0]), interpolation=method
     )
     return canvas
 

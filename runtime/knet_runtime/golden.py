@@ -26,7 +26,7 @@ from knet_runtime.metrics import agreement
 from knet_runtime.postprocess import upsampled_argmax
 
 GOLDEN_NAME = "golden.npz"
-_MOST = 1 << 30  # bytes of one array; a few pictures and their logits are far below
+_MOST = 1 << 30  # bytes of one array; a few images and their logits are far below
 # What zipfile raises for a damaged archive, one that is encrypted, or packed in an unknown way.
 _UNREADABLE = (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError)
 
@@ -39,7 +39,7 @@ class Golden(msgspec.Struct, frozen=True):
 
 
 class GoldenReport(msgspec.Struct, frozen=True):
-    """How far a backend is from the reference on ``images`` golden pictures.
+    """How far a backend is from the reference on ``images`` golden images.
 
     ``max_logit_diff`` is the largest difference as a share of the reference's largest logit (NaN
     if the backend gave NaN or infinity, None if it gives class maps), ``agreement`` the fraction
@@ -56,7 +56,7 @@ class GoldenReport(msgspec.Struct, frozen=True):
         logits = ""
         if self.max_logit_diff is not None:
             logits = f", logits differ by at most {self.max_logit_diff:.2g} of the largest"
-        return f"{self.images} pictures, {100 * self.agreement:.3f} % of pixels equal{logits}"
+        return f"{self.images} images, {100 * self.agreement:.3f} % of pixels equal{logits}"
 
 
 def save_golden(

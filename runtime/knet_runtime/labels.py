@@ -1,4 +1,4 @@
-"""The label map: class names, colours and the ignore index of one task."""
+"""The label map: class names, colours, things, and the ignore index of one task."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Scores of class maps: confusion matrix, IoU, pixel agreement.
 
 Training evaluation, verification and the device count with these same functions.
-IoU of a class is TP / (TP + FP + FN), summed over all pictures; NaN where that is 0 / 0.
+IoU of a class is TP / (TP + FP + FN), summed over all images; NaN where that is 0 / 0.
 All scores here are fractions of 0 … 1 unless a name says "points" (0 … 100).
 """
 
@@ -45,7 +45,7 @@ class ConfusionMatrix:
         self.matrix: NDArray[np.int64] = np.zeros((num_classes, num_classes), np.int64)
 
     def update(self, prediction: NDArray[Any], label: NDArray[Any]) -> None:
-        """Count one pair of integer maps of equal shape (any shape; pictures or batches).
+        """Count one pair of integer maps of equal shape (any shape; images or batches).
 
         Pixels labelled ``ignore_index`` are left out, whatever was predicted there.
         Raises DataError on other shapes, types, or values outside the classes; counts nothing then.
@@ -68,7 +68,7 @@ class ConfusionMatrix:
         self.matrix += counts.reshape(self.matrix.shape)
 
     def __add__(self, other: ConfusionMatrix) -> ConfusionMatrix:
-        """The matrix of both sets of pictures together; DataError when the classes differ."""
+        """The matrix of both sets of images together; DataError when the classes differ."""
         if not isinstance(other, ConfusionMatrix):
             return NotImplemented
         if (self.num_classes, self.ignore_index) != (other.num_classes, other.ignore_index):

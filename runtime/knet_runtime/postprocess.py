@@ -59,7 +59,7 @@ def upsampled_argmax(
     million differs from PyTorch's own map. The lowest class wins a tie; infinity counts as 1e38.
 
     ``via`` (height, width) is a size that the logits are resized to first, at least their own:
-    mmsegmentation goes to the network's input size and from there to the picture's.
+    mmsegmentation goes to the network's input size and from there to the image's.
     Raises ValueError when they are not float32 [N, h, w] or hold NaN, or when ``size`` is empty.
     """
     if logits.ndim != 3 or logits.dtype != np.float32 or logits.size == 0:

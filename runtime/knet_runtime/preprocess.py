@@ -1,4 +1,4 @@
-"""Fit a picture of any size to the model's input, and remember the way back.
+"""Fit a image of any size to the model's input, and remember the way back.
 
 Training evaluation, export verification and the device all call ``fit_to_input``: the network sees
 the very same pixels in the three of them. Nothing is normalised here; mean and standard deviation
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from knet_runtime.bundle.manifest import InputSpec
 from knet_runtime.errors import SourceError
 
-PAD_GREY = 114  # the usual letterbox grey: near the mean of natural pictures in each channel
+PAD_GREY = 114  # the usual letterbox grey: near the mean of natural images in each channel
 
 
 class Geometry(msgspec.Struct, frozen=True):
-    """How a picture was laid into the model's input.
+    """How a image was laid into the model's input.
 
     ``source_hw`` and ``model_hw`` are (height, width) in pixels. ``window`` is (top, left, height,
     width): where the whole source lies in the model's input, in model pixels. All four are
@@ -36,11 +36,11 @@ class Geometry(msgspec.Struct, frozen=True):
 def fit_to_input(
     image: NDArray[np.uint8], spec: InputSpec, stride: int
 ) -> tuple[NDArray[np.uint8], Geometry]:
-    """Fit a uint8 [H, W, 3] RGB picture to uint8 [spec.height, spec.width, 3], C-contiguous.
+    """Fit a uint8 [H, W, 3] RGB image to uint8 [spec.height, spec.width, 3], C-contiguous.
 
-    A picture that already has the right size is returned as it is (not copied). "letterbox" keeps
+    A image that already has the right size is returned as it is (not copied). "letterbox" keeps
     the aspect ratio up to the snapping of the window to ``stride`` pixels.
-    Raises SourceError when the picture has another type or shape.
+    Raises SourceError when the image has another type or shape.
     """
     check_image(image)
     if spec.height % stride or spec.width % stride:

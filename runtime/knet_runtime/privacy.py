@@ -1,4 +1,4 @@
-"""Privacy: pixels of chosen classes are taken out of the pictures before anything shows them."""
+"""Privacy: pixels of chosen classes are taken out of the images before anything shows them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks import Sink
 from knet_runtime.types import ClassMap, Frame, Rgb
 
-_CELL = 8  # pixels of a picture that become one of the small picture that is blurred
+_CELL = 8  # pixels of a image that become one of the small image that is blurred
 # Widths (in cells) and weights of the blurs that are added up: each fills what the narrower leaves.
 _BLURS = ((2.0, 1.0), (8.0, 1e-3), (32.0, 1e-6))
 
@@ -75,7 +75,7 @@ class Concealer:
         self._last: tuple[Frame, ClassMap, Frame] | None = None
 
     def __call__(self, frame: Frame, result: Segmentation) -> Frame:
-        """The frame with a picture in which the classes of ``result`` are hidden."""
+        """The frame with a image in which the classes of ``result`` are hidden."""
         last = self._last
         if last is not None and last[0] is frame and last[1] is result.class_map:
             return last[2]
@@ -113,6 +113,6 @@ class Concealed:
         self._sink.close(complete=complete)
 
 
-def _blur(picture: NDArray[np.float32], width: float) -> NDArray[np.float32]:
-    blurred = cv2.GaussianBlur(picture, (0, 0), width, borderType=cv2.BORDER_CONSTANT)
+def _blur(image: NDArray[np.float32], width: float) -> NDArray[np.float32]:
+    blurred = cv2.GaussianBlur(image, (0, 0), width, borderType=cv2.BORDER_CONSTANT)
     return np.asarray(blurred, np.float32)

@@ -59,7 +59,7 @@ class Segmenter(Closeable):
 
     @property
     def max_batch(self) -> int:
-        """How many pictures go through the engine at once, at most."""
+        """How many images go through the engine at once, at most."""
         return self.bundle.manifest.input.max_batch
 
     @property
@@ -119,7 +119,7 @@ class Segmenter(Closeable):
         return check_at_start(self.bundle, self._backend, policy)
 
     def warm_up(self, largest: int = 1) -> None:
-        """Run blank pictures in batches of 1 … ``largest`` (at most ``max_batch``): what an engine
+        """Run blank images in batches of 1 … ``largest`` (at most ``max_batch``): what an engine
         does once for each, such as taking memory, is then done. Raises EngineError."""
         spec = self.bundle.manifest.input
         for size in range(1, min(largest, self.max_batch) + 1):

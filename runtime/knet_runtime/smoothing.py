@@ -1,4 +1,4 @@
-"""Less flicker: class maps that follow the picture's motion and change their mind less often."""
+"""Less flicker: class maps that follow the frame's motion and change their mind less often."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_STRENGTH = 16
 _FLOW_PIXELS = 480 * 360  # motion is found at about this size: finer costs more than it brings
 _TOLERANCE = 12  # grey levels by which a pixel may differ from where it came from
 _CUT = 0.5  # share of pixels that came from nowhere, above which it is another scene
-_LEAST_SIDE = 16  # smaller pictures give it nothing to work on
+_LEAST_SIDE = 16  # smaller frames give it nothing to work on
 
 Flow = NDArray[np.float32]
 _Plane = TypeVar("_Plane", bound=NDArray[Any])
@@ -29,7 +29,7 @@ _OUTSIDE = 255  # a confidence that no pixel has: it says that a pixel comes fro
 class Smoother:
     """Smooths the class maps of one source; call it with each frame and its mask, in order.
 
-    The last result moves along with the picture (dense optical flow). Where the new map agrees,
+    The last result moves along with the frame (dense optical flow). Where the new map agrees,
     a pixel's class gains confidence, up to ``strength``; where it differs, it loses some, and only
     a class without confidence is replaced. So a class that has stood for ``strength`` frames is
     replaced when the new one has been seen in ``strength`` + 1. Pixels whose look does not fit
@@ -95,7 +95,7 @@ class Smoother:
     def _move(
         self, before: NDArray[np.uint8], grey: NDArray[np.uint8], shape: tuple[int, ...]
     ) -> tuple[ClassMap, NDArray[np.uint8], NDArray[np.bool_]] | None:
-        """Last classes and confidences where they are now, and where the picture does not fit them;
+        """Last classes and confidences where they are now, and where the frame does not fit them;
         None after a cut."""
         assert self._classes is not None
         height, width = shape
@@ -126,7 +126,7 @@ def _pull(plane: _Plane, source: Flow, method: int, border: int) -> _Plane:
 
 
 def _small(image: Rgb) -> NDArray[np.uint8]:
-    """The picture in grey, at about ``_FLOW_PIXELS``."""
+    """The frame in grey, at about ``_FLOW_PIXELS``."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     scale = (_FLOW_PIXELS / grey.size) ** 0.5
     if scale < 1:

@@ -164,7 +164,7 @@ def test_file_without_golden_tensors_is_refused_by_name(tmp_path, manifest):
     pickled, single, other = io.BytesIO(), io.BytesIO(), io.BytesIO()
     np.savez(pickled, images=np.array([{}], object), logits=LOGITS)
     np.save(single, LOGITS)
-    np.savez(other, pictures=IMAGES)
+    np.savez(other, images=IMAGES)
     for data in (b"", b"words", pickled.getvalue(), single.getvalue(), other.getvalue()):
         with pytest.raises(BundleError, match=r"golden\.npz: no golden tensors"):
             load_golden(write(tmp_path, manifest, data))

@@ -32,7 +32,7 @@ SPECS = st.builds(
 )
 
 
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+def image(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
@@ -96,7 +96,7 @@ def test_a_point_of_the_logits_comes_back_to_where_it_came_from(source_hw, spec_
 @given(source_hw=SOURCES, seed=st.integers(0, 1000))
 @settings(max_examples=60, deadline=None)
 @pytest.mark.parametrize("mode", ["stretch", "letterbox"])
-def test_a_half_and_half_picture_comes_back_half_and_half(mode, source_hw, seed):
+def test_a_half_and_half_image_comes_back_half_and_half(mode, source_hw, seed):
     """The left part of the source is bright: found again at the right column, within one cell."""
     stride, (height, width) = 4, source_hw
     split = int(np.random.default_rng(seed).integers(width + 1))
@@ -112,14 +112,14 @@ def test_a_half_and_half_picture_comes_back_half_and_half(mode, source_hw, seed)
 
 
 def test_letterbox_keeps_the_ratio_to_half_a_stride():
-    _, geometry = fit_to_input(picture(720, 1280), spec(360, 480, "letterbox"), 4)
+    _, geometry = fit_to_input(image(720, 1280), spec(360, 480, "letterbox"), 4)
     assert geometry.window == (44, 0, 272, 480)  # 270 rows, snapped to 272
-    _, geometry = fit_to_input(picture(1280, 720), spec(360, 480, "letterbox"), 4)
+    _, geometry = fit_to_input(image(1280, 720), spec(360, 480, "letterbox"), 4)
     assert geometry.window == (0, 136, 360, 204)
 
 
-def test_a_picture_of_the_right_size_is_untouched():
-    source = picture(32, 48)
+def test_a_image_of_the_right_size_is_untouched():
+    source = image(32, 48)
     for mode in ("stretch", "letterbox"):
         fitted, geometry = fit_to_input(source, spec(32, 48, mode), 4)
         assert (fitted == source).all()
@@ -127,7 +127,7 @@ def test_a_picture_of_the_right_size_is_untouched():
 
 
 def test_a_view_is_fitted_like_its_copy():
-    source = picture(64, 50)
+    source = image(64, 50)
     for view in (source[::2, ::-1], source[5:40, 3:33], source[..., ::-1]):
         fitted, _ = fit_to_input(view, spec(32, 48, "stretch"), 4)
         expected, _ = fit_to_input(np.ascontiguousarray(view), spec(32, 48, "stretch"), 4)
@@ -136,7 +136,7 @@ def test_a_view_is_fitted_like_its_copy():
 
 
 def test_growing_and_mild_shrinking_are_linear():
-    source = picture(60, 80)
+    source = image(60, 80)
     for size in [(120, 160), (30, 40), (31, 200)]:
         expected = cv2.resize(source, size[::-1], interpolation=cv2.INTER_LINEAR)
         assert (resize(source, size) == expected).all()
@@ -179,7 +179,7 @@ def test_what_is_no_frame_is_refused_with_the_mend(image, mend):
 
 def test_an_input_off_the_stride_is_refused():
     with pytest.raises(ValueError, match="multiple of stride"):
-        fit_to_input(picture(4, 4), spec(30, 48, "stretch"), 4)
+        fit_to_input(image(4, 4), spec(30, 48, "stretch"), 4)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Privacy: nothing of what is hidden is left in the picture."""
+"""Privacy: nothing of what is hidden is left in the image."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HW = (240, 320)
 BOUND = 0.05  # of |correlation| between hidden pixels and what stands in their place
 
 
-def a_picture(seed: int = 0) -> NDArray[np.uint8]:
+def a_image(seed: int = 0) -> NDArray[np.uint8]:
     random = np.random.default_rng(seed)
     image = np.full((*HW, 3), (90, 120, 60), np.uint8)
     image[100:180, 120:220] = random.integers(0, 256, (80, 100, 3), np.uint8)
@@ -49,13 +49,13 @@ def test_hidden_pixels_have_no_part_in_the_result() -> None:
     """The strongest statement there is: other hidden pixels, the very same result."""
     region, reach = a_region(), margin(*HW)
     around = slice(100 - reach, 180 + reach), slice(120 - reach, 220 + reach)
-    first, second = a_picture(), a_picture()
+    first, second = a_image(), a_image()
     second[around] = np.random.default_rng(5).integers(0, 256, second[around].shape, np.uint8)
     np.testing.assert_array_equal(conceal(first, region), conceal(second, region))
 
 
 def test_the_result_does_not_correlate_with_what_was_there() -> None:
-    image, inside = a_picture(), (slice(100, 180), slice(120, 220))
+    image, inside = a_image(), (slice(100, 180), slice(120, 220))
     hidden = conceal(image, a_region())
     assert correlation(image[inside], hidden[inside]) < BOUND
     assert correlation(image[inside], image[inside]) > 0.99
@@ -63,7 +63,7 @@ def test_the_result_does_not_correlate_with_what_was_there() -> None:
 
 
 def test_the_edge_is_hidden_too_and_the_rest_is_untouched() -> None:
-    image, reach = a_picture(), margin(*HW)
+    image, reach = a_image(), margin(*HW)
     image[95:100, 115:225] = 255  # a rim that the class map has missed
     hidden = conceal(image, a_region())
     assert reach >= 6
@@ -73,8 +73,8 @@ def test_the_edge_is_hidden_too_and_the_rest_is_untouched() -> None:
     np.testing.assert_array_equal(hidden[outside], image[outside])
 
 
-def test_a_picture_that_is_hidden_throughout_is_grey() -> None:
-    hidden = conceal(a_picture(), np.full(HW, 255, np.uint8))
+def test_a_image_that_is_hidden_throughout_is_grey() -> None:
+    hidden = conceal(a_image(), np.full(HW, 255, np.uint8))
     assert np.unique(hidden).tolist() == [128]
 
 
@@ -104,7 +104,7 @@ class Kept:
 
 def test_sinks_see_only_the_concealed_frame_and_the_work_is_done_once() -> None:
     class_map = np.where(a_region(), 8, 3).astype(np.uint8)
-    frame, mask = Frame(a_picture(), 0, None, "0"), Segmentation(class_map, CAMVID11, {})
+    frame, mask = Frame(a_image(), 0, None, "0"), Segmentation(class_map, CAMVID11, {})
     concealer, kept, other = Concealer(CAMVID11, ["car", "PEDESTRIAN"]), Kept(), Kept()
     for sink in (Concealed(kept, concealer), Concealed(other, concealer)):
         sink.write(frame, mask)
@@ -119,7 +119,7 @@ def test_sinks_see_only_the_concealed_frame_and_the_work_is_done_once() -> None:
 
 def test_16_bit_maps_are_concealed_and_unknown_names_refused() -> None:
     class_map = np.where(a_region(), 8, 3).astype(np.uint16)
-    frame = Frame(a_picture(), 0, None, "0")
+    frame = Frame(a_image(), 0, None, "0")
     clean = Concealer(CAMVID11, ["Car"])(frame, Segmentation(class_map, CAMVID11, {}))
     np.testing.assert_array_equal(clean.image, conceal(frame.image, a_region()))
     with pytest.raises(ConfigError, match="no class 'Bus'"):
@@ -131,10 +131,10 @@ def test_the_encoded_overlay_shows_nothing_of_it(tmp_path: Path) -> None:
     sink = Concealed(OverlayVideo(tmp_path / "o.mp4", info), Concealer(CAMVID11, ["Car"]))
     class_map = np.where(a_region(), 8, 3).astype(np.uint8)
     for index in range(5):
-        frame = Frame(a_picture(index), index, Fraction(index, 25), str(index))
+        frame = Frame(a_image(index), index, Fraction(index, 25), str(index))
         sink.write(frame, Segmentation(class_map, CAMVID11, {}))
     sink.close()
     with av.open(str(tmp_path / "o.mp4")) as container:
-        for index, picture in enumerate(container.decode(video=0)):
-            shown = picture.to_ndarray(format="rgb24")[110:170, 130:210]
-            assert correlation(a_picture(index)[110:170, 130:210], shown) < BOUND
+        for index, image in enumerate(container.decode(video=0)):
+            shown = image.to_ndarray(format="rgb24")[110:170, 130:210]
+            assert correlation(a_image(index)[110:170, 130:210], shown) < BOUND

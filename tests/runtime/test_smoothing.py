@@ -11,20 +11,19 @@ from knet_runtime.errors import ConfigError
 from knet_runtime.labels import CAMVID11
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.smoothing import Smoother
-from knet_runtime.types import Frame
+from knet_runtime.types import Frame, Rgb
 
-Picture = NDArray[np.uint8]
 HW = (120, 160)
 
 
-def texture(hw: tuple[int, int] = HW, seed: int = 0) -> Picture:
+def texture(hw: tuple[int, int] = HW, seed: int = 0) -> Rgb:
     """Something that optical flow can hold on to."""
     noise = np.random.default_rng(seed).integers(0, 256, (hw[0] // 4, hw[1] // 4, 3), np.uint8)
     return np.asarray(cv2.resize(noise, hw[::-1], interpolation=cv2.INTER_CUBIC), np.uint8)
 
 
 def put(
-    smoother: Smoother, image: Picture, class_map: NDArray[np.generic], *, stale: bool = False
+    smoother: Smoother, image: Rgb, class_map: NDArray[np.generic], *, stale: bool = False
 ) -> NDArray[np.generic]:
     kept = class_map.copy()
     frame = Frame(image, 0, None, "0", stale=stale)
@@ -34,7 +33,7 @@ def put(
     return result.copy()
 
 
-def flat(value: int, hw: tuple[int, int] = HW) -> Picture:
+def flat(value: int, hw: tuple[int, int] = HW) -> Rgb:
     return np.full(hw, value, np.uint8)
 
 
@@ -58,8 +57,8 @@ def test_a_single_odd_frame_does_not_show() -> None:
         assert (put(smoother, image, class_map) == 3).all()
 
 
-def test_classes_move_with_the_picture() -> None:
-    """A square that moves 3 pixels a frame stays where it is in the picture, with maps that flicker
+def test_classes_move_with_the_image() -> None:
+    """A square that moves 3 pixels a frame stays where it is in the image, with maps that flicker
     by half; held in place it would smear."""
     background, square = texture(seed=1), texture((40, 40), seed=2)
     smoother, random = Smoother(2), np.random.default_rng(0)

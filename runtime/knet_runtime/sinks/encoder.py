@@ -1,4 +1,4 @@
-"""RGB pictures to H.264 or HEVC that plays everywhere, with whichever encoder works here."""
+"""RGB frames to H.264 or HEVC that plays everywhere, with whichever encoder works here."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def add_stream(
     *,
     live: bool,
 ) -> av.VideoStream:
-    """A stream (yuv420p, BT.709) of pictures of size ``hw``, odd sides padded to even ones.
+    """A stream (yuv420p, BT.709) of frames of size ``hw``, odd sides padded to even ones.
 
     ``tick`` is the unit of times in seconds, ``rate`` the nominal frames per second, which guides
-    the encoder only. ``live`` pictures come out as soon as they are in.
+    the encoder only. ``live`` frames come out as soon as they are in.
     """
     options = _OPTIONS.get(encoder, {}) | (_LIVE_OPTIONS.get(encoder, {}) if live else {})
     stream = container.add_stream(encoder, rate=rate, options=options)
@@ -58,9 +58,9 @@ def add_stream(
     return stream
 
 
-def video_frame(picture: Rgb, ticks: int, tick: Fraction) -> av.VideoFrame:
+def video_frame(image: Rgb, ticks: int, tick: Fraction) -> av.VideoFrame:
     """uint8 [H, W, 3] RGB as what such a stream encodes, at ``ticks`` · ``tick`` seconds."""
-    frame = av.VideoFrame.from_ndarray(_pad_to_even(picture), "rgb24")
+    frame = av.VideoFrame.from_ndarray(_pad_to_even(image), "rgb24")
     # Naming the matrix matters: unmarked video is read as BT.601 here and BT.709 there.
     frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709")
     frame.pts, frame.time_base = ticks, tick
@@ -68,7 +68,7 @@ def video_frame(picture: Rgb, ticks: int, tick: Fraction) -> av.VideoFrame:
 
 
 def working_encoder(encoders: Sequence[str], hw: tuple[int, int]) -> str:
-    """The first of ``encoders`` that really opens for pictures of this size.
+    """The first of ``encoders`` that really opens for frames of this size.
 
     A build lists encoders whose hardware is absent, so each is tried. Raises OutputError.
     """
@@ -100,10 +100,10 @@ def _even(side: int) -> int:
     return side + side % 2
 
 
-def _pad_to_even(picture: Rgb) -> Rgb:
-    bottom, right = picture.shape[0] % 2, picture.shape[1] % 2
+def _pad_to_even(image: Rgb) -> Rgb:
+    bottom, right = image.shape[0] % 2, image.shape[1] % 2
     if not bottom and not right:
-        return picture
+        return image
     # Repeating the last row and column shows no dark seam.
-    padded = cv2.copyMakeBorder(picture, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
+    padded = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
     return np.asarray(padded, np.uint8)

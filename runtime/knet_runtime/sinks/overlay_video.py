@@ -1,8 +1,7 @@
-"""The sink for the overlay as a video, with the source's own timing.
+"""The sink for the overlay as a video (MP4 or Matroska), with the source's own timing.
 
-A video file (MP4 or Matroska) that a killed process leaves playable.
-
-When each frame of an output video is shown.
+From the outside in: ``OverlayVideo`` draws and names the file, ``FrameClock`` says when each frame
+is shown, ``VideoWriter`` writes what a killed process leaves playable.
 """
 
 from __future__ import annotations
@@ -27,15 +26,15 @@ from knet_runtime.types import Frame, Rgb
 VideoFormat = Literal["mp4", "matroska"]
 
 INDEXED_FRAMES = 100_000
-"""An MP4 of more pictures than this stays in fragments: its index would be kept in memory, 72 bytes
-a picture, until the end."""
+"""An MP4 of more frames than this stays in fragments: its index would be kept in memory, 72 bytes
+a frame, until the end."""
 
 WRITE_ERRORS = (av.FFmpegError, OSError)
 
 # MP4: fragments while it is written, so that a killed process leaves a file that plays up to the
-# last whole group of pictures; the trailer then turns it into an ordinary MP4. Fragments have no
+# last whole group of frames; the trailer then turns it into an ordinary MP4. Fragments have no
 # edit list (asking for one breaks them in several FFmpeg versions), so there must be no B-frames,
-# which would delay the first picture, and the first time must be 0.
+# which would delay the first frame, and the first time must be 0.
 # Matroska: a cluster is written when it is whole, so they are kept short.
 _MUXER: dict[VideoFormat, dict[str, str]] = {
     "mp4": {"movflags": "hybrid_fragmented+frag_keyframe", "flush_packets": "1"},
@@ -45,7 +44,7 @@ _ENDLESS_MP4 = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush
 
 
 class VideoWriter:
-    """An H.264 or HEVC file of pictures of one size, odd sides padded to even ones.
+    """An H.264 or HEVC file of frames of one size, odd sides padded to even ones.
 
     ``hw`` is that size, ``tick`` the unit of times in seconds (Matroska knows milliseconds only),
     ``rate`` the nominal frames per second (it guides the encoder only), ``encoder`` a name from
@@ -74,10 +73,10 @@ class VideoWriter:
         if video_format == "mp4" and encoder in ENCODERS["hevc"]:
             self._stream.codec_context.codec_tag = "hvc1"  # Apple's players know no other
 
-    def write(self, picture: Rgb, ticks: int) -> None:
+    def write(self, image: Rgb, ticks: int) -> None:
         """Add uint8 [H, W, 3] RGB at a time that is later than the last one's; the first is 0."""
         try:
-            frame = video_frame(picture, ticks, self._tick)
+            frame = video_frame(image, ticks, self._tick)
             self._container.mux(self._stream.encode(frame))
         except WRITE_ERRORS:
             self._failed = True
@@ -94,7 +93,7 @@ class VideoWriter:
 
 
 def is_playable(path: Path, video_format: VideoFormat = "mp4") -> bool:
-    """Whether at least one picture of the file can be decoded."""
+    """Whether at least one frame of the file can be decoded."""
     try:
         with av.open(f"file:{path}", "r", format=video_format) as container:
             return next(container.decode(video=0), None) is not None
@@ -142,7 +141,7 @@ class FrameClock:
         last = self._last
         period = max(1, round(1 / self.rate / tick))
         if last is not None and frame.stale:
-            # It has the time of the picture that it repeats; it is shown now.
+            # It has the time of the frame that it repeats; it is shown now.
             since = Fraction(monotonic() - self._fresh[1])
             return max(last + 1, self._fresh[0] + round(since / tick))
         if frame.pts is None:
@@ -170,7 +169,7 @@ class OverlayVideo:
     """Writes each frame under its colours to ``path``, an MP4 or MKV by its suffix.
 
     ``info`` is the source's; ``alpha`` the colours' opacity (0 … 1); ``legend`` adds a strip of
-    class names and shares below the picture; ``classes`` names those that are drawn (none: all).
+    class names and shares below the frame; ``classes`` names those that are drawn (none: all).
     The video is H.264, or HEVC by ``codec``; ``encoders`` are FFmpeg's names in the order in which
     they are tried.
 
@@ -233,13 +232,13 @@ class OverlayVideo:
         """Add one frame; ``result`` has its size. Raises OutputError when it cannot be written."""
         if self._pending is None:
             raise ValueError(f"{self.path} is closed")
-        picture = self._painter.paint(frame, result)
+        image = self._painter.paint(frame, result)
         try:
             if self._writer is None:
                 self._pending.start()
                 self._writer = VideoWriter(
                     self._pending.temporary,
-                    (picture.shape[0], picture.shape[1]),
+                    (image.shape[0], image.shape[1]),
                     self._clock.tick(frame.pts),
                     self._clock.rate,
                     self._encoder,
@@ -247,7 +246,7 @@ class OverlayVideo:
                     live=self._live,
                     endless=self._endless,
                 )
-            self._writer.write(picture, self._clock.ticks(frame))
+            self._writer.write(image, self._clock.ticks(frame))
         except WRITE_ERRORS as error:
             self._failed = True
             raise output_error(self.path, error) from error

@@ -1,4 +1,6 @@
-"""Raw class maps for another process: the framing, the sink that writes it to a pipe, the reader.
+"""Raw class maps for another process: the framing, the sink that writes them, the reader.
+
+``Pipe`` sends bytes to stdout or another descriptor without ever hanging on whoever reads them.
 
 Each mask is a header of 64 bytes (``HEADER``, little-endian) and then its pixels, row by row:
 
@@ -9,9 +11,7 @@ Each mask is a header of 64 bytes (``HEADER``, little-endian) and then its pixel
     I   width            I  CRC-32 of the pixels
                          12 bytes, 0
 
-Flag 1 marks a stale picture: it is shown again because no newer one came.
-
-Bytes to stdout, or another descriptor, without ever hanging on whoever reads them.
+Flag 1 marks a stale frame: it is shown again because no newer one came.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class RawMask(msgspec.Struct, frozen=True):
     """One mask as it was read: ``class_map`` uint8 or uint16 [H, W].
 
     ``sequence`` counts what was written, ``index`` is the frame's; ``pts`` in seconds, ``wall`` in
-    seconds since the epoch; ``stale`` marks a picture that was shown again.
+    seconds since the epoch; ``stale`` marks a frame that was shown again.
     """
 
     class_map: ClassMap

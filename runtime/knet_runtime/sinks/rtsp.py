@@ -1,6 +1,6 @@
 """The sink that pushes the overlay to an RTSP server, and that no server can hold up.
 
-The child process of ``RtspPush``, seen from its parent: fed, watched, and killed if need be.
+A child process (``rtsp_child``) encodes and sends; here it is fed, watched, and killed if need be.
 """
 
 from __future__ import annotations
@@ -88,11 +88,11 @@ class PushProcess:
     ) -> None:
         self._end(graceful=error is None)
 
-    def send(self, picture: Rgb, ticks: int) -> None:
+    def send(self, image: Rgb, ticks: int) -> None:
         """Push uint8 [H, W, 3] RGB at that time; returns when the server has it. Raises
         PushLost."""
         self._feed(memoryview(ticks.to_bytes(TIME_BYTES, "little", signed=True)))
-        self._feed(np.ascontiguousarray(picture).data.cast("B"))
+        self._feed(np.ascontiguousarray(image).data.cast("B"))
         self._answer(self._push.patience + _GRACE)
 
     def _feed(self, data: memoryview) -> None:
@@ -149,8 +149,8 @@ class PushProcess:
 _log = logging.getLogger(__name__)
 
 _TICK = Fraction(1, 90_000)  # RTP's
-_WAITING = 2  # pictures
-_LONGEST_PAUSE = 10.0  # seconds between two pictures of a file; a longer gap is cut to nothing
+_WAITING = 2  # frames
+_LONGEST_PAUSE = 10.0  # seconds between two frames of a file; a longer gap is cut to nothing
 _LONGEST_WAIT = 40.0  # seconds that a file may wait: a slow start, a pause and a frozen server
 _LINGER = 2.0  # seconds that close() gives to what is waiting
 
@@ -159,10 +159,10 @@ class RtspPush:
     """Pushes each frame under its colours to the RTSP server at ``url``, as H.264.
 
     ``alpha``, ``legend`` and ``classes`` are those of ``OverlayVideo``. A child process encodes
-    and sends; two pictures may wait for it. A live source never waits: the older picture is dropped
+    and sends; two frames may wait for it. A live source never waits: the older frame is dropped
     and counted. A file is sent at its own speed and waits, while there is a connection. A server
     that takes nothing for ``patience`` seconds costs the child its life. A lost connection is made
-    again after a growing pause, for as long as it takes; pictures are dropped and counted
+    again after a growing pause, for as long as it takes; frames are dropped and counted
     meanwhile.
 
     Raises ConfigError for an address that is not RTSP; ``write`` and ``close`` raise OutputError
@@ -217,7 +217,7 @@ class RtspPush:
 
     @property
     def dropped(self) -> int:
-        """Pictures that were not sent."""
+        """Frames that were not sent."""
         return self._dropped
 
     @property
@@ -232,12 +232,12 @@ class RtspPush:
         """
         if self._ending:
             raise ValueError(f"{self.name} is closed")
-        picture = self._painter.paint(frame, result)
+        image = self._painter.paint(frame, result)
         ticks = self._clock.ticks(frame)
         with self._changed:
             self._raise_failure()
             if self._thread is None:
-                hw = (picture.shape[0], picture.shape[1])
+                hw = (image.shape[0], image.shape[1])
                 self._thread = threading.Thread(target=self._pump, args=(hw,), name="rtsp-push")
                 self._thread.start()
             if not self._live:
@@ -248,7 +248,7 @@ class RtspPush:
             if len(self._waiting) == _WAITING:
                 self._waiting.popleft()
                 self._dropped += 1
-            self._waiting.append((picture, ticks))
+            self._waiting.append((image, ticks))
             self._changed.notify_all()
 
     def close(self, *, complete: bool = True) -> None:
@@ -266,9 +266,7 @@ class RtspPush:
         self._stop.set()
         thread.join()
         if self._dropped:
-            _log.warning(
-                "%s: %d pictures pushed, %d dropped", self.name, self._pushed, self._dropped
-            )
+            _log.warning("%s: %d frames pushed, %d dropped", self.name, self._pushed, self._dropped)
         with self._changed:
             self._raise_failure()
 
@@ -322,14 +320,14 @@ class RtspPush:
         """Send until all is sent and nothing follows. Raises PushLost."""
         began: float | None = None
         while (taken := self._take()) is not None:
-            picture, ticks = taken
+            image, ticks = taken
             if not self._live:  # at its own speed, counted from the first one
                 now, due = monotonic(), float(ticks * _TICK)
                 if began is None or began + due - now > _LONGEST_PAUSE:
                     began = now - due
                 self._stop.wait(began + due - now)
             try:
-                process.send(picture, ticks)
+                process.send(image, ticks)
             except PushLost:
                 self._dropped += 1
                 raise

@@ -1,8 +1,8 @@
-"""The process that encodes and pushes for ``RtspPush``: pictures on stdin, answers on stdout.
+"""The process that encodes and pushes for ``RtspPush``: frames on stdin, answers on stdout.
 
 It is a process of its own because FFmpeg, waiting for a peer that says nothing, holds Python's lock
-and with it every thread. On stdin: a line of JSON (``Push``), then per picture its time (8 bytes,
-little-endian, in ticks) and its pixels. On stdout: "." when connected and after each picture; "!"
+and with it every thread. On stdin: a line of JSON (``Push``), then per frame its time (8 bytes,
+little-endian, in ticks) and its pixels. On stdout: "." when connected and after each frame; "!"
 and a line of text when it fails; the end of stdin ends it.
 """
 
@@ -70,8 +70,8 @@ def _push(push: Push, stdin: BinaryIO, answers: BinaryIO) -> None:
         while len(data := stdin.read(size)) == size:
             _guard(push.patience)
             ticks = int.from_bytes(data[:TIME_BYTES], "little", signed=True)
-            picture = np.frombuffer(data, np.uint8, offset=TIME_BYTES).reshape(height, width, 3)
-            container.mux(stream.encode(video_frame(picture, ticks, tick)))
+            image = np.frombuffer(data, np.uint8, offset=TIME_BYTES).reshape(height, width, 3)
+            container.mux(stream.encode(video_frame(image, ticks, tick)))
             answers.write(OK)
             _guard(0)
         _guard(push.patience)

@@ -28,7 +28,7 @@ class SourceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     software where none works.
 
     For live sources: ``transport`` of RTSP; ``connect_timeout`` and ``read_timeout``, seconds that
-    a server may be silent; ``max_downtime``, seconds without a picture after which SourceError
+    a server may be silent; ``max_downtime``, seconds without a frame after which SourceError
     ends it (None: it goes on trying for ever).
 
         >>> from knet_deploy import SourceOptions, open_source
@@ -68,8 +68,8 @@ class SourceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class SourceStatus(msgspec.Struct, frozen=True):
     """How a source fares just now; files are always connected.
 
-    ``reconnects`` counts the times that pictures came again after they had stopped.
-    ``down_seconds`` is how long there has been no picture; 0 while connected.
+    ``reconnects`` counts the times that frames came again after they had stopped.
+    ``down_seconds`` is how long there has been no frame; 0 while connected.
     """
 
     connected: bool = True
@@ -128,7 +128,7 @@ class Source(Protocol):
     def __iter__(self) -> Iterator[Frame]: ...
 
     def stop(self) -> None:
-        """End the iteration, from any thread: at the next picture, or when a read times out."""
+        """End the iteration, from any thread: at the next frame, or when a read times out."""
         ...
 
     def close(self) -> None:

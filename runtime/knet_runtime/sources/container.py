@@ -1,10 +1,7 @@
 """Opening files, cameras and network streams with FFmpeg, and nothing else than what was named.
 
-Addresses of streams, and how they are shown: without what is secret in them.
-
-Hardware decoders, where FFmpeg offers one that works on this machine.
-
-Its answer "none" is what tests see; decoding on one has not been run by the authors.
+An address is shown without what is secret in it. Hardware decoders are used where FFmpeg offers one
+that works on this machine; the authors had none, so tests see only the answer "none".
 """
 
 from __future__ import annotations

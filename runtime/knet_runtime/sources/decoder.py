@@ -1,7 +1,4 @@
-"""From packets to upright RGB pictures: what files and live sources share.
-
-Whole pictures out of interlaced video, through FFmpeg's filter.
-"""
+"""From packets to upright RGB frames, deinterlaced: what files and live sources share."""
 
 from __future__ import annotations
 
@@ -21,10 +18,10 @@ _Shape = tuple[int, int, str]
 
 
 class Deinterlacer:
-    """Hands pictures on as they are until one says it is interlaced; from then on through bwdif.
+    """Hands frames on as they are until one says it is interlaced; from then on through bwdif.
 
-    One picture comes out per picture that goes in, with its own time; once active, one picture
-    later, as the filter looks ahead. Pictures between that are not interlaced are left alone.
+    One frame comes out per frame that goes in, with its own time; once active, one frame
+    later, as the filter looks ahead. Frames between that are not interlaced are left alone.
     """
 
     def __init__(self) -> None:
@@ -33,26 +30,26 @@ class Deinterlacer:
 
     @property
     def active(self) -> bool:
-        """Whether there were interlaced pictures."""
+        """Whether there were interlaced frames."""
         return self._graph is not None
 
-    def feed(self, picture: av.VideoFrame) -> list[av.VideoFrame]:
-        """The pictures that are ready, in order."""
-        if self._graph is None and not picture.interlaced_frame:
-            return [picture]
-        shape = (picture.height, picture.width, picture.format.name)
+    def feed(self, decoded: av.VideoFrame) -> list[av.VideoFrame]:
+        """The frames that are ready, in order."""
+        if self._graph is None and not decoded.interlaced_frame:
+            return [decoded]
+        shape = (decoded.height, decoded.width, decoded.format.name)
         ready = []
         if shape != self._shape:
             ready = self.flush()
-            if not picture.interlaced_frame or not self._build(picture):
-                return [*ready, picture]
+            if not decoded.interlaced_frame or not self._build(decoded):
+                return [*ready, decoded]
             self._shape = shape
         assert self._graph is not None
-        self._graph.vpush(picture)
+        self._graph.vpush(decoded)
         return ready + self._pull()
 
     def flush(self) -> list[av.VideoFrame]:
-        """The pictures held back; the next one begins anew."""
+        """The frames held back; the next one begins anew."""
         if self._graph is None:
             return []
         self._graph.vpush(None)
@@ -60,15 +57,15 @@ class Deinterlacer:
         self._graph = self._shape = None
         return held
 
-    def _build(self, picture: av.VideoFrame) -> bool:
-        if picture.height < 4 or picture.width < 3 or picture.time_base is None:
+    def _build(self, decoded: av.VideoFrame) -> bool:
+        if decoded.height < 4 or decoded.width < 3 or decoded.time_base is None:
             return False  # smaller than the filter takes
         graph = av.filter.Graph()
         source = graph.add_buffer(
-            width=picture.width,
-            height=picture.height,
-            format=picture.format,
-            time_base=picture.time_base,
+            width=decoded.width,
+            height=decoded.height,
+            format=decoded.format,
+            time_base=decoded.time_base,
         )
         bwdif = graph.add("bwdif", "mode=send_frame:parity=auto:deint=interlaced")
         graph.link_nodes(source, bwdif, graph.add("buffersink")).configure()
@@ -102,7 +99,7 @@ class Decoder:
         self._name = name
         self._deinterlacer = Deinterlacer()
         stream = container.streams.best("video")
-        # The cover picture of a sound file is a video stream too.
+        # The cover image of a sound file is a video stream too.
         cover = stream is not None and stream.disposition & Disposition.attached_pic
         if cover or not isinstance(stream, av.VideoStream):
             raise SourceError(f"{name}: has no video in it; name a file that has one")
@@ -127,42 +124,42 @@ class Decoder:
         return None
 
     def decode(self, packet: av.Packet[av.VideoStream]) -> list[av.VideoFrame] | None:
-        """The pictures that a packet completes; None when it cannot be decoded.
+        """The frames that a packet completes; None when it cannot be decoded.
 
         The empty packet at the end completes all that were held back.
         """
-        if packet.is_corrupt:  # cut short: it could decode to half a picture
+        if packet.is_corrupt:  # cut short: it could decode to half a frame
             return None
         try:
             decoded = packet.decode()
         except READ_ERRORS:
             return None
-        pictures = [ready for picture in decoded for ready in self._deinterlacer.feed(picture)]
-        return pictures if packet.size else pictures + self._deinterlacer.flush()
+        frames = [ready for frame in decoded for ready in self._deinterlacer.feed(frame)]
+        return frames if packet.size else frames + self._deinterlacer.flush()
 
     @property
     def deinterlaces(self) -> bool:
-        """Whether pictures are being made whole out of fields just now."""
+        """Whether frames are being made whole out of fields just now."""
         return self._deinterlacer.active
 
     def restart(self) -> None:
         """Forget what is held back, after a seek."""
         self._deinterlacer = Deinterlacer()
 
-    def time_of(self, picture: av.VideoFrame) -> Fraction | None:
-        """The picture's time stamp in seconds, exact, on the container's own clock."""
-        base = picture.time_base or self.stream.time_base
-        if picture.pts is None or base is None:
+    def time_of(self, decoded: av.VideoFrame) -> Fraction | None:
+        """The frame's time stamp in seconds, exact, on the container's own clock."""
+        base = decoded.time_base or self.stream.time_base
+        if decoded.pts is None or base is None:
             return None
-        return picture.pts * Fraction(base)
+        return decoded.pts * Fraction(base)
 
-    def rgb(self, picture: av.VideoFrame) -> NDArray[np.uint8]:
+    def rgb(self, decoded: av.VideoFrame) -> NDArray[np.uint8]:
         """uint8 [H, W, 3], upright, of its own. Raises SourceError above ``MAX_PIXELS``."""
-        self._check_size(picture.height, picture.width)
-        pixels = picture.to_ndarray(format="rgb24")
+        self._check_size(decoded.height, decoded.width)
+        pixels = decoded.to_ndarray(format="rgb24")
         # The display matrix turns anticlockwise, as rot90 does; the copy is because PyAV's array
         # can be a view of memory that the decoder still needs.
-        turns = round(picture.rotation / 90) % 4
+        turns = round(decoded.rotation / 90) % 4
         return np.array(np.rot90(pixels, turns), np.uint8, order="C")
 
     def _check_size(self, height: int, width: int) -> None:

@@ -1,6 +1,4 @@
-"""An image, or a folder of them, as a source of frames.
-
-One image file to RGB pixels.
+"""An image, or a folder of them, as a source of frames; and one image file to RGB pixels.
 
 The container is inspected before OpenCV sees the data: its size (a header may promise more pixels
 than memory holds) and, for the formats with a checkable structure, that the file is whole. OpenCV
@@ -175,7 +173,7 @@ def _inspect_webp(data: bytes) -> tuple[int, int]:
         case b"VP8 ":
             width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
         case _:
-            raise _DamageError("is damaged (no WebP picture inside)")
+            raise _DamageError("is damaged (no WebP image inside)")
     return height, width
 
 

@@ -1,8 +1,8 @@
 """A camera or a network stream as a source of frames that outlives its connection.
 
-Times of a live source: a line of them that never runs back, and the pace of playlists.
-
-Both count by the monotonic clock, so that a wall clock that is set changes nothing.
+Its times form a line that never runs back (``Timeline``); frames that a playlist brings in bursts
+come at their pace (``PlaylistClock``). Both count by the monotonic clock, so that setting the wall
+clock changes nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Timeline:
     """Puts the times of one connection after another on one line that counts from 0.
 
     Every time is later than the last and a whole number of ``tick`` seconds. Within a connection
-    they keep the stream's own distances. After a reconnect, for a picture without a time, and when
+    they keep the stream's own distances. After a reconnect, for a frame without a time, and when
     the stream's clock jumps, the distance is what passed between the arrivals.
     """
 
@@ -54,7 +54,7 @@ class Timeline:
         self._offset = None
 
     def place(self, time: Fraction | None, now: float) -> Fraction:
-        """The time of a picture that the stream says is of ``time`` and came at ``now`` (s)."""
+        """The time of a frame that the stream says is of ``time`` and came at ``now`` (s)."""
         last = self._last
         due = Fraction(0) if last is None else last + Fraction(now - self._arrived)
         if time is None:
@@ -74,13 +74,13 @@ class Timeline:
 
 
 class PlaylistClock:
-    """When the pictures of a playlist are due: it brings seconds of them at once."""
+    """When the frames of a playlist are due: it brings seconds of them at once."""
 
     def __init__(self) -> None:
         self._begin: float | None = None
 
     def wait(self, time: Fraction | None, now: float) -> float:
-        """Seconds until the picture of ``time`` is due. One that is late is due now, and so is one
+        """Seconds until the frame of ``time`` is due. One that is late is due now, and so is one
         after a gap: the next ones are counted from it."""
         if time is None:
             return 0.0
@@ -95,9 +95,9 @@ class PlaylistClock:
 _log = logging.getLogger(__name__)
 
 _FINE_TICK = Fraction(1, 90_000)
-# Packets may come for so many read timeouts without a picture: cameras send a key frame every
+# Packets may come for so many read timeouts without a frame: cameras send a key frame every
 # ten seconds and more.
-_PICTURE_PATIENCE = 10
+_FRAME_PATIENCE = 10
 _PLAYLIST_SECONDS = 60
 
 
@@ -105,13 +105,13 @@ class LiveSource(Closeable):
     """Frames as they arrive, for as long as it is wanted; a context manager.
 
     When the connection ends, breaks or goes silent, it is opened again after an ever longer wait
-    (``Backoff``), until ``options.max_downtime`` has passed without a picture: then SourceError.
+    (``Backoff``), until ``options.max_downtime`` has passed without a frame: then SourceError.
     In the meantime there are no frames; ``status`` says so. Times go on across reconnects
     (``Timeline``), and so does ``index``. A frame is handed on when it arrives and nothing is
     kept: whoever is slow gets what FFmpeg has buffered. ``Frame.wall`` is when it was decoded.
 
     Takes over ``container``, which ``link`` opened; ``path`` is that of a device. Raises
-    SourceError when it holds no video, or ends before the first picture: only what has worked once
+    SourceError when it holds no video, or ends before the first frame: only what has worked once
     is tried again.
     """
 
@@ -129,10 +129,10 @@ class LiveSource(Closeable):
         self._closed = False
         self._connected = True
         self._reconnects = 0
-        self._seen = self._since = monotonic()  # the last picture; the first one of a connection
+        self._seen = self._since = monotonic()  # the last frame; the first one of a connection
         self._backoff = Backoff()
         self._lost = SourceLost("it was stopped")
-        # The stream's time of a playlist's last picture: now, and when it was opened.
+        # The stream's time of a playlist's last frame: now, and when it was opened.
         self._played: Fraction | None = None
         self._already: Fraction | None = None
         self._container: InputContainer | None = container
@@ -196,11 +196,11 @@ class LiveSource(Closeable):
     def _read(self) -> Generator[Frame, None, None]:
         every, index, number = self._options.every, 0, 0
         while not self._stop.is_set():
-            for picture in self._pictures():
+            for decoded in self._decoded_frames():
                 now = self._arrived()
-                placed = self._timeline.place(self._decoder.time_of(picture), now)
+                placed = self._timeline.place(self._decoder.time_of(decoded), now)
                 if number % every == 0:
-                    rgb = self._decoder.rgb(picture)
+                    rgb = self._decoder.rgb(decoded)
                     yield Frame(rgb, index, placed, f"{index:06d}", wall=time())
                     self._seen = monotonic()  # what the taker needed is no silence
                     index += 1
@@ -211,7 +211,7 @@ class LiveSource(Closeable):
             if not self._stop.is_set():
                 self._reconnect(index)
 
-    def _pictures(self) -> Iterator[av.VideoFrame]:
+    def _decoded_frames(self) -> Iterator[av.VideoFrame]:
         """Those of one connection, when they are due, until it is lost (``_lost`` says how) or the
         source is stopped."""
         container = self._container
@@ -233,28 +233,28 @@ class LiveSource(Closeable):
             if packet is None:  # a server that dies looks like one that has finished
                 self._lost = SourceLost("the stream ended")
                 return
-            for picture in self._decoder.decode(packet) or ():
+            for decoded in self._decoder.decode(packet) or ():
                 if pace is not None:
-                    at = self._decoder.time_of(picture)
+                    at = self._decoder.time_of(decoded)
                     if self._is_repeated(at):
                         continue
                     if self._stop.wait(pace.wait(at, monotonic())):
                         return
                     self._played = at
-                yield picture
+                yield decoded
             silent = monotonic() - max(self._seen, opened)
-            if silent > _PICTURE_PATIENCE * self._options.read_timeout or self._is_over():
+            if silent > _FRAME_PATIENCE * self._options.read_timeout or self._is_over():
                 self._lost = SourceLost("what comes cannot be decoded")
                 return
 
     def _is_repeated(self, at: Fraction | None) -> bool:
         """A playlist that has stopped growing begins with its last segments when it is opened
-        again: pictures that were handed on must not come back as new ones."""
+        again: frames that were handed on must not come back as new ones."""
         done = self._already
         return done is not None and at is not None and done - _PLAYLIST_SECONDS <= at <= done
 
     def _arrived(self) -> float:
-        """Note that there is a picture; the moment on the monotonic clock."""
+        """Note that there is a frame; the moment on the monotonic clock."""
         now = monotonic()
         if not self._connected:
             self._connected = True
@@ -281,7 +281,7 @@ class LiveSource(Closeable):
                 return
             if self._is_over():
                 raise SourceError(
-                    f"{name}: no picture for {monotonic() - self._seen:.0f} s "
+                    f"{name}: no frame for {monotonic() - self._seen:.0f} s "
                     f"({self._lost.reason}); {self._link.mend}"
                 )
             try:

@@ -40,6 +40,6 @@ class Backoff:
         return delay * random.uniform(0.5, 1)
 
     def lasted(self, seconds: float) -> None:
-        """Pictures came for so long: after more than 5 s the next loss begins at 0.25 again."""
+        """Frames came for so long: after more than 5 s the next loss begins at 0.25 again."""
         if seconds > _LONGEST:
             self._next = _FIRST

@@ -1,6 +1,6 @@
 """A video that has an end as a source of frames: a file, or what a server holds.
 
-Whether a video file is damaged, and where that begins.
+Where it is damaged, and what could be read all the same, is counted by ``DamageReport``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class DamageReport:
 
     def __init__(self) -> None:
         self.at: int | None = None  # whole packets before the damage
-        self.pictures = 0
+        self.frames = 0
         self._good = 0
         self._patched = 0
 
@@ -42,26 +42,24 @@ class DamageReport:
         if self.at is None:
             self.at = self._good
 
-    def count(
-        self, packet: av.Packet[av.VideoStream], pictures: list[av.VideoFrame] | None
-    ) -> None:
+    def count(self, packet: av.Packet[av.VideoStream], frames: list[av.VideoFrame] | None) -> None:
         """Count a packet and what it was decoded to (None: nothing, it is damaged)."""
-        if pictures is None:
+        if frames is None:
             if self._good:
                 self.began()
             return
         self._good += bool(self._good or packet.is_keyframe)
-        self._patched += sum(picture.is_corrupt for picture in pictures)
-        self.pictures += len(pictures)
+        self._patched += sum(decoded.is_corrupt for decoded in frames)
+        self.frames += len(frames)
 
     def report(self, name: str) -> None:
-        """Warn of patched pictures. Raises SourceError where something was damaged."""
+        """Warn of patched frames. Raises SourceError where something was damaged."""
         if self._patched:
             _log.warning("%s: %d damaged frames were patched up to be read", name, self._patched)
-        if self.at is not None and self.pictures:
-            whole = min(self.at, self.pictures)
+        if self.at is not None and self.frames:
+            whole = min(self.at, self.frames)
             raise SourceError(
-                f"{name}: is damaged after {whole} frames ({self.pictures} could be read); "
+                f"{name}: is damaged after {whole} frames ({self.frames} could be read); "
                 "copy or export it again"
             )
 
@@ -145,7 +143,7 @@ class VideoSource(Closeable):
 
     @property
     def deinterlaces(self) -> bool:
-        """Whether pictures are being made of fields just now, which looks at those beside them."""
+        """Whether frames are being made of fields just now, which looks at those beside them."""
         return self._decoder.deinterlaces
 
     def __iter__(self) -> Iterator[Frame]:
@@ -190,53 +188,53 @@ class VideoSource(Closeable):
     def _nothing(self) -> str:
         start, end = self._options.start, self._options.end
         if start is None and end is None:
-            return f"{self._name}: no picture in it can be decoded; export it again"
+            return f"{self._name}: no frame in it can be decoded; export it again"
         duration = self._duration()
         length = "" if duration is None else f" of its {float(duration):.3f} s"
         until = "its end" if end is None else f"{end:g} s"
         return (
-            f"{self._name}: there is no picture from {start or 0:g} s to {until}{length}; "
+            f"{self._name}: there is no frame from {start or 0:g} s to {until}{length}; "
             "choose another start and end"
         )
 
     def _read(self) -> Generator[Frame, None, None]:
         options, index = self._options, 0
-        for number, (picture, time) in enumerate(self._part()):
+        for number, (decoded, time) in enumerate(self._part()):
             if number % options.every == 0:
-                yield Frame(self._decoder.rgb(picture), index, time, f"{index:06d}")
+                yield Frame(self._decoder.rgb(decoded), index, time, f"{index:06d}")
                 index += 1
         if not self._stop.is_set():
             self._damage.report(self._name)
 
     def _part(self) -> Iterator[tuple[av.VideoFrame, Fraction | None]]:
-        """The pictures from start to end, with their times."""
+        """The frames from start to end, with their times."""
         start, end = self._options.start, self._options.end
-        pictures = self._sought(start) if start else self._pictures()
-        for picture in pictures:
-            time = self._time(picture)
+        frames = self._sought(start) if start else self._decoded_frames()
+        for decoded in frames:
+            time = self._time(decoded)
             if time is None and (start is not None or end is not None):
                 raise SourceError(
-                    f"{self._name}: its pictures state no times, so no part can be chosen; "
+                    f"{self._name}: its frames state no times, so no part can be chosen; "
                     "convert it to MP4"
                 )
-            # As floats, or a start of 0.1 (a little more than 1/10) would miss the picture there.
+            # As floats, or a start of 0.1 (a little more than 1/10) would miss the frame there.
             if start is not None and time is not None and float(time) < start:
                 continue
             if end is not None and time is not None and float(time) >= end:
                 return
-            yield picture, time
+            yield decoded, time
 
     def _sought(self, start: float) -> Iterator[av.VideoFrame]:
-        """Pictures from one at or before ``start`` on.
+        """Frames from one at or before ``start`` on.
 
         Where a seek lands is the demuxer's affair (a packet without a key frame, or one whose
-        picture is shown later), so it is tried further back until a picture is early enough.
+        frame is shown later), so it is tried further back until a frame is early enough.
         """
         base = self._decoder.stream.time_base
         back = Fraction(0)
         while base is not None:
             at = max(Fraction(0), Fraction(start) - back)
-            # Demuxers go by decoding times, which begin before the first picture's.
+            # Demuxers go by decoding times, which begin before the first frame's.
             target = self._start + at if at else self._start - _BEFORE
             try:
                 self._container.seek(target // base, stream=self._decoder.stream)
@@ -248,21 +246,21 @@ class VideoSource(Closeable):
                 ) from error
             self._decoder.restart()
             self._damage = DamageReport()
-            pictures = self._pictures()
-            first = next(pictures, None)
+            frames = self._decoded_frames()
+            first = next(frames, None)
             time = None if first is None else self._time(first)
             if first is not None and (at == 0 or time is None or self._is_early(time, start)):
-                return chain([first], pictures)
+                return chain([first], frames)
             if at == 0:
                 return iter(())
             back = max(Fraction(1), 2 * back)
-        return self._pictures()
+        return self._decoded_frames()
 
     def _is_early(self, time: Fraction, start: float) -> bool:
-        # Deinterlacing looks at the picture before.
+        # Deinterlacing looks at the frame before.
         return float(time) < start or (float(time) == start and not self._decoder.deinterlaces)
 
-    def _pictures(self) -> Generator[av.VideoFrame, None, None]:
+    def _decoded_frames(self) -> Generator[av.VideoFrame, None, None]:
         damage = self._damage
         packets = self._container.demux(self._decoder.stream)
         broken = False
@@ -274,22 +272,22 @@ class VideoSource(Closeable):
                 break
             if packet is None:
                 break
-            pictures = self._decoder.decode(packet)
-            damage.count(packet, pictures)
-            yield from pictures or ()
+            frames = self._decoder.decode(packet)
+            damage.count(packet, frames)
+            yield from frames or ()
         if self._path is None:
             if broken:  # raised here, as FFmpeg's error holds the address with its password
                 raise SourceError(
-                    f"{self._name}: the connection broke off after {damage.pictures} frames; "
+                    f"{self._name}: the connection broke off after {damage.frames} frames; "
                     "run it again, or download the video first"
                 )
         elif broken:
             damage.began()
         elif damage.at is None and "mp4" in self._container.format.name and is_cut_off(self._path):
-            damage.at = damage.pictures
+            damage.at = damage.frames
 
-    def _time(self, picture: av.VideoFrame) -> Fraction | None:
-        time = self._decoder.time_of(picture)
+    def _time(self, decoded: av.VideoFrame) -> Fraction | None:
+        time = self._decoder.time_of(decoded)
         return None if time is None else time - self._start
 
 

@@ -1,4 +1,4 @@
-"""The routes: the page and its files, pictures, numbers."""
+"""The routes: the page and its files, frames, the state of the run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from knet_runtime.web.encode import PAGE_SIDE, overlay_jpeg, page_picture
+from knet_runtime.web.encode import PAGE_SIDE, overlay_jpeg, page_frame
 from knet_runtime.web.status import RunStatus, registry
 from knet_runtime.web.streams import Channel, Latest
 
@@ -73,7 +73,7 @@ class App:
         self._overlay = partial(overlay_jpeg, alpha=set_up.alpha, classes=set_up.shown)
         small = partial(self._overlay, side=PAGE_SIDE)
         self._overlays = {name: Channel(slot, small, pool) for name, slot in latest.items()}
-        self._pictures = {name: Channel(slot, page_picture, pool) for name, slot in latest.items()}
+        self._encoded = {name: Channel(slot, page_frame, pool) for name, slot in latest.items()}
         folder = resources.files(__package__) / "static"
         self._files = {name: (folder / name).read_bytes() for name in _FILES}
         self.routes = Starlette(
@@ -99,8 +99,8 @@ class App:
         return Response(self._files[name], media_type=_FILES[name])
 
     async def _live(self, request: Request) -> Response:
-        channel = self._pictures[self._feed(request)]
-        return _stream(request, self._watched(_pictures(channel)), "application/octet-stream")
+        channel = self._encoded[self._feed(request)]
+        return _stream(request, self._watched(_encoded(channel)), "application/octet-stream")
 
     async def _mjpg(self, request: Request) -> Response:
         channel = self._overlays[self._feed(request)]
@@ -111,7 +111,7 @@ class App:
         name = self._feed(request)
         shot = self._latest[name].shot
         if shot is None:
-            raise HTTPException(503, "There is no picture yet.\n")
+            raise HTTPException(503, "There is no frame yet.\n")
         states = {feed.name: feed.state for feed in (await self._numbers()).feeds}
         encode = partial(self._overlay, shot, stale=states.get(name) in ("stale", "disconnected"))
         loop = asyncio.get_running_loop()
@@ -168,7 +168,7 @@ def _stream(request: Request, body: AsyncIterator[bytes], kind: str) -> Response
     return StreamingResponse(body, media_type=kind)
 
 
-async def _pictures(channel: Channel) -> AsyncIterator[bytes]:
+async def _encoded(channel: Channel) -> AsyncIterator[bytes]:
     seq = channel.start()
     while (made := await channel.newer(seq)) is not None:
         seq = made.seq
@@ -178,7 +178,7 @@ async def _pictures(channel: Channel) -> AsyncIterator[bytes]:
 async def _parts(channel: Channel) -> AsyncIterator[bytes]:
     # The boundary stands behind each part too: browsers show a part when they have seen it.
     yield f"--{_BOUNDARY}\r\n".encode()
-    async for jpeg in _pictures(channel):
+    async for jpeg in _encoded(channel):
         head = f"Content-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n".encode()
         yield head + jpeg + f"\r\n--{_BOUNDARY}\r\n".encode()
 

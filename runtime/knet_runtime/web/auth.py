@@ -1,26 +1,21 @@
-"""Who may ask: the Host header, the token, and the headers that keep a page to itself.
+"""Where the page is served and to whom: the address, the Host header, the token.
 
-Where the page is served, and to whom: an address that is ours before the run begins.
+The address is bound before the run begins, so that a wrong one is an error at once.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import hmac
 import re
 import socket
-from base64 import b64encode
+from base64 import b64decode
 from dataclasses import dataclass
-from html import escape
-from http.cookies import CookieError, SimpleCookie
-from importlib import resources
 from ipaddress import ip_address
-from urllib.parse import parse_qs
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from knet_runtime.errors import ConfigError
@@ -133,29 +128,23 @@ def _reason(error: OSError) -> str:
             return f"{error.strerror}; choose another address"
 
 
-_LOGIN_BYTES = 4096
-_COOKIE_DAYS = 30
-
-
 class AuthMiddleware:
-    """Lets those requests through to ``app`` that may pass, and answers the others and /login.
+    """Lets those requests through to ``app`` that may pass, and answers the others.
 
     On a loopback address the Host header must name this machine: else a page from elsewhere, whose
-    name was made to lead here (DNS rebinding), could read the pictures. With a token every path but
-    /login needs it, as "Authorization: Bearer TOKEN" or by the cookie that /login sets.
+    name was made to lead here (DNS rebinding), could read the frames. With a token every path needs
+    it: as "Authorization: Bearer TOKEN", or as the password of HTTP Basic (RFC 7617), under any
+    user name, which is how browsers ask for it.
     """
 
     def __init__(self, app: ASGIApp, listener: Listener) -> None:
         self._app = app
         self._listener = listener
         self._token = listener.token
-        self._page = (resources.files(__package__) / "static" / "login.html").read_text("utf-8")
-        style = self._page.partition("<style>")[2].partition("</style>")[0]
-        digest = b64encode(hashlib.sha256(style.encode()).digest()).decode()
         self._headers = {
             "Content-Security-Policy": (
-                f"default-src 'none'; script-src 'self'; style-src 'self' 'sha256-{digest}'; "
-                "img-src 'self' data: blob:; connect-src 'self'; form-action 'self'; "
+                "default-src 'none'; script-src 'self'; style-src 'self'; "
+                "img-src 'self' data: blob:; connect-src 'self'; form-action 'none'; "
                 "base-uri 'none'; frame-ancestors 'none'"
             ),
             "Cross-Origin-Resource-Policy": "same-origin",
@@ -181,17 +170,14 @@ class AuthMiddleware:
             answer = PlainTextResponse(
                 f"This page is at {self._listener.url} (the Host header names another).\n", 421
             )
-        elif request.url.path == "/login":
-            answer = await self._login(request)
         elif self._may_pass(request):
             answer = self._app
-        elif request.url.path == "/":
-            answer = self._form(401)
         else:
             answer = PlainTextResponse(
-                "A token is needed: Authorization: Bearer TOKEN, or /login?token=TOKEN once.\n",
+                "A token is needed: as the password of a browser, or as the header "
+                '"Authorization: Bearer TOKEN".\n',
                 401,
-                {"WWW-Authenticate": "Bearer"},
+                {"WWW-Authenticate": 'Basic realm="knet-deploy: the token is the password"'},
             )
         await answer(scope, receive, send_guarded)
 
@@ -211,65 +197,13 @@ class AuthMiddleware:
         if self._token is None:
             return True
         kind, _, given = request.headers.get("authorization", "").partition(" ")
-        if kind.lower() == "bearer" and self._is_token(given.strip()):
-            return True
-        try:
-            cookie = SimpleCookie(request.headers.get("cookie", "")).get(self._cookie_name)
-        except CookieError:
+        given = given.strip()
+        if kind.lower() == "basic":
+            try:
+                given = b64decode(given, validate=True).decode().partition(":")[2]
+            except ValueError:
+                return False
+        elif kind.lower() != "bearer":
             return False
-        return cookie is not None and _equal(cookie.value, self._cookie(self._token))
-
-    def _is_token(self, given: str) -> bool:
-        return self._token is not None and _equal(given, self._token)
-
-    @property
-    def _cookie_name(self) -> str:
-        # A browser sends the cookies of all ports of a host: two pages must not share one.
-        return f"knet_deploy_{self._listener.port}"
-
-    def _cookie(self, token: str) -> str:
-        # Other servers on this host get it too; they cannot make the token of it.
-        return hmac.new(token.encode(), b"knet-deploy live page", hashlib.sha256).hexdigest()
-
-    async def _login(self, request: Request) -> Response:
-        if self._token is None:
-            return RedirectResponse("/", 303)
-        if request.method == "POST":
-            given = await _form_token(request)
-        else:
-            given = request.query_params.get("token")
-        if given is None:
-            return self._form(200)
-        if not self._is_token(given):
-            return self._form(401, "That is not the token.")
-        # Not a redirect: on one that began at another site's link, SameSite=Strict is not sent.
-        answer = self._filled('<meta http-equiv="refresh" content="0;url=/">', "Signed in.", 200)
-        answer.set_cookie(
-            self._cookie_name,
-            self._cookie(self._token),
-            max_age=_COOKIE_DAYS * 86_400,
-            httponly=True,
-            samesite="strict",
-        )
-        return answer
-
-    def _form(self, status: int, problem: str = "") -> Response:
-        return self._filled("", problem, status)
-
-    def _filled(self, head: str, text: str, status: int) -> Response:
-        page = self._page.replace("<!-- head -->", head).replace("<!-- text -->", escape(text))
-        return HTMLResponse(page, status)
-
-
-def _equal(given: str, wanted: str) -> bool:
-    """Whether they are the same, in a time that does not say how much of it is right."""
-    return hmac.compare_digest(given.encode("utf-8", "replace"), wanted.encode())
-
-
-async def _form_token(request: Request) -> str | None:
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _LOGIN_BYTES:
-            return ""
-    return parse_qs(body.decode("utf-8", "replace")).get("token", [""])[0]
+        # In a time that does not say how much of it is right.
+        return hmac.compare_digest(given.encode("utf-8", "replace"), self._token.encode())

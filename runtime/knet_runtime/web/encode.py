@@ -16,18 +16,18 @@ from knet_runtime.types import ClassMap, Rgb
 from knet_runtime.web.streams import FrameShot
 
 PAGE_SIDE = 1280
-"""Pixels of the longer side beyond which the page's pictures are scaled down."""
+"""Pixels of the longer side beyond which the page's frames are scaled down."""
 
-_Picture = TypeVar("_Picture", Rgb, ClassMap)
+_Image = TypeVar("_Image", Rgb, ClassMap)
 
 _JPEG_SIDE = 65_500
 _QUALITY = 80
 
 
-class PictureHead(msgspec.Struct, frozen=True):
-    """What stands before the bytes of a page's picture: ``jpeg`` bytes, then ``runs`` runs.
+class FrameHead(msgspec.Struct, frozen=True):
+    """What stands before the bytes of a page's frame: ``jpeg`` bytes, then ``runs`` runs.
 
-    ``at`` is when the picture arrived, in seconds since the epoch.
+    ``at`` is when the frame arrived, in seconds since the epoch.
     """
 
     seq: int
@@ -41,10 +41,10 @@ class PictureHead(msgspec.Struct, frozen=True):
     runs: int
 
 
-def page_picture(shot: FrameShot) -> bytes:
-    """The camera's picture and the class map apart, so that each viewer mixes them as it likes.
+def page_frame(shot: FrameShot) -> bytes:
+    """The camera's frame and the class map apart, so that each viewer mixes them as it likes.
 
-    A uint32 length, a ``PictureHead`` as JSON of that length, the JPEG, and the class map as runs
+    A uint32 length, a ``FrameHead`` as JSON of that length, the JPEG, and the class map as runs
     in reading order: the end of each (uint32), then the class of each (uint16), little-endian.
     """
     image = shrink(shot.frame.image, PAGE_SIDE, cv2.INTER_AREA)
@@ -52,7 +52,7 @@ def page_picture(shot: FrameShot) -> bytes:
     jpeg = encode_jpeg(image, _QUALITY)
     pts = shot.frame.pts
     head = msgspec.json.encode(
-        PictureHead(
+        FrameHead(
             seq=shot.seq,
             frame=shot.frame.index,
             pts=None if pts is None else float(pts),
@@ -83,10 +83,10 @@ def overlay_jpeg(
     """
     image = shrink(shot.frame.image, side, cv2.INTER_AREA)
     class_map = shrink(shot.result.class_map, side, cv2.INTER_NEAREST)
-    picture = blend(image, class_map, shot.result.labels, alpha, classes)
+    image = blend(image, class_map, shot.result.labels, alpha, classes)
     if stale or shot.frame.stale:
-        picture = mark_stale(picture, max(0.0, time.time() - shot.at))
-    return encode_jpeg(picture, _QUALITY)
+        image = mark_stale(image, max(0.0, time.time() - shot.at))
+    return encode_jpeg(image, _QUALITY)
 
 
 def runs(class_map: ClassMap) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
@@ -96,11 +96,11 @@ def runs(class_map: ClassMap) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
     return (last + 1).astype("<u4"), flat[last].astype("<u2")
 
 
-def shrink(picture: _Picture, side: int, method: int) -> _Picture:
+def shrink(image: _Image, side: int, method: int) -> _Image:
     """Scale [H, W] or [H, W, 3] down until its longer side is ``side``; else the same array."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     scale = side / max(height, width)
     if scale >= 1:
-        return picture
+        return image
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    return cast(_Picture, cv2.resize(picture, size, interpolation=method))
+    return cast(_Image, cv2.resize(image, size, interpolation=method))

@@ -43,16 +43,16 @@ class PageSink:
         self._latest = latest
 
     def write(self, frame: Frame, result: Segmentation) -> None:
-        """Make this the newest picture; frame and result must not be changed afterwards."""
+        """Make this the newest frame; frame and result must not be changed afterwards."""
         self._latest.put(frame, result)
 
     def close(self, *, complete: bool = True) -> None:
-        """Nothing comes any more; the last picture can be seen until the page closes."""
+        """Nothing comes any more; the last frame can be seen until the page closes."""
         self._latest.end()
 
 
 class LivePage:
-    """A web page of the run, as a context manager: pictures and numbers, for any number of viewers.
+    """A web page of the run, as a context manager: frames and numbers, for any number of viewers.
 
     ``feeds`` are the names that the snapshots know them by; ``alpha`` (0 … 1) is the opacity that
     viewers start with and that /stream.mjpg and /snapshot.jpg have, ``classes`` the names of those

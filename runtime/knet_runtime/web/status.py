@@ -1,9 +1,4 @@
-"""The numbers of a run as the page, /metrics and /healthz tell them.
-
-How warm the machine is, and how fast its processor runs, where Linux lets it be read.
-
-The numbers as Prometheus asks for them, in a registry of their own.
-"""
+"""The state of a run as the page, /metrics and /healthz tell it, with the machine's sensors."""
 
 from __future__ import annotations
 
@@ -76,7 +71,7 @@ def _text(file: Path) -> str | None:
 State = Literal["waiting", "running", "stale", "disconnected", "ended"]
 
 STALE_SECONDS = 3.0
-"""A live feed without a new picture for so long is stale, even if the run itself has not said so:
+"""A live feed without a new frame for so long is stale, even if the run itself has not said so:
 it may hang."""
 
 _NOTHING = FeedSnapshot(
@@ -92,7 +87,7 @@ _NOTHING = FeedSnapshot(
 
 
 class FeedStatus(msgspec.Struct, frozen=True):
-    """One feed: counts since the start, the age of its last new picture in seconds, milliseconds
+    """One feed: counts since the start, the age of its last new frame in seconds, milliseconds
     by stage."""
 
     name: str
@@ -115,13 +110,13 @@ class RunStatus(msgspec.Struct, frozen=True):
 
     @property
     def healthy(self) -> bool:
-        """Whether every feed gives new pictures, or has ended while others still run."""
+        """Whether every feed gives new frames, or has ended while others still run."""
         states = {feed.state for feed in self.feeds}
         return "running" in states and states <= {"running", "ended"}
 
 
 def _state(feed: FeedSnapshot, latest: Latest) -> State:
-    """One word for whether the pictures of a feed are now."""
+    """One word for whether the frames of a feed are now."""
     shot = latest.shot
     if latest.ended:
         return "ended"
@@ -161,7 +156,7 @@ _COUNTERS: tuple[tuple[str, str, Callable[[FeedStatus], int]], ...] = (
         "Frames of a live source that were skipped.",
         lambda feed: feed.dropped,
     ),
-    ("knet_frames_stale", "Times an old picture was shown again.", lambda feed: feed.stale_frames),
+    ("knet_frames_stale", "Times an old frame was shown again.", lambda feed: feed.stale_frames),
     (
         "knet_reconnects",
         "Times a live source was connected to again.",
@@ -208,9 +203,7 @@ def _feeds(feeds: list[FeedStatus]) -> Iterator[Metric]:
             counter.add_metric([feed.name], count(feed))
         yield counter
     state = GaugeMetricFamily("knet_state", "1 for the feed's state.", labels=["feed", "state"])
-    age = GaugeMetricFamily(
-        "knet_picture_age_seconds", "Since the last new picture.", labels=["feed"]
-    )
+    age = GaugeMetricFamily("knet_frame_age_seconds", "Since the last new frame.", labels=["feed"])
     stage = GaugeMetricFamily(
         "knet_stage_seconds",
         "Time per frame, over the last 1,000.",

@@ -1,6 +1,6 @@
-"""Pictures that are encoded once for all who wait for one, and not at all while nobody does.
+"""The newest frame of a feed, and images of it that are encoded once for all who wait for one.
 
-The newest frame of a feed, handed from the run's thread to those who watch.
+Nothing is encoded while nobody waits.
 """
 
 from __future__ import annotations
@@ -82,10 +82,10 @@ class Latest:
 
 
 SHORTEST = 0.04
-"""Seconds between two pictures at least: more than 25 a second nobody needs to see."""
+"""Seconds between two frames at least: more than 25 a second nobody needs to see."""
 
 REST = 4
-"""After a picture that took t seconds to encode it rests REST · t: a fifth of one core at most."""
+"""After a frame that took t seconds to encode it rests REST · t: a fifth of one core at most."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Encoded:
 
 
 class Channel:
-    """One kind of picture of one feed. All methods belong to the event loop; encoding to ``pool``.
+    """One kind of frame of one feed. All methods belong to the event loop; encoding to ``pool``.
 
     A viewer that does not take what it was sent does not wait for a newer one, so it costs nothing.
     """
@@ -118,7 +118,7 @@ class Channel:
         return 0 if shot is None else shot.seq - 1
 
     async def newer(self, than: int) -> Encoded | None:
-        """The next picture above ``than``; None when none will come."""
+        """The next frame above ``than``; None when none will come."""
         while True:
             made = self._made
             if made is not None and made.seq > than:

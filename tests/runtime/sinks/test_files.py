@@ -66,15 +66,15 @@ def test_the_overlay_is_the_blend_of_each_frame(tmp_path: Path) -> None:
     for frame, mask in pairs:
         sink.write(frame, mask)
     sink.close()
-    times, pictures = read_video(tmp_path / "o.mp4")
+    times, images = read_video(tmp_path / "o.mp4")
     assert times == [Fraction(index, 25) for index in range(8)]
-    for (frame, mask), picture in zip(pairs, pictures, strict=True):
+    for (frame, mask), image in zip(pairs, images, strict=True):
         expected = blend(frame.image, mask.class_map, CAMVID11, 0.5).astype(int)
-        assert np.abs(picture - expected).mean() < 4
+        assert np.abs(image - expected).mean() < 4
     assert files_in(tmp_path) == ["o.mp4"]
 
 
-def test_the_legend_lies_below_the_picture(tmp_path: Path) -> None:
+def test_the_legend_lies_below_the_frame(tmp_path: Path) -> None:
     sink = OverlayVideo(tmp_path / "o.mp4", VIDEO, legend=True)
     sink.write(*a_frame(0))
     sink.close()
@@ -134,10 +134,10 @@ def test_odd_sizes_are_padded_to_even_ones(tmp_path: Path, hw: tuple[int, int]) 
     frame, mask = a_frame(0, hw=hw)
     sink.write(frame, mask)
     sink.close()
-    picture = read_video(tmp_path / "o.mp4")[1][0]
-    assert picture.shape == (hw[0] + hw[0] % 2, hw[1] + hw[1] % 2, 3)
+    image = read_video(tmp_path / "o.mp4")[1][0]
+    assert image.shape == (hw[0] + hw[0] % 2, hw[1] + hw[1] % 2, 3)
     expected = blend(frame.image, mask.class_map, CAMVID11, 0.5).astype(int)
-    assert np.abs(picture[: hw[0], : hw[1]] - expected).mean() < 8
+    assert np.abs(image[: hw[0], : hw[1]] - expected).mean() < 8
 
 
 def test_a_frame_of_another_size_is_letterboxed_into_the_first(tmp_path: Path) -> None:

@@ -58,8 +58,8 @@ def a_frame(
 def read(path: Path) -> tuple[list[float], list[NDArray[np.uint8]]]:
     with av.open(str(path)) as container:
         frames = list(container.decode(video=0))
-    pictures = [np.asarray(frame.to_ndarray(format="rgb24"), np.uint8) for frame in frames]
-    return [frame.time or 0.0 for frame in frames], pictures
+    images = [np.asarray(frame.to_ndarray(format="rgb24"), np.uint8) for frame in frames]
+    return [frame.time or 0.0 for frame in frames], images
 
 
 @pytest.mark.parametrize(("suffix", "codec"), FORMATS)
@@ -75,11 +75,11 @@ def test_each_format_holds_the_blend_and_the_times(
         sink.write(frame, mask)
     sink.close()
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
-    seen, pictures = read(path)
+    seen, images = read(path)
     assert seen == pytest.approx(times, abs=0.0011 if suffix == "mkv" else 1e-6)
-    for (frame, mask), picture in zip(pairs, pictures, strict=True):
+    for (frame, mask), image in zip(pairs, images, strict=True):
         expected = blend(frame.image, mask.class_map, CAMVID11, 0.5).astype(int)
-        assert np.abs(picture - expected).mean() < 4
+        assert np.abs(image - expected).mean() < 4
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         assert stream.codec_context.name == codec
@@ -97,10 +97,10 @@ def test_odd_sizes_and_sizes_that_change(tmp_path: Path, suffix: str, codec: Cod
         sink.write(*a_frame(index, Fraction(index, 25), hw))
     sink.close()
     height = 95 + legend_strip(CAMVID11, 127).shape[0]
-    _, pictures = read(path)
-    assert len(pictures) == 4
-    assert {picture.shape for picture in pictures} == {(height + height % 2, 128, 3)}
-    assert pictures[1][:25].max() < 24  # black above what is wide
+    _, images = read(path)
+    assert len(images) == 4
+    assert {image.shape for image in images} == {(height + height % 2, 128, 3)}
+    assert images[1][:25].max() < 24  # black above what is wide
 
 
 @pytest.mark.parametrize("info", [LIVE, replace(VIDEO, frames=1_000_000)])
@@ -111,10 +111,10 @@ def test_an_mp4_without_a_near_end_stays_in_fragments(tmp_path: Path, info: Sour
         for index, seconds in enumerate(times):
             sink.write(*a_frame(index, Fraction(round(90_000 * seconds), 90_000)))
         sink.close()
-        read_times, pictures = read(tmp_path / name)
+        read_times, images = read(tmp_path / name)
         assert read_times == pytest.approx(times, abs=1 / 90_000)
-        assert len(pictures) == len(times)
-    # An ordinary file ends with its index, and an index with the sizes of all pictures.
+        assert len(images) == len(times)
+    # An ordinary file ends with its index, and an index with the sizes of all frames.
     ends = [(tmp_path / name).read_bytes()[-4096:] for name in ("long.mp4", "short.mp4")]
     assert [b"stsz" in end for end in ends] == [False, True]
 
@@ -145,15 +145,15 @@ def test_a_stale_frame_is_marked_and_shown_at_its_own_time(tmp_path: Path) -> No
     frame, mask = a_frame(0, Fraction(0))
     sink.write(frame, mask)
     for _ in range(2):
-        time.sleep(0.15)  # stale pictures come by the clock
+        time.sleep(0.15)  # stale frames come by the clock
         sink.write(replace(frame, stale=True), mask)
     sink.write(*a_frame(1, Fraction(2)))
     sink.close()
-    times, pictures = read(tmp_path / "o.mp4")
+    times, images = read(tmp_path / "o.mp4")
     assert times[0] == 0
     assert 0.14 < times[1] < times[2] < 2
     assert times[3] == 2
-    red = [bool((p[:4, 2:40].mean((0, 1)) @ [1, -1, -1]) > 100) for p in pictures]
+    red = [bool((p[:4, 2:40].mean((0, 1)) @ [1, -1, -1]) > 100) for p in images]
     assert red == [False, True, True, False]
     assert sink.retimed == 0
 
@@ -174,12 +174,12 @@ def test_only_the_chosen_classes_are_drawn_and_listed(tmp_path: Path) -> None:
     sink = OverlayImage(tmp_path / "o.png", classes=["road"], legend=True)
     sink.write(frame, mask)
     sink.close()
-    picture = cv2.cvtColor(cv2.imread(str(tmp_path / "o.png")), cv2.COLOR_BGR2RGB)
-    np.testing.assert_array_equal(picture[:48], frame.image[:48])
+    image = cv2.cvtColor(cv2.imread(str(tmp_path / "o.png")), cv2.COLOR_BGR2RGB)
+    np.testing.assert_array_equal(image[:48], frame.image[:48])
     whole = blend(frame.image, mask.class_map, CAMVID11, 0.5)
-    np.testing.assert_array_equal(picture[48:96], whole[48:])
+    np.testing.assert_array_equal(image[48:96], whole[48:])
     strip = legend_strip(CAMVID11, 128, mask.shares(), (3,))
-    np.testing.assert_array_equal(picture[96:], strip)
+    np.testing.assert_array_equal(image[96:], strip)
     assert strip.shape[0] < legend_strip(CAMVID11, 128).shape[0]
 
 

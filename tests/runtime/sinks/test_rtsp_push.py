@@ -60,14 +60,14 @@ class Server:
         assert self.process.stdout is not None
         self.process.stdout.close()
 
-    def pictures(self) -> list[int]:
-        """The mean grey of each picture that has arrived."""
+    def images(self) -> list[int]:
+        """The mean grey of each frame that has arrived."""
         if not self.output.exists() or not self.output.stat().st_size:
             return []
         try:
             with av.open(str(self.output), format="h264") as container:
                 frames = list(container.decode(video=0))
-        except av.FFmpegError:  # the first picture is not whole yet
+        except av.FFmpegError:  # the first frame is not whole yet
             return []
         return [round(float(frame.to_ndarray(format="rgb24").mean())) for frame in frames]
 
@@ -149,12 +149,12 @@ def test_a_file_arrives_whole_in_order_and_at_its_own_speed(
     began = time.monotonic()
     write_all(sink, 30)
     # The server throws away what it still holds when the connection ends.
-    wait_until(lambda: len(record.pictures()) >= 28)
+    wait_until(lambda: len(record.images()) >= 28)
     sink.close()
     sink.close()
     assert time.monotonic() - began > 29 / 25
     assert (sink.dropped, sink.reconnects, sink.connected) == (0, 0, False)
-    seen = record.pictures()
+    seen = record.images()
     np.testing.assert_allclose(seen, [2 * index for index in range(len(seen))], atol=4)
     assert children() == set()
 
@@ -177,7 +177,7 @@ def test_a_killed_server_is_found_again_and_what_was_lost_is_counted(
 
     def pushes() -> bool:
         write()
-        return sink.connected and bool(record.pictures())
+        return sink.connected and bool(record.images())
 
     wait_until(pushes)
     record.kill()
@@ -203,7 +203,7 @@ def test_wrong_credentials_end_it_without_showing_them(server: Callable[..., Ser
     sink.close()
 
 
-def test_a_server_that_freezes_costs_pictures_and_nothing_else(
+def test_a_server_that_freezes_costs_frames_and_nothing_else(
     server: Callable[..., Server],
 ) -> None:
     record = server()

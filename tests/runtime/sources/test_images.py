@@ -19,14 +19,14 @@ from knet_runtime.sources.open import open_source
 ENCODINGS = (".png", ".jpg", ".bmp", ".tif", ".webp")
 
 
-def picture(height: int = 24, width: int = 40) -> NDArray[np.uint8]:
+def drawn(height: int = 24, width: int = 40) -> NDArray[np.uint8]:
     """Smooth RGB that no two mirrorings or channel orders share."""
     rows, columns = np.mgrid[0:height, 0:width]
     return np.dstack([rows * 8, columns * 5, 40 + rows * 2 + columns]).astype(np.uint8)
 
 
 def encoded(suffix: str, image: cv2.typing.MatLike | None = None) -> bytes:
-    pixels = cv2.cvtColor(picture(), cv2.COLOR_RGB2BGR) if image is None else image
+    pixels = cv2.cvtColor(drawn(), cv2.COLOR_RGB2BGR) if image is None else image
     good, data = cv2.imencode(suffix, pixels)
     assert good
     return bytes(data)
@@ -52,19 +52,19 @@ def test_lossless_formats_come_out_as_the_same_rgb(tmp_path: Path, suffix: str) 
     image = read_image(save(tmp_path / f"a{suffix}", encoded(suffix)))
     assert image.dtype == np.uint8
     assert image.flags.c_contiguous
-    np.testing.assert_array_equal(image, picture())
+    np.testing.assert_array_equal(image, drawn())
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".webp"])
 def test_lossy_formats_come_out_as_nearly_the_same_rgb(tmp_path: Path, suffix: str) -> None:
     image = read_image(save(tmp_path / f"a{suffix}", encoded(suffix)))
-    assert np.abs(image.astype(int) - picture()).mean() < 4
+    assert np.abs(image.astype(int) - drawn()).mean() < 4
 
 
 def test_lossless_webp_and_one_pixel(tmp_path: Path) -> None:
     flags = [cv2.IMWRITE_WEBP_QUALITY, 101]
-    data = cv2.imencode(".webp", cv2.cvtColor(picture(), cv2.COLOR_RGB2BGR), flags)[1]
-    np.testing.assert_array_equal(read_image(save(tmp_path / "a.webp", bytes(data))), picture())
+    data = cv2.imencode(".webp", cv2.cvtColor(drawn(), cv2.COLOR_RGB2BGR), flags)[1]
+    np.testing.assert_array_equal(read_image(save(tmp_path / "a.webp", bytes(data))), drawn())
     one = np.array([[[3, 2, 1]]], np.uint8)
     assert read_image(save(tmp_path / "b.png", encoded(".png", one))).tolist() == [[[1, 2, 3]]]
 
@@ -77,11 +77,11 @@ def test_sixteen_bits_are_rounded_to_eight(tmp_path: Path) -> None:
 
 
 def test_grey_becomes_rgb_and_transparency_is_dropped(tmp_path: Path) -> None:
-    grey = read_image(save(tmp_path / "g.png", encoded(".png", picture()[..., 0])))
-    np.testing.assert_array_equal(grey, np.dstack([picture()[..., 0]] * 3))
-    clear = np.dstack([cv2.cvtColor(picture(), cv2.COLOR_RGB2BGR), np.zeros((24, 40), np.uint8)])
+    grey = read_image(save(tmp_path / "g.png", encoded(".png", drawn()[..., 0])))
+    np.testing.assert_array_equal(grey, np.dstack([drawn()[..., 0]] * 3))
+    clear = np.dstack([cv2.cvtColor(drawn(), cv2.COLOR_RGB2BGR), np.zeros((24, 40), np.uint8)])
     image = read_image(save(tmp_path / "c.png", encoded(".png", clear)))
-    np.testing.assert_array_equal(image, picture())
+    np.testing.assert_array_equal(image, drawn())
 
 
 def test_palette_png_takes_its_colours(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_palette_png_takes_its_colours(tmp_path: Path) -> None:
 
 
 def test_a_jpeg_is_turned_upright_by_exif(tmp_path: Path) -> None:
-    upright = np.rot90(picture(), -1)  # orientation 6: turn clockwise to see it upright
+    upright = np.rot90(drawn(), -1)  # orientation 6: turn clockwise to see it upright
     body = b"Exif\x00\x00" + exif(6)
     jpeg = encoded(".jpg")
     segment = b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body
@@ -108,7 +108,7 @@ def test_a_jpeg_is_turned_upright_by_exif(tmp_path: Path) -> None:
 
 def test_a_name_outside_ascii_and_a_wrong_suffix_are_no_obstacle(tmp_path: Path) -> None:
     path = save(tmp_path / "straße 道路.png", encoded(".bmp"))
-    np.testing.assert_array_equal(read_image(path), picture())
+    np.testing.assert_array_equal(read_image(path), drawn())
 
 
 @pytest.mark.parametrize("suffix", ENCODINGS)
@@ -160,7 +160,7 @@ def test_a_broken_colour_profile_is_ignored_in_silence(
     data = encoded(".png")
     profile = png_chunk(b"iCCP", b"name\x00\x00" + zlib.compress(b"no profile"))
     image = read_image(save(tmp_path / "a.png", data[:33] + profile + data[33:]))
-    np.testing.assert_array_equal(image, picture())
+    np.testing.assert_array_equal(image, drawn())
     assert capfd.readouterr() == ("", "")
 
 
@@ -179,7 +179,7 @@ def test_opencv_log_level_survives_many_readers_at_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         images = list(pool.map(read_image, [path] * 64))
     assert log.getLogLevel() == before
-    assert all(np.array_equal(image, picture()) for image in images)
+    assert all(np.array_equal(image, drawn()) for image in images)
 
 
 @pytest.mark.parametrize("suffix", ENCODINGS)
@@ -209,7 +209,7 @@ def test_a_header_that_promises_too_many_pixels_is_refused_before_decoding(
 
 
 def test_float_samples_are_refused_with_the_mend(tmp_path: Path) -> None:
-    data = encoded(".tif", picture().astype(np.float32))
+    data = encoded(".tif", drawn().astype(np.float32))
     with pytest.raises(SourceError, match="float32 samples; save it with 8 or 16 bits"):
         read_image(save(tmp_path / "f.tif", data))
 

@@ -277,7 +277,7 @@ def test_sound_alone_is_refused(tmp_path: Path) -> None:
         open_source(path)
 
 
-def test_a_cover_picture_is_no_video(tmp_path: Path) -> None:
+def test_a_cover_frame_is_no_video(tmp_path: Path) -> None:
     path = tmp_path / "cover.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mjpeg", rate=30)

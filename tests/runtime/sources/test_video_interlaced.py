@@ -18,7 +18,7 @@ HEIGHT, WIDTH, STEP = 64, 128, 8
 
 
 def bar(position: int) -> NDArray[np.uint8]:
-    """A grey picture with a white bar 16 wide."""
+    """A grey frame with a white bar 16 wide."""
     image = np.full((HEIGHT, WIDTH, 3), 40, np.uint8)
     image[:, position : position + 16] = 220
     return image

@@ -112,9 +112,9 @@ def test_a_part_states_how_many_frames_it_may_have(tmp_path: Path) -> None:
 
 def test_a_part_behind_the_end_is_refused_with_the_length(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "a.mp4")
-    with pytest.raises(SourceError, match=r"no picture from 5 s to its end of its 3.000 s; choose"):
+    with pytest.raises(SourceError, match=r"no frame from 5 s to its end of its 3.000 s; choose"):
         open_source(path, SourceOptions(start=5))
-    with pytest.raises(SourceError, match=r"no picture from 1.01 s to 1.02 s"):
+    with pytest.raises(SourceError, match=r"no frame from 1.01 s to 1.02 s"):
         open_source(path, SourceOptions(start=1.01, end=1.02))
 
 

@@ -24,7 +24,7 @@ STAGES = {"read": 1.5, "infer": 20.0, "latency": 31.0}
 
 
 class Gate:
-    """A feed named ``name``: ``step`` shows a next picture, and what a run would count of it."""
+    """A feed named ``name``: ``step`` shows a next frame, and what a run would count of it."""
 
     def __init__(self, name: str) -> None:
         self.name = name

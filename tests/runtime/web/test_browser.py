@@ -52,17 +52,20 @@ def open_page(browser: Any) -> Iterator[Open]:
         *,
         width: int = 1280,
         height: int = 800,
-        path: str = "/",
+        password: str | None = None,
         route: tuple[str, Callable[[Any], None]] | None = None,
     ) -> Any:
-        context = browser.new_context(viewport={"width": width, "height": height})
+        context = browser.new_context(
+            viewport={"width": width, "height": height},
+            http_credentials=password and {"username": "", "password": password},
+        )
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(15_000)
         if route is not None:
             page.route(*route)
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto(f"http://127.0.0.1:{port}{path}", wait_until="domcontentloaded")
+        page.goto(f"http://127.0.0.1:{port}/", wait_until="domcontentloaded")
         return page
 
     yield go
@@ -87,7 +90,7 @@ def wait_for_state(page: Any, *states: str) -> None:
     until(page, f"{list(states)}.includes({STATE})")
 
 
-def test_the_picture_moves_beside_its_overlay(site: Any, move: Any, open_page: Open) -> None:
+def test_the_frame_moves_beside_its_overlay(site: Any, move: Any, open_page: Open) -> None:
     page = open_page(site.port)
     wait_for_state(page, "waiting")
     move(site.gate)
@@ -102,7 +105,7 @@ def test_the_picture_moves_beside_its_overlay(site: Any, move: Any, open_page: O
     assert page.inner_text("#stages tr.total th") == "latency"
 
 
-def test_toggles_and_opacity_act_at_once_on_a_picture_that_stands_still(
+def test_toggles_and_opacity_act_at_once_on_a_frame_that_stands_still(
     site: Any, open_page: Open
 ) -> None:
     site.gate.step()
@@ -118,7 +121,7 @@ def test_toggles_and_opacity_act_at_once_on_a_picture_that_stands_still(
 
     assert near(overlay(60), mixed(SKY, 0.5))
     assert near(overlay(120), mixed(ROAD, 0.5))
-    assert near(overlay(120, 88), (60, 60, 60))  # ignored: the picture itself
+    assert near(overlay(120, 88), (60, 60, 60))  # ignored: the frame itself
     assert near(list(page.evaluate(PIXEL, ["camera", 120, 40])), (60, 60, 60))
 
     road = page.get_by_role("checkbox", name="Road", exact=True)
@@ -203,7 +206,7 @@ def test_a_server_that_goes_away_is_seen_and_its_return_too(
     assert not page.get_by_role("checkbox", name="Pole").is_checked()
 
 
-def test_pictures_that_stop_while_numbers_go_on_are_stale(
+def test_frames_that_stop_while_numbers_go_on_are_stale(
     site: Any, move: Any, open_page: Open
 ) -> None:
     site.gate.step()
@@ -298,24 +301,17 @@ def test_a_hidden_page_asks_for_nothing(site: Any, move: Any, open_page: Open) -
     wait_for_state(page, "running")
 
 
-def test_the_token_is_asked_for_once(make_site: Any, move: Any, open_page: Open) -> None:
+def test_a_browser_gives_the_token_as_its_password(
+    make_site: Any, move: Any, open_page: Open
+) -> None:
     site = make_site(token="correct-horse-battery")
     move(site.gate)
-    page = open_page(site.port)
-    page.get_by_label("Token").fill("wrong-horse")
-    page.keyboard.press("Enter")
-    page.get_by_text("That is not the token.").wait_for()
-    page.get_by_label("Token").fill("correct-horse-battery")
-    page.get_by_role("button", name="Sign in").click()
-    page.locator("#state").wait_for()  # it navigates twice
+    page = open_page(site.port, password="correct-horse-battery")
     wait_for_state(page, "running")
     page.reload(wait_until="domcontentloaded")
     wait_for_state(page, "running")
-    assert "token" not in page.url
-    other = open_page(site.port, path="/login?token=correct-horse-battery")
-    other.locator("#state").wait_for()
-    wait_for_state(other, "running")
-    assert "token" not in other.url
+    refused = open_page(site.port, password="wrong-horse")
+    refused.get_by_text("A token is needed").wait_for()
 
 
 def wide(width: int) -> tuple[Any, Any]:

@@ -19,7 +19,7 @@ MASK = Segmentation(np.zeros((4, 6), np.uint8), CAMVID11, {})
 
 
 class Encoder:
-    """Takes ``seconds`` for a picture and counts them."""
+    """Takes ``seconds`` for a frame and counts them."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seen: list[int] = []
@@ -48,14 +48,14 @@ def test_nobody_watches_nothing_is_encoded() -> None:
             made = await channel.newer(channel.start())
             assert made is not None
             assert (made.seq, made.data) == (50, b"50")
-            put(latest, 50)  # the viewer has its picture, and asks for no other
+            put(latest, 50)  # the viewer has its frame, and asks for no other
             await asyncio.sleep(0.1)
             assert encoder.seen == [50]
 
     asyncio.run(run())
 
 
-def test_many_viewers_share_each_picture_and_a_fresh_one_gets_none_older_than_its_arrival() -> None:
+def test_many_viewers_share_each_frame_and_a_fresh_one_gets_none_older_than_its_arrival() -> None:
     async def run() -> None:
         latest, encoder = Latest(), Encoder()
         latest.attach(asyncio.get_running_loop())
@@ -83,7 +83,7 @@ def test_many_viewers_share_each_picture_and_a_fresh_one_gets_none_older_than_it
             for got in seen:
                 assert got == sorted(set(got))
                 assert set(got) <= set(encoder.seen)
-                assert got[-1] == 61  # the last picture is shown, whoever ends
+                assert got[-1] == 61  # the last frame is shown, whoever ends
             late = await channel.newer(channel.start())
             assert late is not None
             assert late.seq == 61

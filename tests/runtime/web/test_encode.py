@@ -16,7 +16,7 @@ from knet_runtime.drawing import blend
 from knet_runtime.labels import CAMVID11, LabelMap
 from knet_runtime.segmentation import Instance, Segmentation
 from knet_runtime.types import Frame
-from knet_runtime.web.encode import overlay_jpeg, page_picture, runs
+from knet_runtime.web.encode import overlay_jpeg, page_frame, runs
 from knet_runtime.web.streams import FrameShot
 
 
@@ -48,14 +48,14 @@ def test_runs_hold_the_class_map_exactly(class_map: np.ndarray) -> None:
     assert (classes[1:] != classes[:-1]).all()
 
 
-def test_a_page_picture_holds_jpeg_and_class_map() -> None:
+def test_a_page_frame_holds_jpeg_and_class_map() -> None:
     one = shot()
-    data = page_picture(one)
+    data = page_frame(one)
     size = int.from_bytes(data[:4], "little")
     head = json.loads(data[4 : 4 + size])
     rest = data[4 + size :]
-    picture = cv2.imdecode(np.frombuffer(rest[: head["jpeg"]], np.uint8), cv2.IMREAD_COLOR_RGB)
-    difference = np.abs(picture.astype(int) - one.frame.image)
+    image = cv2.imdecode(np.frombuffer(rest[: head["jpeg"]], np.uint8), cv2.IMREAD_COLOR_RGB)
+    difference = np.abs(image.astype(int) - one.frame.image)
     assert difference.mean() < 4
     ends, classes = rows_of(rest[head["jpeg"] :], head["runs"], head["runs"])
     assert len(rest) == head["jpeg"] + 6 * head["runs"]
@@ -66,9 +66,9 @@ def test_a_page_picture_holds_jpeg_and_class_map() -> None:
     assert (head["width"], head["height"], head["stale"]) == (160, 90, False)
 
 
-def test_a_large_picture_is_scaled_down_for_the_page_and_not_for_the_snapshot() -> None:
+def test_a_large_frame_is_scaled_down_for_the_page_and_not_for_the_snapshot() -> None:
     large = shot(1440, 2560)
-    data = page_picture(large)
+    data = page_frame(large)
     head = json.loads(data[4 : 4 + int.from_bytes(data[:4], "little")])
     assert (head["height"], head["width"]) == (720, 1280)
     whole = cv2.imdecode(np.frombuffer(overlay_jpeg(large, 0.5), np.uint8), cv2.IMREAD_COLOR)
@@ -79,7 +79,7 @@ def test_a_large_picture_is_scaled_down_for_the_page_and_not_for_the_snapshot() 
 def test_a_stale_overlay_says_so_across_its_top(height: int, width: int) -> None:
     fresh, old = shot(height, width), shot(height, width, stale=True)
     wanted = blend(fresh.frame.image, fresh.result.class_map, CAMVID11, 0.5)
-    pictures = [
+    images = [
         cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB).astype(int)
         for data in (
             overlay_jpeg(fresh, 0.5),
@@ -88,13 +88,13 @@ def test_a_stale_overlay_says_so_across_its_top(height: int, width: int) -> None
         )
     ]
     if height > 20:
-        assert np.abs(pictures[0] - wanted).mean() < 8
-    for marked in pictures[1:]:
+        assert np.abs(images[0] - wanted).mean() < 8
+    for marked in images[1:]:
         assert marked[0, 0, 0] > 150
         assert marked[0, 0, 1] < 90
         if height > 100:
             inner = slice(height // 2, height - 20), slice(20, width - 20)
-            np.testing.assert_array_equal(marked[inner], pictures[0][inner])
+            np.testing.assert_array_equal(marked[inner], images[0][inner])
             assert (marked[: height // 8] > 200).all(-1).sum() > 300  # the white letters
 
 
@@ -109,7 +109,7 @@ def test_instance_and_panoptic_results_are_shown_by_class() -> None:
         Segmentation.from_instances([instance], (90, 160), labels),
     ):
         shown = FrameShot(1, one.frame, result, at=100.0)
-        data = page_picture(shown)
+        data = page_frame(shown)
         size = int.from_bytes(data[:4], "little")
         head = json.loads(data[4 : 4 + size])
         ends, classes = rows_of(data[4 + size + head["jpeg"] :], head["runs"], head["runs"])

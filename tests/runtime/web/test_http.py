@@ -22,7 +22,7 @@ from knet_runtime.web import auth as address
 Wait = Callable[..., None]
 
 
-def picture(data: bytes) -> np.ndarray:
+def image(data: bytes) -> np.ndarray:
     return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB).astype(int)
 
 
@@ -37,7 +37,7 @@ def mjpg_parts(answer: HTTPResponse) -> Iterator[bytes]:
         assert answer.readline() == b"--frame\r\n"
 
 
-def live_pictures(answer: HTTPResponse) -> Iterator[dict[str, Any]]:
+def live_frames(answer: HTTPResponse) -> Iterator[dict[str, Any]]:
     while size := answer.read(4):
         head = json.loads(answer.read(int.from_bytes(size, "little")))
         answer.read(head["jpeg"] + 6 * head["runs"])
@@ -88,9 +88,9 @@ def test_the_mjpg_stream_moves_and_shows_the_overlay(site: Any) -> None:
     assert answer.headers["Cache-Control"] == "no-store"
     parts = mjpg_parts(answer)
     site.gate.step()
-    first = picture(next(parts))
+    first = image(next(parts))
     site.gate.step()
-    second = picture(next(parts))
+    second = image(next(parts))
     sky = (60 + np.array([128, 128, 128])) / 2
     assert np.abs(first[40, 70] - sky).max() < 12
     assert np.abs(first[87, 70] - 60).max() < 12  # ignored: no colour
@@ -104,34 +104,34 @@ def test_classes_that_are_not_chosen_have_no_colour(make_site: Any) -> None:
         body = (
             site.ask(route)[2] if route == "/snapshot.jpg" else next(mjpg_parts(site.open(route)))
         )
-        one = picture(body)
+        one = image(body)
         assert np.abs(one[40, 70] - 60).max() < 12  # sky
         assert np.abs(one[40, 130] - (60 + np.array([128, 64, 128])) / 2).max() < 12
     _, set_up = next(numbers(site.open("/events")))
     assert [set_up["classes"][index]["name"] for index in set_up["shown"]] == ["Road"]
 
 
-def test_a_stale_picture_is_marked_in_every_picture(site: Any) -> None:
+def test_a_stale_frame_is_marked_in_every_frame(site: Any) -> None:
     site.gate.step()
     site.gate.step(stale=True)
     answer = site.open("/stream.mjpg")
-    marked = picture(next(mjpg_parts(answer)))
-    snapshot = picture(site.ask("/snapshot.jpg")[2])
+    marked = image(next(mjpg_parts(answer)))
+    snapshot = image(site.ask("/snapshot.jpg")[2])
     for one in (marked, snapshot):
         assert one[0, 2, 0] > 150
         assert one[0, 2, 1] < 80
     answer = site.open("/live")
-    assert next(live_pictures(answer))["stale"] is True
+    assert next(live_frames(answer))["stale"] is True
 
 
-def test_the_snapshot_is_the_newest_picture(site: Any) -> None:
+def test_the_snapshot_is_the_newest_frame(site: Any) -> None:
     status, _, body = site.ask("/snapshot.jpg")
-    assert (status, body) == (503, b"There is no picture yet.\n")
+    assert (status, body) == (503, b"There is no frame yet.\n")
     site.gate.step()
     status, headers, body = site.ask("/snapshot.jpg")
     assert status == 200
     assert headers["Content-Type"] == "image/jpeg"
-    assert picture(body).shape == (90, 160, 3)
+    assert image(body).shape == (90, 160, 3)
 
 
 def test_several_feeds_are_told_apart(make_site: Any) -> None:
@@ -148,7 +148,7 @@ def test_several_feeds_are_told_apart(make_site: Any) -> None:
         assert body == b"There is no such feed; use front, rear & side.\n"
     rear.step()
     answer = site.open("/live?feed=rear+%26+side")
-    assert next(live_pictures(answer))["frame"] == 2
+    assert next(live_frames(answer))["frame"] == 2
 
 
 def test_health_follows_the_feed(site: Any) -> None:
@@ -168,7 +168,7 @@ def test_health_follows_the_feed(site: Any) -> None:
     assert health() == (200, b"gate: running\n")
     site.gate.sink.close()
     assert health() == (503, b"gate: ended\n")
-    assert site.ask("/snapshot.jpg")[0] == 200  # the last picture stays to be seen
+    assert site.ask("/snapshot.jpg")[0] == 200  # the last frame stays to be seen
 
 
 def test_before_the_run_begins_every_feed_waits(make_site: Any) -> None:
@@ -207,7 +207,7 @@ def test_metrics_are_what_the_run_counted(make_site: Any) -> None:
     assert samples["knet_state", "front", "running"] == 1
     assert samples["knet_state", "rear", "waiting"] == 1
     assert samples["knet_state", "rear", "running"] == 0
-    assert 0 <= samples["knet_picture_age_seconds", "front"] < 10
+    assert 0 <= samples["knet_frame_age_seconds", "front"] < 10
     assert samples["knet_stage_seconds", "front", "0.95", "infer"] == pytest.approx(0.04)
     assert samples["knet_viewers",] == 0
     assert not any("python" in key[0] for key in samples)  # a registry of its own
@@ -247,11 +247,11 @@ def test_head_of_a_stream_ends(site: Any) -> None:
 
 def test_streams_end_with_the_run(site: Any) -> None:
     answer = site.open("/live")
-    pictures = live_pictures(answer)
+    images = live_frames(answer)
     site.gate.step()
-    assert next(pictures)["frame"] == 1
+    assert next(images)["frame"] == 1
     site.gate.sink.close()
-    assert list(pictures) == []
+    assert list(images) == []
 
 
 def sockets_and_threads() -> tuple[int, int]:
@@ -263,7 +263,7 @@ def get(path: str) -> bytes:
 
 
 def step_large(site: Any, count: int) -> None:
-    """Pictures of noise: as large as they get."""
+    """Frames of noise: as large as they get."""
     from knet_runtime.labels import CAMVID11
     from knet_runtime.segmentation import Segmentation
     from knet_runtime.types import Frame

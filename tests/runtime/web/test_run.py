@@ -57,7 +57,7 @@ def segment(image: NDArray[np.uint8]) -> Segmentation:
     return Segmentation(np.zeros(image.shape[:2], np.uint8), CAMVID11, {"infer": 1.0})
 
 
-def test_health_and_pictures_follow_the_run(wait_until: Callable[..., None]) -> None:
+def test_health_and_frames_follow_the_run(wait_until: Callable[..., None]) -> None:
     listener = listen("127.0.0.1:0")
 
     def ask(path: str) -> tuple[int, bytes]:
@@ -75,8 +75,8 @@ def test_health_and_pictures_follow_the_run(wait_until: Callable[..., None]) -> 
         return state
 
     def corner() -> NDArray[np.uint8]:
-        picture = cv2.imdecode(np.frombuffer(ask("/snapshot.jpg")[1], np.uint8), 1)
-        return np.asarray(picture[0, 0], np.uint8)
+        image = cv2.imdecode(np.frombuffer(ask("/snapshot.jpg")[1], np.uint8), 1)
+        return np.asarray(image[0, 0], np.uint8)
 
     stats, camera, stop = RunStats(), Camera(), threading.Event()
     with LivePage(listener, CAMVID11, stats.snapshot, feeds=["gate"]) as page:
@@ -87,15 +87,15 @@ def test_health_and_pictures_follow_the_run(wait_until: Callable[..., None]) -> 
         )
         work.start()
         try:
-            wait_until(lambda: health() == "running", "pictures")
+            wait_until(lambda: health() == "running", "frames")
             assert corner().max() < 120
             camera.gone.set()
             wait_until(lambda: health() in ("stale", "disconnected"), "the source is missed")
-            wait_until(lambda: corner()[2] > 150, "the last picture is marked")
+            wait_until(lambda: corner()[2] > 150, "the last frame is marked")
             wait_until(lambda: b'knet_frames_stale_total{feed="gate"} 1' in ask("/metrics")[1], "")
             camera.gone.clear()
             wait_until(lambda: health() == "running", "the source is back")
-            wait_until(lambda: corner()[2] < 120, "new pictures")
+            wait_until(lambda: corner()[2] < 120, "new frames")
             assert b'knet_reconnects_total{feed="gate"} 1.0' in ask("/metrics")[1]
             assert b'stage="latency"' in ask("/metrics")[1]
         finally:

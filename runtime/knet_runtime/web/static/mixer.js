@@ -1,5 +1,5 @@
-// The picture beside its overlay. Mixed here, so that toggles and opacity are each viewer's own
-// and take effect at once, also on a picture that stands still.
+// The frame beside its overlay. Mixed here, so that toggles and opacity are each viewer's own
+// and take effect at once, also on a frame that stands still.
 
 export class Mixer {
   constructor(camera, overlay) {
@@ -8,7 +8,7 @@ export class Mixer {
     this.mask = document.createElement("canvas");
     this.colours = new Uint32Array(0); // by class; 0 is transparent
     this.opacity = 0.5;
-    this.picture = null;
+    this.shown = null;
   }
 
   // `classes` [{name, colour: [r, g, b]}], `shown` a set of the indices to be coloured.
@@ -23,30 +23,30 @@ export class Mixer {
     this.draw();
   }
 
-  show(picture) {
-    this.picture?.bitmap.close();
-    this.picture = picture;
-    const { width, height } = picture.head;
+  show(shown) {
+    this.shown?.bitmap.close();
+    this.shown = shown;
+    const { width, height } = shown.head;
     for (const canvas of [this.camera, this.overlay, this.mask]) {
       if (canvas.width !== width) canvas.width = width;
       if (canvas.height !== height) canvas.height = height;
     }
-    this.camera.getContext("2d").drawImage(picture.bitmap, 0, 0);
+    this.camera.getContext("2d").drawImage(shown.bitmap, 0, 0);
     this.draw();
   }
 
-  // Nothing is shown any more, least of all another feed's picture.
+  // Nothing is shown any more, least of all another feed's frame.
   clear() {
-    this.picture?.bitmap.close();
-    this.picture = null;
+    this.shown?.bitmap.close();
+    this.shown = null;
     for (const canvas of [this.camera, this.overlay]) {
       canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
     }
   }
 
   draw() {
-    if (this.picture === null) return;
-    const { head, bitmap, ends, classes } = this.picture;
+    if (this.shown === null) return;
+    const { head, bitmap, ends, classes } = this.shown;
     const image = new ImageData(head.width, head.height);
     const pixels = new Uint32Array(image.data.buffer);
     for (let run = 0, start = 0; run < ends.length; start = ends[run++]) {
@@ -61,11 +61,11 @@ export class Mixer {
     context.drawImage(this.mask, 0, 0);
   }
 
-  // The fraction of the picture that each class covers.
+  // The fraction of the frame that each class covers.
   shares() {
     const shares = new Float64Array(this.colours.length);
-    if (this.picture === null) return shares;
-    const { head, ends, classes } = this.picture;
+    if (this.shown === null) return shares;
+    const { head, ends, classes } = this.shown;
     for (let run = 0, start = 0; run < ends.length; start = ends[run++]) {
       if (classes[run] < shares.length) shares[classes[run]] += ends[run] - start;
     }

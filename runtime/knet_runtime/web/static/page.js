@@ -1,4 +1,4 @@
-// What ties the page together: one feed's pictures, everybody's numbers, and whether to trust them.
+// What ties the page together: one feed's frames, everybody's numbers, and whether to trust them.
 
 import { Legend } from "./legend.js";
 import { Mixer } from "./mixer.js";
@@ -20,7 +20,7 @@ let clockOffset = 0; // the server's clock less ours, in seconds
 let events = null;
 let stream = null;
 
-let seenAt = 0; // when the picture that is shown came, and what the run had counted by then
+let seenAt = 0; // when the frame that is shown came, and what the run had counted by then
 let seenFrames = 0;
 
 const numbersOf = (name) => latest?.feeds.find((one) => one.name === name);
@@ -88,11 +88,11 @@ async function follow() {
   const mine = (stream = new AbortController());
   for (let failures = 0; !mine.signal.aborted; ) {
     try {
-      await watch(feed, (picture) => {
+      await watch(feed, (shown) => {
         failures = 0;
         seenAt = performance.now();
         seenFrames = numbersOf(feed)?.frames ?? 0;
-        mixer.show(picture);
+        mixer.show(shown);
         showFrame();
         judge();
       }, mine.signal);
@@ -104,20 +104,20 @@ async function follow() {
   }
 }
 
-// One answer to whether these pictures are now, on every part of the page that shows them.
+// One answer to whether these frames are now, on every part of the page that shows them.
 function judge() {
-  const picture = mixer.picture?.head;
-  const age = picture ? Math.max(0, Date.now() / 1000 + clockOffset - picture.at) : null;
+  const shown = mixer.shown?.head;
+  const age = shown ? Math.max(0, Date.now() / 1000 + clockOffset - shown.at) : null;
   let now = silent() ? "lost" : state(feed);
-  if (now === "running" && !picture) now = "waiting";
-  if (now === "running" && (picture.stale || stuck())) now = "stale";
-  const old = age === null ? "" : `\npicture ${duration(age)} old`;
+  if (now === "running" && !shown) now = "waiting";
+  if (now === "running" && (shown.stale || stuck())) now = "stale";
+  const old = age === null ? "" : `\nframe ${duration(age)} old`;
   const text = {
     lost: `NO CONNECTION to knet-deploy${old}`,
     stale: `STALE${old}`,
     disconnected: `STALE: source not connected${old}`,
     ended: "The run has ended",
-    waiting: "Waiting for the first picture",
+    waiting: "Waiting for the first frame",
     running: "Live",
   }[now];
   document.body.dataset.state = now;
@@ -136,7 +136,7 @@ function duration(seconds) {
 }
 
 function showFrame() {
-  const { frame, pts } = mixer.picture.head;
+  const { frame, pts } = mixer.shown.head;
   get("frame").textContent = `frame ${frame}${pts === null ? "" : ` · ${pts.toFixed(2)} s`}`;
 }
 

@@ -1,4 +1,4 @@
-// Pictures as they come: the bytes that knet_runtime/serve/encode.py page_picture describes.
+// Frames as they come: the bytes that knet_runtime/web/encode.py page_frame describes.
 
 class ByteReader {
   constructor(stream) {
@@ -30,7 +30,7 @@ class ByteReader {
   }
 }
 
-// Calls `show` with each picture {head, bitmap, ends, classes} until the stream ends or breaks.
+// Calls `show` with each frame {head, bitmap, ends, classes} until the stream ends or breaks.
 export async function watch(feed, show, signal) {
   const answer = await fetch(`live?feed=${encodeURIComponent(feed)}`, { signal });
   if (answer.status === 401) location.reload(); // to the form that asks for the token

@@ -1,4 +1,4 @@
-"""A real RTSP server with a moving picture, for tests and benchmarks; GStreamer's, on 127.0.0.1.
+"""A real RTSP server with a moving frame, for tests and benchmarks; GStreamer's, on 127.0.0.1.
 
     /usr/bin/python3 rtsp_server.py --port 8554 [--user U --password P] [--certificate FILE.pem]
 

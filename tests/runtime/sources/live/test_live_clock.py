@@ -65,7 +65,7 @@ def test_times_always_rise_in_whole_ticks(
     assert placed[-1] <= Fraction(now) + len(steps) * (2 + tick)
 
 
-def test_a_playlists_pictures_are_due_at_their_own_distances() -> None:
+def test_a_playlists_frames_are_due_at_their_own_distances() -> None:
     pace = PlaylistClock()
     assert pace.wait(Fraction(10), now=0) == 0
     assert pace.wait(Fraction(21, 2), now=0.1) == pytest.approx(0.4)

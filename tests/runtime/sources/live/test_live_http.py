@@ -170,7 +170,7 @@ def test_a_source_that_stays_away_ends_after_max_downtime(
         source = open_source(server.url(login="me:secret@"), options)
         take(source, 3)
     began = time.monotonic()
-    with source, pytest.raises(SourceError, match=r"no picture for \d s .*; check the") as caught:
+    with source, pytest.raises(SourceError, match=r"no frame for \d s .*; check the") as caught:
         list(source)
     assert 0.5 < time.monotonic() - began < 6
     assert not any("secret" in repr(error) for error in chain_of(caught.value))
