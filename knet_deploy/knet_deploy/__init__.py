@@ -16,47 +16,55 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from knet_export.export import export_bundle as export_bundle
-    from knet_runtime.bundle.store import Bundle as Bundle
-    from knet_runtime.bundle.store import open_bundle as open_bundle
-    from knet_runtime.errors import BundleError as BundleError
-    from knet_runtime.errors import CheckpointError as CheckpointError
-    from knet_runtime.errors import ConfigError as ConfigError
-    from knet_runtime.errors import DataError as DataError
-    from knet_runtime.errors import EngineError as EngineError
-    from knet_runtime.errors import EngineUnavailable as EngineUnavailable
-    from knet_runtime.errors import KnetError as KnetError
-    from knet_runtime.errors import OutputClosed as OutputClosed
-    from knet_runtime.errors import OutputError as OutputError
-    from knet_runtime.errors import ParityError as ParityError
-    from knet_runtime.errors import SourceError as SourceError
-    from knet_runtime.errors import TrainingError as TrainingError
+    from knet_runtime.bundle.store import Bundle as Bundle, open_bundle as open_bundle
+    from knet_runtime.errors import (
+        BundleError as BundleError,
+        CheckpointError as CheckpointError,
+        ConfigError as ConfigError,
+        DataError as DataError,
+        EngineError as EngineError,
+        EngineUnavailable as EngineUnavailable,
+        KnetError as KnetError,
+        OutputClosed as OutputClosed,
+        OutputError as OutputError,
+        ParityError as ParityError,
+        SourceError as SourceError,
+        TrainingError as TrainingError,
+    )
     from knet_runtime.labels import LabelMap as LabelMap
     from knet_runtime.pipeline.feed import Feed as Feed
-    from knet_runtime.pipeline.pipeline import Pipeline as Pipeline
-    from knet_runtime.pipeline.pipeline import RunSummary as RunSummary
-    from knet_runtime.pipeline.pipeline import run as run
+    from knet_runtime.pipeline.pipeline import (
+        Pipeline as Pipeline,
+        RunSummary as RunSummary,
+        run as run,
+    )
     from knet_runtime.pipeline.stats import RunStats as RunStats
-    from knet_runtime.privacy import Concealed as Concealed
-    from knet_runtime.privacy import Concealer as Concealer
-    from knet_runtime.segmentation import Instance as Instance
-    from knet_runtime.segmentation import Segment as Segment
-    from knet_runtime.segmentation import Segmentation as Segmentation
+    from knet_runtime.privacy import Concealed as Concealed, Concealer as Concealer
+    from knet_runtime.segmentation import (
+        Instance as Instance,
+        Segment as Segment,
+        Segmentation as Segmentation,
+    )
     from knet_runtime.segmenter import Segmenter as Segmenter
-    from knet_runtime.sinks import JsonLines as JsonLines
-    from knet_runtime.sinks import MaskFolder as MaskFolder
-    from knet_runtime.sinks import OverlayImage as OverlayImage
-    from knet_runtime.sinks import OverlayVideo as OverlayVideo
-    from knet_runtime.sinks import RawMasks as RawMasks
-    from knet_runtime.sinks import RleLines as RleLines
-    from knet_runtime.sinks import RtspPush as RtspPush
-    from knet_runtime.sinks import SharedMasks as SharedMasks
-    from knet_runtime.sinks import Sink as Sink
+    from knet_runtime.sinks import (
+        JsonLines as JsonLines,
+        MaskFolder as MaskFolder,
+        OverlayImage as OverlayImage,
+        OverlayVideo as OverlayVideo,
+        RawMasks as RawMasks,
+        RleLines as RleLines,
+        RtspPush as RtspPush,
+        SharedMasks as SharedMasks,
+        Sink as Sink,
+    )
     from knet_runtime.sinks.raw_masks import read_masks as read_masks
     from knet_runtime.sinks.shared_memory import SharedMaskReader as SharedMaskReader
     from knet_runtime.smoothing import Smoother as Smoother
-    from knet_runtime.sources.base import Source as Source
-    from knet_runtime.sources.base import SourceInfo as SourceInfo
-    from knet_runtime.sources.base import SourceOptions as SourceOptions
+    from knet_runtime.sources.base import (
+        Source as Source,
+        SourceInfo as SourceInfo,
+        SourceOptions as SourceOptions,
+    )
     from knet_runtime.sources.open import open_source as open_source
     from knet_runtime.types import Frame as Frame
     from knet_runtime.web.auth import listen as listen

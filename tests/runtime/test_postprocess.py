@@ -2,10 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch.nn import functional
+from hypothesis import given, settings, strategies as st
 
 from knet_runtime.postprocess import (
     candidates,
@@ -14,6 +11,9 @@ from knet_runtime.postprocess import (
     upsampled_argmax,
 )
 from knet_runtime.preprocess import Geometry
+
+torch = pytest.importorskip("torch", reason="PyTorch's own resize is the reference")
+functional = torch.nn.functional
 
 SHAPES = st.tuples(*[st.integers(1, top) for top in (20, 24, 24, 90, 90)])
 

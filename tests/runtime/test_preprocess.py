@@ -5,8 +5,7 @@ from typing import Literal
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from knet_runtime.bundle.manifest import InputSpec
 from knet_runtime.errors import SourceError

@@ -159,8 +159,7 @@ def _compare(
     report: Path | None,
     bisect: bool,
 ) -> None:
-    from knet_export.verify import report as page
-    from knet_export.verify import verify as parity
+    from knet_export.verify import report as page, verify as parity
     from knet_export.verify.data import open_data
 
     found = open_data(data, split, bundle)

@@ -13,8 +13,7 @@ import pytest
 import knet_runtime.engines
 from knet_runtime.bundle.manifest import Parity
 from knet_runtime.bundle.store import Bundle, open_bundle, record_parity
-from knet_runtime.engines import registry as backends
-from knet_runtime.engines import registry as choose
+from knet_runtime.engines import registry as backends, registry as choose
 from knet_runtime.engines.registry import (
     ENGINES,
     PREFERENCE,

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from knet_runtime.errors import OutputError, SourceError
 from knet_runtime.labels import CAMVID11
-from knet_runtime.pipeline.pipeline import Feed, RunSummary, SegmentCall, segment
-from knet_runtime.pipeline.pipeline import run as run_feeds
+from knet_runtime.pipeline.pipeline import Feed, RunSummary, SegmentCall, run as run_feeds, segment
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks import JsonLines, MaskFolder, OverlayVideo, Sink
 from knet_runtime.sources.base import Source, SourceInfo, SourceStatus
