@@ -1,4 +1,4 @@
-"""``knet-deploy demo``: a video that plays, a page that needs nothing else, and its verdict."""
+"""``knet-deploy demo``: videos that play, a page that needs nothing else, and its verdict."""
 
 from __future__ import annotations
 
@@ -8,28 +8,42 @@ from pathlib import Path
 import av
 import pytest
 
-from knet_deploy.cli.demo import Drive
+from knet_deploy.cli.demo import _STREET, Drive
 from knet_deploy.cli.main import main
 from knet_runtime.bundle.store import default_bundle_path, open_bundle
 from knet_runtime.golden import GoldenReport
+from knet_runtime.sources.open import open_source
 
 
-def test_demo_writes_a_video_and_a_page_that_stands_alone(
+def test_demo_writes_videos_and_a_page_that_stands_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "deep" / "demo"
     assert main(["demo", "--out", str(out), "--frames", "3"]) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["overlay.mp4", "report.html"]
-    with av.open(str(out / "overlay.mp4")) as container:
-        assert sum(1 for _ in container.decode(video=0)) == 3
+    written = ["report.html", "street.mp4", "synthetic.mp4"]
+    assert sorted(path.name for path in out.iterdir()) == written
+    for video in written[1:]:
+        with av.open(str(out / video)) as container:
+            assert sum(1 for _ in container.decode(video=0)) == 3
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert page.count("<img") == 9
+    assert page.count("<img") == 2 * 2 + 3 * 3  # the real street has no labels to show
     assert not re.search(r"<script|<link|https?://|src=\"(?!data:)", page)
     model = open_bundle(default_bundle_path()).model_id
-    for text in (model, "mIoU", "do not say how well", "Bicyclist", "prefers-color-scheme"):
+    words = ("mIoU", "do not say how well", "Udacity", "Bicyclist", "prefers-color-scheme")
+    for text in (model, *words):
         assert text in page
     assert str(out / "report.html") in capsys.readouterr().out
-    assert main(["demo", "--out", str(out), "--frames", "1"]) == 0  # replaces both
+    assert main(["demo", "--out", str(out), "--frames", "1"]) == 0  # replaces all
+
+
+def test_the_real_street_is_packaged_with_its_licence() -> None:
+    licence = _STREET.with_name("street.LICENSE.txt").read_text(encoding="utf-8")
+    assert "MIT License" in licence
+    assert "Udacity" in licence
+    assert _STREET.stat().st_size < 700_000
+    with open_source(_STREET) as source:
+        assert source.info.frames == 75
+        assert sum(1 for _ in source) == 75
 
 
 def test_a_failed_golden_check_fails_the_demo(

@@ -1,9 +1,10 @@
-"""``knet-deploy demo``: the packaged model on a synthetic drive, with a page of numbers."""
+"""``knet-deploy demo``: the packaged model on a real street and on a synthetic drive, with a page
+of numbers."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from knet_deploy.cli.demo_page import Picture
+    from knet_deploy.cli.demo_page import Example
     from knet_runtime.bundle.store import Bundle
     from knet_runtime.metrics import ConfusionMatrix
     from knet_runtime.pipeline.pipeline import RunSummary
@@ -27,29 +28,37 @@ if TYPE_CHECKING:
     from knet_runtime.segmenter import Segmenter
     from knet_runtime.types import Frame
 
+_STREET = Path(__file__).with_name("street.mp4")  # street.LICENSE.txt says whose it is
+_STREET_EXAMPLES = 2
 _SIZE = (360, 480)
 _RATE = 30
-_PICTURES = 4
+_DRIVE_EXAMPLES = 4
 # Training draws its streets from small seeds: none of these has it ever seen.
 _FIRST_STREET = 2_000_000_000
 
 
 def demo(
     out: Annotated[
-        Path, typer.Option("--out", help="Folder for overlay.mp4 and report.html.")
+        Path, typer.Option("--out", help="Folder for street.mp4, synthetic.mp4 and report.html.")
     ] = Path("knet-demo"),
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Which street is driven along.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Which synthetic street is driven along.")
+    ] = 0,
     frames: Annotated[
-        int, typer.Option("--frames", min=1, help="Length of the drive, at 30 frames/s.")
+        int,
+        typer.Option(
+            "--frames", min=1, help="Length of the synthetic drive; the real street has 75 at most."
+        ),
     ] = 120,
     engine: Annotated[
         str, typer.Option("--engine", help="auto, or an engine that doctor lists.")
     ] = "auto",
 ) -> None:
-    """Try the packaged model offline, on a synthetic drive.
+    """Try the packaged model offline, on a real street and on a synthetic drive.
 
-    Writes a video and a one-page report with speed, scores against the drive's exact labels, and
-    whether the engine gives the results that PyTorch gave. Exit status 1 if it does not.
+    Writes both videos with the model's classes over them, and a one-page report with speed, scores
+    against the synthetic drive's exact labels, and whether the engine gives the results that
+    PyTorch gave. Exit status 1 if it does not.
     """
     from knet_deploy.cli.demo_page import Results, render
     from knet_runtime.atomic import check_folder, output_error, write_atomic
@@ -65,9 +74,11 @@ def demo(
     _check_labels(bundle)
     with open_engine(bundle, engine) as backend:
         golden = replay(bundle, backend)
-    video, page = out / "overlay.mp4", out / "report.html"
+    street_video, drive_video = out / "street.mp4", out / "synthetic.mp4"
+    page = out / "report.html"
     with Segmenter(bundle, engine) as segmenter:
-        summary, scores, pictures = _drive(segmenter, seed, frames, video)
+        street = _street(segmenter, frames, street_video)
+        summary, scores, drive = _drive(segmenter, seed, frames, drive_video)
         results = Results(
             model_id=segmenter.model_id,
             engine=segmenter.engine,
@@ -77,7 +88,8 @@ def demo(
             summary=summary,
             scores=scores,
             golden=golden,
-            pictures=pictures,
+            street=street,
+            drive=drive,
             licence=bundle.manifest.licence,
         )
     try:
@@ -89,13 +101,43 @@ def demo(
     say("model", results.model_id)
     say("mIoU", f"{100 * scores.miou:.1f} % on this synthetic drive, which is no real street")
     say("golden", f"{'passed' if golden.passed else 'FAILED'}: {golden}")
-    say("video", video)
+    say("videos", street_video)
+    say("", drive_video)
     say("report", page)
     if not golden.passed:
         raise ParityError(
             f"{results.engine} does not give the results that PyTorch gave: do not trust its "
             "masks; try another --engine, or see what knet-deploy doctor says"
         )
+
+
+def _street(segmenter: Segmenter, most: int, video: Path) -> list[Example]:
+    """Segment the packaged clip of a real street into a video; a few frames for the page."""
+    from knet_deploy.cli.demo_page import Example
+    from knet_runtime.pipeline import pipeline as stream
+    from knet_runtime.sinks import OverlayVideo
+    from knet_runtime.sources.open import open_source
+
+    examples: list[Example] = []
+    with open_source(_STREET) as source:
+        count = min(most, source.info.frames or most)
+        shown = _spread(_STREET_EXAMPLES, count)
+        with track("real street", count) as advance:
+
+            def keep(frame: Frame, mask: Segmentation) -> None:
+                if frame.index in shown:
+                    examples.append(Example(frame.index, frame.image, mask.class_map))
+                advance()
+
+            overlay = OverlayVideo(video, source.info, legend=True)
+            feed = stream.Feed(source, [overlay])
+            stream.run([feed], segmenter, max_frames=count, on_frame=keep)
+    return examples
+
+
+def _spread(examples: int, count: int) -> Collection[int]:
+    """The indices of so many examples, evenly among ``count`` frames."""
+    return {round((i + 0.5) * count / examples - 0.5) for i in range(examples)}
 
 
 class Drive(Closeable):
@@ -134,29 +176,29 @@ class Drive(Closeable):
 
 def _drive(
     segmenter: Segmenter, seed: int, count: int, video: Path
-) -> tuple[RunSummary, ConfusionMatrix, list[Picture]]:
+) -> tuple[RunSummary, ConfusionMatrix, list[Example]]:
     """Drive, write the video, score every frame, and keep a few of them for the page."""
-    from knet_deploy.cli.demo_page import Picture
+    from knet_deploy.cli.demo_page import Example
     from knet_runtime.metrics import ConfusionMatrix
     from knet_runtime.pipeline import pipeline as stream
     from knet_runtime.sinks import OverlayVideo
 
     labels = segmenter.labels
     scores = ConfusionMatrix(labels.num_classes, labels.ignore_index)
-    shown = {round((i + 0.5) * count / _PICTURES - 0.5) for i in range(_PICTURES)}
-    pictures: list[Picture] = []
+    shown = _spread(_DRIVE_EXAMPLES, count)
+    examples: list[Example] = []
     with Drive(seed, count) as drive, track("synthetic drive", count) as advance:
 
         def score(frame: Frame, mask: Segmentation) -> None:
             truth = drive.labels(frame.index)
             scores.update(mask.class_map, truth)
             if frame.index in shown:
-                pictures.append(Picture(frame.index, frame.image, mask.class_map, truth))
+                examples.append(Example(frame.index, frame.image, mask.class_map, truth))
             advance()
 
         overlay = OverlayVideo(video, drive.info, legend=True)
         summary = stream.run([stream.Feed(drive, [overlay])], segmenter, on_frame=score)
-    return summary, scores, pictures
+    return summary, scores, examples
 
 
 def _check_labels(bundle: Bundle) -> None:

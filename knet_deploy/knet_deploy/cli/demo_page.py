@@ -1,4 +1,4 @@
-"""The demo's page: one HTML file that carries its pictures and needs no network and no script."""
+"""The demo's page: one HTML file that carries its images and needs no network and no script."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from knet_runtime.types import ClassMap, Rgb
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
-    """A frame of the drive: image uint8 [H, W, 3] RGB, and its class maps [H, W]."""
+class Example:
+    """A frame for the page: image uint8 [H, W, 3] RGB, and its class maps [H, W]; ``truth`` where
+    there are labels."""
 
     index: int
     image: Rgb
     prediction: ClassMap
-    truth: ClassMap
+    truth: ClassMap | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +44,8 @@ class Results:
     summary: RunSummary
     scores: ConfusionMatrix
     golden: GoldenReport
-    pictures: list[Picture]
+    street: list[Example]
+    drive: list[Example]
     licence: Licence
 
 
@@ -62,7 +64,8 @@ def render(results: Results) -> str:
         frames=summary.frames,
         times=_times(summary),
         classes=_classes(results),
-        pictures="\n".join(_figure(picture, results.labels) for picture in results.pictures),
+        street=_figures(results.street, results.labels),
+        drive=_figures(results.drive, results.labels),
         model=escape(results.model_id),
         engine=escape(results.engine),
         machine=escape(results.machine),
@@ -95,18 +98,23 @@ def _percent(share: float) -> str:
     return "–" if math.isnan(share) else f"{100 * share:.1f}"
 
 
-def _figure(picture: Picture, labels: LabelMap) -> str:
-    views = (
-        ("frame", picture.image),
-        ("K-Net", blend(picture.image, picture.prediction, labels, 0.6)),
-        ("exact labels", colourise(picture.truth, labels)),
-    )
+def _figures(examples: list[Example], labels: LabelMap) -> str:
+    return "\n".join(_figure(example, labels) for example in examples)
+
+
+def _figure(example: Example, labels: LabelMap) -> str:
+    views = {
+        "frame": example.image,
+        "K-Net": blend(example.image, example.prediction, labels, 0.6),
+    }
+    if example.truth is not None:
+        views["exact labels"] = colourise(example.truth, labels)
     cells = "".join(
-        f'<div><img alt="{name} of frame {picture.index}" src="{_data_url(image)}">'
+        f'<div><img alt="{name} of frame {example.index}" src="{_data_url(image)}">'
         f"<span>{name}</span></div>"
-        for name, image in views
+        for name, image in views.items()
     )
-    return f"<figure>{cells}<figcaption>frame {picture.index}</figcaption></figure>"
+    return f"<figure>{cells}<figcaption>frame {example.index}</figcaption></figure>"
 
 
 def _data_url(image: Rgb) -> str:
@@ -137,7 +145,8 @@ _PAGE = Template("""<!doctype html>
 body { margin: 0 auto; padding: 1.5rem 1rem 3rem; max-width: 60rem; background: var(--paper);
   color: var(--ink); font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; margin: 0 0 .3rem; }
-h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
+h2 { font-size: 1.25rem; margin: 2.2rem 0 .6rem; }
+h3 { font-size: 1.05rem; margin: 1.8rem 0 .6rem; }
 p { margin: .4rem 0; }
 .soft, figcaption, span { color: var(--soft); font-size: .88rem; }
 .cards { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr));
@@ -158,34 +167,41 @@ td:nth-child(2), th:nth-child(2) { text-align: right; width: 5rem; }
 i { display: inline-block; width: .9rem; height: .9rem; border-radius: .2rem; margin-right: .5rem;
   vertical-align: -.1rem; border: 1px solid var(--line); }
 b { display: block; height: .55rem; border-radius: .3rem; background: var(--mark); }
-figure { margin: 0 0 1.2rem; display: grid; gap: .5rem;
-  grid-template-columns: repeat(3, minmax(0, 1fr)); }
+figure { margin: .8rem 0 1.2rem; display: grid; gap: .5rem;
+  grid-auto-flow: column; grid-auto-columns: minmax(0, 1fr); }
 figcaption { display: none; }
 img { width: 100%; height: auto; display: block; border-radius: .35rem; }
-@media (max-width: 36rem) { figure { grid-template-columns: 1fr; }
+@media (max-width: 36rem) { figure { grid-auto-flow: row; }
   figcaption { display: block; order: -1; font-weight: 600; } }
 </style>
-<h1>K-Net on a synthetic drive</h1>
-<p class="soft">knet-deploy demo: a street that is drawn on this machine, seen by the packaged
-segmentation model, without a network connection.</p>
+<h1>K-Net on a real street and on a synthetic drive</h1>
+<p class="soft">knet-deploy demo: two videos, segmented on this machine by the packaged model,
+without a network connection.</p>
 
 <div class="cards">
 <div class="$verdict"><strong>$golden_title</strong>$golden
-<p class="soft">Golden check: stored pictures and PyTorch's logits for them, run again here.
+<p class="soft">Golden check: stored images and PyTorch's logits for them, run again here.
 Allowed: $limit on logits, at least $least % equal.</p></div>
-<div><strong>$fps frames/s</strong>$frames frames, all stages together, drawing and video included
+<div><strong>$fps frames/s</strong>$frames frames of the synthetic drive, all stages together,
+drawing and video included</div>
+<div><strong>$miou % mIoU</strong>$accuracy % of pixels right, on the synthetic drive</div>
 </div>
-<div><strong>$miou % mIoU</strong>$accuracy % of pixels right, on this drive</div>
-</div>
 
-<p>The scores are against the drive's exact labels. <em>They do not say how well the model sees a
-real street:</em> scenes from the same generator, though not this street, were part of its training.
-The model card in the bundle has its scores on real pictures.</p>
+<h2>A real street</h2>
+<p>A motorway in California. The model was trained on streets of Cambridge by daylight and knows
+eleven classes, whose colours the table below shows: it takes hills for Building and dry grass for
+Pavement, as it has no class for them. There are no labels, so there is no score.</p>
+$street
+<p class="soft">Video: Udacity, CarND-LaneLines-P1, MIT licence.</p>
 
-<h2>What it sees</h2>
-$pictures
+<h2>The synthetic drive</h2>
+<p>A street that is drawn on this machine. The scores are against its exact labels.
+<em>They do not say how well the model sees a real street:</em> scenes from the same generator,
+though not this street, were part of its training. The model card in the bundle has its scores on
+real images.</p>
+$drive
 
-<h2>Classes</h2>
+<h3>Classes</h3>
 <table class="classes">
 <tr><th>class</th><th>IoU, %</th><th></th></tr>
 $classes
@@ -193,7 +209,7 @@ $classes
 <p class="soft">IoU: of all pixels that are the class or were taken for it, the part that is both.
 –: not on this drive.</p>
 
-<h2>Time per frame</h2>
+<h3>Time per frame</h3>
 <table class="times">
 <tr><th>stage</th><th>median, ms</th><th>95 %, ms</th></tr>
 $times
