@@ -1,4 +1,4 @@
-"""The counts of multiply-adds, and the README that states them."""
+"""The counts of multiply-adds, and the page that states them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from knet_export.graph.cost import count_operations, operations_row
 from knet_train.config import load_config, presets
 
 REPOSITORY = Path(__file__).parents[3]
-README = REPOSITORY / "export" / "README.md"
+PAGE = REPOSITORY / "docs" / "results" / "models.md"
 
 
 @pytest.mark.parametrize("preset", ["knet-edge", "r50-fcn", "r50-upernet", "swin-t-upernet"])
-def test_the_readme_states_what_is_counted(preset: str) -> None:
+def test_the_page_states_what_is_counted(preset: str) -> None:
     config = load_config(preset)
     classes = 11 if preset == "knet-edge" else 150
     counted = count_operations(config, classes, config.data.eval_size)
-    assert operations_row(counted) in README.read_text("utf-8").splitlines()
+    assert operations_row(counted) in PAGE.read_text("utf-8").splitlines()
 
 
-def test_the_readme_shows_what_was_built() -> None:
+def test_the_page_shows_what_was_built() -> None:
     results = sorted((REPOSITORY / "benchmarks/results").glob("deploy-*.json"))
     shown = subprocess.run(
         [sys.executable, REPOSITORY / "benchmarks/deploy_table.py", "--show", *results],
@@ -31,7 +31,7 @@ def test_the_readme_shows_what_was_built() -> None:
         text=True,
         check=True,
     ).stdout
-    assert shown in (REPOSITORY / "README.md").read_text("utf-8")
+    assert shown in PAGE.read_text("utf-8")
     assert "failed" not in shown
     assert {line.split(" | ")[0][2:] for line in shown.splitlines()[2:]} == set(presets())
 
