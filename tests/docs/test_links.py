@@ -10,10 +10,14 @@ from docs_pages import BENCHMARKS, DOCS, PAGES, relative, without_blocks
 
 
 def anchors(page: Path) -> set[str]:
-    """What a link can lead to within a page: its headings."""
-    headings = re.findall(r"^#+ (.+)$", without_blocks(page), re.M)
+    """What a link can lead to within a page: its headings, and names of the Python reference."""
+    text = without_blocks(page)
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
     plain = (re.sub(r"[^\w\s-]", "", heading.lower()).strip() for heading in headings)
-    return {heading.replace(" ", "-") for heading in plain}
+    return {
+        *(heading.replace(" ", "-") for heading in plain),
+        *re.findall(r"^::: (.+)$", text, re.M),
+    }
 
 
 @pytest.mark.parametrize("page", [*PAGES, BENCHMARKS], ids=relative)
