@@ -1,8 +1,8 @@
-"""Multiply-adds of every preset, as published and deployed: the table in export/README.md.
+"""Multiply-adds of every preset, as published and deployed: a table of docs/results/models.md.
 
     python benchmarks/operations.py
 
-Counted, not timed, so it says the same on every machine; a test holds the README to it.
+Counted, not timed, so it says the same on every machine; a test holds the page to it.
 """
 
 from __future__ import annotations

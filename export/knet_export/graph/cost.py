@@ -158,7 +158,7 @@ def _count(network: nn.Module, image: torch.Tensor) -> tuple[int, int]:
 
 
 def operations_row(counted: Operations) -> str:
-    """A row of the table in this room's README: giga multiply-adds, before and after."""
+    """A row of the table in docs/results/models.md: giga multiply-adds, before and after."""
     giga = [
         f"{count / 1e9:.1f}"
         for count in (
