@@ -5,8 +5,8 @@
 
 For each preset and precision, each in a fresh process: a bundle of a network with random weights
 (knet-edge: the packaged model's), its logits in ONNX Runtime against PyTorch on real pictures, and
-a TensorRT-RTX engine, which needs no GPU to be built. Prints the table of docs/results/models.md. What
-fails is a row that says why.
+a TensorRT-RTX engine, which needs no GPU to be built. Prints the table of
+docs/results/models.md. What fails is a row that says why.
 """
 
 from __future__ import annotations
