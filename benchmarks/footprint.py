@@ -26,7 +26,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 ROOMS = [str(REPOSITORY / room) for room in ("knet_deploy", "train", "export", "runtime")]
 IMPORTS = {
     "knet_runtime": "import knet_runtime",
-    "run": "import knet_runtime.segmenter, knet_runtime.pipeline.pipeline, "
+    "run": "import knet_runtime.segmenter, knet_runtime.pipeline, "
     "knet_runtime.sources.open, knet_runtime.sinks, knet_runtime.engines.onnxruntime",
     "torch": "import torch",
 }

@@ -27,7 +27,7 @@ from knet_deploy.bench.plot import Curve, draw_curves
 from knet_deploy.bench.report import TOTAL, Measurement, interleave, stages
 from knet_export.spec import MULTIPLE
 from knet_runtime.bundle.manifest import SizeRange
-from knet_runtime.pipeline.pipeline import Feed, run
+from knet_runtime.pipeline import Feed, run
 from knet_runtime.segmenter import Segmenter
 from knet_runtime.sinks import OverlayVideo
 from knet_runtime.sources.open import open_source

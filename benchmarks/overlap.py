@@ -23,7 +23,7 @@ import numpy as np
 from result import keep
 
 from knet_runtime.engines.hardware import cpu_budget
-from knet_runtime.pipeline.pipeline import Feed, run
+from knet_runtime.pipeline import Feed, run
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.segmenter import Segmenter
 from knet_runtime.sinks import OverlayVideo

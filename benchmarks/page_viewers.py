@@ -25,7 +25,7 @@ from typing import Any
 import cv2
 from result import keep
 
-from knet_runtime.pipeline.stats import RunStats
+from knet_runtime.pipeline import RunStats
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.segmenter import Segmenter
 from knet_runtime.types import Frame

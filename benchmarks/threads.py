@@ -20,7 +20,7 @@ from overlap import make_video, overlay, times
 from result import keep
 
 from knet_runtime.engines.hardware import cpu_budget
-from knet_runtime.pipeline.pipeline import Feed, run
+from knet_runtime.pipeline import Feed, run
 from knet_runtime.segmenter import Segmenter
 from knet_runtime.sources.open import open_source
 

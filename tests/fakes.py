@@ -1,4 +1,4 @@
-"""Sources, sinks and segmenters for tests of the pipeline, which do and fail as they are told."""
+"""Frames, sources, sinks and segmenters for tests, which do and fail as they are told."""
 
 from __future__ import annotations
 
@@ -6,30 +6,56 @@ import threading
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from time import monotonic, sleep, time
+from time import time
 
 import numpy as np
-from numpy.typing import NDArray
 
 from knet_runtime.labels import CAMVID11
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sources.base import SourceInfo, SourceKind, SourceStatus
-from knet_runtime.types import Closeable, Frame
+from knet_runtime.types import ClassMap, Closeable, Frame, Rgb
+
+TIMINGS = {"preprocess": 1.0, "infer": 2.5, "postprocess": 0.25}
+
+
+def a_frame(
+    index: int = 0,
+    pts: Fraction | None = None,
+    hw: tuple[int, int] = (48, 64),
+    *,
+    name: str | None = None,
+    wall: float | None = None,
+    stale: bool = False,
+    image: Rgb | None = None,
+    class_map: ClassMap | None = None,
+) -> tuple[Frame, Segmentation]:
+    """A frame and its result: grey, sky above and road below, unless it is told otherwise."""
+    if image is None:
+        image = np.full((*hw, 3), 40 + index, np.uint8)
+    if class_map is None:
+        class_map = np.zeros(image.shape[:2], np.uint8)
+        class_map[len(image) // 2 :] = 3
+    frame = Frame(image, index, pts, name or f"{index:06d}", wall, stale)
+    return frame, Segmentation(class_map, CAMVID11, TIMINGS)
 
 
 class Frames(Closeable):
-    """``count`` small frames (None: no end); ``on_frame`` is called with each index before it."""
+    """``count`` small frames (None: no end), and then ``error`` if there is one; ``on_frame`` is
+    called with each index before it."""
 
     def __init__(
         self,
         count: int | None,
-        on_frame: Callable[[int], None] | None = None,
+        on_frame: Callable[[int], object] | None = None,
         kind: SourceKind = "video",
+        error: BaseException | None = None,
     ) -> None:
         self.info = SourceInfo(kind, (8, 12), Fraction(25), None, Fraction(1, 25))
         self.status = SourceStatus()
         self.stopped = threading.Event()
+        self.closed = 0
         self.read = 0
+        self._error = error
         self._count = count
         self._on_frame = on_frame
 
@@ -42,12 +68,24 @@ class Frames(Closeable):
             image = np.full((8, 12, 3), index % 251, np.uint8)
             wall = time() if self.info.live else None
             yield Frame(image, index, Fraction(index, 25), f"{index:06d}", wall)
+        if self._error is not None and not self.stopped.is_set():
+            raise self._error
 
     def stop(self) -> None:
         self.stopped.set()
 
     def close(self) -> None:
+        self.closed += 1
         self.stop()
+
+
+def raises(error: BaseException) -> Callable[..., None]:
+    """A step of a source or sink that fails."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
 
 
 class Recorder:
@@ -56,8 +94,8 @@ class Recorder:
     def __init__(
         self,
         name: str = "recorder",
-        on_write: Callable[[Frame], None] | None = None,
-        on_close: Callable[[], None] | None = None,
+        on_write: Callable[[Frame], object] | None = None,
+        on_close: Callable[[], object] | None = None,
     ) -> None:
         self.name = name
         self.path: Path | None = None
@@ -67,9 +105,9 @@ class Recorder:
         self._on_write = on_write
         self._on_close = on_close
 
-    def write(self, frame: Frame, mask: Segmentation) -> None:
+    def write(self, frame: Frame, result: Segmentation) -> None:
         assert not self.closed
-        assert mask.class_map.flat[0] == frame.index % 251 % 11
+        assert result.class_map.flat[0] == frame.index % 251 % 11
         if self._on_write is not None:
             self._on_write(frame)
         (self.stale if frame.stale else self.frames).append(frame.index)
@@ -80,8 +118,8 @@ class Recorder:
             self._on_close()
 
 
-def segment_one(image: NDArray[np.uint8]) -> Segmentation:
-    """The picture's value, modulo the number of classes."""
+def segment_one(image: Rgb) -> Segmentation:
+    """The image's value, modulo the number of classes."""
     class_map = np.full(image.shape[:2], int(image.flat[0]) % 11, np.uint8)
     return Segmentation(class_map, CAMVID11, {"preprocess": 1.0, "infer": 4.0, "postprocess": 2.0})
 
@@ -95,23 +133,15 @@ class Batches:
         self.batches: list[list[int]] = []
         self.warmed: list[int] = []
 
-    def __call__(self, image: NDArray[np.uint8]) -> Segmentation:
+    def __call__(self, image: Rgb) -> Segmentation:
         raise AssertionError("batch is there")
 
-    def batch(self, frames: list[NDArray[np.uint8]]) -> list[Segmentation]:
+    def batch(self, frames: list[Rgb]) -> list[Segmentation]:
         self.batches.append([int(frame.flat[0]) for frame in frames])
         return [segment_one(frame) for frame in frames]
 
     def warm_up(self, largest: int) -> None:
         self.warmed.append(largest)
-
-
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 20) -> None:
-    """Return as soon as it holds; fail when it has not after so long."""
-    end = monotonic() + seconds
-    while not condition():
-        assert monotonic() < end, f"not within {seconds} s: {what}"
-        sleep(0.005)
 
 
 def entries(name: str) -> int:

@@ -8,46 +8,27 @@ memory of the process so far in MiB. Anything else that happens is a traceback.
 
 from __future__ import annotations
 
-import json
 import logging
-import resource
-import sys
-import time
 from pathlib import Path
+
+from measured import report
 
 from knet_runtime.errors import SourceError
 from knet_runtime.sources.open import open_source
 
-LIMIT = 6 * 2**30  # so that a fault can not take the machine's memory; the test's cap is lower
 
-
-def peak_mib() -> int:
-    """Of this program only; what getrusage says includes the program that started it."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) // 1024
-
-
-def main() -> None:
-    logging.disable()  # warnings of damaged frames are meant
-    resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
-    for path in map(Path, sys.argv[1:]):
-        print(json.dumps({"begins": path.name}), flush=True)  # noqa: T201
-        began, frames, message = time.monotonic(), 0, ""
-        try:
-            with open_source(path) as source:
-                for _ in source:
-                    frames += 1
-        except SourceError as error:
-            message = str(error)
-        line = {
-            "name": path.name,
-            "frames": frames,
-            "error": message,
-            "seconds": round(time.monotonic() - began, 3),
-            "peak_mib": peak_mib(),
-        }
-        print(json.dumps(line), flush=True)  # noqa: T201
+def read(path: Path) -> dict[str, int | str]:
+    """Count its frames."""
+    frames = 0
+    try:
+        with open_source(path) as source:
+            for _ in source:
+                frames += 1
+    except SourceError as error:
+        return {"frames": frames, "error": str(error)}
+    return {"frames": frames, "error": ""}
 
 
 if __name__ == "__main__":
-    main()
+    logging.disable()  # warnings of damaged frames are meant
+    report(read, limit=6 * 2**30)  # the test's cap is lower

@@ -6,13 +6,13 @@ import json
 from fractions import Fraction
 from pathlib import Path
 
+import fakes
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 
 from knet_runtime.errors import ConfigError
-from knet_runtime.labels import CAMVID11
 from knet_runtime.rle import rles_of
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks import RleLines
@@ -66,12 +66,12 @@ def test_16_bit_maps_and_a_map_of_one_class_are_encoded() -> None:
     assert area == 2
 
 
-def a_frame(**changes: object) -> tuple[Frame, Segmentation]:
+def a_frame(wall: float | None = None, stale: bool = False) -> tuple[Frame, Segmentation]:
     class_map = np.zeros((6, 8), np.uint8)
     class_map[3:] = 3
     class_map[5, 7] = 11  # not labelled
-    frame = Frame(np.zeros((6, 8, 3), np.uint8), 4, Fraction(1, 4), "000004", **changes)  # type: ignore[arg-type]
-    return frame, Segmentation(class_map, CAMVID11, {})
+    pts = Fraction(1, 4)
+    return fakes.a_frame(4, pts, (6, 8), class_map=class_map, wall=wall, stale=stale)
 
 
 def test_a_line_holds_what_is_in_the_frame(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from knet_runtime.bundle.store import open_bundle
 from knet_runtime.drawing import blend
 from knet_runtime.engines.registry import default_graph
 from knet_runtime.errors import EngineError
-from knet_runtime.pipeline.pipeline import Feed, run
+from knet_runtime.pipeline import Feed, run
 from knet_runtime.segmenter import Segmenter
 from knet_runtime.sources.open import open_source
 from knet_runtime.types import ClassMap

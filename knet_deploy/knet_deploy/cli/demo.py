@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from knet_deploy.cli.demo_page import Example
     from knet_runtime.bundle.store import Bundle
     from knet_runtime.metrics import ConfusionMatrix
-    from knet_runtime.pipeline.pipeline import RunSummary
+    from knet_runtime.pipeline import RunSummary
     from knet_runtime.segmentation import Segmentation
     from knet_runtime.segmenter import Segmenter
     from knet_runtime.types import Frame
@@ -180,7 +180,7 @@ def _drive(
     """Drive, write the video, score every frame, and keep a few of them for the page."""
     from knet_deploy.cli.demo_page import Example
     from knet_runtime.metrics import ConfusionMatrix
-    from knet_runtime.pipeline import pipeline as stream
+    from knet_runtime.pipeline import Feed, run
     from knet_runtime.sinks import OverlayVideo
 
     labels = segmenter.labels
@@ -197,7 +197,7 @@ def _drive(
             advance()
 
         overlay = OverlayVideo(video, drive.info, legend=True)
-        summary = stream.run([stream.Feed(drive, [overlay])], segmenter, on_frame=score)
+        summary = run([Feed(drive, [overlay])], segmenter, on_frame=score)
     return summary, scores, examples
 
 

@@ -17,7 +17,7 @@ from knet_runtime.drawing import blend, colourise
 from knet_runtime.golden import GoldenReport
 from knet_runtime.labels import LabelMap
 from knet_runtime.metrics import ConfusionMatrix
-from knet_runtime.pipeline.pipeline import RunSummary
+from knet_runtime.pipeline import RunSummary
 from knet_runtime.types import ClassMap, Rgb
 
 

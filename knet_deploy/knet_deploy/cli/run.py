@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from knet_runtime.bundle.store import Bundle
-    from knet_runtime.pipeline.pipeline import Feed, Policy
+    from knet_runtime.pipeline import Feed, Policy
     from knet_runtime.segmenter import Segmenter
     from knet_runtime.selftest import SelfTestPolicy
     from knet_runtime.sources.base import SourceOptions, Transport
@@ -235,7 +235,7 @@ def _open_feeds(
     smooth: int | None,
     bundle: Bundle,
 ) -> list[Feed]:
-    from knet_runtime.pipeline.pipeline import Feed
+    from knet_runtime.pipeline import Feed
     from knet_runtime.sources.open import open_source
 
     outputs.check_classes(bundle.manifest.labels)

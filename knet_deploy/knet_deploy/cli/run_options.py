@@ -18,8 +18,7 @@ from knet_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from knet_runtime.labels import LabelMap
-    from knet_runtime.pipeline.pipeline import Feed
-    from knet_runtime.pipeline.stats import RunStats
+    from knet_runtime.pipeline import Feed, RunStats
     from knet_runtime.segmenter import Segmenter
     from knet_runtime.sinks import Sink
     from knet_runtime.sinks.encoder import Codec

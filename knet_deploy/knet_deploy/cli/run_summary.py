@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from knet_deploy.cli.console import say, track
 
 if TYPE_CHECKING:
-    from knet_runtime.pipeline.pipeline import Feed, RunSummary
+    from knet_runtime.pipeline import Feed, RunSummary
     from knet_runtime.pipeline.stats import FeedSnapshot, StageSnapshot
     from knet_runtime.segmentation import Segmentation
     from knet_runtime.segmenter import Segmenter
@@ -115,7 +115,7 @@ class Work:
     """One run, and what is known of it when it ends, however it ends."""
 
     def __init__(self, segmenter: Segmenter, feeds: list[Feed]) -> None:
-        from knet_runtime.pipeline.stats import RunStats
+        from knet_runtime.pipeline import RunStats
 
         self._segmenter = segmenter
         self._feeds = feeds
@@ -123,7 +123,7 @@ class Work:
 
     def go(self, max_frames: int | None) -> None:
         """Run to the end, or to ``max_frames`` of each feed; the summary goes to stdout."""
-        from knet_runtime.pipeline import pipeline as stream
+        from knet_runtime.pipeline import run
 
         try:
             with track(self._title(), self._expected(max_frames)) as advance:
@@ -131,7 +131,7 @@ class Work:
                 def count(frame: Frame, mask: Segmentation) -> None:
                     advance()
 
-                summary = stream.run(
+                summary = run(
                     self._feeds,
                     self._segmenter,
                     max_frames=max_frames,

@@ -1,1 +1,17 @@
-"""The threads of a run: one reader and one writer for each feed."""
+"""Videos, cameras and images through one engine into sinks, all at the same time."""
+
+from knet_runtime.pipeline.engine_thread import SegmentCall
+from knet_runtime.pipeline.feed import Feed, Policy
+from knet_runtime.pipeline.pipeline import Pipeline, RunSummary, run, segment
+from knet_runtime.pipeline.stats import RunStats
+
+__all__ = [
+    "Feed",
+    "Pipeline",
+    "Policy",
+    "RunStats",
+    "RunSummary",
+    "SegmentCall",
+    "run",
+    "segment",
+]

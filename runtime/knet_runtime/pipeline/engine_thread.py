@@ -1,27 +1,42 @@
 """The engine's thread of a run: frames of all feeds in turn, through one segmenter.
 
-A thread of the pipeline.
+``PipelineThread`` is what the other threads of a run are too.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from math import inf
 from time import monotonic
 from typing import Protocol, runtime_checkable
 
-import numpy as np
-from numpy.typing import NDArray
-
 from knet_runtime.errors import SourceError
-from knet_runtime.pipeline.feed import TICK, FeedQueue, Item
+from knet_runtime.pipeline.feed import FeedQueue, FrameJob
+from knet_runtime.pipeline.state import FeedEvent, FeedState
 from knet_runtime.segmentation import Segmentation
+from knet_runtime.types import Rgb
+
+SegmentCall = Callable[[Rgb], Segmentation]
+"""What a ``Segmenter`` is at the least: uint8 [H, W, 3] RGB to a result of that size."""
+
+
+@runtime_checkable
+class BatchSegmentCall(Protocol):
+    """What a ``Segmenter`` is besides: several frames at once."""
+
+    @property
+    def max_batch(self) -> int: ...
+
+    def batch(self, frames: Sequence[Rgb]) -> list[Segmentation]: ...
+
+    def warm_up(self, largest: int) -> None: ...
 
 
 class PipelineThread(threading.Thread):
     """A thread that does not keep the process alive, and whose end can be awaited amid signals.
 
-    ``join`` can not: interrupted by an exception of a signal handler, Python before 3.13 takes the
+    ``join`` cannot: interrupted by an exception of a signal handler, Python before 3.13 takes the
     thread that goes on for one that has ended.
     """
 
@@ -46,25 +61,9 @@ class PipelineThread(threading.Thread):
         self._over.wait(seconds)
 
 
-SegmentCall = Callable[[NDArray[np.uint8]], "Segmentation"]
-"""What a ``Segmenter`` is at the least: uint8 [H, W, 3] RGB to a mask of that size."""
-
-
-@runtime_checkable
-class BatchSegmentCall(Protocol):
-    """What a ``Segmenter`` is besides: several pictures at once."""
-
-    @property
-    def max_batch(self) -> int: ...
-
-    def batch(self, frames: Sequence[NDArray[np.uint8]]) -> list[Segmentation]: ...
-
-    def warm_up(self, largest: int) -> None: ...
-
-
 class EngineThread:
-    """Takes frames off the lanes, as many as are ready and one of each at most, and gives them back
-    with their masks. ``work`` is what the lanes notify. ``thread`` is not started yet."""
+    """Takes frames off the queues, as many as are ready and one of each at most, and gives them
+    back with their results. ``work`` is what the queues notify. ``thread`` is not started yet."""
 
     def __init__(self, segmenter: SegmentCall, work: threading.Condition) -> None:
         self._segmenter = segmenter
@@ -72,58 +71,58 @@ class EngineThread:
         self._batched = segmenter if isinstance(segmenter, BatchSegmentCall) else None
         self._max_batch = 1 if self._batched is None else self._batched.max_batch
         self._turn = 0
-        self.lanes: list[FeedQueue] = []
-        self.busy_since: float | None = None
-        """Since when a batch is being segmented (monotonic); None between batches."""
+        self.queues: list[FeedQueue] = []
+        self.busy_since = inf
+        """Since when a batch is being segmented (monotonic clock); infinite between batches."""
         self.thread = PipelineThread("engine", self._run)
 
     def warm_up(self, feeds: int) -> None:
-        """Run it on blank pictures, so that the first frames of so many feeds do not wait."""
+        """Run it on blank frames, so that the first frames of so many feeds do not wait."""
         if self._batched is not None:
             self._batched.warm_up(feeds)
+
+    def fail(self, error: BaseException) -> None:
+        """Nothing more is to be expected of it, by any feed."""
+        for queue in self.queues:
+            queue.advance(FeedEvent.ENGINE_DONE, error)
 
     def _run(self) -> None:
         try:
             while batch := self._gather():
                 self.busy_since = monotonic()
                 self._segment(batch)
-                self.busy_since = None
+                self.busy_since = inf
         except BaseException as error:
-            for lane in self.lanes:
-                lane.fail(error)
-                lane.cut()
+            self.fail(error)
 
-    def _gather(self) -> list[tuple[FeedQueue, Item]]:
+    def _gather(self) -> list[tuple[FeedQueue, FrameJob]]:
         """Frames of different feeds for the engine, another first each time; none at the end."""
         with self._work:
-            while True:
-                turn = self.lanes[self._turn :] + self.lanes[: self._turn]
-                batch: list[tuple[FeedQueue, Item]] = []
-                for lane in turn:
-                    if len(batch) < self._max_batch and (item := lane.take()) is not None:
-                        batch.append((lane, item))
+            while any(queue.state < FeedState.WRITING for queue in self.queues):
+                batch: list[tuple[FeedQueue, FrameJob]] = []
+                for queue in self.queues[self._turn :] + self.queues[: self._turn]:
+                    if len(batch) < self._max_batch and (job := queue.take()) is not None:
+                        batch.append((queue, job))
                 if batch:
-                    self._turn = (self.lanes.index(batch[-1][0]) + 1) % len(self.lanes)
+                    self._turn = (self.queues.index(batch[-1][0]) + 1) % len(self.queues)
                     return batch
-                if all(lane.segmented_all for lane in self.lanes):
-                    return []
-                self._work.wait(TICK)
+                self._work.wait()
+            return []
 
-    def _segment(self, batch: list[tuple[FeedQueue, Item]]) -> None:
-        images = [item.frame.image for _, item in batch]
+    def _segment(self, batch: list[tuple[FeedQueue, FrameJob]]) -> None:
+        images = [job.frame.image for _, job in batch]
         try:
             if self._batched is not None:
-                masks = self._batched.batch(images)
+                results = self._batched.batch(images)
             else:
-                masks = [self._segmenter(image) for image in images]
-        except SourceError as error:  # what is no picture is its own feed's affair
+                results = [self._segmenter(image) for image in images]
+        except SourceError as error:  # an array that is no frame is its own feed's affair
             if len(batch) > 1:
                 for one in batch:
                     self._segment([one])
-                return
-            batch[0][0].fail(error)
-            batch[0][0].cut()
+            else:
+                batch[0][0].advance(FeedEvent.ENGINE_DONE, error)
             return
-        for (lane, item), mask in zip(batch, masks, strict=True):
-            item.mask = mask
-            lane.give(item)
+        for (queue, job), result in zip(batch, results, strict=True):
+            job.result = result
+            queue.give(job)

@@ -6,10 +6,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from time import monotonic
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from knet_runtime.errors import OutputError
+from knet_runtime.pipeline.state import FeedEvent, FeedState
 from knet_runtime.pipeline.stats import FeedStats
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks import Sink
@@ -17,9 +19,6 @@ from knet_runtime.sources.base import Source
 from knet_runtime.types import Frame
 
 Policy = Literal["file", "live"]
-
-TICK = 0.1
-"""Seconds after which a waiting thread looks whether the run is to end."""
 
 _DEPTH = 3
 
@@ -31,7 +30,7 @@ class Feed:
     ``name`` is that in the run's numbers; it differs between the feeds of a run. ``policy`` "file"
     drops no frame and makes the source wait; "live" always takes the newest frame and counts those
     it passes over, so that what is shown is never older than a frame or two; None goes by the
-    source. ``transform`` makes another mask out of a frame and its mask before the sinks get it
+    source. ``transform`` makes another result out of a frame and its result before the sinks get it
     (smoothing); it is called in the frames' order, by one thread.
 
         >>> from knet_deploy import Feed, MaskFolder, Segmenter, open_source, run
@@ -54,37 +53,35 @@ class Feed:
 
 
 @dataclass(eq=False)
-class Item:
+class FrameJob:
     """A frame on its way; times are of the monotonic clock, ``waited`` milliseconds in queues."""
 
     frame: Frame
     read_at: float
-    since: float = 0.0
     waited: float = 0.0
-    mask: Segmentation = field(init=False)
+    result: Segmentation = field(init=False)
+    _queued_at: float = field(init=False)
 
-    def rests(self) -> None:
-        """It waits from now on."""
-        self.since = monotonic()
+    def enqueue(self, queue: deque[FrameJob]) -> None:
+        """Wait in ``queue`` from now on."""
+        self._queued_at = monotonic()
+        queue.append(self)
 
-    def goes_on(self) -> None:
-        """It has waited until now."""
-        self.waited += 1000 * (monotonic() - self.since)
-
-
-class Failure(NamedTuple):
-    """What went wrong, and when on the monotonic clock."""
-
-    at: float
-    error: BaseException
+    @staticmethod
+    def dequeue(queue: deque[FrameJob]) -> FrameJob:
+        """The one that has waited longest in ``queue``."""
+        job = queue.popleft()
+        job.waited += 1000 * (monotonic() - job._queued_at)
+        return job
 
 
 class FeedQueue:
-    """What the threads of one feed share: a bounded queue before the engine and one behind it.
+    """What the threads of one feed share: its state, and a queue before and one behind the engine.
 
-    The engine's thread never waits here: it takes a frame only when there is room for its mask, so
-    that a feed whose disk is slow holds up no other. ``work`` wakes that thread; its lock guards
-    all lanes of a run.
+    The engine's thread never waits here: it takes a frame only when there is room for its result,
+    so that a feed whose disk is slow holds up no other. ``work`` wakes that thread; its ``lock``
+    guards all queues of a run. ``errors`` are those of all feeds, as they happen. ``limit`` ends
+    the feed after so many frames.
     """
 
     def __init__(
@@ -93,142 +90,110 @@ class FeedQueue:
         stats: FeedStats,
         lock: threading.Lock,
         work: threading.Condition,
+        errors: list[BaseException],
         limit: int | None,
     ) -> None:
         self.feed = feed
         self.stats = stats
-        self.failures: list[Failure] = []
-        self.closing: float | None = None
-        """Since when no more frames are read; those on their way are written."""
-        self._aborted = self._cut = False
+        self.state = FeedState.READING
+        self.complete = True
+        """Whether its outputs are all that they should be; after an interrupt they are."""
+        self.ending_since = inf
+        """Since when it is to end, or needs no more of the engine (monotonic clock); its source's
+        own end does not count."""
+        self._lock = lock
         self._work = work
         self._changed = threading.Condition(lock)
-        self._lock = lock
+        self._errors = errors
         self._limit = limit
-        self._put = self._taken = 0
         self._live = feed.live
         self._depth = 1 if feed.live else _DEPTH
-        self._read: deque[Item] = deque()
-        self._segmented: deque[Item] = deque()
-        self._flying = 0
-        self._all_read = False
+        self._read: deque[FrameJob] = deque()
+        self._in_engine = False
+        self._segmented: deque[FrameJob] = deque()
+        self._put = self._taken = 0
         self._read_at = monotonic()
 
-    def put(self, item: Item) -> bool:
+    def advance(self, event: FeedEvent, error: BaseException | None = None) -> None:
+        """Go on to the state that follows ``event``, from any thread; ``error`` is its cause."""
+        with self._lock:
+            if error is not None:
+                self._errors.append(error)
+                self.complete &= isinstance(error, KeyboardInterrupt)
+            before, self.state = self.state, self.state.after(event)
+            if event is not FeedEvent.READER_DONE:
+                self.ending_since = min(self.ending_since, monotonic())
+            drained = self.state is FeedState.DRAINING and not self._read and not self._in_engine
+            self._changed.notify_all()
+            self._work.notify()
+        if before is FeedState.READING and event is not FeedEvent.READER_DONE:
+            self.feed.source.stop()
+        if drained:
+            self.advance(FeedEvent.ENGINE_DONE)
+
+    def put(self, job: FrameJob) -> bool:
         """Hand a frame that was read to the engine; False when no more are wanted."""
         with self._lock:
-            while not self._live and len(self._read) >= self._depth and self.closing is None:
-                self._changed.wait(TICK)
-            if self.closing is not None:
+            self._changed.wait_for(
+                lambda: (
+                    self._live
+                    or len(self._read) < self._depth
+                    or self.state is not FeedState.READING
+                )
+            )
+            if self.state is not FeedState.READING:
                 return False
             if self._live and self._read:
                 self._read.clear()
                 self.stats.dropped()
-            item.rests()
-            self._read_at = item.read_at
-            self._read.append(item)
+            self._read_at = job.read_at
+            job.enqueue(self._read)
             self._work.notify()
             self._put += 1
             return self._live or self._put != self._limit
 
-    def end(self) -> None:
-        """There is nothing more to read."""
-        with self._lock:
-            self._all_read = True
-            self._changed.notify_all()
-            self._work.notify()
-
-    def take(self) -> Item | None:
-        """A frame for the engine, if there is one and room for its mask; with the lock held."""
-        if self.segmented_all or not self._read or self.enough:
+    def take(self) -> FrameJob | None:
+        """A frame for the engine, if there is one and room for its result; with the lock held."""
+        full = len(self._segmented) >= self._depth
+        if self.state >= FeedState.WRITING or not self._read or full:
             return None
-        if len(self._segmented) + self._flying >= self._depth:
-            return None
-        item = self._read.popleft()
-        self._flying += 1
+        self._in_engine = True
         self._taken += 1
         self._changed.notify_all()
-        item.goes_on()
-        return item
+        return FrameJob.dequeue(self._read)
 
-    def give(self, item: Item) -> None:
-        """A frame comes back with its mask."""
+    def give(self, job: FrameJob) -> None:
+        """A frame comes back with its result; from an engine that was given up, too late."""
         with self._lock:
-            item.rests()
-            self._flying -= 1
-            self._segmented.append(item)
+            self._in_engine = False
+            if self.state < FeedState.WRITING:
+                job.enqueue(self._segmented)
             self._changed.notify_all()
+            drained = self.state is FeedState.DRAINING and not self._read
+        if drained or self._taken == self._limit:
+            self.advance(FeedEvent.ENGINE_DONE)
 
-    def next_segmented(self, timeout: float) -> Item | None:
-        """The next frame to write; None after so many seconds or when ``finished``."""
-        until = monotonic() + timeout
+    def next_segmented(self, timeout: float) -> FrameJob | None:
+        """The next frame to write; None after so many seconds, or when there is none to come, which
+        is then the feed's state."""
         with self._lock:
-            while not self._segmented and not self.finished:
-                left = until - monotonic()
-                if left <= 0:
-                    return None
-                self._changed.wait(min(left, TICK))
-            if self._aborted or not self._segmented:
-                return None
-            item = self._segmented.popleft()
-            self._work.notify()
-            item.goes_on()
-            return item
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing more will come to be written."""
-        waiting = self._segmented or self._flying
-        return self._aborted or (self.segmented_all and not waiting)
-
-    @property
-    def segmented_all(self) -> bool:
-        """Whether the engine has nothing more to do for it."""
-        done = self.enough or not self._read
-        return self._aborted or self._cut or (self._all_read and done)
-
-    @property
-    def enough(self) -> bool:
-        """Whether as many frames as were asked for have gone to the engine."""
-        return self._taken == self._limit
+            self._changed.wait_for(
+                lambda: self._segmented or self.state >= FeedState.WRITING, timeout
+            )
+            if self._segmented and self.state < FeedState.CLOSING:
+                self._work.notify()
+                return FrameJob.dequeue(self._segmented)
+            written = self.state is FeedState.WRITING
+        if written:
+            self.advance(FeedEvent.WRITER_DONE)
+        return None
 
     @property
     def silent_since(self) -> float | None:
         """When the last frame was read (monotonic), None while one is on its way."""
         with self._lock:
-            return None if self._read or self._flying or self._segmented else self._read_at
-
-    @property
-    def broken(self) -> bool:
-        """Whether its outputs are not all that they should be; after an interrupt they are."""
-        return any(not isinstance(f.error, KeyboardInterrupt) for f in self.failures)
-
-    def stop_reading(self) -> None:
-        """Read no more; what is on its way is written. From any thread."""
-        if self.closing is None:
-            self.closing = monotonic()
-            self.feed.source.stop()
-
-    def cut(self) -> None:
-        """The engine gives nothing more; what it gave is written."""
-        self.stop_reading()
-        with self._lock:
-            self._cut = True
-            self._flying = 0
-            self._changed.notify_all()
-
-    def abort(self) -> None:
-        """Read no more and write no more."""
-        self.stop_reading()
-        with self._lock:
-            self._aborted = True
-            self._changed.notify_all()
-            self._work.notify()
-
-    def fail(self, error: BaseException) -> None:
-        """Note what went wrong, and read no more."""
-        self.failures.append(Failure(monotonic(), error))
-        self.stop_reading()
+            on_its_way = self._read or self._in_engine or self._segmented
+            return None if on_its_way else self._read_at
 
 
 def check_paths(feeds: Sequence[Feed]) -> None:

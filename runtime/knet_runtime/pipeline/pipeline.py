@@ -1,7 +1,8 @@
 """The run: frames from sources, through one engine, into sinks, all at the same time.
 
 A thread per feed reads, one segments, a thread per feed writes; between them are queues of a few
-frames. ``segment`` is the same for library users, one frame at a time and without threads.
+frames. ``state`` says how a feed ends. ``segment`` is the same for library users, one frame at a
+time and without threads.
 """
 
 from __future__ import annotations
@@ -11,24 +12,26 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from time import monotonic
-from types import TracebackType
 
 from knet_runtime.errors import ConfigError, EngineError, SourceError
 from knet_runtime.pipeline.engine_thread import EngineThread, PipelineThread, SegmentCall
-from knet_runtime.pipeline.feed import TICK, Feed, FeedQueue, Item, Policy, check_paths
+from knet_runtime.pipeline.feed import Feed, FeedQueue, FrameJob, check_paths
+from knet_runtime.pipeline.state import FeedEvent, FeedState
 from knet_runtime.pipeline.stats import RunSnapshot, RunStats, StageSnapshot
 from knet_runtime.pipeline.writer import SINK_PATIENCE, STALE_AFTER, Writer
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sources.base import Source
 from knet_runtime.types import Frame
 
-__all__ = ["Feed", "Pipeline", "Policy", "RunStats", "RunSummary", "run", "segment"]
-
 _log = logging.getLogger(__name__)
 
 STOP_PATIENCE = 30.0
 """Seconds that a source or an engine may take to come back when the run is to end."""
+
+_TICK = 0.1
+"""Seconds after which the thread that waits for the others looks after them."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class RunSummary:
 
 
 def segment(source: Source, segmenter: SegmentCall) -> Iterator[tuple[Frame, Segmentation]]:
-    """Each frame of the source with its mask, in order, one at a time."""
+    """Each frame of the source with its result, in order, one at a time."""
     for frame in source:
         yield frame, segmenter(frame.image)
 
@@ -111,7 +114,7 @@ class Pipeline:
     The engine takes a frame of each feed in turn, as many as are ready and at most ``max_batch`` at
     once; it never waits for more. Frames of a feed keep their order. ``max_frames`` ends each feed
     after so many; ``on_frame`` is called after the sinks have a frame, in the feed's own thread.
-    ``warm_up`` runs the engine on blank pictures before anything is read. A live feed that has no
+    ``warm_up`` runs the engine on blank frames before anything is read. A live feed that has no
     new frame for ``stale_after`` seconds gives its sinks the last one again, marked as stale, at
     most that often.
 
@@ -157,14 +160,15 @@ class Pipeline:
         self._patience = sink_patience
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
-        self._lanes: list[FeedQueue] = []
+        self._queues: list[FeedQueue] = []
         self._readers: dict[FeedQueue, PipelineThread] = {}
         self._engine = EngineThread(segmenter, self._work)
         self._engine_lost = False
         self._writers: list[Writer] = []
         self._began = self._ended = 0.0
         self._stopping = False
-        self._told: list[BaseException] = []
+        self._errors: list[BaseException] = []
+        self._logged: list[BaseException] = []
 
     def start(self) -> None:
         """Warm the engine up and begin to read.
@@ -181,12 +185,12 @@ class Pipeline:
             raise
         self._began = monotonic()
         for feed in self._feeds:
-            numbers = self._stats.add_feed(feed.name, feed.source)
-            lane = FeedQueue(feed, numbers, self._lock, self._work, self._max_frames)
-            self._lanes.append(lane)
-            self._readers[lane] = PipelineThread(f"reader {feed.name}", partial(_read, lane))
-            self._writers.append(Writer(lane, self._on_frame, self._stale_after, self._patience))
-            self._engine.lanes.append(lane)
+            stats = self._stats.add_feed(feed.name, feed.source)
+            queue = FeedQueue(feed, stats, self._lock, self._work, self._errors, self._max_frames)
+            self._queues.append(queue)
+            self._readers[queue] = PipelineThread(f"reader {feed.name}", partial(_read, queue))
+            self._writers.append(Writer(queue, self._on_frame, self._stale_after, self._patience))
+            self._engine.queues.append(queue)
         for thread in self._threads():
             thread.start()
 
@@ -222,8 +226,8 @@ class Pipeline:
             except BaseException as error:
                 self.stop()
                 if interrupt is not None:
-                    for lane in self._lanes:
-                        lane.abort()
+                    for queue in self._queues:
+                        queue.advance(FeedEvent.WRITER_DONE)
                 interrupt = interrupt or error
         for thread in self._threads():
             if thread.ident is not None:
@@ -235,12 +239,7 @@ class Pipeline:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
         self.join()
 
@@ -251,52 +250,45 @@ class Pipeline:
     def _wait(self) -> None:
         for thread in self._threads():
             if thread.working:
-                thread.wait(TICK)
+                thread.wait(_TICK)
                 return
 
     def _look_after(self) -> None:
         """What must happen while the threads work, from the thread that waits for them."""
-        for lane, writer in zip(self._lanes, self._writers, strict=True):
+        for error in list(self._errors):
+            if isinstance(error, KeyboardInterrupt):
+                self.stop()
+            elif any(queue.state is FeedState.READING for queue in self._queues):
+                self._log(error, "%s; the other sources go on")
+        for queue, writer in zip(self._queues, self._writers, strict=True):
             writer.check()
-            if self._stopping or lane.enough:
-                lane.stop_reading()
-            for failure in lane.failures:
-                self._tell(failure.error)
+            if self._stopping and queue.ending_since == inf:
+                queue.advance(FeedEvent.STOP)
         now = monotonic()
-        for lane in [lane for lane in self._readers if lane.closing is not None]:
-            if self._readers[lane].working and now - (lane.closing or now) > STOP_PATIENCE:
-                del self._readers[lane]
-                name = lane.feed.name or "the source"
-                lane.fail(SourceError(f"{name}: does not stop and was given up; start again"))
-                lane.end()
-        since = None if self._engine_lost else self._engine.busy_since
-        over = all(lane.closing is not None for lane in self._lanes)
-        if over and since is not None and now - since > STOP_PATIENCE:
+        for queue, reader in list(self._readers.items()):
+            if reader.working and now - queue.ending_since > STOP_PATIENCE:
+                del self._readers[queue]
+                name = queue.feed.name or "the source"
+                text = f"{name}: does not stop and was given up; start again"
+                queue.advance(FeedEvent.READER_DONE, SourceError(text))
+        unused_since = max(queue.ending_since for queue in self._queues)
+        hangs = now - max(unused_since, self._engine.busy_since) > STOP_PATIENCE
+        if hangs and not self._engine_lost:
             self._engine_lost = True
-            error = EngineError("the engine does not come back and was given up; start again")
-            for lane in self._lanes:
-                lane.fail(error)
-                lane.cut()
+            text = "the engine does not come back and was given up; start again"
+            self._engine.fail(EngineError(text))
 
-    def _tell(self, error: BaseException) -> None:
-        """Log a failure that the other feeds outlive; an interrupt is one of all."""
-        if error in self._told:
-            return
-        self._told.append(error)
-        if isinstance(error, KeyboardInterrupt):
-            self.stop()
-        elif any(other.closing is None for other in self._lanes):
-            _log.error("%s; the other sources go on", error)
+    def _log(self, error: BaseException, text: str = "%s") -> None:
+        if error not in self._logged:
+            self._logged.append(error)
+            _log.error(text, error)
 
     def _raise(self, interrupt: BaseException | None) -> None:
-        """The interrupt, or what happened first; what was not told yet is logged."""
-        lanes = [failure for lane in self._lanes for failure in lane.failures]
-        errors = [failure.error for failure in sorted(lanes, key=lambda failure: failure.at)]
-        first = interrupt or next(iter(errors), None)
-        for error in errors:
-            if error is not first and error not in self._told:
-                self._told.append(error)
-                _log.error("%s", error)
+        """The interrupt, or what happened first; what is not logged yet of the rest is."""
+        first = interrupt or next(iter(self._errors), None)
+        for error in self._errors:
+            if error is not first and not isinstance(error, KeyboardInterrupt):
+                self._log(error)
         if first is not None:
             raise first
 
@@ -308,19 +300,20 @@ class Pipeline:
                 _log.error("%s", error)
 
 
-def _read(lane: FeedQueue) -> None:
+def _read(queue: FeedQueue) -> None:
+    """A feed's reading thread."""
+    error = None
     try:
-        frames = iter(lane.feed.source)
-        while lane.closing is None:
+        frames = iter(queue.feed.source)
+        while queue.state is FeedState.READING:
             began = monotonic()
             frame = next(frames, None)
             if frame is None:
                 break
             now = monotonic()
-            lane.stats.add("read", 1000 * (now - began))
-            if not lane.put(Item(frame, now)):
+            queue.stats.add("read", 1000 * (now - began))
+            if not queue.put(FrameJob(frame, now)):
                 break
-    except BaseException as error:
-        lane.fail(error)
-    finally:
-        lane.end()
+    except BaseException as failure:
+        error = failure
+    queue.advance(FeedEvent.READER_DONE, error)

@@ -13,7 +13,8 @@ from time import monotonic
 from knet_runtime.atomic import output_error
 from knet_runtime.errors import KnetError, OutputClosed, OutputError
 from knet_runtime.pipeline.engine_thread import PipelineThread
-from knet_runtime.pipeline.feed import FeedQueue, Item
+from knet_runtime.pipeline.feed import FeedQueue, FrameJob
+from knet_runtime.pipeline.state import FeedEvent, FeedState
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks import Sink
 from knet_runtime.types import Frame
@@ -21,14 +22,14 @@ from knet_runtime.types import Frame
 _log = logging.getLogger(__name__)
 
 STALE_AFTER = 1.0
-"""Seconds without a new picture after which a live feed shows the last one again, as stale."""
+"""Seconds without a new frame after which a live feed shows the last one again, as stale."""
 
 SINK_PATIENCE = 60.0
 """Seconds that a sink may take for one frame, or to close, before the run goes on without it."""
 
 
 class Writer:
-    """Takes segmented frames off a lane and gives them to its feed's sinks; one thread runs it.
+    """Takes segmented frames off a queue and gives them to its feed's sinks; one thread runs it.
 
     A sink that is still busy after ``patience`` seconds is left behind: ``check`` (another thread
     calls it) then has the other sinks closed and the feed marked as failed. ``thread`` is not
@@ -37,23 +38,22 @@ class Writer:
 
     def __init__(
         self,
-        lane: FeedQueue,
+        queue: FeedQueue,
         on_frame: Callable[[Frame, Segmentation], None] | None,
         stale_after: float,
         patience: float,
     ) -> None:
-        self._lane = lane
+        self._queue = queue
         self._on_frame = on_frame
         self._stale_after = stale_after
         self._patience = patience
-        self._open = list(lane.feed.sinks)
+        self._open = list(queue.feed.sinks)
         self._busy: tuple[Sink, float] | None = None
-        self._closing = False
         self._last: tuple[Frame, Segmentation] | None = None
         self.thread = self._make_thread(self._run)
 
     def _make_thread(self, target: Callable[[], None]) -> PipelineThread:
-        return PipelineThread(f"writer {self._lane.feed.name}", target)
+        return PipelineThread(f"writer {self._queue.feed.name}", target)
 
     def check(self) -> None:
         """Give up a sink that hangs. Called every now and then by the thread that waits."""
@@ -61,108 +61,105 @@ class Writer:
         if busy is None or monotonic() - busy[1] < self._patience:
             return
         sink = busy[0]
+        # The thread that hangs cannot be ended; it touches nothing more if it comes back.
+        self.thread = self._make_thread(self._close)
+        self._busy = None
+        if sink in self._open:
+            self._open.remove(sink)
         error = OutputError(
             f"{sink.name}: did not answer for {self._patience:g} s and was given up, what it wrote "
             "may be incomplete; see whether its disk or network works"
         )
-        self._lane.fail(error)
-        self._lane.abort()
-        if sink in self._open:
-            self._open.remove(sink)
-        # The thread that hangs can not be ended; it touches nothing more if it comes back.
-        self._busy = None
-        self.thread = self._make_thread(self._close)
+        self._queue.advance(FeedEvent.WRITER_DONE, error)
         self.thread.start()
-
-    def _run(self) -> None:
-        lane = self._lane
-        try:
-            while not lane.finished and self._is_mine():
-                item = lane.next_segmented(self._stale_after)
-                if item is not None:
-                    self._write(item)
-                else:
-                    self._repeat()
-        except OutputClosed as error:
-            _log.info("%s", error)
-            lane.abort()
-        except BaseException as error:
-            if self._is_mine():
-                lane.fail(error)
-                lane.abort()
-        if self._is_mine():
-            self._close()
 
     def _is_mine(self) -> bool:
         """Whether the running thread has not been given up."""
         return threading.current_thread() is self.thread
 
-    def _write(self, item: Item) -> None:
-        lane, frame, mask = self._lane, item.frame, item.mask
-        stats = lane.stats
-        stats.add("queue", item.waited)
-        for stage, value in mask.timings.items():
+    def _run(self) -> None:
+        queue = self._queue
+        try:
+            while self._is_mine() and queue.state < FeedState.CLOSING:
+                job = queue.next_segmented(self._stale_after)
+                if job is not None:
+                    self._write(job)
+                else:
+                    self._repeat()
+        except OutputClosed as error:
+            _log.info("%s", error)
+            queue.advance(FeedEvent.WRITER_DONE)
+        except BaseException as error:
+            if self._is_mine():
+                queue.advance(FeedEvent.WRITER_DONE, error)
+        if self._is_mine():
+            self._close()
+
+    def _write(self, job: FrameJob) -> None:
+        feed, stats = self._queue.feed, self._queue.stats
+        frame, result = job.frame, job.result
+        stats.add("queue", job.waited)
+        for stage, value in result.timings.items():
             stats.add(stage, value)
-        if lane.feed.transform is not None:
+        if feed.transform is not None:
             began = monotonic()
-            mask = lane.feed.transform(frame, mask)
+            result = feed.transform(frame, result)
             stats.add("transform", 1000 * (monotonic() - began))
         began = monotonic()
-        self._last = (frame, mask)
-        self._to_sinks(frame, mask)
+        self._last = (frame, result)
+        self._to_sinks(frame, result)
         if not self._is_mine():
             return
         if self._on_frame is not None:
-            self._on_frame(frame, mask)
+            self._on_frame(frame, result)
         now = monotonic()
         stats.add("write", 1000 * (now - began))
-        stats.add("latency", 1000 * (now - item.read_at))
-        stats.wrote(item.read_at)
+        stats.add("latency", 1000 * (now - job.read_at))
+        stats.wrote(job.read_at)
 
     def _repeat(self) -> None:
-        """Show the last picture again when a live source gives no new one."""
-        since = self._lane.silent_since
-        if not self._lane.feed.live or self._last is None or since is None:
+        """Show the last frame again when a live source gives no new one."""
+        queue = self._queue
+        since = queue.silent_since
+        if not queue.feed.live or self._last is None or since is None:
             return
-        if monotonic() - since < self._stale_after or self._lane.finished:
+        if monotonic() - since < self._stale_after or queue.state >= FeedState.WRITING:
             return
-        frame, mask = self._last
-        self._to_sinks(replace(frame, stale=True), mask)
-        self._lane.stats.repeated()
+        frame, result = self._last
+        self._to_sinks(replace(frame, stale=True), result)
+        queue.stats.repeated()
 
-    def _to_sinks(self, frame: Frame, mask: Segmentation) -> None:
-        for sink in self._lane.feed.sinks:
-            with self._watched(sink):
-                sink.write(frame, mask)
+    def _to_sinks(self, frame: Frame, result: Segmentation) -> None:
+        for sink in self._queue.feed.sinks:
+            with self._watched(sink, OSError):
+                sink.write(frame, result)
             if not self._is_mine():
                 return
 
     def _close(self) -> None:
         """Close what is open, each sink once, whatever the others do."""
-        self._closing = True
-        complete = not self._lane.broken
+        complete = self._queue.complete
         while self._is_mine() and self._open:
-            sink = self._open[0]
+            sink = self._open.pop(0)
             try:
-                with self._watched(sink):
+                with self._watched(sink, Exception):
                     sink.close(complete=complete)
             except BaseException as error:  # the others must be closed all the same
                 if self._is_mine():
-                    self._lane.fail(error)
-            if self._is_mine():
-                self._open.pop(0)
+                    self._queue.advance(FeedEvent.WRITER_DONE, error)
+        if self._is_mine():
+            self._queue.advance(FeedEvent.SINKS_CLOSED)
 
     @contextmanager
-    def _watched(self, sink: Sink) -> Iterator[None]:
+    def _watched(self, sink: Sink, failures: type[Exception]) -> Iterator[None]:
+        """Note that ``sink`` is busy; ``failures`` of other kinds than ours are its OutputError."""
         self._busy = (sink, monotonic())
         try:
             yield
-        except (KnetError, KeyboardInterrupt, SystemExit):
+        except KnetError:
             raise
-        except Exception as error:
-            if isinstance(error, OSError) or self._closing:
-                raise output_error(sink.path or Path(sink.name), error) from error
-            raise
+        except failures as error:
+            raise output_error(sink.path or Path(sink.name), error) from error
         finally:
             if self._is_mine():
                 self._busy = None

@@ -3,85 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from fractions import Fraction
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from fakes import entries, wait_until
+from fakes import Frames, Recorder, entries, raises, segment_one
 from numpy.typing import NDArray
+from waiting import wait_until
 
 from knet_runtime.errors import OutputError, SourceError
-from knet_runtime.labels import CAMVID11
-from knet_runtime.pipeline.pipeline import Feed, RunSummary, SegmentCall, run as run_feeds, segment
+from knet_runtime.pipeline import Feed, RunSummary, SegmentCall, run as run_feeds, segment
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks import JsonLines, MaskFolder, OverlayVideo, Sink
-from knet_runtime.sources.base import Source, SourceInfo, SourceStatus
+from knet_runtime.sources.base import Source
 from knet_runtime.sources.open import open_source
-from knet_runtime.types import Closeable, Frame
-
-
-class Frames(Closeable):
-    """A source of ``count`` small frames, and then ``error`` if there is one."""
-
-    def __init__(self, count: int, error: BaseException | None = None) -> None:
-        self.info = SourceInfo("video", (8, 12), Fraction(25), None, Fraction(1, 25))
-        self.status = SourceStatus()
-        self.closed = 0
-        self.stopped = False
-        self._count = count
-        self._error = error
-
-    def __iter__(self) -> Iterator[Frame]:
-        for index in range(self._count):
-            if self.stopped:
-                return
-            image = np.full((8, 12, 3), index, np.uint8)
-            yield Frame(image, index, Fraction(index, 25), f"{index:06d}")
-        if self._error is not None:
-            raise self._error
-
-    def stop(self) -> None:
-        self.stopped = True
-
-    def close(self) -> None:
-        self.closed += 1
-
-
-class Recorder:
-    """A sink that remembers, and fails where it is told to."""
-
-    def __init__(
-        self,
-        name: str = "recorder",
-        write_error: BaseException | None = None,
-        close_error: BaseException | None = None,
-    ) -> None:
-        self.name = name
-        self.path = Path(name)
-        self.frames: list[int] = []
-        self.closed: list[bool] = []
-        self._write_error = write_error
-        self._close_error = close_error
-
-    def write(self, frame: Frame, mask: Segmentation) -> None:
-        assert mask.class_map.flat[0] == frame.index % 11
-        if self._write_error is not None:
-            raise self._write_error
-        self.frames.append(frame.index)
-
-    def close(self, *, complete: bool = True) -> None:
-        self.closed.append(complete)
-        if self._close_error is not None:
-            raise self._close_error
-
-
-def fake_segmenter(image: NDArray[np.uint8]) -> Segmentation:
-    class_map = np.full(image.shape[:2], int(image.flat[0]) % 11, np.uint8)
-    return Segmentation(class_map, CAMVID11, {"preprocess": 1.0, "infer": 4.0, "postprocess": 2.0})
+from knet_runtime.types import Frame
 
 
 def run(
@@ -91,14 +30,14 @@ def run(
 
 
 def test_segment_pairs_each_frame_with_its_mask() -> None:
-    pairs = list(segment(Frames(3), fake_segmenter))
+    pairs = list(segment(Frames(3), segment_one))
     assert [(f.index, int(m.class_map.flat[0])) for f, m in pairs] == [(0, 0), (1, 1), (2, 2)]
 
 
 def test_a_run_feeds_every_sink_in_order_and_closes_it_once() -> None:
     one, two, seen = Recorder("one"), Recorder("two"), []
     source = Frames(5)
-    summary = run(source, fake_segmenter, [one, two], on_frame=lambda f, m: seen.append(f.index))
+    summary = run(source, segment_one, [one, two], on_frame=lambda f, m: seen.append(f.index))
     assert one.frames == two.frames == seen == [0, 1, 2, 3, 4]
     assert one.closed == two.closed == [True]
     assert source.closed == 0
@@ -112,13 +51,13 @@ def test_a_run_feeds_every_sink_in_order_and_closes_it_once() -> None:
 
 def test_a_run_stops_after_max_frames_and_reads_no_further() -> None:
     sink = Recorder()
-    source = Frames(2, SourceError("beyond"))
-    assert run(source, fake_segmenter, [sink], max_frames=2).frames == 2
+    source = Frames(2, error=SourceError("beyond"))
+    assert run(source, segment_one, [sink], max_frames=2).frames == 2
     assert sink.closed == [True]
 
 
 def test_a_run_without_frames_is_no_error() -> None:
-    summary = run(Frames(0), fake_segmenter, [])
+    summary = run(Frames(0), segment_one, [])
     assert (summary.frames, summary.fps, summary.stages) == (0, 0.0, {})
 
 
@@ -134,7 +73,7 @@ def test_a_run_without_frames_is_no_error() -> None:
 def test_sinks_are_closed_and_the_error_goes_on(error: BaseException, complete: bool) -> None:
     one, two = Recorder("one"), Recorder("two")
     with pytest.raises(type(error)) as caught:
-        run(Frames(3, error), fake_segmenter, [one, two])
+        run(Frames(3, error=error), segment_one, [one, two])
     assert caught.value is error
     assert one.frames == [0, 1, 2]
     assert one.closed == two.closed == [complete]
@@ -147,7 +86,7 @@ def test_an_error_of_the_segmenter_or_the_callback_closes_as_partial() -> None:
     def callback(frame: Frame, mask: Segmentation) -> None:
         raise RuntimeError("callback")
 
-    for segmenter, on_frame in ((broken, None), (fake_segmenter, callback)):
+    for segmenter, on_frame in ((broken, None), (segment_one, callback)):
         sink = Recorder()
         with pytest.raises(RuntimeError, match=r"engine|callback"):
             run(Frames(3), segmenter, [sink], on_frame=on_frame)
@@ -155,9 +94,13 @@ def test_an_error_of_the_segmenter_or_the_callback_closes_as_partial() -> None:
 
 
 def test_a_sink_that_can_not_write_keeps_no_other_from_being_closed() -> None:
-    sinks = [Recorder("one"), Recorder("two", OSError(28, "No space left")), Recorder("three")]
+    sinks = [
+        Recorder("one"),
+        Recorder("two", on_write=raises(OSError(28, "No space left"))),
+        Recorder("three"),
+    ]
     with pytest.raises(OutputError, match="two: No space left; free some space"):
-        run(Frames(3), fake_segmenter, sinks)
+        run(Frames(3), segment_one, sinks)
     assert [sink.closed for sink in sinks] == [[False]] * 3
     assert [sink.frames for sink in sinks] == [[0], [], []]
 
@@ -167,27 +110,27 @@ def test_the_first_sink_that_can_not_close_is_raised_and_the_rest_logged(
     failure: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     sinks = [
-        Recorder("one", close_error=failure),
-        Recorder("two", close_error=OutputError("two: lost")),
+        Recorder("one", on_close=raises(failure)),
+        Recorder("two", on_close=raises(OutputError("two: lost"))),
         Recorder("three"),
     ]
     with caplog.at_level(logging.ERROR), pytest.raises(OutputError, match="one: "):
-        run(Frames(2), fake_segmenter, sinks)
+        run(Frames(2), segment_one, sinks)
     assert [sink.closed for sink in sinks] == [[True]] * 3
     assert "two: lost" in caplog.text
 
 
 def test_the_source_error_goes_before_that_of_a_sink(caplog: pytest.LogCaptureFixture) -> None:
-    sinks = [Recorder(close_error=OutputError("lost"))]
+    sinks = [Recorder(on_close=raises(OutputError("lost")))]
     with caplog.at_level(logging.ERROR), pytest.raises(SourceError):
-        run(Frames(2, SourceError("damaged")), fake_segmenter, sinks)
+        run(Frames(2, error=SourceError("damaged")), segment_one, sinks)
     assert "lost" in caplog.text
 
 
 def test_a_second_interrupt_while_closing_still_closes_the_others() -> None:
-    sinks = [Recorder("one", close_error=KeyboardInterrupt()), Recorder("two")]
+    sinks = [Recorder("one", on_close=raises(KeyboardInterrupt())), Recorder("two")]
     with pytest.raises(KeyboardInterrupt):
-        run(Frames(2, KeyboardInterrupt()), fake_segmenter, sinks)
+        run(Frames(2, error=KeyboardInterrupt()), segment_one, sinks)
     assert [sink.closed for sink in sinks] == [[True]] * 2
 
 
@@ -203,16 +146,16 @@ def test_writing_over_the_source_or_twice_into_one_place_is_refused(tmp_path: Pa
     before = {path: path.read_bytes() for path in folder.iterdir()}
     for name in (folder, folder / "im0.png"):
         with open_source(name) as source, pytest.raises(OutputError, match="choose another place"):
-            run(source, fake_segmenter, [MaskFolder(folder)])
+            run(source, segment_one, [MaskFolder(folder)])
     clip = tmp_path / "clip.mp4"
     with open_source(folder) as source:
-        run(source, fake_segmenter, [OverlayVideo(clip, source.info)])
+        run(source, segment_one, [OverlayVideo(clip, source.info)])
     data = clip.read_bytes()
     with open_source(clip) as source, pytest.raises(OutputError, match=r"clip\.mp4: is read from"):
-        run(source, fake_segmenter, [OverlayVideo(tmp_path / "images/../clip.mp4", source.info)])
+        run(source, segment_one, [OverlayVideo(tmp_path / "images/../clip.mp4", source.info)])
     same = [JsonLines(tmp_path / "o.jsonl", "m"), JsonLines(tmp_path / "o.jsonl", "m")]
     with open_source(folder) as source, pytest.raises(OutputError, match="another output"):
-        run(source, fake_segmenter, same)
+        run(source, segment_one, same)
     assert clip.read_bytes() == data
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "images"]
@@ -227,7 +170,7 @@ def test_files_from_end_to_end_leave_no_thread_and_no_file_open(
         (place / "im7.png").write_bytes(b"")
     else:
         with open_source(place) as source:
-            run(source, fake_segmenter, [OverlayVideo(tmp_path / "clip.mp4", source.info)])
+            run(source, segment_one, [OverlayVideo(tmp_path / "clip.mp4", source.info)])
         place = tmp_path / "clip.mp4"
 
     def interrupt(frame: Frame, mask: Segmentation) -> None:
@@ -244,7 +187,7 @@ def test_files_from_end_to_end_leave_no_thread_and_no_file_open(
                 MaskFolder(out / "masks"),
                 JsonLines(out / "o.jsonl", "m@1"),
             ]
-            run(source, fake_segmenter, sinks, on_frame=interrupt)
+            run(source, segment_one, sinks, on_frame=interrupt)
         assert ending == "end"
     except expected:
         assert ending != "end"

@@ -15,14 +15,14 @@ from fakes import (
     Recorder,
     entries,
     pipeline_threads,
+    raises,
     segment_one,
-    wait_until,
 )
 from numpy.typing import NDArray
+from waiting import wait_until
 
 from knet_runtime.errors import ConfigError, EngineError, OutputClosed, OutputError, SourceError
-from knet_runtime.pipeline.pipeline import Feed, Pipeline, run
-from knet_runtime.pipeline.stats import RunStats
+from knet_runtime.pipeline import Feed, Pipeline, RunStats, pipeline as pipeline_module, run
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.types import Frame
 
@@ -62,9 +62,6 @@ def test_a_failure_in_any_stage_is_raised_and_leaves_nothing_behind(seed: int) -
         breaks(frame)
         return mask
 
-    def fail() -> None:
-        raise fault
-
     sinks = [[Recorder("one"), Recorder("two")] for _ in range(feeds)]
     sources = [Frames(20) for _ in range(feeds)]
     if stage == "read":
@@ -72,7 +69,7 @@ def test_a_failure_in_any_stage_is_raised_and_leaves_nothing_behind(seed: int) -
     if stage == "write":
         sinks[where][0] = Recorder("bad", on_write=breaks)
     if stage == "close":
-        sinks[where][0] = Recorder("bad", on_close=fail)
+        sinks[where][0] = Recorder("bad", on_close=raises(fault))
     made = [
         Feed(
             source,
@@ -229,6 +226,108 @@ def test_a_sink_that_hangs_is_left_behind_and_the_others_are_closed() -> None:
     finally:
         free.set()
     wait_until(lambda: pipeline_threads() == [], "the thread that hung to end")
+
+
+def test_a_source_that_does_not_stop_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline_module, "STOP_PATIENCE", 0.2)
+    free = threading.Event()
+    source = Frames(None, lambda index: index == 3 and free.wait(60))
+    sink, other = Recorder(), Recorder("other")
+    pipeline = Pipeline([Feed(source, [sink], "gate"), Feed(Frames(5), [other])], segment_one)
+    pipeline.start()
+    wait_until(lambda: sink.frames == [0, 1, 2] and other.closed, "what can be read")
+    pipeline.stop()
+    with pytest.raises(SourceError, match="gate: does not stop and was given up"):
+        pipeline.join()
+    assert (sink.closed, other.closed) == ([False], [True])
+    free.set()
+    wait_until(lambda: pipeline_threads() == [], "the thread that hung to end")
+
+
+def test_an_engine_that_does_not_come_back_is_given_up_and_comes_too_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pipeline_module, "STOP_PATIENCE", 0.2)
+    hangs, late, written = threading.Event(), threading.Event(), threading.Event()
+
+    def segmenter(image: NDArray[np.uint8]) -> Segmentation:
+        if image.flat[0] == 2:
+            hangs.set()
+            late.wait(60)
+        return segment_one(image)
+
+    sink = Recorder(on_write=lambda frame: written.wait(20))
+    pipeline = Pipeline([Feed(Frames(None), [sink])], segmenter)
+
+    def engine_returns_while_frames_are_written() -> None:
+        wait_until(lambda: pipeline._errors, "the engine to be given up")
+        late.set()
+        wait_until(lambda: "knet-engine" not in pipeline_threads(), "the engine's thread to end")
+        written.set()
+
+    pipeline.start()
+    assert hangs.wait(20)
+    pipeline.stop()
+    beside = threading.Thread(target=engine_returns_while_frames_are_written)
+    beside.start()
+    with pytest.raises(EngineError, match="does not come back and was given up"):
+        pipeline.join()
+    beside.join()
+    assert sink.frames == [0, 1]
+    assert sink.closed == [False]
+    assert pipeline_threads() == []
+
+
+def test_a_slow_engine_may_take_its_time_for_the_last_frames(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pipeline_module, "STOP_PATIENCE", 0.05)
+
+    def segmenter(image: NDArray[np.uint8]) -> Segmentation:
+        threading.Event().wait(0.3)
+        return segment_one(image)
+
+    for options in ({}, {"max_frames": 2}):
+        for kind in ("video", "stream"):
+            sink = Recorder()
+            run([Feed(Frames(2, kind=kind), [sink], policy="file")], segmenter, **options)
+            assert sink.frames == [0, 1]
+            assert sink.closed == [True]
+
+
+@pytest.mark.parametrize("interrupts", [1, 2])
+def test_ctrl_c_writes_what_was_read_and_a_second_one_nothing_more(
+    monkeypatch: pytest.MonkeyPatch, interrupts: int
+) -> None:
+    wait, done = Pipeline._wait, threading.Event()
+    source, sink = Frames(None), Recorder(on_write=lambda frame: frame.index == 2 and done.wait(20))
+    left = [KeyboardInterrupt() for _ in range(interrupts)]
+
+    def interrupted(self: Pipeline) -> None:
+        wait(self)
+        if len(sink.frames) == 2 and left:
+            raise left.pop()
+        if not left and source.stopped.is_set():
+            done.set()
+
+    monkeypatch.setattr(Pipeline, "_wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run([Feed(source, [sink])], segment_one)
+    assert sink.closed == [True]
+    assert (len(sink.frames) == 3) == (interrupts == 2)
+    assert sink.frames == list(range(len(sink.frames)))
+
+
+def test_every_failure_but_the_raised_one_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    closing = threading.Event()
+    sinks = [
+        Recorder("one", on_close=raises(OutputError("one: lost"))),
+        Recorder("two", on_close=raises(OutputError("two: lost"))),
+        Recorder("three", on_close=lambda: closing.wait(0.5)),  # the run is looked after meanwhile
+    ]
+    with pytest.raises(OutputError, match="one: lost"):
+        run([Feed(Frames(2), sinks)], segment_one)
+    assert [record.message for record in caplog.records] == ["two: lost"]
 
 
 def test_a_reader_that_has_had_enough_ends_its_feed_only() -> None:

@@ -12,6 +12,7 @@ import av
 import cv2
 import numpy as np
 import pytest
+from fakes import a_frame
 from numpy.typing import NDArray
 
 from knet_runtime.drawing import blend, legend_strip
@@ -20,20 +21,9 @@ from knet_runtime.labels import CAMVID11, LabelMap, distinct_palette
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks import JsonLines, MaskFolder, OverlayVideo, Sink
 from knet_runtime.sources.base import SourceInfo
-from knet_runtime.types import Frame
 
 VIDEO = SourceInfo("video", (48, 64), Fraction(25), None, Fraction(1, 1000))
 IMAGES = SourceInfo("images", (48, 64), None, 3)
-
-
-def a_frame(
-    index: int, pts: Fraction | None = None, hw: tuple[int, int] = (48, 64), name: str | None = None
-) -> tuple[Frame, Segmentation]:
-    image = np.full((*hw, 3), 40 + index, np.uint8)
-    class_map = np.zeros(hw, np.uint8)
-    class_map[hw[0] // 2 :] = 3
-    mask = Segmentation(class_map, CAMVID11, {"preprocess": 1.0, "infer": 2.5, "postprocess": 0.25})
-    return Frame(image, index, pts, name or f"{index:06d}"), mask
 
 
 def read_video(path: Path) -> tuple[list[Fraction], list[NDArray[np.uint8]]]:

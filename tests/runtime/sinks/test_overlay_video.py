@@ -13,6 +13,7 @@ from pathlib import Path
 
 import av
 import cv2
+import fakes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -50,9 +51,7 @@ def a_frame(
 ) -> tuple[Frame, Segmentation]:
     small = np.random.default_rng(index).integers(60, 200, (6, 8, 3), np.uint8)
     image = np.asarray(cv2.resize(small, hw[::-1], interpolation=cv2.INTER_CUBIC), np.uint8)
-    class_map = np.zeros(hw, np.uint8)
-    class_map[hw[0] // 2 :] = 3
-    return Frame(image, index, pts, f"{index:06d}"), Segmentation(class_map, CAMVID11, {})
+    return fakes.a_frame(index, pts, image=image)
 
 
 def read(path: Path) -> tuple[list[float], list[NDArray[np.uint8]]]:

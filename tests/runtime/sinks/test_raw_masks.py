@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
+import fakes
 import numpy as np
 import pytest
 
@@ -35,15 +36,9 @@ def a_frame(
 ) -> tuple[Frame, Segmentation]:
     random = np.random.default_rng(index)
     class_map = random.integers(0, 300 if deep else 11, hw, np.uint16 if deep else np.uint8)
-    frame = Frame(
-        np.zeros((*hw, 3), np.uint8),
-        index,
-        None if deep else Fraction(index, 25),
-        f"{index:06d}",
-        wall=1_700_000_000.25 if stale else None,
-        stale=stale,
-    )
-    return frame, Segmentation(class_map, CAMVID11, {})
+    pts = None if deep else Fraction(index, 25)
+    wall = 1_700_000_000.25 if stale else None
+    return fakes.a_frame(index, pts, hw, class_map=class_map, wall=wall, stale=stale)
 
 
 def assert_same(read: RawMask, frame: Frame, mask: Segmentation) -> None:

@@ -14,12 +14,13 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import fakes
 import numpy as np
 import pytest
+from waiting import wait_until
 
 import knet_runtime
 from knet_runtime.errors import ConfigError, OutputError
-from knet_runtime.labels import CAMVID11
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks.rtsp import RtspPush
 from knet_runtime.sources.base import SourceInfo
@@ -109,10 +110,8 @@ def a_frame(index: int, noise: bool = False) -> tuple[Frame, Segmentation]:
     image = np.full((*HW, 3), 2 * index % 200, np.uint8)
     if noise:  # large enough to fill the buffers of a connection soon
         image = np.random.default_rng(index).integers(0, 256, (360, 480, 3), np.uint8)
-    mask = Segmentation(
-        np.full(image.shape[:2], 11, np.uint8), CAMVID11, {}
-    )  # nothing is drawn over it
-    return Frame(image, index, Fraction(index, 25), f"{index:06d}"), mask
+    unlabelled = np.full(image.shape[:2], 11, np.uint8)  # nothing is drawn over it
+    return fakes.a_frame(index, Fraction(index, 25), image=image, class_map=unlabelled)
 
 
 def write_all(sink: RtspPush, count: int) -> None:
@@ -134,13 +133,6 @@ def children() -> set[int]:
     return found
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
 def test_a_file_arrives_whole_in_order_and_at_its_own_speed(
     server: Callable[..., Server],
 ) -> None:
@@ -149,7 +141,7 @@ def test_a_file_arrives_whole_in_order_and_at_its_own_speed(
     began = time.monotonic()
     write_all(sink, 30)
     # The server throws away what it still holds when the connection ends.
-    wait_until(lambda: len(record.images()) >= 28)
+    wait_until(lambda: len(record.images()) >= 28, seconds=30)
     sink.close()
     sink.close()
     assert time.monotonic() - began > 29 / 25
@@ -179,12 +171,12 @@ def test_a_killed_server_is_found_again_and_what_was_lost_is_counted(
         write()
         return sink.connected and bool(record.images())
 
-    wait_until(pushes)
+    wait_until(pushes, seconds=30)
     record.kill()
     record.output.unlink()
-    wait_until(lambda: (write(), not sink.connected)[1])
+    wait_until(lambda: (write(), not sink.connected)[1], seconds=30)
     record.start()
-    wait_until(pushes)
+    wait_until(pushes, seconds=30)
     sink.close()
     assert sink.reconnects == 1
     assert sink.dropped > 0
@@ -217,10 +209,10 @@ def test_a_server_that_freezes_costs_frames_and_nothing_else(
         assert time.monotonic() - before < 1
         index += 1
 
-    wait_until(lambda: (write(), sink.connected)[1])
+    wait_until(lambda: (write(), sink.connected)[1], seconds=30)
     record.process.send_signal(signal.SIGSTOP)
     try:
-        wait_until(lambda: (write(), not sink.connected)[1])
+        wait_until(lambda: (write(), not sink.connected)[1], seconds=30)
         before = time.monotonic()
         sink.close()
         assert time.monotonic() - before < 5
@@ -244,7 +236,7 @@ def test_a_server_that_says_nothing_can_not_hold_the_run(silent: str) -> None:
 def test_closing_at_once_ends_within_seconds_and_says_what_is_wrong(silent: str) -> None:
     sink = RtspPush(silent, LIVE, patience=60)
     sink.write(*a_frame(0))
-    wait_until(lambda: bool(children()))
+    wait_until(lambda: bool(children()), seconds=30)
     began = time.monotonic()
     sink.close()
     assert time.monotonic() - began < 5
@@ -257,7 +249,7 @@ def test_nothing_listens(caplog: pytest.LogCaptureFixture) -> None:
         port = listener.getsockname()[1]
     sink = RtspPush(f"rtsp://me:secret@127.0.0.1:{port}/live", LIVE)
     sink.write(*a_frame(0))
-    wait_until(lambda: sink._failure is not None)
+    wait_until(lambda: sink._failure is not None, seconds=30)
     with caplog.at_level(logging.DEBUG), pytest.raises(OutputError, match="refused") as caught:
         sink.close()
     assert "secret" not in str(caught.value) + caplog.text
@@ -301,4 +293,4 @@ def test_the_child_of_a_killed_process_ends_itself(silent: str) -> None:
             return True
         return state == "Z"  # nobody collects it in a container without an init
 
-    wait_until(gone)
+    wait_until(gone, seconds=30)

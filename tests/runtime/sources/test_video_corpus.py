@@ -2,59 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
+from corpus import make_videos
+from corpus.measured import read_apart
 
-import knet_runtime
-
-CORPUS = Path(__file__).resolve().parents[2] / "corpus"
 SECONDS = 10  # for one video
 MEMORY_MIB = 1200  # for any: a frame of a hundred megapixels is 286 MiB as RGB
 SMALL_MIB = 200
 
 
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, CORPUS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    videos: list[Path] = load("make_videos").make_videos(tmp_path_factory.mktemp("corpus"))
-    return videos
+    return make_videos.make_videos(tmp_path_factory.mktemp("corpus"))
 
 
-def read(videos: list[Path]) -> list[dict[str, object]]:
-    """What a process of its own saw of each; a video that takes too long is named."""
-    room = str(Path(knet_runtime.__file__).parent.parent)
-    with subprocess.Popen(
-        [sys.executable, str(CORPUS / "read_videos.py"), *map(str, videos)],
-        env={**os.environ, "PYTHONPATH": room},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as child:
-        try:
-            out, err = child.communicate(timeout=SECONDS * 10)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            out, err = child.communicate()
-    lines = [json.loads(line) for line in out.splitlines()]
-    assert child.returncode == 0, f"at {lines[-1] if lines else 'its start'}: {err[-2000:]}"
-    assert err == ""
-    return [line for line in lines if "name" in line]
+def read(videos: list[Path]) -> list[dict[str, Any]]:
+    return read_apart("read_videos.py", videos, timeout=SECONDS * 10)
 
 
 def test_every_bad_video_ends_as_frames_or_as_one_line(corpus: list[Path]) -> None:
@@ -66,7 +33,7 @@ def test_every_bad_video_ends_as_frames_or_as_one_line(corpus: list[Path]) -> No
         assert line["frames"] or line["error"], line
         assert "\n" not in str(line["error"]), line
         assert float(str(line["seconds"])) < SECONDS, line
-    assert seen[-1]["peak_mib"] < SMALL_MIB  # type: ignore[operator]
+    assert seen[-1]["peak_mib"] < SMALL_MIB
     # A corpus that all fails to open, or all reads well, would test nothing.
     assert sum(bool(line["frames"]) for line in seen) > 100
     assert sum(bool(line["error"]) for line in seen) > 100
@@ -77,11 +44,11 @@ def test_frames_of_a_hundred_megapixels_stay_within_the_cap(corpus: list[Path]) 
         if path.name.startswith("large"):
             (line,) = read([path])
             assert line["frames"] == 1
-            assert line["peak_mib"] < MEMORY_MIB, line  # type: ignore[operator]
+            assert line["peak_mib"] < MEMORY_MIB, line
 
 
 def test_the_corpus_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
-    maker = load("make_videos")
+    maker = make_videos
     name = "h264.mkv"
     codec, pixels, options = maker.CLIPS[name]
     first, second = (maker.encode(tmp_path / name, codec, pixels, options) for _ in range(2))

@@ -133,19 +133,6 @@ class Mover(threading.Thread):
 
 
 @pytest.fixture
-def wait_until() -> Callable[..., None]:
-    """Return as soon as the condition holds; fail when it has not after so long."""
-
-    def wait(condition: Callable[[], object], what: str, seconds: float = 10) -> None:
-        end = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < end, f"not within {seconds} s: {what}"
-            time.sleep(0.02)
-
-    return wait
-
-
-@pytest.fixture
 def make_site() -> Iterator[Callable[..., Site]]:
     """Start a page; keywords go to ``listen``, ``feeds`` are the names of its feeds, which the
     run knows of once it has ``begun``."""

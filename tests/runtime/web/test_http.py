@@ -7,7 +7,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,9 @@ import cv2
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from waiting import wait_until
 
 from knet_runtime.web import auth as address
-
-Wait = Callable[..., None]
 
 
 def image(data: bytes) -> np.ndarray:
@@ -306,7 +305,7 @@ def test_the_port_is_free_again_at_once(make_site: Any) -> None:
 
 
 def test_a_viewer_that_never_reads_is_dropped_and_the_others_go_on(
-    make_site: Any, monkeypatch: pytest.MonkeyPatch, wait_until: Wait
+    make_site: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(address, "_STUCK_MS", 1000)
     site = make_site()

@@ -5,15 +5,15 @@ from __future__ import annotations
 import http.client
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from waiting import wait_until
 
 from knet_runtime.labels import CAMVID11
-from knet_runtime.pipeline.pipeline import Feed, run
-from knet_runtime.pipeline.stats import RunStats
+from knet_runtime.pipeline import Feed, RunStats, run
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sources.base import SourceInfo, SourceStatus
 from knet_runtime.types import Closeable, Frame
@@ -57,7 +57,7 @@ def segment(image: NDArray[np.uint8]) -> Segmentation:
     return Segmentation(np.zeros(image.shape[:2], np.uint8), CAMVID11, {"infer": 1.0})
 
 
-def test_health_and_frames_follow_the_run(wait_until: Callable[..., None]) -> None:
+def test_health_and_frames_follow_the_run() -> None:
     listener = listen("127.0.0.1:0")
 
     def ask(path: str) -> tuple[int, bytes]:

@@ -214,16 +214,3 @@ def _reading(source: Source) -> Iterator[list[Frame]]:
 def reading() -> Callable[[Source], Any]:
     """A context manager: a thread collects the frames; at the end it must stop in time."""
     return _reading
-
-
-@pytest.fixture
-def wait_until() -> Callable[..., None]:
-    """Wait for a condition, with a deadline in seconds."""
-
-    def wait(condition: Callable[[], bool], seconds: float = 10) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, "it did not happen in time"
-            time.sleep(0.01)
-
-    return wait

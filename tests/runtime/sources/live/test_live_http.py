@@ -14,6 +14,7 @@ import av
 import numpy as np
 import psutil
 import pytest
+from waiting import wait_until
 
 import knet_runtime.sources.live
 from knet_runtime.errors import ConfigError, SourceError
@@ -147,7 +148,6 @@ def test_while_it_is_gone_the_status_says_so_and_stop_ends_it(
     http_server: Callable[..., Any],
     mjpeg: Callable[..., None],
     reading: Callable[..., Any],
-    wait_until: Callable[..., None],
 ) -> None:
     with http_server(mjpeg) as server:
         source = open_source(server.url(), QUICK)
@@ -180,7 +180,6 @@ def test_credentials_that_are_refused_later_are_not_tried_again_fast(
     http_server: Callable[..., Any],
     mjpeg: Callable[..., None],
     reading: Callable[..., Any],
-    wait_until: Callable[..., None],
 ) -> None:
     def answer(handler: Any, server: Any) -> None:
         if server.requests > 1:
@@ -357,7 +356,6 @@ def test_a_playlist_that_stands_still_is_lost_and_its_end_does_not_come_twice(
     http_server: Callable[..., Any],
     tmp_path: Path,
     reading: Callable[..., Any],
-    wait_until: Callable[..., None],
 ) -> None:
     write_clip(tmp_path / "clip.m3u8", 60, hls_time="0.3", hls_list_size="0")
     playlist = (tmp_path / "clip.m3u8").read_text()
@@ -372,10 +370,10 @@ def test_a_playlist_that_stands_still_is_lost_and_its_end_does_not_come_twice(
     with http_server(answer) as server:
         source = open_source(server.url("/live.m3u8"), options)
         with reading(source) as seen:
-            wait_until(lambda: not source.status.connected, 15)
+            wait_until(lambda: not source.status.connected, seconds=15)
             count, asked = len(seen), sum(segments)
-            wait_until(lambda: sum(segments) > asked + 2, 15)  # they were fetched again
-            wait_until(lambda: source.status.down_seconds > 3, 15)
+            wait_until(lambda: sum(segments) > asked + 2, seconds=15)  # they were fetched again
+            wait_until(lambda: source.status.down_seconds > 3, seconds=15)
             assert len(seen) == count
             assert not source.status.connected
 
@@ -406,7 +404,6 @@ def test_a_part_of_a_stream_cannot_be_chosen(
 def test_nothing_stays_open(
     http_server: Callable[..., Any],
     mjpeg: Callable[..., None],
-    wait_until: Callable[..., None],
 ) -> None:
     process = psutil.Process()
     with http_server(mjpeg) as server, open_source(server.url(), QUICK) as source:
