@@ -145,3 +145,9 @@ class ParityError(KnetError):
     >>> issubclass(ParityError, KnetError)
     True
     """
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or its type's name if it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

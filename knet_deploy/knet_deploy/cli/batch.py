@@ -1,4 +1,4 @@
-"""``knet-deploy batch``: an archive of videos through a bundle, in parts, on Ray."""
+"""``knet-deploy batch``: an archive of videos through a bundle, in chunks, on Ray."""
 
 from __future__ import annotations
 
@@ -61,11 +61,9 @@ def batch(
             "--workers", min=1, help="Engines at once; by default one per GPU, or per machine."
         ),
     ] = None,
-    segment_seconds: Annotated[
+    chunk_seconds: Annotated[
         float,
-        typer.Option(
-            "--segment-seconds", min=0, help="Length of the parts that videos are cut in."
-        ),
+        typer.Option("--chunk-seconds", min=0, help="Length of the chunks that videos are cut in."),
     ] = 30.0,
 ) -> None:
     """Segment many videos, on every core or machine; a batch that was stopped goes on.
@@ -95,9 +93,7 @@ def batch(
 
         pool = RayPool(settings, model, address=ray, workers=workers)
     with pool, track(out.name, None) as advance:
-        results = run_batch(
-            named, out, settings, pool, seconds=segment_seconds, on_progress=advance
-        )
+        results = run_batch(named, out, settings, pool, seconds=chunk_seconds, on_progress=advance)
     _say_results(results, out)
 
 

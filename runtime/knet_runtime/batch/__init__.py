@@ -1,1 +1,1 @@
-"""Many videos, cut into segments, by many engines: the masks that a run of each would give."""
+"""Many videos, cut into chunks, by many engines: the files that a run of each would write."""

@@ -1,6 +1,7 @@
 """A batch over many videos: what is done already, what is left, and one manifest of results.
 
-From segments to what one run of the video would have written: the same files, byte for byte.
+Each video is cut into chunks, which workers do in any order. ``join`` makes of them what one run of
+the video writes, byte for byte but for the times.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from knet_runtime.batch.records import (
     FINISHED_NAME,
     LINES_NAME,
     MASKS_NAME,
+    PARTIAL_LINES_NAME,
     RESULTS_NAME,
     BatchResults,
     Job,
@@ -34,74 +36,7 @@ from knet_runtime.batch.records import (
 from knet_runtime.batch.worker import settings_bundle
 from knet_runtime.bundle.store import exchange_folders
 from knet_runtime.errors import ConfigError, EngineError, SourceError
-from knet_runtime.sinks.image_files import MaskFolder
 from knet_runtime.sinks.json_lines import Record
-
-
-def join(target: Path, work: Path, pieces: Sequence[Outcome], result: SourceResult) -> SourceResult:
-    """Make the folder ``target`` of the finished ``pieces`` in ``work``, which is then removed.
-
-    Frames are numbered through. An old ``target`` that a batch wrote is exchanged whole. The result
-    is also in it, for the next batch. Raises OutputError.
-    """
-    fresh = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        totals: dict[str, float] = {}
-        count = 0
-        with (fresh / LINES_NAME).open("wb") as lines:
-            for piece in pieces:
-                lines.writelines(_renumbered(work / piece.segment / LINES_NAME, count, totals))
-                _link_masks(work / piece.segment / MASKS_NAME, count, fresh / MASKS_NAME)
-                count += piece.frames
-        whole = msgspec.structs.replace(
-            result,
-            frames=count,
-            segments=tuple(piece.frames for piece in pieces),
-            engines=tuple(sorted({piece.engine for piece in pieces})),
-            shares={name: round(total / count, 6) for name, total in totals.items()},
-        )
-        if whole.error:  # as a run that fails names what it keeps
-            name = Path(LINES_NAME)
-            (fresh / name).rename(fresh / f"{name.stem}.partial{name.suffix}")
-            if (fresh / MASKS_NAME).is_dir():
-                text = f"The run ended early: {count} masks were written.\n"
-                (fresh / MASKS_NAME / MaskFolder.MARK).write_text(text)
-        (fresh / FINISHED_NAME).write_bytes(msgspec.json.encode(whole))
-        exchange_folders(fresh, target, fresh.with_suffix(".old"))
-        shutil.rmtree(work, ignore_errors=True)
-    except OSError as error:
-        raise output_error(target, error) from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    return whole
-
-
-def _renumbered(lines: Path, offset: int, totals: dict[str, float]) -> Iterator[bytes]:
-    """The lines with frames counted from ``offset``; their shares are added to ``totals``."""
-    with lines.open("rb") as file:
-        for line in file:
-            record = msgspec.json.decode(line, type=Record)
-            for name, share in record.shares.items():
-                totals[name] = totals.get(name, 0.0) + share
-            index = record.frame + offset
-            moved = msgspec.structs.replace(record, frame=index, name=f"{index:06d}")
-            yield msgspec.json.encode(moved) + b"\n"
-
-
-def _link_masks(masks: Path, offset: int, target: Path) -> None:
-    """A second name for each mask, so that the segment stays whole until the video is."""
-    if not masks.is_dir():
-        return
-    target.mkdir(exist_ok=True)
-    for mask in masks.glob("*.png"):
-        named = target / f"{int(mask.stem) + offset:06d}.png"
-        try:
-            named.hardlink_to(mask)
-        except OSError:  # a file system without links
-            shutil.copyfile(mask, named)
-
 
 _log = logging.getLogger(__name__)
 _WORK = ".work"
@@ -154,15 +89,15 @@ def run_batch(
     seconds: float = 30.0,
     on_progress: Callable[[], None] | None = None,
 ) -> BatchResults:
-    """Chunk every video of ``sources`` (folder name to file) into ``out``/name, and write
+    """Segment every video of ``sources`` (folder name to file) into ``out``/name, and write
     ``out``/results.json.
 
     Videos are cut into parts of about ``seconds`` at key frames. Videos and parts that an earlier
     batch finished with the same bundle, options and file are kept. A video that fails has a line in
     ``failures`` and stops no other; ``on_progress`` is called after each part.
 
-    Raises BundleError, EngineError, ParityError when the model can not be run and OutputError when
-    ``out`` can not be written.
+    Raises BundleError, EngineError, ParityError when the model cannot be run and OutputError when
+    ``out`` cannot be written.
     """
     bundle = settings_bundle(settings)
     check_folder(out)
@@ -212,7 +147,7 @@ class _Batch:
         self._seconds = seconds
         self._on_progress = on_progress
         self._todo: dict[str, tuple[SourceResult, Job]] = {}
-        self._segments: dict[str, tuple[Chunk, ...]] = {}
+        self._chunks: dict[str, tuple[Chunk, ...]] = {}
         self._done: dict[str, dict[str, Outcome]] = {}
         self._failed: dict[str, str] = {}
         self._results: dict[str, SourceResult] = {}
@@ -229,7 +164,7 @@ class _Batch:
         jobs = [job for _, job in self._todo.values()]
         for outcome in self._outcomes(pool, jobs):
             if outcome.status == "cut":
-                self._segments[outcome.source] = outcome.segments
+                self._chunks[outcome.source] = outcome.chunks
         self._run(pool)
         # What could not be had in parts is done uncut, which is what a single run does.
         self._run(pool, again=True)
@@ -243,22 +178,22 @@ class _Batch:
 
     def _run(self, pool: Pool, *, again: bool = False) -> None:
         jobs = []
-        for source, segments in self._segments.items():
+        for source, chunks in self._chunks.items():
             result, job = self._todo[source]
-            if result.folder in self._results or (again and segments != (WHOLE,)):
+            if result.folder in self._results or (again and chunks != (WHOLE,)):
                 continue
-            jobs += [msgspec.structs.replace(job, segment=segment) for segment in segments]
+            jobs += [msgspec.structs.replace(job, chunk=chunk) for chunk in chunks]
         for outcome in self._outcomes(pool, jobs):
             self._on_progress()
             if outcome.status == "inexact":
-                self._segments[outcome.source] = (WHOLE,)
+                self._chunks[outcome.source] = (WHOLE,)
             elif outcome.status in ("done", "partial"):
                 self._take(outcome)
 
     def _take(self, outcome: Outcome) -> None:
         done = self._done.setdefault(outcome.source, {})
-        done[outcome.segment] = outcome
-        names = [segment.name for segment in self._segments[outcome.source]]
+        done[outcome.chunk] = outcome
+        names = [chunk.name for chunk in self._chunks[outcome.source]]
         if not all(name in done for name in names):
             return
         result, job = self._todo[outcome.source]
@@ -292,3 +227,65 @@ def _finished(folder: Path, key: str) -> SourceResult | None:
     except (OSError, msgspec.DecodeError):
         return None
     return result if result.key == key and result.error is None else None
+
+
+def join(target: Path, work: Path, pieces: Sequence[Outcome], result: SourceResult) -> SourceResult:
+    """Make the folder ``target`` of the finished ``pieces`` in ``work``, which is then removed.
+
+    Frames are numbered through. An old ``target`` that a batch wrote is exchanged whole. The result
+    is also in it, for the next batch. Raises OutputError.
+    """
+    fresh = target.with_name(f".{target.name}.{os.getpid()}.part")
+    name = PARTIAL_LINES_NAME if result.error else LINES_NAME
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        totals: dict[str, float] = {}
+        count = 0
+        with (fresh / name).open("wb") as lines:
+            for piece in pieces:
+                lines.writelines(_renumbered(work / piece.chunk / name, count, totals))
+                _link_masks(work / piece.chunk / MASKS_NAME, count, fresh / MASKS_NAME)
+                count += piece.frames
+        whole = msgspec.structs.replace(
+            result,
+            frames=count,
+            chunks=tuple(piece.frames for piece in pieces),
+            engines=tuple(sorted({piece.engine for piece in pieces})),
+            shares={name: round(total / count, 6) for name, total in totals.items()},
+        )
+        (fresh / FINISHED_NAME).write_bytes(msgspec.json.encode(whole))
+        exchange_folders(fresh, target, fresh.with_suffix(".old"))
+        shutil.rmtree(work, ignore_errors=True)
+    except OSError as error:
+        raise output_error(target, error) from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return whole
+
+
+def _renumbered(lines: Path, offset: int, totals: dict[str, float]) -> Iterator[bytes]:
+    """The lines with frames counted from ``offset``; their shares are added to ``totals``."""
+    with lines.open("rb") as file:
+        for line in file:
+            record = msgspec.json.decode(line, type=Record)
+            for name, share in record.shares.items():
+                totals[name] = totals.get(name, 0.0) + share
+            index = record.frame + offset
+            moved = msgspec.structs.replace(record, frame=index, name=f"{index:06d}")
+            yield msgspec.json.encode(moved) + b"\n"
+
+
+def _link_masks(masks: Path, offset: int, target: Path) -> None:
+    """A second name for each file, so that the chunk stays whole until the video is."""
+    if not masks.is_dir():
+        return
+    target.mkdir(exist_ok=True)
+    for file in masks.iterdir():
+        number, _, kind = file.name.partition(".")  # .png, or .segments.png
+        is_frame = number.isdigit()
+        named = target / (f"{int(number) + offset:06d}.{kind}" if is_frame else file.name)
+        try:
+            named.hardlink_to(file)
+        except OSError:  # a file system without links
+            shutil.copyfile(file, named)

@@ -20,7 +20,7 @@ class Chunk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     (numerator and denominator of seconds) on the clock of ``Frame.pts``.
 
     None is the video's beginning or end. Decoding begins at the key frame ``run_up``, one before
-    ``first``, for codecs whose key frames are whole only some pictures later. ``times`` are those
+    ``first``, for codecs whose key frames are whole only some frames later. ``times`` are those
     that the frames must have; None says that nothing is known of them.
     """
 
@@ -33,8 +33,8 @@ class Chunk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def name(self) -> str:
-        """A file name that tells it from every other segment of the video."""
-        if self.first is None and self.until is None:
+        """A file name that tells it from every other chunk of the video."""
+        if self.is_whole:
             return "whole"
         ends = ("" if end is None else str(end) for end in (self.first, self.until))
         return f"{self.number:05d}_{'_'.join(ends)}"
@@ -64,14 +64,14 @@ WHOLE = Chunk()
 
 
 def cut(path: Path, seconds: float) -> tuple[Chunk, ...]:
-    """Segments of about ``seconds`` each, at least one, in order; all packets are read for it.
+    """Chunks of about ``seconds`` each, at least one, in order; all packets are read for it.
 
     A video whose packets leave doubt about its frames (without times, damaged, hidden
     by an edit list, key frames out of order), or that is interlaced, stays ``WHOLE``. Raises
     SourceError for what is no video.
     """
     with VideoSource(open_file(path), str(path), SourceOptions(), path) as source:
-        if source.deinterlaces:  # a picture is made of those beside it
+        if source.deinterlaces:  # a frame is made of those beside it
             return (WHOLE,)
     container = open_file(path)
     try:
@@ -101,26 +101,26 @@ def cut(path: Path, seconds: float) -> tuple[Chunk, ...]:
     if not keys or not ordered or times[0] < 0 or keys[0] != times[0]:
         return (WHOLE,)
     tick = Fraction(base)
-    return _segments(times, keys, (tick.numerator, tick.denominator), seconds)
+    return _chunks(times, keys, (tick.numerator, tick.denominator), seconds)
 
 
-def _segments(
+def _chunks(
     times: list[int], keys: list[int], tick: tuple[int, int], seconds: float
 ) -> tuple[Chunk, ...]:
-    least = Fraction(seconds) / Fraction(*tick)
+    shortest = Fraction(seconds) / Fraction(*tick)
     cuts: list[tuple[int, int]] = []  # the key frame before, and the one that is cut at
     last = times[0]
     for before, key in pairwise(keys):
-        if key - last >= least:
+        if key - last >= shortest:
             cuts.append((before, key))
             last = key
     if not cuts:
         return (WHOLE,)
     begins = [(None, None), *cuts]
     ends = [*(key for _, key in cuts), None]
-    segments = []
+    chunks = []
     for number, ((run_up, first), until) in enumerate(zip(begins, ends, strict=True)):
         low = 0 if first is None else bisect_left(times, first)
         high = len(times) if until is None else bisect_left(times, until)
-        segments.append(Chunk(number, tick, run_up, first, until, tuple(times[low:high])))
-    return tuple(segments)
+        chunks.append(Chunk(number, tick, run_up, first, until, tuple(times[low:high])))
+    return tuple(chunks)

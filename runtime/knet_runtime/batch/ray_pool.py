@@ -18,7 +18,7 @@ import msgspec
 
 from knet_runtime.batch.records import Job, Outcome, Settings
 from knet_runtime.batch.worker import ChunkWorker
-from knet_runtime.errors import EngineError
+from knet_runtime.errors import EngineError, first_line
 from knet_runtime.types import Closeable
 
 _CPU_ENGINES = ("onnxruntime-cpu", "openvino", "openvino-bf16")
@@ -35,7 +35,7 @@ class RayPool(Closeable):
     same paths. By default there is one worker per GPU, or per machine where the engine is a
     processor's.
 
-    Raises EngineError when Ray can not be started or reached.
+    Raises EngineError when Ray cannot be started or reached.
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class RayPool(Closeable):
             self.close()
             if isinstance(error, Exception):
                 where = "on this machine" if address is None else f"at {address}"
-                raise EngineError(f"Ray can not be used {where}: {first_line(error)}") from error
+                raise EngineError(f"Ray cannot be used {where}: {first_line(error)}") from error
             raise
 
     def __call__(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """Do the jobs; outcomes come as they are ready. Ray does a job again whose worker died."""
-        if self._folder is not None and all(job.segment is None for job in jobs):
+        if self._folder is not None and all(job.chunk is None for job in jobs):
             # To cut is to read: threads here have done it before a worker has started.
             with ThreadPoolExecutor(_READERS) as threads:
                 yield from threads.map(ChunkWorker(self._settings, self._model), jobs)
@@ -129,8 +129,3 @@ class RayWorker:
     def __call__(self, batch: dict[str, Sequence[str]]) -> dict[str, list[str]]:
         jobs = [msgspec.json.decode(str(job), type=Job) for job in batch["job"]]
         return {"outcome": [msgspec.json.encode(self._worker(job)).decode() for job in jobs]}
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text, or its type where there is none."""
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -15,8 +15,9 @@ from knet_runtime.types import Size
 RESULTS_NAME = "results.json"
 FINISHED_NAME = "finished.json"
 LINES_NAME = "frames.jsonl"
+PARTIAL_LINES_NAME = "frames.partial.jsonl"  # as a run that fails names what it keeps
 MASKS_NAME = "masks"
-_FORMAT = 1  # of what is left on disk; another number makes everything anew
+_FORMAT = 2  # of what is left on disk; another number makes everything anew
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,14 +34,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One thing for a worker: a video to be cut into parts of ``seconds`` (no ``segment``), or a
-    segment of it to be done, in the folder ``work``. ``stamp`` is size and mtime of the video."""
+    """One thing for a worker: a video to be cut into chunks of ``seconds`` (no ``chunk``), or a
+    chunk of it to be done, in the folder ``work``. ``stamp`` is size and mtime of the video."""
 
     source: str
     work: str
     stamp: tuple[int, int]
     seconds: float
-    segment: Chunk | None = None
+    chunk: Chunk | None = None
 
 
 Status = Literal["cut", "done", "inexact", "partial", "failed", "fatal"]
@@ -49,15 +50,15 @@ Status = Literal["cut", "done", "inexact", "partial", "failed", "fatal"]
 class Outcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What became of a job.
 
-    "cut" has ``segments``; "done" is whole on disk; "inexact" says that the part is not what the
+    "cut" has ``chunks``; "done" is whole on disk; "inexact" says that the chunk is not what the
     whole video would give, which then has to be done uncut; "partial" that a damaged video gave
     ``frames`` before ``error``; "failed" that this video gave nothing, "fatal" that no video can.
     """
 
     source: str
     status: Status
-    segment: str = ""
-    segments: tuple[Chunk, ...] = ()
+    chunk: str = ""
+    chunks: tuple[Chunk, ...] = ()
     frames: int = 0
     engine: str = ""
     error: str = ""
@@ -66,15 +67,16 @@ class Outcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class SourceResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a batch has of one video.
 
-    ``folder`` is within the output folder; ``shares`` is the mean over the frames of each class's
-    part (0 … 1); ``engines`` are those that took part, ``error`` why it is not whole.
+    ``folder`` is within the output folder; ``chunks`` are their numbers of frames; ``shares`` is
+    the mean over the frames of each class's part (0 … 1); ``engines`` are those that took part,
+    ``error`` why it is not whole.
     """
 
     source: str
     folder: str
     key: str
     frames: int = 0
-    segments: tuple[int, ...] = ()
+    chunks: tuple[int, ...] = ()
     engines: tuple[str, ...] = ()
     shares: dict[str, float] = {}
     error: str | None = None

@@ -1,10 +1,12 @@
-"""What a worker does: cut one video, or segment one part of it into a folder that appears whole."""
+"""What a worker does: cut one video, or run one chunk of it into a folder that appears whole."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import socket
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -18,20 +20,24 @@ from knet_runtime.batch.records import (
     Job,
     Outcome,
     Settings,
+    Status,
     stamp,
 )
 from knet_runtime.bundle.store import Bundle, open_bundle
 from knet_runtime.errors import BundleError, EngineError, KnetError, ParityError, SourceError
+from knet_runtime.pipeline import Feed, RunStats, run
 from knet_runtime.segmenter import Segmenter
 from knet_runtime.sinks import JsonLines, MaskFolder, Sink
+from knet_runtime.sources.base import Source
 from knet_runtime.sources.open import open_source
 from knet_runtime.sources.video import VideoSource
+from knet_runtime.types import Closeable, Frame
 
-_ATTEMPTS = 4  # at a segment whose worker dies
+_ATTEMPTS = 4  # at a chunk whose worker dies
 
 
 class ChunkWorker:
-    """Does jobs, one after the other, with one engine that is opened for the first segment.
+    """Does jobs, one after the other, with one engine that is opened for the first chunk.
 
     ``model`` is the model id that the bundle must have on this machine. Nothing is raised: what
     fails is an ``Outcome``.
@@ -43,11 +49,11 @@ class ChunkWorker:
         self._segmenter: Segmenter | None = None
 
     def __call__(self, job: Job) -> Outcome:
-        """Cut the video, or do the segment, unless it is done already."""
+        """Cut the video, or do the chunk, unless it is done already."""
         try:
-            if job.segment is None:
-                return Outcome(job.source, "cut", segments=cut(Path(job.source), job.seconds))
-            return finished(job) or self._segment(job, job.segment)
+            if job.chunk is None:
+                return Outcome(job.source, "cut", chunks=cut(Path(job.source), job.seconds))
+            return finished(job) or self._segment(job, job.chunk)
         except (EngineError, BundleError, ParityError) as error:
             return Outcome(job.source, "fatal", error=str(error))
         except KnetError as error:
@@ -64,30 +70,28 @@ class ChunkWorker:
                     f"not {self._model}: copy the same bundle to every machine"
                 )
             segmenter = Segmenter(opened, self._settings.engine)
-            if self._settings.require_verified and (
-                unverified_reason := segmenter.unverified_reason
-            ):
-                raise ParityError(
-                    f"{self._settings.bundle} on {segmenter.engine}: {unverified_reason}"
-                )
+            reason = segmenter.unverified_reason
+            if self._settings.require_verified and reason is not None:
+                raise ParityError(f"{self._settings.bundle} on {segmenter.engine}: {reason}")
             segmenter.self_test()
             self._segmenter = segmenter
         return self._segmenter
 
-    def _segment(self, job: Job, segment: Chunk) -> Outcome:
+    def _segment(self, job: Job, chunk: Chunk) -> Outcome:
+        """Do the chunk, in a folder that gets its name when all of it is written."""
         segmenter = self._open()
         work = Path(job.work)
-        _count_attempt(work, segment)
-        # Two machines may do the same segment, when one is believed dead: each in its own folder.
-        fresh = work / f".{segment.name}.{socket.gethostname()}.{os.getpid()}.part"
+        _count_attempt(work, chunk)
+        # Two machines may do the same chunk, when one is believed dead: each in its own folder.
+        fresh = work / f".{chunk.name}.{socket.gethostname()}.{os.getpid()}.part"
         try:
             shutil.rmtree(fresh, ignore_errors=True)
             fresh.mkdir(parents=True)
-            outcome = _segment_into(fresh, job, segment, segmenter, masks=self._settings.masks)
+            outcome = self._run(fresh, job, chunk, segmenter)
             if outcome.status in ("done", "partial"):
                 (fresh / FINISHED_NAME).write_bytes(msgspec.json.encode(outcome))
                 try:
-                    fresh.rename(work / segment.name)
+                    fresh.rename(work / chunk.name)
                 except OSError:
                     if (other := finished(job)) is None:
                         raise
@@ -98,10 +102,38 @@ class ChunkWorker:
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
 
+    def _run(self, folder: Path, job: Job, chunk: Chunk, segmenter: Segmenter) -> Outcome:
+        """Run the chunk's frames through the pipeline into ``folder``."""
+        inexact = Outcome(job.source, "inexact", chunk.name)
+        stats = RunStats()
+        error = ""
+        try:
+            with open_source(Path(job.source), chunk.options()) as source:
+                frames = _ChunkFrames(source, job, chunk)
+                sinks: list[Sink] = [JsonLines(folder / LINES_NAME, segmenter.model_id)]
+                if self._settings.masks:
+                    sinks.append(MaskFolder(folder / MASKS_NAME))
+                run([Feed(frames, sinks)], segmenter, stats=stats, warm_up=False)
+                if not chunk.is_whole and isinstance(source, VideoSource) and source.deinterlaces:
+                    return inexact
+            if chunk.times is not None and tuple(frames.times) != chunk.times:
+                return inexact
+        except SourceError as failure:
+            if not chunk.is_whole:
+                return inexact
+            error = str(failure)
+        written = sum(feed.frames for feed in stats.snapshot().feeds.values())
+        if error and not written:
+            return Outcome(job.source, "failed", chunk.name, error=error)
+        status: Status = "partial" if error else "done"
+        return Outcome(
+            job.source, status, chunk.name, frames=written, engine=segmenter.engine, error=error
+        )
 
-def _count_attempt(work: Path, segment: Chunk) -> None:
+
+def _count_attempt(work: Path, chunk: Chunk) -> None:
     """Refuse what killed its worker each time: it would be tried for ever."""
-    begun = work / f".{segment.name}.begun"
+    begun = work / f".{chunk.name}.begun"
     try:
         work.mkdir(parents=True, exist_ok=True)
         with begun.open("ab") as file:
@@ -112,7 +144,7 @@ def _count_attempt(work: Path, segment: Chunk) -> None:
     if attempts > _ATTEMPTS:
         begun.unlink(missing_ok=True)  # the next batch may have more memory
         raise SourceError(
-            f"part {segment.name} killed its worker {_ATTEMPTS} times, for want of memory perhaps: "
+            f"part {chunk.name} killed its worker {_ATTEMPTS} times, for want of memory perhaps: "
             "run fewer workers"
         )
 
@@ -124,60 +156,48 @@ def settings_bundle(settings: Settings) -> Bundle:
 
 
 def finished(job: Job) -> Outcome | None:
-    """What an earlier worker left of this segment, if it is whole."""
-    if job.segment is None:
+    """What an earlier worker left of this chunk, if it is whole."""
+    if job.chunk is None:
         return None
     try:
-        data = (Path(job.work) / job.segment.name / FINISHED_NAME).read_bytes()
+        data = (Path(job.work) / job.chunk.name / FINISHED_NAME).read_bytes()
         return msgspec.json.decode(data, type=Outcome)
     except (OSError, msgspec.DecodeError):
         return None
 
 
-def _segment_into(
-    folder: Path, job: Job, segment: Chunk, segmenter: Segmenter, *, masks: bool
-) -> Outcome:
-    inexact = Outcome(job.source, "inexact", segment.name)
-    sinks: list[Sink] = [JsonLines(folder / LINES_NAME, segmenter.model_id)]
-    if masks:
-        sinks.append(MaskFolder(folder / MASKS_NAME))
-    times: list[int | None] = []
-    error = ""
-    try:
-        with open_source(Path(job.source), segment.options()) as source:
-            _check_unchanged(job)
-            for frame in source:
-                time = segment.ticks(frame.pts)
-                if segment.first is not None and time is not None and time < segment.first:
-                    continue
-                times.append(time)
-                number = len(times) - 1
-                own = type(frame)(frame.image, number, frame.pts, f"{number:06d}")
-                mask = segmenter(frame.image)
-                for sink in sinks:
-                    sink.write(own, mask)
-            if not segment.is_whole and isinstance(source, VideoSource) and source.deinterlaces:
-                return inexact
-        _check_unchanged(job)
-    except SourceError as failure:
-        if not segment.is_whole:
-            return inexact
-        error = str(failure)
-    finally:
-        for sink in sinks:
-            sink.close(complete=True)
-    if segment.times is not None and tuple(times) != segment.times:
-        return inexact
-    if error and not times:
-        return Outcome(job.source, "failed", segment.name, error=error)
-    return Outcome(
-        job.source,
-        "partial" if error else "done",
-        segment.name,
-        frames=len(times),
-        engine=segmenter.engine,
-        error=error,
-    )
+class _ChunkFrames(Closeable):
+    """The source of a chunk: of ``source``'s frames those that belong to it, numbered from 0.
+
+    Raises SourceError also when the video is not the one that the job was made for.
+    """
+
+    def __init__(self, source: Source, job: Job, chunk: Chunk) -> None:
+        self.info = source.info
+        self.status = source.status
+        self.times: list[int | None] = []
+        """Those of the frames that were handed on, in the chunk's ticks."""
+        self._source = source
+        self._job = job
+        self._chunk = chunk
+
+    def __iter__(self) -> Iterator[Frame]:
+        chunk = self._chunk
+        _check_unchanged(self._job)
+        for frame in self._source:
+            time = chunk.ticks(frame.pts)
+            if chunk.first is not None and time is not None and time < chunk.first:
+                continue
+            number = len(self.times)
+            self.times.append(time)
+            yield replace(frame, index=number, name=f"{number:06d}")
+        _check_unchanged(self._job)
+
+    def stop(self) -> None:
+        self._source.stop()
+
+    def close(self) -> None:
+        self._source.close()
 
 
 def _check_unchanged(job: Job) -> None:

@@ -21,7 +21,7 @@ from knet_runtime.sources.open import open_source
 
 X264 = {"preset": "veryfast", "threads": "1"}
 KINDS: dict[str, tuple[str, dict[str, str], int]] = {
-    # name: encoder, its options, pictures between key frames
+    # name: encoder, its options, frames between key frames
     "plain.mp4": ("libx264", {**X264, "bf": "0"}, 10),
     "b-frames.mp4": ("libx264", {**X264, "bf": "3", "b-pyramid": "normal"}, 10),
     "b-frames.mkv": ("libx264", {**X264, "bf": "3"}, 10),
@@ -111,9 +111,9 @@ class HerePool:
             yield self.worker(job)
 
     @property
-    def segments(self) -> list[str]:
-        """The names of the segments that were asked for, in order."""
-        return [job.segment.name for job in self.done if job.segment is not None]
+    def chunks(self) -> list[str]:
+        """The names of the chunks that were asked for, in order."""
+        return [job.chunk.name for job in self.done if job.chunk is not None]
 
 
 @pytest.fixture

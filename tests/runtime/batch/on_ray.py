@@ -18,7 +18,7 @@ from knet_deploy.cli.main import main as call
 
 
 def kill_first(out: Path, killed: list[int], stop: threading.Event) -> None:
-    """Kill the first worker that has a segment in hand, whose folder bears its number."""
+    """Kill the first worker that has a chunk in hand, whose folder bears its number."""
     while not stop.wait(0.002):
         for folder in out.glob(".work/*/.0*.part"):
             number = int(folder.name.split(".")[-2])
@@ -36,7 +36,7 @@ def main() -> None:
     before = set(Path(tempfile.gettempdir()).glob("knet-ray-*"))
     options = ["--bundle", bundle, "--engine", "onnxruntime-cpu", "--workers", "2"]
     try:
-        code = call(["batch", *videos, "--out", out, "--segment-seconds", "0.5", *options])
+        code = call(["batch", *videos, "--out", out, "--chunk-seconds", "0.5", *options])
     finally:
         stop.set()
         killer.join()

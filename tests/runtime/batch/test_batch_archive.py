@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
+from fakes import a_frame
 
-from knet_runtime.batch.archive import find_sources, run_batch
+from knet_runtime.batch.archive import find_sources, join, run_batch
 from knet_runtime.batch.chunks import WHOLE
-from knet_runtime.batch.records import BatchResults, Job, Outcome, Settings
+from knet_runtime.batch.records import BatchResults, Job, Outcome, Settings, SourceResult
 from knet_runtime.errors import ConfigError, EngineError, SourceError
+from knet_runtime.labels import CAMVID11
+from knet_runtime.segmentation import Segmentation
+from knet_runtime.sinks import JsonLines, MaskFolder
 
 Video = Callable[[str], Path]
 Files = Callable[[Path], dict[str, bytes]]
@@ -50,21 +55,21 @@ def test_the_files_are_those_of_a_single_run(
     assert results.failures == {}
     assert written(tmp_path / "out" / name) == single(path)
     (result,) = results.sources
-    assert result.frames == sum(result.segments) == 60
+    assert result.frames == sum(result.chunks) == 60
     assert result.engines == ("onnxruntime-cpu",)
     assert sum(result.shares.values()) == pytest.approx(1, abs=1e-4)
     assert read_results(tmp_path / "out") == results
     assert sorted(item.name for item in (tmp_path / "out").iterdir()) == sorted(
         [name, "results.json"]
     )
-    # The one's parts depend on pictures beside them, the other's times are out of order.
+    # The one's parts depend on frames beside them, the other's times are out of order.
     if name in ("interlaced.mp4", "b-frames.avi"):
-        assert result.segments == (60,)
-        assert pool.segments[-1] == "whole"
-        assert (len(pool.segments) == 1) == (name == "interlaced.mp4")  # which shows beforehand
+        assert result.chunks == (60,)
+        assert pool.chunks[-1] == "whole"
+        assert (len(pool.chunks) == 1) == (name == "interlaced.mp4")  # which shows beforehand
     elif name != "one-key.mp4":
-        assert len(result.segments) > 2
-        assert "whole" not in pool.segments
+        assert len(result.chunks) > 2
+        assert "whole" not in pool.chunks
 
 
 def test_a_damaged_video_is_what_a_single_run_leaves_and_stops_no_other(
@@ -120,17 +125,17 @@ def run_model(settings: Settings) -> str:
     return settings_bundle(settings).model_id
 
 
-def test_a_batch_that_stopped_midway_goes_on_from_whole_segments(
+def test_a_batch_that_stopped_midway_goes_on_from_whole_chunks(
     video: Video, settings: Settings, pool: Any, single: Files, written: Files, tmp_path: Path
 ) -> None:
     path, out = video("b-frames.mp4"), tmp_path / "out"
 
     class Stops:
-        """Is interrupted after the second segment, and leaves half of a third."""
+        """Is interrupted after the second chunk, and leaves half of a third."""
 
         def __call__(self, jobs: list[Job]) -> Any:
             for number, outcome in enumerate(pool(jobs)):
-                if jobs[0].segment is not None and number == 2:
+                if jobs[0].chunk is not None and number == 2:
                     half = Path(jobs[0].work) / ".00003_x.host.1.part"
                     half.mkdir()
                     (half / "frames.jsonl").write_text("{")
@@ -157,7 +162,7 @@ def test_a_job_without_an_outcome_is_a_failure_by_name(
 ) -> None:
     class Dies:
         def __call__(self, jobs: list[Job]) -> Any:
-            return (one for one in pool(jobs) if "00001" not in one.segment)
+            return (one for one in pool(jobs) if "00001" not in one.chunk)
 
     path, good = video("b-frames.mp4"), video("one-key.mp4")
     sources = {path.name: path, good.name: good}
@@ -167,13 +172,39 @@ def test_a_job_without_an_outcome_is_a_failure_by_name(
     assert [result.frames for result in results.sources] == [0, 60]
 
 
-def test_a_model_that_can_not_run_ends_the_batch(
+def test_a_model_that_cannot_run_ends_the_batch(
     video: Video, settings: Settings, pool: Any, tmp_path: Path
 ) -> None:
     path = video("plain.mp4")
     pool.worker._model = "another@000000000000"
     with pytest.raises(EngineError, match="copy the same bundle"):
         run_batch({path.name: path}, tmp_path / "out", settings, pool)
+
+
+def test_chunks_of_a_panoptic_run_are_joined_with_their_segment_maps(
+    written: Files, tmp_path: Path
+) -> None:
+    def write(folder: Path, frames: range) -> None:
+        sinks = [JsonLines(folder / "frames.jsonl", "m"), MaskFolder(folder / "masks")]
+        for number, index in enumerate(frames):
+            segment_map = np.zeros((4, 6), np.uint16)
+            segment_map[index:] = 1
+            result = Segmentation.from_panoptic(segment_map, [9], [0.5], CAMVID11)
+            frame, _ = a_frame(number, hw=(4, 6))
+            for sink in sinks:
+                sink.write(frame, result)
+        for sink in sinks:
+            sink.close()
+
+    write(tmp_path / "work/a", range(2))
+    write(tmp_path / "work/b", range(2, 4))
+    write(tmp_path / "single", range(4))
+    pieces = [Outcome("v", "done", name, frames=2, engine="e") for name in "ab"]
+    result = join(tmp_path / "v", tmp_path / "work", pieces, SourceResult("v", "v", "key"))
+    assert (result.frames, result.chunks) == (4, (2, 2))
+    assert written(tmp_path / "v") == written(tmp_path / "single")
+    assert (tmp_path / "v/masks/000003.segments.png").is_file()
+    assert not (tmp_path / "work").exists()
 
 
 def test_a_video_that_changes_meanwhile_is_refused(
@@ -184,7 +215,7 @@ def test_a_video_that_changes_meanwhile_is_refused(
 
     class Changes:
         def __call__(self, jobs: list[Job]) -> Any:
-            if jobs[0].segment is not None:
+            if jobs[0].chunk is not None:
                 os.utime(path, ns=(1, 1))
             return pool(jobs)
 
@@ -192,11 +223,11 @@ def test_a_video_that_changes_meanwhile_is_refused(
     assert "was changed" in results.failures[str(path)]
 
 
-def test_a_worker_tells_what_it_can_not_do(settings: Settings, pool: Any, tmp_path: Path) -> None:
+def test_a_worker_tells_what_it_cannot_do(settings: Settings, pool: Any, tmp_path: Path) -> None:
     missing = Job(str(tmp_path / "none.mp4"), str(tmp_path / "work"), (0, 0), 1.0)
     outcome: Outcome = pool.worker(missing)
     assert (outcome.status, "none.mp4" in outcome.error) == ("failed", True)
-    outcome = pool.worker(msgspec.structs.replace(missing, segment=WHOLE))
+    outcome = pool.worker(msgspec.structs.replace(missing, chunk=WHOLE))
     assert (outcome.status, "none.mp4" in outcome.error) == ("failed", True)
 
 

@@ -1,4 +1,4 @@
-"""Segments, decoded apart, are the frames of the whole video, bit for bit."""
+"""Chunks, decoded apart, are the frames of the whole video, bit for bit."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ CUT = (
 )
 
 
-def frames_of(path: Path, segment: Chunk) -> list[Frame]:
+def frames_of(path: Path, chunk: Chunk) -> list[Frame]:
     """What a worker keeps of it."""
-    with open_source(path, segment.options()) as source:
-        taken = [(segment.ticks(frame.pts), frame) for frame in source]
-    if segment.first is None:
+    with open_source(path, chunk.options()) as source:
+        taken = [(chunk.ticks(frame.pts), frame) for frame in source]
+    if chunk.first is None:
         return [frame for _, frame in taken]
-    return [frame for ticks, frame in taken if ticks is not None and ticks >= segment.first]
+    return [frame for ticks, frame in taken if ticks is not None and ticks >= chunk.first]
 
 
 @pytest.mark.parametrize("name", CUT)
 @pytest.mark.parametrize("seconds", [0.0, 1.2])
-def test_segments_together_are_the_whole(video: Video, name: str, seconds: float) -> None:
+def test_chunks_together_are_the_whole(video: Video, name: str, seconds: float) -> None:
     path = video(name)
     whole = frames_of(path, WHOLE)
-    segments = cut(path, seconds)
-    assert len(segments) > 1, name
+    chunks = cut(path, seconds)
+    assert len(chunks) > 1, name
     parts = []
-    for segment in segments:
-        part = frames_of(path, segment)
-        assert tuple(segment.ticks(frame.pts) for frame in part) == segment.times
+    for chunk in chunks:
+        part = frames_of(path, chunk)
+        assert tuple(chunk.ticks(frame.pts) for frame in part) == chunk.times
         parts += part
     assert [frame.pts for frame in parts] == [frame.pts for frame in whole]
     for one, other in zip(parts, whole, strict=True):
@@ -62,18 +62,18 @@ def test_segments_together_are_the_whole(video: Video, name: str, seconds: float
 
 
 @pytest.mark.parametrize("name", ["one-key.mp4", "no-index.h264", "interlaced.mp4"])
-def test_what_can_not_be_cut_stays_whole(video: Video, name: str) -> None:
+def test_what_cannot_be_cut_stays_whole(video: Video, name: str) -> None:
     assert cut(video(name), 0.5) == (WHOLE,)
 
 
-def test_a_long_part_is_one_segment_and_names_differ(video: Video) -> None:
+def test_a_long_part_is_one_chunk_and_names_differ(video: Video) -> None:
     path = video("b-frames.mp4")
     assert cut(path, 100) == (WHOLE,)
-    segments = cut(path, 0)
-    assert len({segment.name for segment in segments}) == len(segments)
-    assert [segment.number for segment in segments] == list(range(len(segments)))
-    assert all(one.until == two.first for one, two in pairwise(segments))
-    assert sum(len(segment.times or ()) for segment in segments) == 60
+    chunks = cut(path, 0)
+    assert len({chunk.name for chunk in chunks}) == len(chunks)
+    assert [chunk.number for chunk in chunks] == list(range(len(chunks)))
+    assert all(one.until == two.first for one, two in pairwise(chunks))
+    assert sum(len(chunk.times or ()) for chunk in chunks) == 60
 
 
 def test_no_video_is_a_source_error(tmp_path: Path) -> None:
