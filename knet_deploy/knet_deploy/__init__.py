@@ -32,13 +32,13 @@ if TYPE_CHECKING:
         TrainingError as TrainingError,
     )
     from knet_runtime.labels import LabelMap as LabelMap
-    from knet_runtime.pipeline.feed import Feed as Feed
-    from knet_runtime.pipeline.pipeline import (
+    from knet_runtime.pipeline import (
+        Feed as Feed,
         Pipeline as Pipeline,
+        RunStats as RunStats,
         RunSummary as RunSummary,
         run as run,
     )
-    from knet_runtime.pipeline.stats import RunStats as RunStats
     from knet_runtime.privacy import Concealed as Concealed, Concealer as Concealer
     from knet_runtime.segmentation import (
         Instance as Instance,
@@ -91,9 +91,7 @@ _MODULES = {
         "TrainingError",
     ),
     "knet_runtime.labels": ("LabelMap",),
-    "knet_runtime.pipeline.feed": ("Feed",),
-    "knet_runtime.pipeline.pipeline": ("Pipeline", "RunSummary", "run"),
-    "knet_runtime.pipeline.stats": ("RunStats",),
+    "knet_runtime.pipeline": ("Feed", "Pipeline", "RunStats", "RunSummary", "run"),
     "knet_runtime.privacy": ("Concealed", "Concealer"),
     "knet_runtime.segmentation": ("Instance", "Segment", "Segmentation"),
     "knet_runtime.segmenter": ("Segmenter",),

@@ -69,6 +69,11 @@ def check_folder(folder: Path) -> None:
         remove_empty(created)
 
 
+def partial_path(path: Path) -> Path:
+    """The name that a file gets instead of ``path`` when its run failed: NAME.partial.SUFFIX."""
+    return path.with_name(f"{path.stem}.partial{path.suffix}")
+
+
 class AtomicFile:
     """A hidden file beside ``target`` that becomes it, or vanishes.
 
@@ -106,14 +111,11 @@ class AtomicFile:
         return self.commit(complete=True)
 
     def commit(self, *, complete: bool) -> Path:
-        """Rename the file to the target, or, unless complete, to ``NAME.partial.SUFFIX``; that
-        path.
+        """Rename the file to the target or, unless complete, to its ``partial_path``; that path.
 
         Raises OutputError; the file then vanishes.
         """
-        final = self.target
-        if not complete:
-            final = final.with_name(f"{final.stem}.partial{final.suffix}")
+        final = self.target if complete else partial_path(self.target)
         try:
             self.temporary.replace(final)
         except OSError as error:

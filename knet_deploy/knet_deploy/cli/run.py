@@ -34,7 +34,7 @@ from knet_deploy.cli.run_options import (
     page_listener,
     smoother,
 )
-from knet_deploy.cli.run_summary import Shares, Work, feed_names
+from knet_deploy.cli.run_summary import Shares, feed_names, run_and_say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -125,7 +125,7 @@ def run(
         float | None,
         typer.Option(
             "--max-downtime",
-            help="Give a camera or stream up after so many seconds without a picture; it is tried "
+            help="Give a camera or stream up after so many seconds without a frame; it is tried "
             "for ever by default.",
         ),
     ] = None,
@@ -156,6 +156,7 @@ def run(
     from knet_runtime.bundle.store import default_bundle_path, open_bundle
     from knet_runtime.engines.registry import reason
     from knet_runtime.errors import ConfigError
+    from knet_runtime.pipeline import RunStats
     from knet_runtime.segmenter import Segmenter
     from knet_runtime.sources.base import SourceOptions
 
@@ -203,18 +204,18 @@ def run(
         _check_proof(segmenter, require_verified)
         if (result := segmenter.self_test(tested)) is not None:
             _log.info("engine %s: self-test %s", segmenter.engine, result)
-        work = Work(segmenter, feeds)
+        stats = RunStats()
         page = live_page(
             listener,
             segmenter,
-            work.stats,
+            stats,
             feeds,
             alpha=ALPHA if alpha is None else alpha,
             classes=outputs.classes,
             hide=outputs.concealed,
         )
         stack.enter_context(page)
-        work.go(max_frames)
+        run_and_say(feeds, segmenter, stats, max_frames)
 
 
 def check_engine(engine: str) -> None:

@@ -17,13 +17,18 @@ from typing import Protocol
 
 import msgspec
 
-from knet_runtime.atomic import check_folder, make_folder, output_error, write_atomic
+from knet_runtime.atomic import (
+    check_folder,
+    make_folder,
+    output_error,
+    partial_path,
+    write_atomic,
+)
 from knet_runtime.batch.chunks import WHOLE, Chunk
 from knet_runtime.batch.records import (
     FINISHED_NAME,
     LINES_NAME,
     MASKS_NAME,
-    PARTIAL_LINES_NAME,
     RESULTS_NAME,
     BatchResults,
     Job,
@@ -236,7 +241,7 @@ def join(target: Path, work: Path, pieces: Sequence[Outcome], result: SourceResu
     is also in it, for the next batch. Raises OutputError.
     """
     fresh = target.with_name(f".{target.name}.{os.getpid()}.part")
-    name = PARTIAL_LINES_NAME if result.error else LINES_NAME
+    name = partial_path(Path(LINES_NAME)) if result.error else Path(LINES_NAME)
     try:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)

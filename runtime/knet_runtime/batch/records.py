@@ -15,7 +15,6 @@ from knet_runtime.types import Size
 RESULTS_NAME = "results.json"
 FINISHED_NAME = "finished.json"
 LINES_NAME = "frames.jsonl"
-PARTIAL_LINES_NAME = "frames.partial.jsonl"  # as a run that fails names what it keeps
 MASKS_NAME = "masks"
 _FORMAT = 2  # of what is left on disk; another number makes everything anew
 
