@@ -63,15 +63,18 @@ class PipelineThread(threading.Thread):
 
 class EngineThread:
     """Takes frames off the queues, as many as are ready and one of each at most, and gives them
-    back with their results. ``work`` is what the queues notify. ``thread`` is not started yet."""
+    back with their results. ``work`` is what the queues notify; ``thread`` is for others to start.
+    """
 
-    def __init__(self, segmenter: SegmentCall, work: threading.Condition) -> None:
+    def __init__(
+        self, segmenter: SegmentCall, queues: Sequence[FeedQueue], work: threading.Condition
+    ) -> None:
         self._segmenter = segmenter
+        self._queues = list(queues)
         self._work = work
         self._batched = segmenter if isinstance(segmenter, BatchSegmentCall) else None
         self._max_batch = 1 if self._batched is None else self._batched.max_batch
         self._turn = 0
-        self.queues: list[FeedQueue] = []
         self.busy_since = inf
         """Since when a batch is being segmented (monotonic clock); infinite between batches."""
         self.thread = PipelineThread("engine", self._run)
@@ -83,7 +86,7 @@ class EngineThread:
 
     def fail(self, error: BaseException) -> None:
         """Nothing more is to be expected of it, by any feed."""
-        for queue in self.queues:
+        for queue in self._queues:
             queue.advance(FeedEvent.ENGINE_DONE, error)
 
     def _run(self) -> None:
@@ -98,13 +101,13 @@ class EngineThread:
     def _gather(self) -> list[tuple[FeedQueue, FrameJob]]:
         """Frames of different feeds for the engine, another first each time; none at the end."""
         with self._work:
-            while any(queue.state < FeedState.WRITING for queue in self.queues):
+            while any(queue.state < FeedState.WRITING for queue in self._queues):
                 batch: list[tuple[FeedQueue, FrameJob]] = []
-                for queue in self.queues[self._turn :] + self.queues[: self._turn]:
+                for queue in self._queues[self._turn :] + self._queues[: self._turn]:
                     if len(batch) < self._max_batch and (job := queue.take()) is not None:
                         batch.append((queue, job))
                 if batch:
-                    self._turn = (self.queues.index(batch[-1][0]) + 1) % len(self.queues)
+                    self._turn = (self._queues.index(batch[-1][0]) + 1) % len(self._queues)
                     return batch
                 self._work.wait()
             return []

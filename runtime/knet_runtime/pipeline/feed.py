@@ -88,6 +88,7 @@ class FeedQueue:
         self,
         feed: Feed,
         stats: FeedStats,
+        *,
         lock: threading.Lock,
         work: threading.Condition,
         errors: list[BaseException],
@@ -188,12 +189,12 @@ class FeedQueue:
             self.advance(FeedEvent.WRITER_DONE)
         return None
 
-    @property
-    def silent_since(self) -> float | None:
-        """When the last frame was read (monotonic), None while one is on its way."""
+    def is_silent(self, seconds: float) -> bool:
+        """Whether it is live and more is to come, but nothing has been read for so long."""
         with self._lock:
             on_its_way = self._read or self._in_engine or self._segmented
-            return None if on_its_way else self._read_at
+            waits = self._live and self.state < FeedState.WRITING and not on_its_way
+            return waits and monotonic() - self._read_at >= seconds
 
 
 def check_paths(feeds: Sequence[Feed]) -> None:

@@ -151,24 +151,34 @@ class Pipeline:
             raise ConfigError(f"the feeds are called {', '.join(names)}; give each its own name")
         if not feeds:
             raise ConfigError("there is nothing to run; give at least one feed")
-        self._feeds = list(feeds)
-        self._max_frames = max_frames
-        self._on_frame = on_frame
         self._stats = RunStats() if stats is None else stats
         self._warm_up = warm_up
-        self._stale_after = stale_after
-        self._patience = sink_patience
-        self._lock = threading.Lock()
-        self._work = threading.Condition(self._lock)
-        self._queues: list[FeedQueue] = []
-        self._readers: dict[FeedQueue, PipelineThread] = {}
-        self._engine = EngineThread(segmenter, self._work)
-        self._engine_lost = False
-        self._writers: list[Writer] = []
-        self._began = self._ended = 0.0
-        self._stopping = False
         self._errors: list[BaseException] = []
         self._logged: list[BaseException] = []
+        lock = threading.Lock()
+        work = threading.Condition(lock)
+        self._queues = [
+            FeedQueue(
+                feed,
+                self._stats.add_feed(feed.name, feed.source),
+                lock=lock,
+                work=work,
+                errors=self._errors,
+                limit=max_frames,
+            )
+            for feed in feeds
+        ]
+        self._readers = {
+            queue: PipelineThread(f"reader {queue.feed.name}", partial(_read, queue))
+            for queue in self._queues
+        }
+        self._engine = EngineThread(segmenter, self._queues, work)
+        self._engine_lost = False
+        self._writers = [
+            Writer(queue, on_frame, stale_after, sink_patience) for queue in self._queues
+        ]
+        self._began = self._ended = 0.0
+        self._stopping = False
 
     def start(self) -> None:
         """Warm the engine up and begin to read.
@@ -177,20 +187,15 @@ class Pipeline:
         sink, and what the engine raises.
         """
         try:
-            check_paths(self._feeds)
+            check_paths([queue.feed for queue in self._queues])
             if self._warm_up:
-                self._engine.warm_up(len(self._feeds))
-        except BaseException:
-            self._close_unused()
+                self._engine.warm_up(len(self._queues))
+        except BaseException as error:
+            for queue in self._queues:
+                queue.advance(FeedEvent.READER_DONE, error)
+            self.join()
             raise
         self._began = monotonic()
-        for feed in self._feeds:
-            stats = self._stats.add_feed(feed.name, feed.source)
-            queue = FeedQueue(feed, stats, self._lock, self._work, self._errors, self._max_frames)
-            self._queues.append(queue)
-            self._readers[queue] = PipelineThread(f"reader {feed.name}", partial(_read, queue))
-            self._writers.append(Writer(queue, self._on_frame, self._stale_after, self._patience))
-            self._engine.queues.append(queue)
         for thread in self._threads():
             thread.start()
 
@@ -291,13 +296,6 @@ class Pipeline:
                 self._log(error)
         if first is not None:
             raise first
-
-    def _close_unused(self) -> None:
-        for sink in (sink for feed in self._feeds for sink in feed.sinks):
-            try:
-                sink.close(complete=False)
-            except Exception as error:
-                _log.error("%s", error)
 
 
 def _read(queue: FeedQueue) -> None:

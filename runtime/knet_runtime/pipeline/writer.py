@@ -32,8 +32,8 @@ class Writer:
     """Takes segmented frames off a queue and gives them to its feed's sinks; one thread runs it.
 
     A sink that is still busy after ``patience`` seconds is left behind: ``check`` (another thread
-    calls it) then has the other sinks closed and the feed marked as failed. ``thread`` is not
-    started yet.
+    calls it) then has the other sinks closed and the feed marked as failed. ``thread`` is for
+    others to start.
     """
 
     def __init__(
@@ -50,10 +50,8 @@ class Writer:
         self._open = list(queue.feed.sinks)
         self._busy: tuple[Sink, float] | None = None
         self._last: tuple[Frame, Segmentation] | None = None
-        self.thread = self._make_thread(self._run)
-
-    def _make_thread(self, target: Callable[[], None]) -> PipelineThread:
-        return PipelineThread(f"writer {self._queue.feed.name}", target)
+        self._thread_name = f"writer {queue.feed.name}"
+        self.thread = PipelineThread(self._thread_name, self._run)
 
     def check(self) -> None:
         """Give up a sink that hangs. Called every now and then by the thread that waits."""
@@ -62,7 +60,7 @@ class Writer:
             return
         sink = busy[0]
         # The thread that hangs cannot be ended; it touches nothing more if it comes back.
-        self.thread = self._make_thread(self._close)
+        self.thread = PipelineThread(self._thread_name, self._close)
         self._busy = None
         if sink in self._open:
             self._open.remove(sink)
@@ -84,8 +82,10 @@ class Writer:
                 job = queue.next_segmented(self._stale_after)
                 if job is not None:
                     self._write(job)
-                else:
-                    self._repeat()
+                elif self._last is not None and queue.is_silent(self._stale_after):
+                    frame, result = self._last
+                    self._to_sinks(replace(frame, stale=True), result)
+                    queue.stats.repeated()
         except OutputClosed as error:
             _log.info("%s", error)
             queue.advance(FeedEvent.WRITER_DONE)
@@ -116,18 +116,6 @@ class Writer:
         stats.add("write", 1000 * (now - began))
         stats.add("latency", 1000 * (now - job.read_at))
         stats.wrote(job.read_at)
-
-    def _repeat(self) -> None:
-        """Show the last frame again when a live source gives no new one."""
-        queue = self._queue
-        since = queue.silent_since
-        if not queue.feed.live or self._last is None or since is None:
-            return
-        if monotonic() - since < self._stale_after or queue.state >= FeedState.WRITING:
-            return
-        frame, result = self._last
-        self._to_sinks(replace(frame, stale=True), result)
-        queue.stats.repeated()
 
     def _to_sinks(self, frame: Frame, result: Segmentation) -> None:
         for sink in self._queue.feed.sinks:
