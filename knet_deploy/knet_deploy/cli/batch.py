@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from knet_deploy.cli.console import needs_extra, parse_size, say, say_error, track
-from knet_deploy.cli.run import check_engine
+from knet_deploy.cli.run import BundleOption, RequireVerified, SizeOption, check_engine
 
 if TYPE_CHECKING:
     from knet_runtime.batch.records import BatchResults
@@ -31,27 +31,15 @@ def batch(
             "--ray", help="The cluster: HOST:PORT or auto; without it Ray is started here."
         ),
     ] = None,
-    bundle: Annotated[
-        Path | None,
-        typer.Option("--bundle", "-b", help="The bundle NAME.knet; the packaged model by default."),
-    ] = None,
+    bundle: BundleOption = None,
     engine: Annotated[
         str,
         typer.Option(
             "--engine", help="auto, or one that doctor lists; auto takes proven ones only."
         ),
     ] = "auto",
-    require_verified: Annotated[
-        bool,
-        typer.Option(
-            "--require-verified",
-            help="Refuse to run what verify has not passed on this engine and device.",
-        ),
-    ] = False,
-    size: Annotated[
-        str | None,
-        typer.Option("--size", help="HEIGHTxWIDTH that the model sees; for bundles of any size."),
-    ] = None,
+    require_verified: RequireVerified = False,
+    size: SizeOption = None,
     masks: Annotated[
         bool, typer.Option("--masks/--no-masks", help="Write each class map as a PNG.")
     ] = True,

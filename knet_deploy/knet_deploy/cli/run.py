@@ -51,6 +51,22 @@ _SELF_TESTS: tuple[SelfTestPolicy, ...] = ("refuse", "warn", "off")
 _POLICIES: tuple[Policy, ...] = ("file", "live")
 _TRANSPORTS: tuple[Transport, ...] = ("tcp", "udp")
 
+BundleOption = Annotated[
+    Path | None,
+    typer.Option("--bundle", "-b", help="The bundle NAME.knet; the packaged model by default."),
+]
+RequireVerified = Annotated[
+    bool,
+    typer.Option(
+        "--require-verified",
+        help="Refuse to run what verify has not passed on this engine and device.",
+    ),
+]
+SizeOption = Annotated[
+    str | None,
+    typer.Option("--size", help="HEIGHTxWIDTH that the model sees; for bundles of any size."),
+]
+
 
 def run(
     source: Annotated[
@@ -70,10 +86,7 @@ def run(
             "places with its name: o.NAME.mp4, masks/NAME/.",
         ),
     ] = None,
-    bundle: Annotated[
-        Path | None,
-        typer.Option("--bundle", "-b", help="The bundle NAME.knet; the packaged model by default."),
-    ] = None,
+    bundle: BundleOption = None,
     output: Output = None,
     codec: CodecOption = None,
     masks: Masks = None,
@@ -87,13 +100,7 @@ def run(
             "--engine", help="auto, or one that doctor lists; auto takes proven ones only."
         ),
     ] = "auto",
-    require_verified: Annotated[
-        bool,
-        typer.Option(
-            "--require-verified",
-            help="Refuse to run what verify has not passed on this engine and device.",
-        ),
-    ] = False,
+    require_verified: RequireVerified = False,
     self_test: Annotated[
         str,
         typer.Option(
@@ -102,10 +109,7 @@ def run(
             "if the results differ, or off.",
         ),
     ] = "refuse",
-    size: Annotated[
-        str | None,
-        typer.Option("--size", help="HEIGHTxWIDTH that the model sees; for bundles of any size."),
-    ] = None,
+    size: SizeOption = None,
     every: Annotated[int, typer.Option("--every", min=1, help="Take each n-th frame only.")] = 1,
     start: Annotated[
         float | None, typer.Option("--start", help="Seconds into the video to begin at.")

@@ -6,12 +6,14 @@ the video writes, byte for byte but for the times.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -45,7 +47,6 @@ from knet_runtime.sinks.json_lines import Record
 
 _log = logging.getLogger(__name__)
 _WORK = ".work"
-_DIED = "a part of it was lost with its worker; run the batch again"
 
 
 class Pool(Protocol):
@@ -106,22 +107,27 @@ def run_batch(
     """
     bundle = settings_bundle(settings)
     check_folder(out)
-    batch = _Batch(out.absolute(), seconds, on_progress or (lambda: None))
     results: dict[str, SourceResult] = {}
+    videos: dict[str, _Video] = {}
     for name, path in sources.items():
+        source, folder = str(path), out.absolute() / name
         try:
             state = stamp(path)
         except OSError as error:
             why = f"{path}: {error.strerror}; check the name and its permissions"
-            results[name] = SourceResult(str(path), name, "", error=why)
+            results[name] = SourceResult(source, name, "", error=why)
             continue
-        key = key_of(bundle, settings, str(path), state)
-        kept = _finished(out / name, key)
-        if kept is None:
-            batch.add(SourceResult(str(path), name, key), state)
-        else:
+        key = key_of(bundle, settings, source, state)
+        if (kept := _finished(folder, key)) is not None:
             results[name] = kept
-    results.update(batch.go(pool))
+            continue
+        place = hashlib.sha256(name.encode()).hexdigest()[:12]
+        job = Job(source, str(out.absolute() / _WORK / f"{place}-{key}"), state, seconds)
+        videos[source] = _Video(job, folder, SourceResult(source, name, key))
+    _do_all(videos, pool, on_progress or (lambda: None))
+    with contextlib.suppress(OSError):  # chunks that are left there are kept for the next batch
+        (out / _WORK).rmdir()
+    results |= {video.result.folder: video.result for video in videos.values()}
     ordered = tuple(results[name] for name in sources)
     whole = BatchResults(
         model=bundle.model_id,
@@ -146,84 +152,61 @@ def run_batch(
     return whole
 
 
-class _Batch:
-    def __init__(self, out: Path, seconds: float, on_progress: Callable[[], None]) -> None:
-        self._out = out
-        self._seconds = seconds
-        self._on_progress = on_progress
-        self._todo: dict[str, tuple[SourceResult, Job]] = {}
-        self._chunks: dict[str, tuple[Chunk, ...]] = {}
-        self._done: dict[str, dict[str, Outcome]] = {}
-        self._failed: dict[str, str] = {}
-        self._results: dict[str, SourceResult] = {}
+@dataclass
+class _Video:
+    """A video that is to be done, and how far it is; ``joined`` when its ``folder`` is there."""
 
-    def add(self, result: SourceResult, state: tuple[int, int]) -> None:
-        """Plan a video."""
-        place = hashlib.sha256(result.folder.encode()).hexdigest()[:12]
-        work = self._out / _WORK / f"{place}-{result.key}"
-        job = Job(result.source, str(work), state, self._seconds)
-        self._todo[result.source] = (result, job)
+    job: Job
+    folder: Path
+    result: SourceResult
+    chunks: tuple[Chunk, ...] = ()
+    done: dict[str, Outcome] = field(default_factory=dict)
+    joined: bool = False
 
-    def go(self, pool: Pool) -> dict[str, SourceResult]:
-        """Do all of it; the results by name."""
-        jobs = [job for _, job in self._todo.values()]
-        for outcome in self._outcomes(pool, jobs):
-            if outcome.status == "cut":
-                self._chunks[outcome.source] = outcome.chunks
-        self._run(pool)
-        # What could not be had in parts is done uncut, which is what a single run does.
-        self._run(pool, again=True)
-        for source, (result, _) in self._todo.items():
-            if result.folder not in self._results:
-                error = f"{source}: {_DIED}"
-                failed = msgspec.structs.replace(result, error=self._failed.get(source, error))
-                self._results[result.folder] = failed
-        self._tidy()
-        return self._results
+    def __post_init__(self) -> None:
+        self.fail(f"{self.job.source}: a part of it was lost with its worker; run the batch again")
 
-    def _run(self, pool: Pool, *, again: bool = False) -> None:
-        jobs = []
-        for source, chunks in self._chunks.items():
-            result, job = self._todo[source]
-            if result.folder in self._results or (again and chunks != (WHOLE,)):
-                continue
-            jobs += [msgspec.structs.replace(job, chunk=chunk) for chunk in chunks]
-        for outcome in self._outcomes(pool, jobs):
-            self._on_progress()
+    def fail(self, error: str) -> None:
+        """What there is to say of it, unless it is joined later on."""
+        self.result = msgspec.structs.replace(self.result, error=error)
+
+    def take(self, outcome: Outcome) -> None:
+        """Note a chunk that is written; the last one makes the whole."""
+        self.done[outcome.chunk] = outcome
+        if all(chunk.name in self.done for chunk in self.chunks):
+            result = msgspec.structs.replace(self.result, error=outcome.error or None)
+            pieces = [self.done[chunk.name] for chunk in self.chunks]
+            self.result = join(self.folder, Path(self.job.work), pieces, result)
+            self.joined = True
+
+
+def _do_all(videos: dict[str, _Video], pool: Pool, on_progress: Callable[[], None]) -> None:
+    """Cut the videos, do their chunks, and then uncut, as a single run does, what cannot be had in
+    chunks."""
+    for outcome in _outcomes(videos, pool, [video.job for video in videos.values()]):
+        videos[outcome.source].chunks = outcome.chunks
+    for again in (False, True):
+        jobs = [
+            msgspec.structs.replace(video.job, chunk=chunk)
+            for video in videos.values()
+            for chunk in video.chunks
+            if not video.joined and (chunk == WHOLE or not again)
+        ]
+        for outcome in _outcomes(videos, pool, jobs):
+            on_progress()
             if outcome.status == "inexact":
-                self._chunks[outcome.source] = (WHOLE,)
+                videos[outcome.source].chunks = (WHOLE,)
             elif outcome.status in ("done", "partial"):
-                self._take(outcome)
+                videos[outcome.source].take(outcome)
 
-    def _take(self, outcome: Outcome) -> None:
-        done = self._done.setdefault(outcome.source, {})
-        done[outcome.chunk] = outcome
-        names = [chunk.name for chunk in self._chunks[outcome.source]]
-        if not all(name in done for name in names):
-            return
-        result, job = self._todo[outcome.source]
-        if outcome.error:
-            result = msgspec.structs.replace(result, error=outcome.error)
-        target = self._out / result.folder
-        pieces = [done[name] for name in names]
-        self._results[result.folder] = join(target, Path(job.work), pieces, result)
 
-    def _outcomes(self, pool: Pool, jobs: Sequence[Job]) -> Iterable[Outcome]:
-        if not jobs:
-            return
-        for outcome in pool(jobs):
-            if outcome.status == "fatal":
-                raise EngineError(outcome.error)
-            if outcome.status == "failed":
-                self._failed[outcome.source] = outcome.error
-            yield outcome
-
-    def _tidy(self) -> None:
-        """Take the folder for parts away when nothing is left in it."""
-        try:
-            (self._out / _WORK).rmdir()
-        except OSError as error:
-            _log.debug("parts are kept for the next batch: %s", error)
+def _outcomes(videos: dict[str, _Video], pool: Pool, jobs: Sequence[Job]) -> Iterator[Outcome]:
+    for outcome in pool(jobs) if jobs else ():
+        if outcome.status == "fatal":
+            raise EngineError(outcome.error)
+        if outcome.status == "failed":
+            videos[outcome.source].fail(outcome.error)
+        yield outcome
 
 
 def _finished(folder: Path, key: str) -> SourceResult | None:
