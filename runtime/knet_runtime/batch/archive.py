@@ -98,9 +98,9 @@ def run_batch(
     """Segment every video of ``sources`` (folder name to file) into ``out``/name, and write
     ``out``/results.json.
 
-    Videos are cut into parts of about ``seconds`` at key frames. Videos and parts that an earlier
+    Videos are cut into chunks of about ``seconds`` at key frames. Videos and chunks that an earlier
     batch finished with the same bundle, options and file are kept. A video that fails has a line in
-    ``failures`` and stops no other; ``on_progress`` is called after each part.
+    ``failures`` and stops no other; ``on_progress`` is called after each chunk.
 
     Raises BundleError, EngineError, ParityError when the model cannot be run and OutputError when
     ``out`` cannot be written.

@@ -124,7 +124,7 @@ class FeedQueue:
             before, self.state = self.state, self.state.after(event)
             if event is not FeedEvent.READER_DONE:
                 self.ending_since = min(self.ending_since, monotonic())
-            drained = self.state is FeedState.DRAINING and not self._read and not self._in_engine
+            drained = self._is_drained
             self._changed.notify_all()
             self._work.notify()
         if before is FeedState.READING and event is not FeedEvent.READER_DONE:
@@ -132,16 +132,19 @@ class FeedQueue:
         if drained:
             self.advance(FeedEvent.ENGINE_DONE)
 
+    @property
+    def _is_drained(self) -> bool:
+        """Whether the engine has had all that there is for it."""
+        return self.state is FeedState.DRAINING and not self._read and not self._in_engine
+
+    @property
+    def _has_room(self) -> bool:
+        return self._live or len(self._read) < self._depth
+
     def put(self, job: FrameJob) -> bool:
         """Hand a frame that was read to the engine; False when no more are wanted."""
         with self._lock:
-            self._changed.wait_for(
-                lambda: (
-                    self._live
-                    or len(self._read) < self._depth
-                    or self.state is not FeedState.READING
-                )
-            )
+            self._changed.wait_for(lambda: self._has_room or self.state is not FeedState.READING)
             if self.state is not FeedState.READING:
                 return False
             if self._live and self._read:
@@ -170,7 +173,7 @@ class FeedQueue:
             if self.state < FeedState.WRITING:
                 job.enqueue(self._segmented)
             self._changed.notify_all()
-            drained = self.state is FeedState.DRAINING and not self._read
+            drained = self._is_drained
         if drained or self._taken == self._limit:
             self.advance(FeedEvent.ENGINE_DONE)
 

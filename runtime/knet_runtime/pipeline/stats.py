@@ -100,7 +100,7 @@ class FeedStats:
 class RunStats:
     """Counts and times of a run, for its caller and for whoever shows them; thread-safe.
 
-    Given to ``stream.run``, which adds its feeds when it starts.
+    Given to ``run`` or a ``Pipeline``, which adds its feeds.
 
         >>> from knet_deploy import Feed, RunStats, Segmenter, open_source, run
         >>> stats = RunStats()

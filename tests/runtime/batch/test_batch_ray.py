@@ -19,7 +19,7 @@ from knet_runtime.batch.records import Settings
 pytest.importorskip("ray", reason="Ray is not installed: pip install knet-deploy[ray]")
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-ROOMS = os.pathsep.join(str(REPOSITORY / room) for room in ("knet_deploy", "runtime"))
+PACKAGES = os.pathsep.join(str(REPOSITORY / name) for name in ("knet_deploy", "runtime"))
 SCRIPT = Path(__file__).with_name("on_ray.py")
 
 
@@ -50,7 +50,7 @@ def test_ray_gives_the_bytes_of_a_single_run_though_a_worker_is_killed(
     command = [*without_network, sys.executable, str(SCRIPT), settings.bundle, str(out)]
     done = subprocess.run(
         [*command, str(path), str(text)],
-        env={**os.environ, "PYTHONPATH": ROOMS, "TMPDIR": "/tmp"},
+        env={**os.environ, "PYTHONPATH": PACKAGES, "TMPDIR": "/tmp"},
         capture_output=True,
         text=True,
         timeout=120,
