@@ -284,7 +284,7 @@ def test_a_slow_engine_may_take_its_time_for_the_last_frames(
     monkeypatch.setattr(pipeline_module, "STOP_PATIENCE", 0.05)
 
     def segmenter(image: NDArray[np.uint8]) -> Segmentation:
-        threading.Event().wait(0.3)
+        threading.Event().wait(0.2)
         return segment_one(image)
 
     for options in ({}, {"max_frames": 2}):
