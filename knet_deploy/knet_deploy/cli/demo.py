@@ -114,7 +114,7 @@ def demo(
 def _street(segmenter: Segmenter, most: int, video: Path) -> list[Example]:
     """Segment the packaged clip of a real street into a video; a few frames for the page."""
     from knet_deploy.cli.demo_page import Example
-    from knet_runtime.pipeline import pipeline as stream
+    from knet_runtime.pipeline import Feed, run
     from knet_runtime.sinks import OverlayVideo
     from knet_runtime.sources.open import open_source
 
@@ -130,8 +130,8 @@ def _street(segmenter: Segmenter, most: int, video: Path) -> list[Example]:
                 advance()
 
             overlay = OverlayVideo(video, source.info, legend=True)
-            feed = stream.Feed(source, [overlay])
-            stream.run([feed], segmenter, max_frames=count, on_frame=keep)
+            feed = Feed(source, [overlay])
+            run([feed], segmenter, max_frames=count, on_frame=keep)
     return examples
 
 
