@@ -148,7 +148,7 @@ def test_the_gpu_rows_go_the_same_way_on_a_processor(
     words = [tiny, "--skip", "torch-compile", "--output", out, "--plot", plot]
     script("gpu_rows", *words).main()
     report = json.loads(out.read_text())
-    found = [(row["contender"], row["batch"]) for row in report["rows"]]
+    found = [(row["target"], row["batch"]) for row in report["rows"]]
     names = ("onnxruntime-cpu", "torch-fp32", "torch-fp16")
     assert found == [(name, batch) for name in names for batch in (1, 2)]
     for row in report["rows"]:
@@ -175,12 +175,14 @@ def test_gpu_rows_that_fail_say_why_and_the_others_stand(
         return batch
 
     options.times = 3
-    laps, broken = gpu_rows.rounds({"good": lambda batch: batch, "bad": breaks}, images, options)
+    measurements, broken = gpu_rows.rounds(
+        {"good": lambda batch: batch, "bad": breaks}, images, options
+    )
     assert broken == {"bad": "RuntimeError: CUDA error: out of memory"}
-    assert [lap.round for lap in laps if lap.contestant == "good"] == [0, 1]
+    assert [one.round for one in measurements if one.target == "good"] == [0, 1]
 
     def never(*_: Any) -> Any:
-        raise ValueError("it can not be exported")
+        raise ValueError("it cannot be exported")
 
     out = tmp_path / "rows.json"
     monkeypatch.setattr(gpu_rows, "measure", never)
@@ -189,4 +191,4 @@ def test_gpu_rows_that_fail_say_why_and_the_others_stand(
         script("gpu_rows", *words).main()
     rows = json.loads(out.read_text())["rows"]
     assert [row["preset"] for row in rows] == ["knet-edge", "r50-fcn"]
-    assert {row["failed"] for row in rows} == {"ValueError: it can not be exported"}
+    assert {row["failed"] for row in rows} == {"ValueError: it cannot be exported"}
