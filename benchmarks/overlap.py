@@ -111,10 +111,10 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
         engine, model = segmenter.engine, segmenter.model_id
     slowest = max(names[1:], key=lambda name: statistics.median(wall[name]))
     ratios = [one / whole for whole, one in zip(wall["run"], wall[slowest], strict=True)]
-    least = [
+    lowest = [
         sum(each) / cpu_budget() for each in zip(*(cpu[name] for name in names[1:]), strict=True)
     ]
-    bounds = [one / max(one, low) for low, one in zip(least, wall[slowest], strict=True)]
+    bounds = [one / max(one, low) for low, one in zip(lowest, wall[slowest], strict=True)]
     return {
         "what": "ms per frame, 1280×720 file to overlay MP4; ratio: slowest stage alone / run",
         "model": model,

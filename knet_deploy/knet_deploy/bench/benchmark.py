@@ -81,7 +81,7 @@ class Benchmark:
 
     ``frames`` are uint8 [H, W, 3] RGB by the name of their size ("360×480"); ``sources`` is how
     many files run at once, file to file, 0 for none; each of them has ``file_frames`` frames. A
-    target that fails, or misses one of ``deadlines``, is out, and the others go on.
+    target that fails, or misses one of ``deadlines``, is out, and the others continue.
     """
 
     def __init__(
@@ -130,10 +130,7 @@ class Benchmark:
                 on_step()
             self._compare()
             media = stack.enter_context(self._process(Media))
-            cases = {
-                name: [*self.frames, *(_FILES + size for size in self._file_sizes(opened.entry))]
-                for name, opened in self._opened.items()
-            }
+            cases = {name: self._cases(opened.entry) for name, opened in self._opened.items()}
 
             def measure(name: str, case: str, number: int) -> Measurement | None:
                 if name == _MEDIA:
@@ -149,14 +146,14 @@ class Benchmark:
 
     def steps(self, entries: Sequence[Entry], rounds: int) -> int:
         """How often ``run`` calls ``on_step`` if nobody fails."""
-        sizes = len(self.frames)
-        return sum(1 + rounds * (sizes + len(self._file_sizes(entry))) for entry in entries)
+        return sum(1 + rounds * len(self._cases(entry)) for entry in entries)
 
     def _process(self, factory: Callable[[], object]) -> BenchProcess:
         return BenchProcess(factory, self._threads, self._deadlines)
 
-    def _file_sizes(self, entry: Entry) -> list[str]:
-        return list(self.frames) if entry.ours and self._sources else []
+    def _cases(self, entry: Entry) -> list[str]:
+        files = [_FILES + size for size in self.frames] if entry.ours and self._sources else []
+        return [*self.frames, *files]
 
     def _open(self, stack: ExitStack, entry: Entry) -> None:
         before = gpu_memory_used() if entry.gpu else None
@@ -275,9 +272,8 @@ class Benchmark:
         found = []
         for size in self.frames:
             for name in self._opened:
-                measured = self._of(name, _FILES + size)
-                rates = [round(1000 / one.samples[TOTAL][0], 2) for one in measured]
-                if rates:
+                if measured := self._of(name, _FILES + size):
+                    rates = [round(1000 / one.samples[TOTAL][0], 2) for one in measured]
                     median = round(statistics.median(rates), 2)
                     found.append(FileRow(name, size, self._sources, median, rates))
         return found

@@ -157,8 +157,11 @@ Meter = Callable[[], float | None]
 def processor_meter(powercap: Path = _POWERCAP) -> Meter | None:
     """All processor packages together (RAPL); None where it is missing or only root may read it."""
     # Others lie within a package, or are the whole board, which holds the packages.
-    zones = [zone for zone in sorted(powercap.glob("intel-rapl:*")) if _is_package(zone)]
-    counters = [_Counter(zone) for zone in zones]
+    counters = [
+        _Counter(zone)
+        for zone in sorted(powercap.glob("intel-rapl:*"))
+        if (_text(zone / "name") or "").startswith("package")
+    ]
 
     def joules() -> float | None:
         try:
@@ -167,13 +170,6 @@ def processor_meter(powercap: Path = _POWERCAP) -> Meter | None:
             return None
 
     return joules if counters and joules() is not None else None
-
-
-def _is_package(zone: Path) -> bool:
-    try:
-        return (zone / "name").read_text().startswith("package")
-    except OSError:
-        return False
 
 
 class _Counter:

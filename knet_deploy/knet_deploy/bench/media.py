@@ -58,13 +58,13 @@ def write_video(path: Path, frames: Sequence[Rgb]) -> list[float]:
     writer = VideoWriter(path, (height, width), Fraction(1, _RATE), Fraction(_RATE), encoder)
     times = []
     for tick, frame in enumerate(frames):
-        started = perf_counter()
+        began = perf_counter()
         writer.write(frame, tick)
-        times.append(1000 * (perf_counter() - started))
-    started = perf_counter()
+        times.append(1000 * (perf_counter() - began))
+    began = perf_counter()
     writer.close()
     # The encoder lags behind: what it still holds at the end is shared by all frames.
-    rest = 1000 * (perf_counter() - started) / len(frames)
+    rest = 1000 * (perf_counter() - began) / len(frames)
     return [time + rest for time in times]
 
 
@@ -75,12 +75,9 @@ class Media:
         """Decode ``video`` to RGB frames, and encode these to ``out``: milliseconds per frame."""
         frames, decode = [], []
         with open_source(video) as source:
-            iterator = iter(source)
-            while True:
-                started = perf_counter()
-                frame = next(iterator, None)
-                if frame is None:
-                    break
-                decode.append(1000 * (perf_counter() - started))
+            began = perf_counter()
+            for frame in source:
+                decode.append(1000 * (perf_counter() - began))
                 frames.append(frame.image)
+                began = perf_counter()
         return {"decode": decode, "encode": write_video(out, frames)}

@@ -88,6 +88,7 @@ def bench(
     from knet_deploy.bench.report import Report
     from knet_runtime.atomic import AtomicFile
     from knet_runtime.engines.hardware import cpu_budget
+    from knet_runtime.engines.registry import probe_engines
 
     for name in engine or []:
         check_engine(name)
@@ -102,7 +103,8 @@ def bench(
     # What cannot be written is said before the minutes of measuring, not after them.
     files = [None if file is None else AtomicFile(file.absolute()) for file in (json, plot)]
     images = _images(source, size, frames)
-    entries = _bundle_entries(opened, engine or _working())
+    engines = engine or [status.name for status in probe_engines() if status.available]
+    entries = _bundle_entries(opened, engines)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="knet-bench-")))
         if trained is not None:
@@ -225,12 +227,6 @@ def _images(source: str | None, sizes: list[str] | None, count: int) -> dict[str
         wanted = wanted or [(read[0].shape[0], read[0].shape[1])]
         found = {size: [resize(frame, size) for frame in read] for size in wanted}
     return {f"{size[0]}×{size[1]}": frames for size, frames in found.items()}
-
-
-def _working() -> list[str]:
-    from knet_runtime.engines.registry import probe_engines
-
-    return [status.name for status in probe_engines() if status.available]
 
 
 def _bundle_entries(bundles: dict[str, Bundle], engines: list[str]) -> list[Entry]:

@@ -72,14 +72,14 @@ def test_a_random_bundle_is_whole_and_sees_several_classes(
     frames = [Street(seed, (100, 140)).frame(0)[0] for seed in range(2)]
     for opened in (bundle, bundle.at((128, 64))):
         with Segmenter(opened, "onnxruntime-cpu") as segmenter:
-            masks = segmenter.batch(frames)
+            found = segmenter.batch(frames)
         size = (opened.manifest.input.height, opened.manifest.input.width)
         with torch.no_grad():
             logits = model(torch.from_numpy(np.stack([resize(frame, size) for frame in frames])))
         large = torch.nn.functional.interpolate(logits, (100, 140), mode="bilinear")
-        for mask, expected in zip(masks, large.argmax(1).numpy(), strict=True):
-            assert (mask.class_map == expected).mean() > 0.999
-            assert len(np.unique(mask.class_map)) > 2
+        for one, expected in zip(found, large.argmax(1).numpy(), strict=True):
+            assert (one.class_map == expected).mean() > 0.999
+            assert len(np.unique(one.class_map)) > 2
 
 
 @pytest.mark.usefixtures("small")

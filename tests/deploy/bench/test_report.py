@@ -87,8 +87,8 @@ def test_the_ratios_are_of_the_fastest_that_is_verified() -> None:
     said = list(lines(REPORT))
     assert "360×480: good is 4.00 times as fast as baseline torch (3.90 … 4.20)" in said
     assert not any(line.startswith("360×480: quick is") for line in said)
-    unproven = msgspec.structs.replace(REPORT, rows=REPORT.rows[1:])
-    assert any(line.startswith("360×480: quick is 8.00") for line in lines(unproven))
+    unverified = msgspec.structs.replace(REPORT, rows=REPORT.rows[1:])
+    assert any(line.startswith("360×480: quick is 8.00") for line in lines(unverified))
 
 
 def test_who_fails_is_named_with_the_reason() -> None:
