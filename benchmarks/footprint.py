@@ -60,7 +60,7 @@ with torch.inference_mode(), open_source(sys.argv[1]) as source:
         logits = model(torch.from_numpy(image)[None])
         large = interpolate(logits, frame.image.shape[:2], mode="bilinear", align_corners=False)
         classes = large.argmax(1)[0].to(torch.uint8).numpy()
-        sink.write(frame, Segmentation(classes, manifest.labels, {{}}))
+        sink.write(frame, Segmentation(classes, manifest.labels))
     sink.close(complete=True)
 {PEAK}
 """

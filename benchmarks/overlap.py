@@ -52,7 +52,7 @@ def make_video(path: Path, segmenter: Segmenter, frames: int) -> None:
     for index in range(frames):
         image, _ = street.frame(index)
         large = np.asarray(cv2.resize(image, (SIZE[1], SIZE[0])), np.uint8)
-        empty = Segmentation(np.zeros(SIZE, np.uint8), segmenter.labels, {})
+        empty = Segmentation(np.zeros(SIZE, np.uint8), segmenter.labels)
         sink.write(Frame(large, index, index / RATE, f"{index:06d}"), empty)
     sink.close()
 

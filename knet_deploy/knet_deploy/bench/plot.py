@@ -10,6 +10,7 @@ import numpy as np
 
 from knet_deploy.bench.measurement import TOTAL
 from knet_deploy.bench.report import Report
+from knet_runtime.drawing import encode_png
 from knet_runtime.types import Rgb
 
 Colour = tuple[int, int, int]
@@ -71,8 +72,7 @@ def draw_bars(title: str, note: str, groups: Sequence[tuple[str, Sequence[Bar]]]
             _put_text(image, bar.words, (max(end, ends[1]) + 8, middle + 5), 0.44)
             top += _ROW
         top += _ROW
-    _, data = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))
-    return data.tobytes()
+    return encode_png(image)
 
 
 def _ascii(text: str) -> str:

@@ -114,6 +114,7 @@ def test_one_graph_takes_all_sizes(script: Callable[..., ModuleType]) -> None:
 def test_growth_is_measured_against_all_four(
     script: Callable[..., ModuleType], tmp_path: Path
 ) -> None:
+    pytest.importorskip("matplotlib")
     out, plot = tmp_path / "new/g.json", tmp_path / "plots/g.png"
     tiny = "--size 64x64 --areas 64x64 64x96 --classes 3 5 --batches 1 2 --sources 1 2"
     words = [tiny, "--rounds", 1, "--frames", 2, "--output", out, "--plot", plot]
