@@ -1,4 +1,4 @@
-"""knet-edge's place on the curve: mIoU against milliseconds, for its variants and plain peers.
+"""knet-edge's place on the curve: mIoU against milliseconds, for its variants and plain heads.
 
     python benchmarks/curve.py --train --data CAMVID --runs runs/curve \\
         --backbone-weights tf_efficientnet_lite0.safetensors
@@ -8,7 +8,7 @@
 
 Every variant is trained by ``knet-deploy train``'s own loop with the same seed, data and steps,
 many fewer than the default model had (those named ``-full`` as many); the schedule has the same
-shape. ``--train --resume`` goes on where it was stopped. README.md beside this file says what the
+shape. ``--train --resume`` resumes what was stopped. README.md beside this file says what the
 numbers mean.
 """
 
@@ -28,13 +28,12 @@ import lraspp
 import msgspec
 import numpy as np
 import torch
-from curve_plot import draw_curve
 from curve_variants import DEFAULT, VARIANTS, Variant, builder
 from numpy.typing import NDArray
-from result import keep
+from result import parser_of, write_result
 from torch.utils.flop_counter import FlopCounterMode
 
-from knet_deploy.bench.report import TOTAL, Measurement, Spread, interleave, stages
+from knet_deploy.bench.measurement import TOTAL, Measurement, Spread, interleave, stages
 from knet_export.export import export_bundle
 from knet_export.graph.cost import count_operations
 from knet_export.verify.data import open_data
@@ -54,11 +53,11 @@ STEPS = 300  # of each variant's training
 ENGINES = ("onnxruntime-cpu", "openvino-bf16")
 FRAMES = ((360, 480), (720, 1280))  # height, width of a decoded frame
 ROUNDS, CALLS, PAUSE = 20, 5, 0.05  # seconds
-PACKAGES = ("torch", "torchvision", "timm", "onnxruntime", "openvino")
+COLOURS = {"knet": "tab:blue", "fpn": "tab:orange", "lr-aspp": "tab:green"}
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser = parser_of(__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     for name in ("train", "measure", "plot"):
         what.add_argument(f"--{name}", action="store_true")
@@ -67,9 +66,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="the camvid folder")
     parser.add_argument("--runs", type=Path, help="folder of a run per variant")
     parser.add_argument("--backbone-weights", type=Path, help="ImageNet weights, to train")
-    parser.add_argument("--resume", action="store_true", help="go on where --train was stopped")
+    parser.add_argument("--resume", action="store_true", help="resume where --train was stopped")
     parser.add_argument("--steps", type=int, default=STEPS, help="of each variant's training")
-    parser.add_argument("--output", type=Path, help="JSON; --plot draws its PNG beside it")
     options = parser.parse_args()
     needed = ("output",) if options.plot else ("data", "runs")
     needed += ("output",) if options.measure else ()
@@ -115,7 +113,7 @@ def measure_all(options: argparse.Namespace) -> None:
         "calls": CALLS,
         "rows": list(rows.values()),
     }
-    keep(report, options.output, PACKAGES)
+    write_result(report, options.output)
 
 
 def scores(variant: Variant, run: Path, data: Path) -> tuple[dict[str, Any], Bundle]:
@@ -135,22 +133,21 @@ def scores(variant: Variant, run: Path, data: Path) -> tuple[dict[str, Any], Bun
         "engines": {},
     }
     for engine in ENGINES:
-        kept = run / f"verify-{engine}.json"
-        if kept.exists():
-            report = msgspec.json.decode(kept.read_bytes(), type=VerifyReport)
+        written = run / f"verify-{engine}.json"
+        if written.exists():
+            report = msgspec.json.decode(written.read_bytes(), type=VerifyReport)
         else:
-            with open_engine(bundle, engine) as backend:
-                pictures = open_data(data, "val", bundle)
-                reference = TorchReference(checkpoint)
-                report = verify(bundle, backend, reference, pictures, pictures.name)
-            write_report(report, kept)
+            with open_engine(bundle, engine) as opened:
+                images = open_data(data, "val", bundle)
+                report = verify(bundle, opened, TorchReference(checkpoint), images, images.name)
+            write_report(report, written)
         row["miou"] = report.miou_reference
         row["engines"][engine] = {"miou": report.miou_artefact, "agreement": report.agreement}
     return row, bundle
 
 
 def exported(variant: Variant, checkpoint: Checkpoint, path: Path, destination: Path) -> Bundle:
-    """The variant's fp32 bundle for one picture at a time, proven by the export itself."""
+    """The variant's fp32 bundle for one image at a time, verified by the export itself."""
     if destination.exists():
         return open_bundle(destination)
     if variant.family == "lr-aspp":
@@ -159,7 +156,7 @@ def exported(variant: Variant, checkpoint: Checkpoint, path: Path, destination: 
 
 
 def multiply_adds(variant: Variant, checkpoint: Checkpoint) -> int:
-    """Of what is deployed, for one picture of the network's input size."""
+    """Of what is deployed, for one image of the network's input size."""
     config, classes = checkpoint.config, checkpoint.labels.num_classes
     size = config.data.eval_size
     if variant.family != "lr-aspp":
@@ -172,7 +169,7 @@ def multiply_adds(variant: Variant, checkpoint: Checkpoint) -> int:
 def timings(bundles: dict[str, Bundle], data: Path) -> dict[tuple[str, str], dict[str, Any]]:
     """Milliseconds by (variant, engine) and size of the frame. All are open at once and take turns,
     a few calls each after one that is not counted."""
-    pictures = list(val_frames(data))
+    images = list(val_frames(data))
     sizes = [f"{width}x{height}" for height, width in FRAMES]
     with ExitStack() as stack:
         segmenters = {
@@ -181,17 +178,17 @@ def timings(bundles: dict[str, Bundle], data: Path) -> dict[tuple[str, str], dic
             for name, bundle in bundles.items()
         }
 
-        def lap(name: str, size: str, number: int) -> Measurement:
-            frame = pictures[number % len(pictures)][sizes.index(size)]
+        def measure(name: str, size: str, number: int) -> Measurement:
+            frame = images[number % len(images)][sizes.index(size)]
             return Measurement(name, size, number, timed(segmenters[name], frame))
 
-        laps = interleave(dict.fromkeys(segmenters, sizes), ROUNDS, lap, pause=PAUSE)
+        measurements = interleave(dict.fromkeys(segmenters, sizes), ROUNDS, measure, pause=PAUSE)
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for engine in ENGINES:
         for name in bundles:
-            mine = [lap for lap in laps if lap.contestant == f"{name} {engine}"]
+            mine = [one for one in measurements if one.target == f"{name} {engine}"]
             found[name, engine] = {
-                size: summary(stages(lap for lap in mine if lap.task == size)) for size in sizes
+                size: summary(stages(one for one in mine if one.case == size)) for size in sizes
             }
     return found
 
@@ -201,9 +198,9 @@ def timed(segment: Segmenter, frame: NDArray[np.uint8]) -> dict[str, list[float]
     samples: dict[str, list[float]] = {}
     for _ in range(CALLS):
         began = time.perf_counter()
-        mask = segment(frame)
+        found = segment(frame)
         whole = 1000 * (time.perf_counter() - began)
-        for stage, value in {TOTAL: whole, **mask.timings}.items():
+        for stage, value in {TOTAL: whole, **found.timings}.items():
             samples.setdefault(stage, []).append(value)
     return samples
 
@@ -215,7 +212,7 @@ def summary(times: dict[str, Spread]) -> dict[str, float]:
 
 
 def val_frames(data: Path) -> Iterator[list[NDArray[np.uint8]]]:
-    """Every tenth picture of the validation split, at each size of ``FRAMES``."""
+    """Every tenth image of the validation split, at each size of ``FRAMES``."""
     folder = open_folder(data, "val")
     for index in range(0, len(folder), 10):
         image, _ = folder.read(index)
@@ -223,6 +220,32 @@ def val_frames(data: Path) -> Iterator[list[NDArray[np.uint8]]]:
             np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
             for height, width in FRAMES
         ]
+
+
+def draw(report: dict[str, Any], path: Path) -> None:
+    """A PNG of the variants of equal budget at the first frame size: a number for each, a colour
+    for each family."""
+    from matplotlib.figure import Figure
+
+    size = report["frames"][0]
+    steps = min(row["steps"] for row in report["rows"])
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    axes = figure.subplots()
+    for number, row in enumerate((row for row in report["rows"] if row["steps"] == steps), 1):
+        colour = COLOURS[row["family"]]
+        for engine, found in row["engines"].items():
+            at, filled = (found["ms"][size]["median"], found["miou"]), engine == ENGINES[0]
+            face = colour if filled else "white"
+            label = f"{number} {row['name']}" if filled else None
+            axes.plot(*at, "o", markersize=16, color=colour, markerfacecolor=face, label=label)
+            ink = "white" if filled else colour
+            axes.annotate(f"{number}", at, ha="center", va="center", color=ink)
+    axes.set_title(f"CamVid val, every variant trained for {steps} steps")
+    axes.set(xlabel=f"ms from a decoded {size} frame to its class map", ylabel="mIoU")
+    axes.grid(color="0.9")
+    kinds = "filled: ONNX Runtime, fp32\nring: OpenVINO, bf16"
+    figure.legend(loc="outside right upper", title=kinds, markerscale=0.6)
+    figure.savefig(path)
 
 
 def say(line: str) -> None:
@@ -237,8 +260,7 @@ def main() -> None:
     elif options.measure:
         measure_all(options)
     else:
-        report = json.loads(options.output.read_text())
-        options.output.with_suffix(".png").write_bytes(draw_curve(report))
+        draw(json.loads(options.output.read_text()), options.output.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What ``curve.py`` compares: variants of knet-edge and plain peers, and how long they train."""
+"""What ``curve.py`` compares: variants of knet-edge and plain heads, and how long they train."""
 
 from __future__ import annotations
 

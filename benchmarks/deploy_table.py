@@ -1,11 +1,11 @@
 """What every model becomes on the way to a device: exported, run in ONNX Runtime, built.
 
-    python benchmarks/deploy_table.py --pictures FOLDER --ade20k DIR --precisions fp32 \\
+    python benchmarks/deploy_table.py --images FOLDER --ade20k DIR --precisions fp32 \\
         --output benchmarks/results/deploy.json
 
 For each preset and precision, each in a fresh process: a bundle of a network with random weights
-(knet-edge: the packaged model's), its logits in ONNX Runtime against PyTorch on real pictures, and
-a TensorRT-RTX engine, which needs no GPU to be built. Prints the table of
+(knet-edge: the packaged model's), its logits in ONNX Runtime against PyTorch on real images, and
+a TensorRT-RTX plan, which needs no GPU to be built. Prints the table of
 docs/results/models.md. What fails is a row that says why.
 """
 
@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from result import keep
+from result import parser_of, write_result
 
 PRESETS = (
     "knet-edge",
@@ -36,30 +36,28 @@ PRESETS = (
 TRAINED = {
     "knet-edge": Path(__file__).parents[1] / "train/default-model/knet-edge-camvid.safetensors"
 }
-PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "tensorrt-rtx-cu13-bindings")
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--pictures", type=Path, help="folder of real pictures")
+    parser = parser_of(__doc__)
+    parser.add_argument("--images", type=Path, help="folder of real images")
     parser.add_argument(
         "--ade20k",
         type=Path,
-        help="labelled pictures that the export proves ADE20K's models on; else synthetic streets",
+        help="labelled images that the export verifies ADE20K's models on; else synthetic streets",
     )
     parser.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS))
     parser.add_argument(
         "--precisions", nargs="+", choices=("fp32", "fp16", "int8"), default=["fp32", "fp16"]
     )
     parser.add_argument("--size", type=int, help="height and width; without it, each its own")
-    parser.add_argument("--count", type=int, default=4, help="pictures to compare on")
+    parser.add_argument("--count", type=int, default=4, help="images to compare on")
     parser.add_argument("--targets", default="sm80,sm86,sm89,sm120")
-    parser.add_argument("--output", type=Path, help="JSON; without it only the table")
     parser.add_argument("--show", type=Path, nargs="+", help="only print the table of these JSONs")
     parser.add_argument("--row", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if not (options.pictures or options.show):
-        parser.error("name --pictures to measure on, or results to --show")
+    if not (options.images or options.show):
+        parser.error("name --images to measure on, or results to --show")
     return options
 
 
@@ -90,13 +88,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 Path(work) / "random.knet",
                 precision=precision,
                 size=side,
-                calibration=options.pictures if precision == "int8" else None,
+                calibration=options.images if precision == "int8" else None,
                 data=None if trained else options.ade20k,
                 split="all",
             )
             row["export_seconds"] = time.perf_counter() - start
             row["bundle_bytes"] = sum(file.bytes for file in bundle.manifest.files.values())
-            row["onnxruntime"] = _parity(bundle, model, options.pictures, options.count)
+            row["onnxruntime"] = _parity(bundle, model, options.images, options.count)
             row["tensorrt_rtx"] = _build(bundle, options.targets.split(","))
         except KnetError as error:
             row["failed"] = str(error)
@@ -120,18 +118,18 @@ def _parity(bundle: Any, model: Any, folder: Path, count: int) -> dict[str, Any]
     paths = paths[:: max(len(paths) // count, 1)][:count]
     worst, equal, classes = 0.0, [], set()
     kinds = ("logits", "classmap")
-    logits_backend, map_backend = (open_engine(bundle, "onnxruntime-cpu", kind) for kind in kinds)
-    with logits_backend, map_backend:
+    logits, class_map = (open_engine(bundle, "onnxruntime-cpu", kind) for kind in kinds)
+    with logits, class_map:
         for path in paths:
             batch = fit_to_input(read_image(path), spec, stride)[0][None]
             expected = reference_logits(model, torch.from_numpy(batch)).numpy()
-            got = logits_backend.infer(batch)
+            got = logits.infer(batch)
             worst = max(worst, float(np.abs(got - expected).max() / np.abs(expected).max()))
             reference = upsampled_argmax(expected[0], (spec.height, spec.width))
-            equal.append(float((map_backend.infer(batch)[0] == reference).mean()))
+            equal.append(float((class_map.infer(batch)[0] == reference).mean()))
             classes |= set(np.unique(reference).tolist())
     return {
-        "pictures": len(paths),
+        "images": len(paths),
         "max_logit_diff": worst,
         "agreement": sum(equal) / len(equal),
         "classes_seen": len(classes),
@@ -156,7 +154,7 @@ def _build(bundle: Any, targets: list[str]) -> dict[str, Any]:
 
 def run_row(preset: str, precision: str, options: argparse.Namespace) -> dict[str, Any]:
     """``measure`` in a process of its own."""
-    words = [sys.executable, __file__, "--row", "--pictures", str(options.pictures)]
+    words = [sys.executable, __file__, "--row", "--images", str(options.images)]
     words += ["--presets", preset, "--precisions", precision]
     words += ["--count", str(options.count), "--targets", options.targets]
     words += ["--size", str(options.size)] if options.size else []
@@ -210,7 +208,7 @@ def main() -> None:
             sys.stderr.write(f"{json.dumps(rows[-1])}\n")
     if options.output is not None:
         report = {"what": "logits: largest difference / largest logit", "rows": rows}
-        keep(report, options.output, PACKAGES)
+        write_result(report, options.output)
     sys.stdout.write(table(rows))
     if any("failed" in row for row in rows):
         sys.exit(1)

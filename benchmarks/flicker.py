@@ -8,7 +8,6 @@ the very same maps.
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from time import thread_time
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from result import keep
+from result import parser_of, write_result
 
 from knet_runtime.metrics import ConfusionMatrix
 from knet_runtime.segmentation import Segmentation
@@ -36,24 +35,23 @@ class Drive:
     """Frames, what the model makes of them, and the truth."""
 
     frames: list[Frame]
-    masks: list[Segmentation]
+    found: list[Segmentation]
     labels: list[Map]
     engine: str
     model: str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="the camvid folder")
-    parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--strengths", default="1,2,3,4,8")
     arguments = parser.parse_args()
 
     drive = read(arguments.data, arguments.engine)
-    ignore = drive.masks[0].labels.ignore_index
+    ignore = drive.found[0].labels.ignore_index
     truth = flicker(drive.labels, drive.labels, ignore)
-    rows = [{"strength": 0, **scores(drive, drive.masks, truth)}]
+    rows = [{"strength": 0, **scores(drive, drive.found, truth)}]
     for strength in (int(text) for text in arguments.strengths.split(",")):
         smoothed, milliseconds = smooth(drive, strength)
         measured = scores(drive, smoothed, truth)
@@ -68,7 +66,7 @@ def main() -> None:
         "labels_flicker": round(truth, 5),
         "rows": rows,
     }
-    keep(report, arguments.output, ("av", "numpy", "opencv-python-headless"))
+    write_result(report, arguments.output)
     for row in rows:
         print(row)  # noqa: T201
 
@@ -79,28 +77,28 @@ def read(data: Path, engine: str) -> Drive:
     labels = [np.asarray(cv2.imread(file, cv2.IMREAD_UNCHANGED), np.uint8) for file in files]
     with Segmenter(engine=engine) as segment, open_source(data / f"clips/{CLIP}.mp4") as source:
         frames = list(source)
-        masks = [segment(frame.image) for frame in frames]
-        return Drive(frames, masks, labels, segment.engine, segment.model_id)
+        found = [segment(frame.image) for frame in frames]
+        return Drive(frames, found, labels, segment.engine, segment.model_id)
 
 
 def smooth(drive: Drive, strength: int) -> tuple[list[Segmentation], float]:
-    """The smoothed masks, and the median milliseconds of one core that a frame took."""
+    """The smoothed class maps, and the median milliseconds of one core that a frame took."""
     cv2.setNumThreads(1)
     smoother = Smoother(strength)
     smoothed, times = [], []
-    for frame, mask in zip(drive.frames, drive.masks, strict=True):
+    for frame, found in zip(drive.frames, drive.found, strict=True):
         began = thread_time()
-        smoothed.append(smoother(frame, mask))
+        smoothed.append(smoother(frame, found))
         times.append(1000 * (thread_time() - began))
     return smoothed, round(median(times[1:]), 2)
 
 
-def scores(drive: Drive, masks: list[Segmentation], truth: float) -> dict[str, float]:
-    names = drive.masks[0].labels
+def scores(drive: Drive, found: list[Segmentation], truth: float) -> dict[str, float]:
+    names = drive.found[0].labels
     matrix = ConfusionMatrix(names.num_classes, names.ignore_index)
-    for mask, label in zip(masks, drive.labels, strict=True):
-        matrix.update(mask.class_map, label)
-    maps = [mask.class_map for mask in masks]
+    maps = [one.class_map for one in found]
+    for class_map, label in zip(maps, drive.labels, strict=True):
+        matrix.update(class_map, label)
     changed = flicker(maps, drive.labels, names.ignore_index)
     return {
         "flicker": round(changed, 5),

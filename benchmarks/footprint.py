@@ -9,7 +9,6 @@ of its own.
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import subprocess
@@ -20,10 +19,10 @@ import venv
 from pathlib import Path
 
 import numpy as np
-from result import keep
+from result import parser_of, write_result
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-ROOMS = [str(REPOSITORY / room) for room in ("knet_deploy", "train", "export", "runtime")]
+PATHS = [str(REPOSITORY / folder) for folder in ("knet_deploy", "train", "export", "runtime")]
 IMPORTS = {
     "knet_runtime": "import knet_runtime",
     "run": "import knet_runtime.segmenter, knet_runtime.pipeline, "
@@ -61,15 +60,14 @@ with torch.inference_mode(), open_source(sys.argv[1]) as source:
         logits = model(torch.from_numpy(image)[None])
         large = interpolate(logits, frame.image.shape[:2], mode="bilinear", align_corners=False)
         classes = large.argmax(1)[0].to(torch.uint8).numpy()
-        sink.write(frame, Segmentation(classes, manifest.labels, {{}}))
+        sink.write(frame, Segmentation(classes, manifest.labels))
     sink.close(complete=True)
 {PEAK}
 """
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True)
+    parser = parser_of(__doc__)
     parser.add_argument("--repetitions", type=int, default=9)
     parser.add_argument("--frames", type=int, default=60)
     given = parser.parse_args()
@@ -95,7 +93,7 @@ def main() -> None:
         "peak_ratio": round(statistics.median(peaks["run"]) / statistics.median(peaks["torch"]), 4),
         "frames": given.frames,
     }
-    keep(report, given.output, ("av", "numpy", "onnxruntime", "opencv-python-headless", "torch"))
+    write_result(report, given.output)
 
 
 def install(home: Path) -> Path:
@@ -134,7 +132,7 @@ def memory(folder: Path, video: Path) -> dict[str, list[float]]:
 def call(code: str, *arguments: str) -> str:
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(ROOMS)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(PATHS)},
         check=True,
         stdout=subprocess.PIPE,
         text=True,
@@ -150,8 +148,8 @@ def write_video(path: Path, frames: int) -> Path:
         stream = container.add_stream("libx264", rate=30)
         stream.width, stream.height, stream.pix_fmt = 1280, 720, "yuv420p"
         for index in range(frames):
-            picture = np.roll(noise, index, 1).repeat(16, 0).repeat(16, 1)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+            image = np.roll(noise, index, 1).repeat(16, 0).repeat(16, 1)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
         container.mux(stream.encode(None))
     return path
 

@@ -5,12 +5,12 @@
 Random weights; 512², the last 640²; batches of 1 and 8. Ours in fp16: ONNX Runtime's CUDA provider
 with bound buffers and CUDA graphs, and TensorRT-RTX where it takes the GPU; PyTorch eager in
 float32, in fp16 channels_last, and compiled with max-autotune, each with interpolation and argmax.
-All take uint8 pictures from the host's memory and give uint8 class maps back to it. What fails is a
+All take uint8 images from the host's memory and give uint8 class maps back to it. What fails is a
 row that says why. The published frames/s (V100, batch 1) are mmsegmentation's.
 
     python benchmarks/gpu_rows.py --device cpu --presets knet-edge --size 64
 
-goes the same way on a processor, in fp32, where only the numbers mean nothing.
+runs the same code on a processor, in fp32, where only the numbers mean nothing.
 """
 
 from __future__ import annotations
@@ -27,26 +27,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from random_bundle import random_model, write_random
-from result import keep
+from result import parser_of, write_result
 from torch import Tensor
 
 from knet_deploy.bench.machine import gpu_memory_used, gpu_meter
-from knet_deploy.bench.plot import Bar, draw_bars
-from knet_deploy.bench.report import (
+from knet_deploy.bench.measurement import (
     TOTAL,
     Measurement,
-    Spread,
     interleave,
     joules_per_frame,
     stages,
 )
+from knet_deploy.bench.plot import BASELINE, OURS, Bar, draw_bars
 from knet_deploy.bench.torch_baselines import class_maps
 from knet_export.graph.cost import count_cost
 from knet_runtime.bundle.store import Bundle
-from knet_runtime.engines.hardware import this_gpu
 from knet_runtime.engines.registry import open_engine
 from knet_runtime.types import Size
 from knet_train.config import load_config
@@ -62,22 +61,21 @@ PUBLISHED = {
     "swin-l-upernet-640": 8.29,
 }
 CLASSES = 150
-PEERS = ("torch-fp32", "torch-fp16", "torch-compile")
+BASELINES = ("torch-fp32", "torch-fp16", "torch-compile")
 _WARM_UP = 3
 _MATMUL = 8192
 Infer = Callable[[Any], Any]
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser = parser_of(__doc__)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--presets", nargs="+", default=list(PUBLISHED))
     parser.add_argument("--size", type=int, help="height and width; 512, for the last 640")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--times", type=int, default=20, help="batches of one turn")
-    parser.add_argument("--skip", nargs="*", default=[], help="contenders to leave out")
-    parser.add_argument("--output", type=Path, help="JSON; without it, to stdout")
+    parser.add_argument("--skip", nargs="*", default=[], help="targets to leave out")
     parser.add_argument("--plot", type=Path, help="PNG")
     return parser.parse_args()
 
@@ -97,12 +95,11 @@ def matmul_peak(device: str) -> float:
 
 
 def ours(bundle: Bundle, engine: str, stack: ExitStack) -> Infer:
-    backend = stack.enter_context(open_engine(bundle, engine, "classmap"))
-    return backend.infer
+    return stack.enter_context(open_engine(bundle, engine, "classmap")).infer
 
 
-def peer(model: KNet, name: str, device: str) -> Infer:
-    """One of PEERS: host's pictures to host's class maps."""
+def baseline(model: KNet, name: str, device: str) -> Infer:
+    """One of BASELINES: host's images to host's class maps."""
     half = name != "torch-fp32" and device == "cuda"
     moved = model.to(device)
     if half:
@@ -122,7 +119,7 @@ def peer(model: KNet, name: str, device: str) -> Infer:
     return infer
 
 
-def contenders(
+def targets(
     preset: str, size: Size, device: str, batches: Sequence[int], folder: Path, stack: ExitStack
 ) -> tuple[dict[str, Callable[[], Infer]], Bundle]:
     model = random_model(preset, CLASSES)
@@ -141,9 +138,9 @@ def contenders(
     found: dict[str, Callable[[], Infer]] = {
         name: partial(ours, bundle, name, stack) for name in engines
     }
-    for name in PEERS:
+    for name in BASELINES:
         # Each its own copy: the halves are changed in place.
-        found[name] = lambda name=name: peer(random_model(preset, CLASSES), name, device)
+        found[name] = lambda name=name: baseline(random_model(preset, CLASSES), name, device)
     return found, bundle
 
 
@@ -155,7 +152,7 @@ def measure(preset: str, options: argparse.Namespace, peak: float) -> list[dict[
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        makers, bundle = contenders(preset, size, device, options.batches, folder, stack)
+        makers, bundle = targets(preset, size, device, options.batches, folder, stack)
         cost = count_cost(bundle.file(bundle.graph("logits").path), size)
         opened: dict[str, Infer] = {}
         facts: dict[str, dict[str, Any]] = {}
@@ -163,7 +160,7 @@ def measure(preset: str, options: argparse.Namespace, peak: float) -> list[dict[
             if name in options.skip:
                 continue
             before, started = gpu_memory_used() or 0, time.perf_counter()
-            row: dict[str, Any] = {"preset": preset, "size": size, "contender": name}
+            row: dict[str, Any] = {"preset": preset, "size": size, "target": name}
             try:
                 infer = make()
                 infer(images[:1])
@@ -176,13 +173,14 @@ def measure(preset: str, options: argparse.Namespace, peak: float) -> list[dict[
                 continue
             row["device_bytes"] = max((gpu_memory_used() or 0) - before, 0)
             opened[name], facts[name] = infer, row
-        laps, broken = rounds(opened, images, options)
+        measurements, broken = rounds(opened, images, options)
         for name, row in facts.items():
             if name in broken:
                 rows.append({**row, "failed": broken[name]})
                 continue
             for batch in options.batches:
-                mine = [lap for lap in laps if (lap.contestant, lap.task) == (name, f"{batch}")]
+                at = (name, f"{batch}")
+                mine = [one for one in measurements if (one.target, one.case) == at]
                 rows.append({**row, **numbers(preset, batch, mine, cost.multiply_adds, peak)})
     return rows
 
@@ -190,12 +188,12 @@ def measure(preset: str, options: argparse.Namespace, peak: float) -> list[dict[
 def rounds(
     opened: dict[str, Infer], images: Any, options: argparse.Namespace
 ) -> tuple[list[Measurement], dict[str, str]]:
-    """All laps, and who broke off, with the reason."""
+    """All measurements, and the targets that failed, with the reason."""
     meter = gpu_meter() if options.device == "cuda" else None
     broken: dict[str, str] = {}
 
-    def lap(name: str, task: str, number: int) -> Measurement | None:
-        batch, times = int(task), []
+    def measure_one(name: str, case: str, number: int) -> Measurement | None:
+        batch, times = int(case), []
         before = meter() if meter else None
         try:
             for _ in range(options.times):
@@ -207,21 +205,21 @@ def rounds(
             return None
         after = meter() if meter else None
         joules = None if before is None or after is None else after - before
-        return Measurement(name, task, number, {TOTAL: times}, joules)
+        return Measurement(name, case, number, {TOTAL: times}, joules)
 
     turns = {name: [f"{batch}" for batch in options.batches] for name in opened}
-    return interleave(turns, options.rounds, lap), broken
+    return interleave(turns, options.rounds, measure_one), broken
 
 
 def numbers(
-    preset: str, batch: int, laps: list[Measurement], multiply_adds: int, peak: float
+    preset: str, batch: int, measurements: list[Measurement], multiply_adds: int, peak: float
 ) -> dict[str, Any]:
-    total: Spread = stages(laps)[TOTAL]
+    total = stages(measurements)[TOTAL]
     rate = 1000 * batch / total.median
-    joules, published = joules_per_frame(laps), PUBLISHED.get(preset)
+    joules, published = joules_per_frame(measurements), PUBLISHED.get(preset)
     return {
         "batch": batch,
-        "ms": {"median": total.median, "p5": total.p5, "p95": total.p95, "p99": total.p99},
+        "ms": msgspec.to_builtins(total),
         "frames_per_second": round(rate, 2),
         "times_published": round(rate / published, 2) if published else None,
         "matmul_share": round(rate * multiply_adds / peak, 4),
@@ -241,8 +239,8 @@ def draw(rows: list[dict[str, Any]]) -> bytes:
             if row["preset"] == preset and "failed" not in row:
                 rate, batch = row["frames_per_second"], row["batch"]
                 low, high = (1000 * batch / row["ms"][end] for end in ("p95", "p5"))
-                name = f"{row['contender']}, batch {batch}"
-                colour = (170, 170, 170) if row["contender"] in PEERS else (33, 113, 181)
+                name = f"{row['target']}, batch {batch}"
+                colour = BASELINE if row["target"] in BASELINES else OURS
                 bars.append(Bar(name, rate, low, high, f"{rate:.1f} frames/s", colour))
         groups.append((preset, bars))
     return draw_bars("K-Net, frames/s", "median, p95 to p5 of a batch", groups)
@@ -259,25 +257,23 @@ def main() -> None:
     for preset in options.presets:
         try:
             found = measure(preset, options, peak)
-        except Exception as error:  # it can not be exported: the other presets stand
-            found = [{"preset": preset, "contender": "all", "failed": _line(error)}]
+        except Exception as error:  # it cannot be exported: the other presets stand
+            found = [{"preset": preset, "target": "all", "failed": _line(error)}]
         rows += found
         gc.collect()
         if options.device == "cuda":
             torch.cuda.empty_cache()
         for row in found:
             sys.stderr.write(f"{json.dumps(row)}\n")
-    gpu = this_gpu()
     report = {
-        "what": "host's uint8 pictures to host's uint8 class maps, random weights, 150 classes",
+        "what": "host's uint8 images to host's uint8 class maps, random weights, 150 classes",
         "device": options.device,
-        "gpu": None if gpu is None else {"name": gpu.name, "sm": gpu.sm, "driver": gpu.driver},
         "matmul_peak": peak,
         "rounds": options.rounds,
         "times": options.times,
         "rows": rows,
     }
-    keep(report, options.output, ("numpy", "torch"))
+    write_result(report, options.output)
     if options.plot is not None:
         options.plot.parent.mkdir(parents=True, exist_ok=True)
         options.plot.write_bytes(draw(rows))

@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from random_bundle import random_model, write_random
-from result import keep
+from result import parser_of, write_result
 
+from knet_deploy.bench.measurement import TOTAL, Measurement, interleave, stages
 from knet_deploy.bench.media import street_frames, write_video
-from knet_deploy.bench.plot import Curve, draw_curves
-from knet_deploy.bench.report import TOTAL, Measurement, interleave, stages
 from knet_export.spec import MULTIPLE
 from knet_runtime.bundle.manifest import SizeRange
 from knet_runtime.pipeline import Feed, run
@@ -41,7 +40,7 @@ Measure = Callable[[], dict[str, list[float]]]
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser = parser_of(__doc__)
     parser.add_argument("--preset", default="knet-edge")
     parser.add_argument("--engine", default="onnxruntime-cpu")
     parser.add_argument("--areas", nargs="+", default=list(AREAS), help="HEIGHTxWIDTH")
@@ -51,7 +50,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--size", default="256x256", help="of all but the areas")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--frames", type=int, default=4)
-    parser.add_argument("--output", type=Path, help="JSON; without it, to stdout")
     parser.add_argument("--plot", type=Path, help="PNG")
     return parser.parse_args()
 
@@ -82,29 +80,29 @@ class Points:
         options = self.options
         sizes = [size_of(text) for text in options.areas]
         bundle = write_random(
-            self.folder / "usual.knet",
+            self.folder / "free.knet",
             random_model(options.preset, options.classes[0]),
             options.preset,
             size=self.size,
             sizes=span_of([*sizes, self.size]),
             max_batch=max(options.batches),
         )
-        usual = self.opened(bundle)
+        free = self.opened(bundle)
         for size in sizes:
             found = self.opened(bundle.at(size))
             self.found["area", size[0] * size[1]] = self.frame_by_frame(found, size)
-        for count in options.classes:  # all of one size and one picture, which the usual one is not
+        for count in options.classes:  # graphs of one size and one image, which the free one is not
             model = random_model(options.preset, count)
             name = self.folder / f"{count}.knet"
             other = write_random(name, model, options.preset, size=self.size)
             found = self.opened(other)
             self.found["classes", count] = self.frame_by_frame(found, self.size)
         for batch in options.batches:
-            self.found["batch", batch] = self.in_batches(usual, batch)
+            self.found["batch", batch] = self.in_batches(free, batch)
         video = self.folder / "in.mp4"
         write_video(video, street_frames(self.size, options.frames) * 4)
         for count in options.sources:
-            self.found["sources", count] = self.from_files(usual, video, count)
+            self.found["sources", count] = self.from_files(free, video, count)
         return self.found
 
     def opened(self, bundle: Any) -> Segmenter:
@@ -116,9 +114,9 @@ class Points:
         frames = street_frames(size, self.options.frames)
 
         def measure() -> dict[str, list[float]]:
-            masks = [segmenter(frame) for frame in frames]
-            found = {name: [mask.timings[name] for mask in masks] for name in masks[0].timings}
-            return {TOTAL: [sum(mask.timings.values()) for mask in masks], **found}
+            times = [segmenter(frame).timings for frame in frames]
+            stages = {stage: [time[stage] for time in times] for stage in times[0]}
+            return {TOTAL: [sum(time.values()) for time in times], **stages}
 
         return measure
 
@@ -165,14 +163,15 @@ def main() -> None:
         points = Points(options, stack).prepare()
         names = {f"{kind} {at:g}": (kind, at) for kind, at in points}
 
-        def lap(name: str, task: str, number: int) -> Measurement:
-            return Measurement(name, task, number, points[names[name]]())
+        def measure(name: str, case: str, number: int) -> Measurement:
+            return Measurement(name, case, number, points[names[name]]())
 
-        laps = interleave({name: ["ms"] for name in names}, options.rounds, lap, pause=0.05)
+        cases = {name: ["ms"] for name in names}
+        measurements = interleave(cases, options.rounds, measure, pause=0.05)
     curves = []
     for kind in ("area", "classes", "batch", "sources"):
         times = {
-            at: stages(found for found in laps if names[found.contestant] == (kind, at))
+            at: stages(one for one in measurements if names[one.target] == (kind, at))
             for other, at in points
             if other == kind
         }
@@ -195,10 +194,10 @@ def main() -> None:
         "frames": options.frames,
         "curves": curves,
     }
-    keep(report, options.output, ("numpy", "onnxruntime", "opencv-python-headless", "torch"))
+    write_result(report, options.output)
     if options.plot is not None:
         options.plot.parent.mkdir(parents=True, exist_ok=True)
-        options.plot.write_bytes(draw_curves(f"{options.preset}: {options.engine}", panels(curves)))
+        draw(report, options.plot)
     for curve in curves:
         for point in curve["points"]:
             if point["slope"] is not None:
@@ -210,17 +209,26 @@ def _plain(times: dict[str, Any]) -> dict[str, float]:
     return {name: time.median for name, time in times.items()}
 
 
-def panels(curves: list[dict[str, Any]]) -> list[tuple[str, str, str, list[Curve]]]:
-    """A panel for each thing that grows: the whole, and the stages where they are known."""
-    found = []
-    for curve in curves:
-        names = [name for name in curve["points"][0]["stages"] if name != "preprocess"]
-        lines = [
-            Curve(name, tuple((point["at"], point["stages"][name]) for point in curve["points"]))
-            for name in names
-        ]
-        found.append((curve["against"], curve["against"], "ms", lines))
-    return found
+def draw(report: dict[str, Any], path: Path) -> None:
+    """A PNG with a panel for each thing that grows: the whole, and the stages where they are
+    known. Both axes are logarithmic, so grey is what grows linearly."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    figure.suptitle(f"{report['preset']}: {report['engine']}")
+    for axes, curve in zip(figure.subplots(2, 2).flat, report["curves"], strict=True):
+        points = curve["points"]
+        at = [point["at"] for point in points]
+        axes.loglog(at, [points[0]["ms"] * x / at[0] for x in at], color="0.8")
+        for stage in points[0]["stages"]:
+            if stage != "preprocess":
+                times = [point["stages"][stage] for point in points]
+                axes.loglog(at, times, "o-", label=stage)
+        axes.set_xticks(at, [f"{x:,}" for x in at], rotation=60)
+        axes.set_xticks([], minor=True)
+        axes.set(xlabel=curve["against"], ylabel="ms")
+        axes.legend()
+    figure.savefig(path)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""LR-ASPP (arXiv 1905.02244, section 6.4): a plain head of the size of knet-edge's, as its peer.
+"""LR-ASPP (arXiv 1905.02244, section 6.4): a plain head of knet-edge's size, to compare with.
 
 Backbone, training and runtime are knet-edge's; the head is torchvision's, without pyramid, kernels
-or stages. ``curve.py`` measures it. It is no model of knet-deploy: ``train`` and
+or stages. ``curve.py`` measures it. It is not a model of knet-deploy: ``train`` and
 ``read_checkpoint`` get it as their ``build``, and it is exported here.
 """
 
@@ -66,7 +66,7 @@ class LRASPP(KNet):
 
 
 def export(checkpoint: Checkpoint, destination: Path) -> Bundle:
-    """A bundle for pictures one at a time, by a plain ``torch.onnx.export``: there is nothing to
+    """A bundle for images one at a time, by a plain ``torch.onnx.export``: there is nothing to
     rewrite, and engines fold BatchNorm themselves. Held to PyTorch like every export; raises what
     ``check_onnx`` and ``write_bundle`` raise."""
     model, config = checkpoint.model, checkpoint.config

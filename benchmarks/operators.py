@@ -9,7 +9,6 @@ not run is left out. Profiling costs a little, so the sum is above what `bench` 
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from collections import defaultdict
@@ -21,7 +20,7 @@ import numpy as np
 import onnxruntime as ort
 import openvino
 from numpy.typing import NDArray
-from result import keep
+from result import parser_of, write_result
 
 from knet_deploy.bench.media import street_frames
 from knet_runtime.bundle.store import Bundle, open_bundle
@@ -76,9 +75,8 @@ def _by_type(nodes: Any) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser = parser_of(__doc__)
     parser.add_argument("bundles", type=Path, nargs="+")
-    parser.add_argument("--output", type=Path, help="JSON; without it, to stdout")
     options = parser.parse_args()
     rows, core = [], openvino.Core()
     for path in options.bundles:
@@ -92,8 +90,8 @@ def main() -> None:
         engine = ENGINES[precision]
         times = openvino_times(core, bundle, batch, engine)
         rows.append({**row, "engine": engine, "ms": times})
-    report = {"what": "milliseconds a picture by operator, above 0.05", "rows": rows}
-    keep(report, options.output, ("onnxruntime", "openvino"))
+    report = {"what": "milliseconds an image by operator, above 0.05", "rows": rows}
+    write_result(report, options.output)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from result import keep
+from result import parser_of, write_result
 
 from knet_runtime.engines.hardware import cpu_budget
 from knet_runtime.pipeline import Feed, run
@@ -37,11 +37,10 @@ RATE = Fraction(30)
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser = parser_of(__doc__)
     parser.add_argument("--engine", default="onnxruntime-cpu")
     parser.add_argument("--frames", type=int, default=120)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=Path, help="JSON; without it, to stdout")
     return parser.parse_args()
 
 
@@ -53,8 +52,8 @@ def make_video(path: Path, segmenter: Segmenter, frames: int) -> None:
     for index in range(frames):
         image, _ = street.frame(index)
         large = np.asarray(cv2.resize(image, (SIZE[1], SIZE[0])), np.uint8)
-        mask = Segmentation(np.zeros(SIZE, np.uint8), segmenter.labels, {})
-        sink.write(Frame(large, index, index / RATE, f"{index:06d}"), mask)
+        empty = Segmentation(np.zeros(SIZE, np.uint8), segmenter.labels)
+        sink.write(Frame(large, index, index / RATE, f"{index:06d}"), empty)
     sink.close()
 
 
@@ -81,7 +80,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
         with open_source(video) as source:
             info, frames = source.info, list(source)
         segmenter.warm_up()
-        masks = [segmenter(frame.image) for frame in frames]
+        segmented = [segmenter(frame.image) for frame in frames]
 
         def whole() -> None:
             with open_source(video) as source:
@@ -98,8 +97,8 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
 
         def write() -> None:
             sink = overlay(out, info)
-            for frame, mask in zip(frames, masks, strict=True):
-                sink.write(frame, mask)
+            for frame, found in zip(frames, segmented, strict=True):
+                sink.write(frame, found)
             sink.close()
 
         stages = dict(zip(names, (whole, decode, segment, write), strict=True))
@@ -112,10 +111,10 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
         engine, model = segmenter.engine, segmenter.model_id
     slowest = max(names[1:], key=lambda name: statistics.median(wall[name]))
     ratios = [one / whole for whole, one in zip(wall["run"], wall[slowest], strict=True)]
-    least = [
+    lowest = [
         sum(each) / cpu_budget() for each in zip(*(cpu[name] for name in names[1:]), strict=True)
     ]
-    bounds = [one / max(one, low) for low, one in zip(least, wall[slowest], strict=True)]
+    bounds = [one / max(one, low) for low, one in zip(lowest, wall[slowest], strict=True)]
     return {
         "what": "ms per frame, 1280×720 file to overlay MP4; ratio: slowest stage alone / run",
         "model": model,
@@ -133,7 +132,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
 def main() -> None:
     options = parse()
     report = measure(options)
-    keep(report, options.output, ("av", "numpy", "onnxruntime", "opencv-python-headless"))
+    write_result(report, options.output)
 
 
 if __name__ == "__main__":

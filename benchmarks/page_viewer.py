@@ -1,6 +1,6 @@
-"""Viewers of the live page for page_viewers.py: they take every picture, and count.
+"""Viewers of the live page for page_viewers.py: they take every frame, and count.
 
-python page_viewer.py PORT COUNT: until stdin ends; then bytes and pictures of all go to stdout.
+python page_viewer.py PORT COUNT: until stdin ends; then bytes and frames of all go to stdout.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 
 
 def view(port: int, seen: list[int]) -> None:
-    """Take what /live sends, as knet_runtime/serve/encode.py describes it."""
+    """Take what /live sends, as knet_runtime/web/encode.py describes it."""
     connection = http.client.HTTPConnection("127.0.0.1", port)
     connection.request("GET", "/live")
     answer = connection.getresponse()
@@ -31,7 +31,7 @@ def main() -> None:
     sys.stdin.read()
     sys.stdout.write(json.dumps([sum(column) for column in zip(*seen, strict=True)]))
     sys.stdout.flush()
-    os._exit(0)  # the threads are waiting for the next picture
+    os._exit(0)  # the threads are waiting for the next frame
 
 
 if __name__ == "__main__":

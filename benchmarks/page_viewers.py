@@ -3,7 +3,7 @@
     python benchmarks/page_viewers.py --output benchmarks/results/page_viewers.json
 
 The packaged bundle segments 1280×720 frames as fast as it can, each handed to the page's sink. The
-viewers take every picture that they are sent, in a process of their own, over 127.0.0.1. Rounds of
+viewers take every frame that they are sent, in a process of their own, over 127.0.0.1. Rounds of
 each count go in turns, so that whatever else the machine does meets all.
 README.md beside this file says what the numbers mean.
 """
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-from result import keep
+from result import parser_of, write_result
 
 from knet_runtime.pipeline import RunStats
 from knet_runtime.segmentation import Segmentation
@@ -39,16 +39,15 @@ VIEWERS = (0, 1, 10)
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser = parser_of(__doc__)
     parser.add_argument("--engine", default="onnxruntime-cpu")
     parser.add_argument("--seconds", type=float, default=8, help="of one round")
     parser.add_argument("--rounds", type=int, default=5, help="for each count of viewers")
-    parser.add_argument("--output", type=Path, help="JSON; without it, to stdout")
     return parser.parse_args()
 
 
 def round_of(
-    viewers: int, port: int, segmenter: Segmenter, pictures: list[Any], sink: PageSink, span: float
+    viewers: int, port: int, segmenter: Segmenter, images: list[Any], sink: PageSink, span: float
 ) -> dict[str, float]:
     child = None
     if viewers:
@@ -58,7 +57,7 @@ def round_of(
     frames, began, cpu = 0, 0.0, 0.0
     # The first second lets the viewers connect.
     start = time.monotonic() + 1
-    for index, image in enumerate(itertools.cycle(pictures)):
+    for index, image in enumerate(itertools.cycle(images)):
         now = time.monotonic()
         if now >= start and not began:
             frames, began, cpu = 0, now, time.process_time()
@@ -71,29 +70,29 @@ def round_of(
     if child is not None:
         out, _ = child.communicate(b"")
         size, count = json.loads(out)
-        row |= {"pictures_per_viewer": count / viewers, "bytes_per_picture": size / max(count, 1)}
+        row |= {"frames_per_viewer": count / viewers, "bytes_per_frame": size / max(count, 1)}
     return row
 
 
-def encodings(image: Any, mask: Segmentation) -> dict[str, dict[str, float]]:
-    """Milliseconds and bytes of the class map in three forms, and of the whole picture."""
-    classes = mask.class_map
+def encodings(image: Any, found: Segmentation) -> dict[str, dict[str, float]]:
+    """Milliseconds and bytes of the class map in three encodings, and of the whole frame."""
+    classes = found.class_map
     fast = [cv2.IMWRITE_PNG_COMPRESSION, 1]
-    forms: dict[str, Callable[[], int]] = {
+    encoders: dict[str, Callable[[], int]] = {
         "runs": lambda: sum(part.nbytes for part in runs(classes)),
         "png": lambda: len(cv2.imencode(".png", classes, fast)[1]),
         "zlib": lambda: len(zlib.compress(classes.tobytes(), 1)),
-        "picture": lambda: len(page_frame(FrameShot(1, Frame(image, 0, None, "0"), mask, 0.0))),
+        "frame": lambda: len(page_frame(FrameShot(1, Frame(image, 0, None, "0"), found, 0.0))),
     }
-    found = {}
-    for name, encode in forms.items():
+    rows = {}
+    for name, encode in encoders.items():
         times = []
         for _ in range(15):
             began = time.perf_counter()
             size = encode()
             times.append(1000 * (time.perf_counter() - began))
-        found[name] = {"ms": round(statistics.median(times), 2), "bytes": size}
-    return found
+        rows[name] = {"ms": round(statistics.median(times), 2), "bytes": size}
+    return rows
 
 
 def medians(rows: dict[int, list[dict[str, float]]], key: str) -> dict[str, float]:
@@ -120,7 +119,7 @@ def ratios(rows: dict[int, list[dict[str, float]]], key: str) -> dict[str, float
 def main() -> None:
     options = parse()
     street = Street(0, (720, 1280))
-    pictures = [street.frame(index)[0] for index in range(0, 80, 10)]
+    images = [street.frame(index)[0] for index in range(0, 80, 10)]
     rows: dict[int, list[dict[str, float]]] = {count: [] for count in VIEWERS}
     with Segmenter(engine=options.engine) as segmenter:
         listener = listen("127.0.0.1:0")
@@ -129,9 +128,9 @@ def main() -> None:
             sink = page.sink("street")
             for _, count in itertools.product(range(options.rounds), VIEWERS):
                 rows[count].append(
-                    round_of(count, listener.port, segmenter, pictures, sink, options.seconds)
+                    round_of(count, listener.port, segmenter, images, sink, options.seconds)
                 )
-        encoded = encodings(pictures[0], segmenter(pictures[0]))
+        encoded = encodings(images[0], segmenter(images[0]))
     result = {
         "what": "the packaged bundle on 1280×720 with viewers of the live page",
         "engine": options.engine,
@@ -146,7 +145,7 @@ def main() -> None:
             for count, found in rows.items()
         },
     }
-    keep(result, options.output, ("numpy", "onnxruntime", "opencv-python-headless", "uvicorn"))
+    write_result(result, options.output)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def _spread(model: KNet, size: Size) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("preset", help="such as r50-fcn")
     parser.add_argument("output", type=Path, help="NAME.safetensors")
     parser.add_argument("--size", type=int, help="height and width; without it, the preset's own")

@@ -1,4 +1,4 @@
-"""An RTSP server killed and started again, twenty times during one run: is every picture back?
+"""An RTSP server killed and started again, twenty times during one run: do its frames come back?
 
     python benchmarks/reconnect.py --output benchmarks/results/reconnect.json
 
@@ -9,7 +9,6 @@ anything was left behind.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import random
 import subprocess
@@ -20,7 +19,7 @@ from pathlib import Path
 from statistics import median
 
 import psutil
-from result import keep
+from result import parser_of, write_result
 
 from knet_runtime.sources.base import Source
 from knet_runtime.sources.open import SourceOptions, open_source
@@ -96,12 +95,11 @@ def wait_for(what: str, seconds: float, condition: object) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--steady", type=float, default=5.5, help="Seconds of pictures per round.")
+    parser.add_argument("--steady", type=float, default=5.5, help="seconds of frames per round")
     parser.add_argument("--size", default="320x240")
     parser.add_argument("--system-python", default="/usr/bin/python3")
-    parser.add_argument("--output", type=Path)
     given = parser.parse_args()
 
     waits = Waits()
@@ -135,7 +133,7 @@ def main() -> int:
             time.sleep(down)
             before = reader.frames
             ready = server.start()
-            wait_for("a picture", 30, lambda before=before: reader.frames > before)
+            wait_for("a frame", 30, lambda before=before: reader.frames > before)
             row = {
                 "round": number,
                 "down_seconds": round(down, 2),
@@ -175,7 +173,7 @@ def main() -> int:
         ],
         "each": rounds,
     }
-    keep(result, given.output, ("av", "numpy"))
+    write_result(result, given.output)
     passed = (
         reconnects == len(rounds)
         and reader.ordered

@@ -1,28 +1,30 @@
-"""How every benchmark here keeps its numbers: JSON with the machine, versions and commit in it."""
+"""What the scripts here share: a parser with ``--output``, and JSON with the machine in it."""
 
 from __future__ import annotations
 
+import argparse
 import json
-import platform
 import sys
-from collections.abc import Mapping, Sequence
-from importlib import metadata
+from collections.abc import Mapping
 from pathlib import Path
 
-from knet_deploy.bench.machine import commit_of
-from knet_runtime.engines.hardware import cpu_budget, processor_name
+import msgspec
+
+from knet_deploy.bench.machine import this_machine
+from knet_runtime.engines.hardware import cpu_budget
 
 
-def keep(report: Mapping[str, object], output: Path | None, packages: Sequence[str]) -> None:
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """A parser for the script with this docstring."""
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    parser.add_argument("--output", type=Path, help="JSON; without it, to stdout")
+    return parser
+
+
+def write_result(report: Mapping[str, object], output: Path | None) -> None:
     """Write the report, and where it was made, to ``output``, or to stdout without one."""
-    made = {
-        "processor": processor_name(),
-        "cores": cpu_budget(),
-        "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in packages},
-        "commit": commit_of(Path(__file__).resolve().parent),
-    }
-    text = json.dumps({**report, **made}, indent=1, ensure_ascii=False) + "\n"
+    machine = msgspec.to_builtins(this_machine(cpu_budget()))
+    text = json.dumps({**report, "machine": machine}, indent=1, ensure_ascii=False) + "\n"
     if output is None:
         sys.stdout.write(text)
     else:

@@ -2,7 +2,7 @@
 
     python benchmarks/soak.py --bundle small.knet --output benchmarks/results/soak.json
 
-A long video of small pictures goes through the pipeline to an overlay MP4 and JSON lines. Ends with
+A long video of small frames goes through the pipeline to an overlay MP4 and JSON lines. Ends with
 1 if memory grew by more than 2 % after the first fifth, or if the run left a handle or a thread.
 README.md beside this file says what the numbers mean.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import psutil
-from result import keep
+from result import parser_of, write_result
 
 from knet_runtime.pipeline import Feed, run
 from knet_runtime.segmentation import Segmentation
@@ -37,16 +37,15 @@ GROWTH = 0.02
 SAMPLES = 100
 LEFT_SECONDS = 10
 DRAWN, SHOWN = 50, 10
-"""So many pictures are drawn, and each is shown so often, again and again: drawing is not tried."""
+"""So many images are drawn, and each is shown so often, again and again: drawing is not tested."""
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser = parser_of(__doc__)
     parser.add_argument("--bundle", type=Path, help="the packaged model without it")
     parser.add_argument("--engine", default="onnxruntime-cpu")
     parser.add_argument("--frames", type=int, default=200_000)
     parser.add_argument("--size", default="64x48", help="of the video, WxH")
-    parser.add_argument("--output", type=Path, help="JSON; without it, to stdout")
     return parser.parse_args()
 
 
@@ -56,9 +55,9 @@ def make_video(path: Path, hw: tuple[int, int], frames: int) -> None:
     )
     street = Street(7, (240, 320))
     drawn = [street.frame(index)[0] for index in range(0, DRAWN * SHOWN, SHOWN)]
-    pictures = [np.asarray(cv2.resize(image, (hw[1], hw[0])), np.uint8) for image in drawn]
+    images = [np.asarray(cv2.resize(image, (hw[1], hw[0])), np.uint8) for image in drawn]
     for index in range(frames):
-        writer.write(pictures[index // SHOWN % DRAWN], index)
+        writer.write(images[index // SHOWN % DRAWN], index)
     writer.close()
 
 
@@ -74,7 +73,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     process, every = psutil.Process(), max(1, options.frames // SAMPLES)
     resident: list[float] = []
 
-    def sample(frame: Frame, mask: Segmentation) -> None:
+    def sample(frame: Frame, _: Segmentation) -> None:
         if frame.index % every == 0:
             resident.append(round(process.memory_info().rss / 2**20, 2))
 
@@ -122,7 +121,7 @@ def main() -> int:
     options = parse()
     with tempfile.TemporaryDirectory() as folder:
         report = measure(options, Path(folder))
-    keep(report, options.output, ("av", "numpy", "onnxruntime", "opencv-python-headless"))
+    write_result(report, options.output)
     return 0 if report["passed"] else 1
 
 

@@ -15,32 +15,33 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from knet_deploy.bench.report import TOTAL, Report, Row
+from knet_deploy.bench.measurement import TOTAL
+from knet_deploy.bench.report import Report, Row
 
-AGAINST = {"peer torch": "× eager", "peer ort-naive": "× plain ONNX Runtime"}
-UNITS = {"area": "pixels", "classes": "classes", "batch": "pictures", "sources": "files"}
+AGAINST = {"baseline torch": "× eager", "baseline ort-naive": "× plain ONNX Runtime"}
+UNITS = {"area": "pixels", "classes": "classes", "batch": "images", "sources": "files"}
 
 
 def speed(report: Report) -> Iterator[str]:
     """What ``knet-deploy bench`` found, a table for each frame size: ours first, each with its
-    ratios to the peers."""
-    for task in dict.fromkeys(row.task for row in report.rows):
-        heads = [task, "precision", "ms (p5 … p95)", *AGAINST.values()]
+    ratios to the baselines."""
+    for size in report.sizes:
+        heads = [size, "precision", "ms (p5 … p95)", *AGAINST.values()]
         yield _line([*heads, "equal pixels", "of the float32 limit", "MiB"])
         yield "|---" * (len(heads) + 3) + "|"
-        found = {(one.slower, one.faster): one for one in report.ratios if one.task == task}
-        rows = [row for row in report.rows if row.task == task]
+        found = {(one.slower, one.faster): one for one in report.ratios if one.size == size}
+        rows = [row for row in report.rows if row.size == size]
         for row in sorted(rows, key=lambda row: not row.ours):
-            ratios = [found.get((peer, row.contestant)) for peer in AGAINST]
-            yield _contestant(row, ["" if one is None else f"{one.median:.2f}" for one in ratios])
+            ratios = [found.get((baseline, row.target)) for baseline in AGAINST]
+            yield _target(row, ["" if one is None else f"{one.median:.2f}" for one in ratios])
         yield ""
 
 
-def _contestant(row: Row, ratios: list[str]) -> str:
+def _target(row: Row, ratios: list[str]) -> str:
     time = row.stages[TOTAL]
     return _line(
         [
-            row.contestant if row.verified or not row.ours else f"{row.contestant} (not verified)",
+            row.target if row.verified or not row.ours else f"{row.target} (not verified)",
             row.precision,
             f"{time.median:.1f} ({time.p5:.1f} … {time.p95:.1f})",
             *ratios,
@@ -113,7 +114,7 @@ def table(path: Path) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("results", type=Path, nargs="+", help="JSON of these")
     for path in parser.parse_args().results:
         sys.stdout.write("\n".join([*table(path), ""]))

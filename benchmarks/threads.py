@@ -8,7 +8,6 @@ turns. README.md beside this file says what the numbers mean.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -17,7 +16,7 @@ from unittest import mock
 
 import onnxruntime as ort
 from overlap import make_video, overlay, times
-from result import keep
+from result import parser_of, write_result
 
 from knet_runtime.engines.hardware import cpu_budget
 from knet_runtime.pipeline import Feed, run
@@ -42,10 +41,9 @@ def open_segmenter(threads: int, spin: bool) -> Segmenter:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser = parser_of(__doc__)
     parser.add_argument("--frames", type=int, default=80)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=Path, help="JSON; without it, to stdout")
     options = parser.parse_args()
     cores = cpu_budget()
     settings = [(count, spin) for count in sorted({1, cores}) for spin in (False, True)]
@@ -58,7 +56,7 @@ def main() -> None:
             images = [frame.image for frame in source]
         for _ in range(options.rounds):
             for setting in settings:
-                # Opened anew: threads of another one that spin still would be measured too.
+                # Opened anew: threads of another one that still spin would be measured too.
                 with open_segmenter(*setting) as segmenter:
                     segmenter.warm_up()
 
@@ -87,7 +85,7 @@ def main() -> None:
         "rows": rows,
         "rounds": list(runs.values()),
     }
-    keep(report, options.output, ("av", "numpy", "onnxruntime", "opencv-python-headless"))
+    write_result(report, options.output)
 
 
 if __name__ == "__main__":

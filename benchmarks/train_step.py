@@ -42,7 +42,7 @@ Loss = Callable[[], torch.Tensor]
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--reference-python", required=True, help="python with mmsegmentation")
     parser.add_argument("--reference", type=Path, required=True, help="folder of make_refs.py")
     parser.add_argument("--presets", nargs="+", choices=REFERENCES, default=list(REFERENCES))
@@ -51,9 +51,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=10, help="timed in each process, after two")
     parser.add_argument("--repetitions", type=int, default=3, help="pairs of processes")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--output", type=Path, help="JSON; without it, to stdout")
     # What the processes of the two sides are told.
-    parser.add_argument("--side", choices=("ours", "theirs"), help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=("ours", "mmsegmentation"), help=argparse.SUPPRESS)
     parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--check", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -90,7 +89,7 @@ def ours(options: argparse.Namespace) -> tuple[torch.nn.Module, Loss]:
     return model, loss
 
 
-def theirs(options: argparse.Namespace) -> tuple[torch.nn.Module, Loss]:
+def mmsegmentation(options: argparse.Namespace) -> tuple[torch.nn.Module, Loss]:
     sys.path.insert(0, str(options.reference.resolve()))
     import make_refs  # type: ignore[import-not-found]
     from mmengine.structures import PixelData  # type: ignore[import-not-found]
@@ -123,7 +122,7 @@ def work(options: argparse.Namespace) -> None:
     """One process of one side: a line of JSON when it is ready, and one per line that it reads."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    model, loss = (ours if options.side == "ours" else theirs)(options)
+    model, loss = (ours if options.side == "ours" else mmsegmentation)(options)
     model.train()
     if options.check:
         for module in model.modules():
@@ -187,11 +186,11 @@ class Side:
 
 
 def compare(preset: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Both sides of one preset in turns. The ratios, ours / theirs, are the median over all pairs
-    of steps, one after the other, and that of the median memory."""
+    """Both sides of one preset in turns. The ratios, ours / mmsegmentation's, are the median over
+    all pairs of steps, one after the other, and that of the median memory."""
     losses = []
     with tempfile.TemporaryDirectory() as folder:
-        for side in ("theirs", "ours"):
+        for side in ("mmsegmentation", "ours"):
             checked = Side(side, preset, options, "--check", "--weights", f"{folder}/model.pth")
             losses.append(checked.started["loss"])
             checked.close()
@@ -199,7 +198,7 @@ def compare(preset: str, options: argparse.Namespace) -> dict[str, Any]:
     if difference > LARGEST_LOSS_DIFFERENCE:
         raise SystemExit(f"{preset}: losses {losses[1]} and {losses[0]} are not the same thing")
     found: dict[str, dict[str, list[float]]] = {
-        side: {"seconds": [], "peak_mib": [], "step_mib": []} for side in ("ours", "theirs")
+        side: {"seconds": [], "peak_mib": [], "step_mib": []} for side in ("ours", "mmsegmentation")
     }
     versions = {}
     for _ in range(options.repetitions):
@@ -219,11 +218,11 @@ def compare(preset: str, options: argparse.Namespace) -> dict[str, Any]:
     for side, lists in found.items():
         row[side] = {key: statistics.median(values) for key, values in lists.items()}
         row[side] |= {"torch": versions[side], "runs": lists}
-    pairs = zip(found["ours"]["seconds"], found["theirs"]["seconds"], strict=True)
-    ratios = [ours / theirs for ours, theirs in pairs]
-    row["ratio"] = {"seconds": round(statistics.median(ratios), 4)} | {
-        key: round(row["ours"][key] / row["theirs"][key], 4) for key in ("peak_mib", "step_mib")
-    }
+    pairs = zip(found["ours"]["seconds"], found["mmsegmentation"]["seconds"], strict=True)
+    ratios = [ours / reference for ours, reference in pairs]
+    row["ratio"] = {"seconds": round(statistics.median(ratios), 4)}
+    for key in ("peak_mib", "step_mib"):
+        row["ratio"][key] = round(row["ours"][key] / row["mmsegmentation"][key], 4)
     return row
 
 
@@ -245,9 +244,9 @@ def main() -> None:
         "threads": options.threads,
         "rows": rows,
     }
-    from result import keep  # mmsegmentation's environment has no knet-deploy
+    from result import write_result  # mmsegmentation's environment has no knet-deploy
 
-    keep(report, options.output, ("torch", "timm"))
+    write_result(report, options.output)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""The ruler: engines and their peers, timed side by side, and how far they are from the limit."""
+"""The benchmark: engines and baselines timed side by side, and how far they are from the limit."""

@@ -1,8 +1,7 @@
-"""Where numbers were made: without this they can not be compared with anybody's.
+"""The machine that numbers are made on: what it is, its limits, and the energy that it uses.
 
-How fast this machine can be at best: its matrix products and its copies, measured.
-
-The energy that the processor or the GPU has used, where the device tells.
+Without ``Machine`` nobody can compare the numbers with their own; ``LimitsProbe`` measures how fast
+matrix products and copies can be at best; meters read the energy where the device tells it.
 """
 
 from __future__ import annotations
@@ -22,17 +21,10 @@ import numpy as np
 
 from knet_runtime.engines.hardware import Gpu, processor_name, this_gpu
 
-_PACKAGES = (
-    "knet-deploy",
-    "numpy",
-    "opencv-python-headless",
-    "av",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "openvino",
-    "tensorrt",
-    "torch",
-)
+_PACKAGES = """
+knet-deploy numpy opencv-python-headless av uvicorn onnxruntime onnxruntime-gpu openvino tensorrt
+tensorrt-rtx-cu13-bindings torch torchvision timm onnx onnxscript
+"""
 _FREQUENCY = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 
 
@@ -40,7 +32,8 @@ class Machine(msgspec.Struct, frozen=True):
     """Processor, clocks and versions; None is what this machine does not tell.
 
     ``governor`` is the rule by which the first core's clock is set, ``clock_mhz`` that clock now
-    and ``max_clock_mhz`` at most; ``commit`` is the source checkout's.
+    and ``max_clock_mhz`` at most; ``load`` is how many processes wanted to run over the last
+    minute: above zero others compute here too; ``commit`` is the source checkout's.
     """
 
     processor: str
@@ -59,20 +52,22 @@ class Machine(msgspec.Struct, frozen=True):
 
 def this_machine(cores: int) -> Machine:
     """What stands here now; ``cores`` is how many are used."""
-    most = _text(_FREQUENCY / "scaling_max_freq")
+    fastest = _text(_FREQUENCY / "scaling_max_freq")
+    load = _text(Path("/proc/loadavg"))
+    memory = _number(Path("/proc/meminfo"), "MemTotal")
     return Machine(
         processor=processor_name(),
         cores=cores,
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
-        packages={name: version for name in _PACKAGES if (version := _version(name))},
+        packages={name: version for name in _PACKAGES.split() if (version := _version(name))},
         governor=_text(_FREQUENCY / "scaling_governor"),
-        clock_mhz=_clock(),
-        max_clock_mhz=int(most) / 1000 if most else None,
-        load=_load(),
-        memory_bytes=_memory(),
+        clock_mhz=_number(Path("/proc/cpuinfo"), "cpu MHz"),
+        max_clock_mhz=int(fastest) / 1000 if fastest else None,
+        load=float(load.split()[0]) if load else None,
+        memory_bytes=None if memory is None else 1024 * int(memory),
         gpu=this_gpu(),
-        commit=commit_of(Path(__file__).resolve().parent),
+        commit=_commit(Path(__file__).resolve().parent),
     )
 
 
@@ -90,43 +85,27 @@ def _text(path: Path) -> str | None:
         return None
 
 
-def _clock() -> float | None:
-    for line in (_text(Path("/proc/cpuinfo")) or "").splitlines():
-        if line.startswith("cpu MHz"):
-            return float(line.partition(":")[2])
-    return None
+def _number(path: Path, name: str) -> float | None:
+    """The number of the first line "NAME: NUMBER ...", as files of /proc have them."""
+    lines = (_text(path) or "").splitlines()
+    return next(
+        (float(line.partition(":")[2].split()[0]) for line in lines if line.startswith(name)), None
+    )
 
 
-def _load() -> float | None:
-    """Processes that want to run, over the last minute: above zero others compute here too."""
-    text = _text(Path("/proc/loadavg"))
-    return float(text.split()[0]) if text else None
-
-
-def _memory() -> int | None:
-    for line in (_text(Path("/proc/meminfo")) or "").splitlines():
-        if line.startswith("MemTotal"):
-            return 1024 * int(line.split()[1])
-    return None
-
-
-def commit_of(folder: Path) -> str | None:
+def _commit(folder: Path) -> str | None:
     """The commit of the checkout that ``folder`` is a part of, "-dirty" behind it where files were
     changed; None where it is not."""
+    git = ["git", "-C", str(folder)]
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--dirty"],
-            capture_output=True,
-            text=True,
+            [*git, "describe", "--always", "--dirty"], capture_output=True, text=True
         )
-        tracked = subprocess.run(
-            ["git", "-C", str(folder), "ls-files", "--error-unmatch", "."],
-            capture_output=True,
-        )
+        # Installed into somebody's repository it would name theirs.
+        tracked = subprocess.run([*git, "ls-files", "--error-unmatch", "."], capture_output=True)
     except OSError:  # no git
         return None
-    # Installed into somebody's repository it would name theirs.
-    return done.stdout.strip() or None if not (done.returncode or tracked.returncode) else None
+    return None if done.returncode or tracked.returncode else done.stdout.strip() or None
 
 
 _SIDE = 1024
@@ -156,14 +135,14 @@ class LimitsProbe:
         right = random.random((_SIDE, _SIDE), np.float32)
         out = np.empty_like(left)
         source = np.ones(_COPY_BYTES // 8, np.float64)
-        target = np.zeros_like(source)
+        copy = np.zeros_like(source)
         products, copies = [], []
         for _ in range(_ATTEMPTS):
             started = perf_counter()
             np.matmul(left, right, out=out)
             products.append(perf_counter() - started)
             started = perf_counter()
-            np.copyto(target, source)
+            np.copyto(copy, source)
             copies.append(perf_counter() - started)
         return Limits(matmul=_SIDE**3 / min(products), copy=2 * source.nbytes / min(copies))
 
@@ -178,8 +157,11 @@ Meter = Callable[[], float | None]
 def processor_meter(powercap: Path = _POWERCAP) -> Meter | None:
     """All processor packages together (RAPL); None where it is missing or only root may read it."""
     # Others lie within a package, or are the whole board, which holds the packages.
-    zones = [zone for zone in sorted(powercap.glob("intel-rapl:*")) if _is_package(zone)]
-    counters = [_Counter(zone) for zone in zones]
+    counters = [
+        _Counter(zone)
+        for zone in sorted(powercap.glob("intel-rapl:*"))
+        if (_text(zone / "name") or "").startswith("package")
+    ]
 
     def joules() -> float | None:
         try:
@@ -188,13 +170,6 @@ def processor_meter(powercap: Path = _POWERCAP) -> Meter | None:
             return None
 
     return joules if counters and joules() is not None else None
-
-
-def _is_package(zone: Path) -> bool:
-    try:
-        return (zone / "name").read_text().startswith("package")
-    except OSError:
-        return False
 
 
 class _Counter:

@@ -1,4 +1,4 @@
-"""A contestant in a process of its own: its memory is its own, and so is its crash."""
+"""A target in a process of its own: its memory is its own, and so is its crash."""
 
 from __future__ import annotations
 
@@ -68,13 +68,18 @@ class BenchProcess:
             raise
 
     def call(self, method: str, *arguments: object, frames: int = 1) -> Any:
-        """What ``method`` of the thing over there gives; ``frames`` is how many it goes through."""
+        """What ``method`` of the object over there gives; ``frames`` is how many it takes."""
         self._send((method, arguments))
         return self._answer(self._deadlines.of_frames(frames))
 
     def peak_bytes(self) -> int | None:
         """The most memory that the process has held (VmHWM); None where the system does not say."""
-        return peak_bytes(self._process.pid)
+        try:
+            lines = Path(f"/proc/{self._process.pid}/status").read_text().splitlines()
+        except OSError:
+            return None
+        held = (line for line in lines if line.startswith("VmHWM"))
+        return next((1024 * int(line.split()[1]) for line in held), None)
 
     def close(self) -> None:
         """Let the process end; a second call does nothing."""
@@ -153,18 +158,9 @@ class BenchProcess:
             self.kill()
 
 
-def peak_bytes(process: int | None) -> int | None:
-    """The most memory that a process has held, in bytes; None where the system does not say."""
-    try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
-
-
 def serve() -> None:
-    """What the worker's process does: makes the thing, and then what it is told, until nobody
-    tells it anything more."""
+    """What the process does: makes the object, and then calls what it is told, until its input
+    ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this ends it
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nowhere = os.open(os.devnull, os.O_RDWR)
@@ -174,7 +170,7 @@ def serve() -> None:
     _use_cores(threads)
     try:
         started = perf_counter()
-        thing = pickle.loads(factory)()
+        made = pickle.loads(factory)()
         _write(answers, (True, perf_counter() - started))
     except Exception as error:
         _write(answers, (False, _reason(error)))
@@ -185,7 +181,7 @@ def serve() -> None:
         except EOFError:
             return
         try:
-            answer = True, getattr(thing, method)(*arguments)
+            answer = True, getattr(made, method)(*arguments)
         except Exception as error:
             answer = False, _reason(error)
         _write(answers, answer)

@@ -1,172 +1,37 @@
-"""What a contest found, as one value that is written as JSON.
-
-From laps to numbers: percentiles over all frames, and ratios that are taken round by round.
-
-Interleaved rounds: whatever else the machine does meets every contestant alike.
-"""
+"""What a benchmark found: a value that is written as JSON, and its lines for a terminal."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from time import sleep as _sleep
+from collections.abc import Iterator, Sequence
 
 import msgspec
-import numpy as np
 
 from knet_deploy.bench.machine import Limits, Machine
+from knet_deploy.bench.measurement import TOTAL, Ratio, Spread
 
-PAUSE = 0.3  # seconds: threads of one engine that spin while they wait slow the next one
-
-
-class Measurement(msgspec.Struct, frozen=True):
-    """What one turn of one contestant at one task gave: milliseconds per frame, by stage."""
-
-    contestant: str
-    task: str
-    round: int
-    samples: dict[str, list[float]]
-    joules: float | None = None
-
-
-def order(names: Sequence[str], number: int) -> list[str]:
-    """Whose turn it is in round ``number``. Every second round runs backwards, so that nobody
-    always follows the same neighbour, and after two the next name begins."""
-    if not names:
-        return []
-    start = number // 2 % len(names)
-    turned = [*names[start:], *names[:start]]
-    return turned[::-1] if number % 2 else turned
-
-
-def interleave(
-    tasks: Mapping[str, Sequence[str]],
-    rounds: int,
-    run: Callable[[str, str, int], Measurement | None],
-    *,
-    pause: float = PAUSE,
-    sleep: Callable[[float], None] = _sleep,
-) -> list[Measurement]:
-    """All laps of ``rounds`` rounds.
-
-    ``tasks`` says what each contestant does in its turn, in that order. ``run`` (contestant, task,
-    round) does one of them; None from it ends that contestant's part in all that follows.
-    ``pause`` is in seconds and comes before every turn.
-    """
-    laps, out = [], set()
-    for number in range(rounds):
-        for name in order(list(tasks), number):
-            for task in tasks[name]:
-                if name in out:
-                    break
-                sleep(pause)
-                lap = run(name, task, number)
-                if lap is None:
-                    out.add(name)
-                else:
-                    laps.append(lap)
-    return laps
-
-
-TOTAL = "total"
-"""The stage that is the whole: from the decoded frame to the class map at the frame's size."""
-
-
-class Spread(msgspec.Struct, frozen=True):
-    """Milliseconds per frame: the median and three other percentiles over all frames."""
-
-    median: float
-    p5: float
-    p95: float
-    p99: float
-
-
-class Ratio(msgspec.Struct, frozen=True):
-    """How many times as long ``slower`` takes as ``faster``: the median over the rounds of the
-    ratios of their medians, and the least and the most of these."""
-
-    task: str
-    slower: str
-    faster: str
-    median: float
-    least: float
-    most: float
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Percentiles of milliseconds. Raises ValueError without any."""
-    if not values:
-        raise ValueError("there is nothing to summarise")
-    found = np.percentile(values, (50, 5, 95, 99))
-    return Spread(*(round(float(value), 4) for value in found))
-
-
-def stages(laps: Iterable[Measurement]) -> dict[str, Spread]:
-    """Every stage of these laps of one contestant at one task, in its first lap's order."""
-    values: dict[str, list[float]] = {}
-    for lap in laps:
-        for stage, samples in lap.samples.items():
-            values.setdefault(stage, []).extend(samples)
-    return {stage: spread(samples) for stage, samples in values.items()}
-
-
-def joules_per_frame(laps: Sequence[Measurement]) -> float | None:
-    """Energy of these laps by their frames; None where the machine does not tell."""
-    frames, joules = 0, 0.0
-    for lap in laps:
-        if lap.joules is None:
-            return None
-        joules += lap.joules
-        frames += len(lap.samples[TOTAL])
-    return round(joules / frames, 4) if frames else None
-
-
-def ratio(laps: Iterable[Measurement], task: str, slower: str, faster: str) -> Ratio | None:
-    """``slower`` against ``faster`` at ``task``; None unless both ran in some round."""
-    times: dict[str, dict[int, float]] = {slower: {}, faster: {}}
-    for lap in laps:
-        if lap.task == task and lap.contestant in times:
-            times[lap.contestant][lap.round] = statistics.median(lap.samples[TOTAL])
-    shared = times[slower].keys() & times[faster].keys()
-    found = [times[slower][number] / times[faster][number] for number in shared]
-    if not found:
-        return None
-    numbers = (statistics.median(found), min(found), max(found))
-    return Ratio(task, slower, faster, *(round(number, 4) for number in numbers))
-
-
-def all_ratios(
-    laps: Sequence[Measurement], tasks: Sequence[str], ours: Sequence[str], theirs: Sequence[str]
-) -> list[Ratio]:
-    """Every peer, and every one of ours but itself, against each of ours."""
-    found = [
-        ratio(laps, task, slower, faster)
-        for task in tasks
-        for faster in ours
-        for slower in (*theirs, *ours)
-        if slower != faster
-    ]
-    return [one for one in found if one is not None]
+_SPEED = ("precision", "frames/s", "ms", "p5", "p95", "p99")
+_STAGES = ("preprocess", "infer", "postprocess", "draw")
+_COST = ("matmul", "copy", "J/frame", "MiB", "start s", "equal")
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One contestant at one frame size (``task``, "HEIGHT×WIDTH").
+    """One target at one frame size ("HEIGHT×WIDTH").
 
     ``verified`` says whether verify has passed this very graph on this engine and device,
     ``unverified_reason`` why not. ``stages`` are milliseconds per frame: "total" from the decoded
     frame to the class map at its size, in which "preprocess", "infer" and "postprocess" lie (an
     upload counts as "infer"), and "draw" after it. ``frames_per_second`` is one over the total's
     median. ``agreement`` is the share of pixels equal to ``Report.reference``'s.
-    ``startup_seconds`` goes from opening to the first mask, engine's import included;
+    ``startup_seconds`` goes from opening to the first class map, the engine's import included;
     ``peak_bytes`` is the most memory of its own process, ``device_bytes`` of the GPU's;
     ``joules_per_frame`` are the processor's or the GPU's, drawing included. ``multiply_adds`` and
-    ``least_bytes`` are the graph's for one picture; ``matmul_share`` and ``copy_share`` say how
-    much of the machine's float32 matrix product (whatever the row's precision) and copy speed they
-    are in "infer". None: not known here.
+    ``min_bytes`` are the graph's for one image; ``matmul_share`` and ``copy_share`` say how much
+    of the machine's float32 matrix product (whatever the row's precision) and copy speed they are
+    in "infer". None: not known here.
     """
 
-    contestant: str
-    task: str
+    target: str
+    size: str
     ours: bool
     precision: str
     graph: str | None
@@ -181,23 +46,23 @@ class Row(msgspec.Struct, frozen=True):
     device_bytes: int | None
     joules_per_frame: float | None
     multiply_adds: int | None
-    least_bytes: int | None
+    min_bytes: int | None
     matmul_share: float | None
     copy_share: float | None
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """A contestant that could not take part, and why."""
+    """A target that could not be timed, or not to the end, and why."""
 
-    contestant: str
+    target: str
     reason: str
 
 
 class FileRow(msgspec.Struct, frozen=True):
     """File to file through the whole pipeline: all sources' frames per second, round by round."""
 
-    contestant: str
-    task: str
+    target: str
+    size: str
     sources: int
     frames_per_second: float
     rounds: list[float]
@@ -206,7 +71,7 @@ class FileRow(msgspec.Struct, frozen=True):
 class MediaRow(msgspec.Struct, frozen=True):
     """Milliseconds per frame to decode and to encode a file of this size, alone."""
 
-    task: str
+    size: str
     stages: dict[str, Spread]
 
 
@@ -226,3 +91,96 @@ class Report(msgspec.Struct, frozen=True):
     media: list[MediaRow]
     limits: Limits
     machine: Machine
+
+    @property
+    def sizes(self) -> list[str]:
+        """The frame sizes that have rows."""
+        return list(dict.fromkeys(row.size for row in self.rows))
+
+
+def lines(report: Report) -> Iterator[str]:
+    """The report for a terminal: a table for each frame size, and a line for each ratio."""
+    machine = report.machine
+    models = ", ".join(report.models)
+    yield f"{models}, {report.source}, {report.rounds} rounds of {report.frames} frames"
+    yield (
+        f"{machine.processor}, {report.threads} threads: matrix product "
+        f"{2 * report.limits.matmul / 1e9:.0f} GFLOP/s float32, copy "
+        f"{report.limits.copy / 1e9:.1f} GB/s"
+    )
+    if machine.load is not None and machine.load > 1:
+        yield f"note: the load is {machine.load:.1f}: others compute here too"
+    for count in dict.fromkeys(row.multiply_adds for row in report.rows if row.multiply_adds):
+        yield f"{count / 1e9:.2f} giga multiply-adds an image"
+    for size in report.sizes:
+        yield ""
+        yield from _table(size, [row for row in report.rows if row.size == size])
+    yield ""
+    yield from _notes(report)
+    for file in report.files:
+        several = "" if file.sources == 1 else f", {file.sources} files at once"
+        rate = f"{file.frames_per_second:.1f} frames/s"
+        yield f"file to file {file.size}: {file.target} {rate}{several}"
+    for media in report.media:
+        parts = ", ".join(f"{stage} {time.median:.2f}" for stage, time in media.stages.items())
+        yield f"file {media.size}, ms a frame: {parts}"
+    winners = {size: _winner(report, size) for size in report.sizes}
+    for ratio in report.ratios:
+        if ratio.faster == winners[ratio.size]:
+            yield (
+                f"{ratio.size}: {ratio.faster} is {ratio.median:.2f} times as fast as "
+                f"{ratio.slower} ({ratio.min:.2f} … {ratio.max:.2f})"
+            )
+
+
+def _table(size: str, rows: Sequence[Row]) -> Iterator[str]:
+    """Columns that nothing is known for are left out."""
+    table = [(size, *_SPEED, *_STAGES, *_COST), *(_cells(row) for row in rows)]
+    columns = [column for column in zip(*table, strict=True) if any(column[1:])]
+    widths = [max(map(len, column)) for column in columns]
+    for cells in zip(*columns, strict=True):
+        padded = [
+            cell.ljust(width) if place < 2 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        yield "  ".join(padded).rstrip()
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    total = row.stages[TOTAL]
+    return (
+        row.target if row.verified or not row.ours else f"{row.target} *",
+        row.precision,
+        f"{row.frames_per_second:.1f}",
+        *(f"{value:.2f}" for value in (total.median, total.p5, total.p95, total.p99)),
+        *(f"{row.stages[name].median:.2f}" if name in row.stages else "" for name in _STAGES),
+        _percent(row.matmul_share, 0),
+        _percent(row.copy_share, 0),
+        "" if row.joules_per_frame is None else f"{row.joules_per_frame:.2f}",
+        "" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.0f}",
+        f"{row.startup_seconds:.1f}",
+        _percent(row.agreement, 3),
+    )
+
+
+def _percent(share: float | None, digits: int) -> str:
+    return "" if share is None else f"{100 * share:.{digits}f} %"
+
+
+def _notes(report: Report) -> Iterator[str]:
+    rows = {row.target: row for row in report.rows}
+    for name, row in rows.items():
+        if row.ours and row.unverified_reason:
+            yield f"* {name}: {row.unverified_reason}; knet-deploy verify measures it"
+        if row.note:
+            yield f"{name}: {row.note}"
+    for failure in report.failures:
+        what = "stopped" if failure.target in rows else "did not run"
+        yield f"{failure.target} {what}: {failure.reason}"
+
+
+def _winner(report: Report, size: str) -> str | None:
+    """The fastest of ours that is verified here; of all of ours, where none is."""
+    ours = [row for row in report.rows if row.ours and row.size == size]
+    verified = [row for row in ours if row.verified] or ours
+    return max(verified, key=lambda row: row.frames_per_second).target if verified else None

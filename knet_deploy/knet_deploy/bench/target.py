@@ -1,28 +1,27 @@
-"""Who takes part: something that makes a class map of a frame and says what its stages took.
+"""What is timed: a target makes a class map of a frame and says what its stages took.
 
-A contestant at its place: fed frames from files, one at a time, and timed.
+``WorkerTarget`` holds one in its own process: it feeds it frames from files, and times it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 from typing import Protocol
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from knet_deploy.bench.report import TOTAL
-from knet_runtime.bundle.store import open_bundle
+from knet_deploy.bench.measurement import TOTAL
 from knet_runtime.drawing import blend
 from knet_runtime.engines.registry import default_graph
 from knet_runtime.errors import EngineError
 from knet_runtime.pipeline import Feed, run
 from knet_runtime.segmenter import Segmenter
 from knet_runtime.sources.open import open_source
-from knet_runtime.types import ClassMap
+from knet_runtime.types import ClassMap, Rgb
 
 _IN_BF16 = {"fp32": "bf16", "bf16": "bf16", "int8": "int8, bf16"}
 
@@ -47,114 +46,114 @@ class BenchTarget(Protocol):
     @property
     def facts(self) -> Facts: ...
 
-    def segment(self, frame: NDArray[np.uint8]) -> tuple[ClassMap, dict[str, float]]:
+    def segment(self, frame: Rgb) -> tuple[ClassMap, dict[str, float]]:
         """The class map [H, W] of a uint8 [H, W, 3] RGB frame, at its size, and milliseconds per
         stage; ``TOTAL`` is the whole from frame to class map, "draw" is not in it."""
 
 
-def stage_times(begun: float, **ends: float) -> dict[str, float]:
+def stage_times(began: float, **ends: float) -> dict[str, float]:
     """Milliseconds of stages that follow each other, and ``TOTAL``: ``ends`` says when each one
-    ended, in seconds, as ``begun`` when the first began."""
-    times, before = {}, begun
+    ended, in seconds, as ``began`` when the first began."""
+    times, before = {}, began
     for stage, end in ends.items():
         times[stage] = 1000 * (end - before)
         before = end
-    return {**times, TOTAL: 1000 * (before - begun)}
+    return {**times, TOTAL: 1000 * (before - began)}
 
 
 class BundleTarget:
-    """One of our engines with a bundle, through the runtime's own front door."""
+    """A bundle on one of our engines, by the runtime's own ``Segmenter`` and pipeline."""
 
-    def __init__(self, bundle: Path, engine: str, size: tuple[int, int] | None = None) -> None:
-        opened = open_bundle(bundle)
-        self._segmenter = Segmenter(opened if size is None else opened.at(size), engine)
+    def __init__(self, bundle: Path, engine: str) -> None:
+        self._segmenter = Segmenter(bundle, engine)
 
     @property
     def facts(self) -> Facts:
+        """See ``BenchTarget``."""
         segmenter = self._segmenter
         bundle = segmenter.bundle
-        artefact = bundle.graph(default_graph(bundle, segmenter.engine))
-        record = bundle.manifest.files[artefact.path]
-        note = "" if artefact.kind == "logits" else "class map in the graph"
+        graph = bundle.graph(default_graph(bundle, segmenter.engine))
         # That engine computes in bf16 what a graph has in float32: the row says what is computed.
-        halved = segmenter.engine == "openvino-bf16"
-        precision = _IN_BF16[artefact.precision] if halved else artefact.precision
-        return Facts(precision, record.sha256, segmenter.unverified_reason, note)
+        in_bf16 = segmenter.engine == "openvino-bf16"
+        return Facts(
+            _IN_BF16[graph.precision] if in_bf16 else graph.precision,
+            bundle.manifest.files[graph.path].sha256,
+            segmenter.unverified_reason,
+            "" if graph.kind == "logits" else "class map in the graph",
+        )
 
-    def segment(self, frame: NDArray[np.uint8]) -> tuple[ClassMap, dict[str, float]]:
-        started = perf_counter()
-        mask = self._segmenter(frame)
+    def segment(self, frame: Rgb) -> tuple[ClassMap, dict[str, float]]:
+        """See ``BenchTarget``."""
+        began = perf_counter()
+        found = self._segmenter(frame)
         mapped = perf_counter()
-        blend(frame, mask.class_map, mask.labels, 0.5)
+        blend(frame, found.class_map, found.labels, 0.5)
         drawn = perf_counter()
-        times = {**mask.timings, TOTAL: 1000 * (mapped - started), "draw": 1000 * (drawn - mapped)}
-        return mask.class_map, times
+        whole = {TOTAL: 1000 * (mapped - began), "draw": 1000 * (drawn - mapped)}
+        return found.class_map, {**found.timings, **whole}
 
     def file_to_file(self, videos: list[Path], folder: Path) -> tuple[int, float]:
         """Segment these files at once, each to an overlay in ``folder``: frames, and seconds."""
         from knet_runtime.sinks import OverlayVideo
 
-        sources = [open_source(video) for video in videos]
-        try:
+        with ExitStack() as stack:
+            sources = [stack.enter_context(open_source(video)) for video in videos]
             feeds = [
                 Feed(source, [OverlayVideo(folder / f"{number}.mp4", source.info)], f"{number}")
                 for number, source in enumerate(sources)
             ]
-            started = perf_counter()
+            began = perf_counter()
             summary = run(feeds, self._segmenter, warm_up=False)
-            return summary.frames, perf_counter() - started
-        finally:
-            for source in sources:
-                source.close()
+            return summary.frames, perf_counter() - began
 
 
 class WorkerTarget:
-    """Makes a contestant and its first mask: what that takes is its start-up.
+    """Makes a target and its first class map: what that takes is its start-up.
 
     A folder of frames holds uint8 [H, W, 3] arrays as ``000.npy``, ``001.npy``. Each is read just
     before its turn, as a decoded frame would come, so that frames do not count as memory.
     """
 
     def __init__(self, make: Callable[[], BenchTarget], frames: Path) -> None:
-        self._contestant = make()
-        self._contestant.segment(np.load(_files(frames)[0]))
+        self._target = make()
+        self._target.segment(np.load(_arrays(frames)[0]))
 
     def facts(self) -> Facts:
         """See ``BenchTarget``."""
-        return self._contestant.facts
+        return self._target.facts
 
     def maps(self, frames: Path, out: Path) -> None:
         """Write the class maps of ``frames`` into the folder ``out``, by the same names."""
         out.mkdir(parents=True)
-        for file in _files(frames):
-            classes, _ = self._contestant.segment(np.load(file))
-            np.save(out / file.name, classes)
+        for file in _arrays(frames):
+            class_map, _ = self._target.segment(np.load(file))
+            np.save(out / file.name, class_map)
 
-    def lap(self, frames: Path) -> dict[str, list[float]]:
+    def measure(self, frames: Path) -> dict[str, list[float]]:
         """Milliseconds of each stage for each frame."""
         samples: dict[str, list[float]] = {}
-        for file in _files(frames):
-            _, times = self._contestant.segment(np.load(file))
+        for file in _arrays(frames):
+            _, times = self._target.segment(np.load(file))
             for stage, time in times.items():
                 samples.setdefault(stage, []).append(time)
         return samples
 
     def file_to_file(self, videos: list[Path], folder: Path) -> tuple[int, float]:
-        """See ``BundleTarget``; only ours have a pipeline."""
-        if not isinstance(self._contestant, BundleTarget):
+        """See ``BundleTarget``. Raises EngineError for another target: it has no pipeline."""
+        if not isinstance(self._target, BundleTarget):
             raise EngineError("it has no pipeline")
-        return self._contestant.file_to_file(videos, folder)
+        return self._target.file_to_file(videos, folder)
 
 
-def _files(folder: Path) -> list[Path]:
+def _arrays(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.npy"))
 
 
-def agreement(ours: Path, theirs: Path) -> float:
+def agreement(reference: Path, other: Path) -> float:
     """The share (0 … 1) of pixels that two folders of class maps give the same class."""
     equal = count = 0
-    for file in _files(ours):
-        one, other = np.load(file), np.load(theirs / file.name)
-        equal += int(np.count_nonzero(one == other))
+    for file in _arrays(reference):
+        one, two = np.load(file), np.load(other / file.name)
+        equal += int(np.count_nonzero(one == two))
         count += one.size
     return equal / count

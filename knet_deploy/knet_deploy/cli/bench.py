@@ -1,12 +1,9 @@
-"""`knet-deploy bench`: how fast a bundle runs here, beside its peers and this machine's limit.
-
-What `bench` says: a table for each frame size, and a line for each ratio.
-"""
+"""`knet-deploy bench`: how fast a bundle runs here, beside baselines and this machine's limit."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,146 +11,19 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from knet_deploy.cli.console import needs_extra, one_line, parse_size, track
+from knet_deploy.cli.console import MissingExtra, needs_extra, one_line, parse_size, track
 from knet_deploy.cli.run import check_engine
-from knet_runtime.errors import ConfigError
+from knet_runtime.errors import BundleError, CheckpointError, ConfigError, EngineError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from knet_deploy.bench.benchmark import Entry
-    from knet_deploy.bench.report import Ratio, Report, Row
+    from knet_deploy.bench.report import Report
     from knet_export.graph.cost import Cost
     from knet_runtime.atomic import AtomicFile
     from knet_runtime.bundle.store import Bundle
+    from knet_runtime.types import Rgb, Size
 
-
-_HEAD = (
-    "frames/s",
-    "ms",
-    "p5",
-    "p95",
-    "p99",
-    "preprocess",
-    "infer",
-    "postprocess",
-    "draw",
-    "matmul",
-    "copy",
-    "J/frame",
-    "MiB",
-    "start s",
-    "equal",
-)
-
-
-def lines(report: Report) -> Iterator[str]:
-    """The whole answer, line by line."""
-    machine = report.machine
-    models = ", ".join(report.models)
-    yield f"{models}, {report.source}, {report.rounds} rounds of {report.frames} frames"
-    yield (
-        f"{machine.processor}, {report.threads} threads: matrix product "
-        f"{2 * report.limits.matmul / 1e9:.0f} GFLOP/s float32, copy "
-        f"{report.limits.copy / 1e9:.1f} GB/s"
-    )
-    if machine.load is not None and machine.load > 1:
-        yield f"note: the load is {machine.load:.1f}: others compute here too"
-    for count in dict.fromkeys(row.multiply_adds for row in report.rows if row.multiply_adds):
-        yield f"{count / 1e9:.2f} giga multiply-adds a picture"
-    for task in dict.fromkeys(row.task for row in report.rows):
-        rows = [row for row in report.rows if row.task == task]
-        yield ""
-        yield from _table(task, rows)
-    yield ""
-    yield from _notes(report)
-    for row in report.files:
-        several = "" if row.sources == 1 else f", {row.sources} files at once"
-        yield (
-            f"file to file {row.task}: {row.contestant} {row.frames_per_second:.1f} "
-            f"frames/s{several}"
-        )
-    for media in report.media:
-        parts = ", ".join(f"{stage} {time.median:.2f}" for stage, time in media.stages.items())
-        yield f"file {media.task}, ms a frame: {parts}"
-    for ratio in report.ratios:
-        if ratio.faster == _winner(report, ratio.task) and ratio.slower != ratio.faster:
-            yield _ratio(ratio)
-
-
-def _table(task: str, rows: list[Row]) -> Iterator[str]:
-    cells = [(task, "precision", *_HEAD), *(_cells(row) for row in rows)]
-    kept = [column for column in range(len(cells[0])) if any(line[column] for line in cells[1:])]
-    widths = {column: max(len(line[column]) for line in cells) for column in kept}
-    for line in cells:
-        yield "  ".join(
-            line[column].ljust(widths[column]) if column < 2 else line[column].rjust(widths[column])
-            for column in kept
-        ).rstrip()
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    total = row.stages["total"]
-    stages = (
-        f"{row.stages[name].median:.2f}" if name in row.stages else ""
-        for name in ("preprocess", "infer", "postprocess", "draw")
-    )
-    mark = "" if row.verified or not row.ours else " *"
-    return (
-        f"{row.contestant}{mark}",
-        row.precision,
-        f"{row.frames_per_second:.1f}",
-        f"{total.median:.2f}",
-        f"{total.p5:.2f}",
-        f"{total.p95:.2f}",
-        f"{total.p99:.2f}",
-        *stages,
-        _percent(row.matmul_share, 0),
-        _percent(row.copy_share, 0),
-        "" if row.joules_per_frame is None else f"{row.joules_per_frame:.2f}",
-        "" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.0f}",
-        f"{row.startup_seconds:.1f}",
-        _percent(row.agreement, 3),
-    )
-
-
-def _percent(share: float | None, digits: int) -> str:
-    return "" if share is None else f"{100 * share:.{digits}f} %"
-
-
-def _notes(report: Report) -> Iterator[str]:
-    seen = set()
-    for row in report.rows:
-        if row.contestant in seen:
-            continue
-        seen.add(row.contestant)
-        if row.ours and row.unverified_reason:
-            yield one_line(
-                f"* {row.contestant}: {row.unverified_reason}; knet-deploy verify measures it"
-            )
-        if row.note:
-            yield one_line(f"{row.contestant}: {row.note}")
-    for failure in report.failures:
-        what = "broke off" if failure.contestant in seen else "did not run"
-        yield one_line(f"{failure.contestant} {what}: {failure.reason}")
-
-
-def _winner(report: Report, task: str) -> str | None:
-    """The fastest of ours that is verified here; of all of ours, where none is."""
-    ours = [row for row in report.rows if row.ours and row.task == task]
-    proven = [row for row in ours if row.verified] or ours
-    return max(proven, key=lambda row: row.frames_per_second).contestant if proven else None
-
-
-def _ratio(ratio: Ratio) -> str:
-    return (
-        f"{ratio.task}: {ratio.faster} is {ratio.median:.2f} times as fast as {ratio.slower} "
-        f"({ratio.least:.2f} … {ratio.most:.2f})"
-    )
-
-
-PEERS = (
+BASELINES = (
     "torch",
     "torch-channels-last",
     "torch-compile",
@@ -199,7 +69,7 @@ def bench(
         int | None, typer.Option(min=1, help="Cores for everybody; all that may be used.")
     ] = None,
     compare: Annotated[
-        str | None, typer.Option(help=f"Peers, with commas between: {','.join(PEERS)}.")
+        str | None, typer.Option(help=f"Baselines, with commas between: {','.join(BASELINES)}.")
     ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="With --compare: what the bundles were exported from.")
@@ -207,92 +77,92 @@ def bench(
     json: Annotated[Path | None, typer.Option(help="Write all that was measured as JSON.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the times into this PNG.")] = None,
 ) -> None:
-    """Time bundles on engines of this machine, beside peers, in rounds that take turns.
+    """Time bundles on engines of this machine, beside baselines, in rounds that take turns.
 
-    Each engine and peer has a process of its own and the same cores. Times go from the decoded
+    Each engine and baseline has a process of its own and the same cores. Times go from the decoded
     frame to the class map at its size. Nothing is refused, but what verify has not passed here is
     marked.
     """
     from knet_deploy.bench.benchmark import Benchmark
     from knet_deploy.bench.machine import this_machine
-    from knet_deploy.bench.report import Report, all_ratios
+    from knet_deploy.bench.report import Report
     from knet_runtime.atomic import AtomicFile
     from knet_runtime.engines.hardware import cpu_budget
+    from knet_runtime.engines.registry import probe_engines
 
     for name in engine or []:
         check_engine(name)
         if name == "auto":
             raise ConfigError("--engine auto: bench times engines by name; leave it out for all")
-    peers = _peers(compare)
+    baselines = _baselines(compare)
     cores = _threads(threads, cpu_budget())
     opened = _open(bundles)
-    trained = _checkpoint(list(opened.values()), bundles is None, checkpoint) if peers else None
+    trained = _checkpoint(opened, bundles is None, checkpoint) if baselines else None
     if plot is not None and plot.suffix.lower() != ".png":
         raise ConfigError(f"--plot {plot}: it is a PNG, so let its name end in .png")
-    # What can not be written is said before the minutes of measuring, not after them.
-    pending = [None if file is None else AtomicFile(file.absolute()) for file in (json, plot)]
-    tasks = _tasks(source, size, frames)
-    entries = _ours(opened, engine or _working())
-    turns = (len(tasks) * (2 if sources else 1), len(tasks))
-    steps = len(entries) * (1 + rounds * turns[0]) + len(peers) * (1 + rounds * turns[1])
-    with (
-        tempfile.TemporaryDirectory(prefix="knet-bench-") as folder,
-        track("rounds", steps) as advance,
-    ):
+    # What cannot be written is said before the minutes of measuring, not after them.
+    files = [None if file is None else AtomicFile(file.absolute()) for file in (json, plot)]
+    images = _images(source, size, frames)
+    engines = engine or [status.name for status in probe_engines() if status.available]
+    entries = _bundle_entries(opened, engines)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="knet-bench-")))
         if trained is not None:
-            first = next(iter(opened.values()))
-            entries += _theirs(peers, first, trained, list(tasks), Path(folder))
-        contest = Benchmark(
-            Path(folder),
-            tasks,
+            spec = next(iter(opened.values())).manifest.input
+            entries += _baseline_entries(
+                baselines, trained, (spec.height, spec.width), list(images), folder
+            )
+        benchmark = Benchmark(
+            folder,
+            images,
             threads=cores,
             sources=sources,
             file_frames=_FILE_LENGTH * frames,
-            on_step=advance,
         )
-        before = contest.limits()
-        contest.run(entries, rounds)
-        limits = before.best(contest.limits())
+        advance = stack.enter_context(track("rounds", benchmark.steps(entries, rounds)))
+        before = benchmark.limits()
+        benchmark.run(entries, rounds, on_step=advance)
+        limits = before.best(benchmark.limits())
         report = Report(
             models=[bundle.model_id for bundle in opened.values()],
             source=source or "synthetic street",
             frames=frames,
             rounds=rounds,
             threads=cores,
-            reference=contest.reference,
-            rows=contest.rows(limits),
-            failures=contest.failures,
-            ratios=all_ratios(contest.laps, list(tasks), contest.ours, contest.theirs),
-            files=contest.files(),
-            media=contest.media(),
+            reference=benchmark.reference,
+            rows=benchmark.rows(limits),
+            failures=benchmark.failures,
+            ratios=benchmark.ratios(),
+            files=benchmark.files(),
+            media=benchmark.media(),
             limits=limits,
             machine=this_machine(cores),
         )
-    _publish(report, *pending)
+    _publish(report, *files)
 
 
 def _publish(report: Report, json: AtomicFile | None, plot: AtomicFile | None) -> None:
-    from knet_runtime.errors import EngineError
+    from knet_deploy.bench.plot import bars_of
+    from knet_deploy.bench.report import lines
 
     for line in lines(report):
-        typer.echo(line)
+        typer.echo(one_line(line))
     if json is not None:
         json.write(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
     if plot is not None:
-        from knet_deploy.bench.plot import bars_of
-
         plot.write(bars_of(report))
     if not any(row.ours for row in report.rows):
         raise EngineError("no engine ran this bundle: the reasons stand above")
 
 
-def _peers(text: str | None) -> list[str]:
+def _baselines(text: str | None) -> list[str]:
     names = [name.strip() for name in (text or "").split(",") if name.strip()]
+    known = ",".join(BASELINES)
     for name in names:
-        if name not in PEERS:
-            raise ConfigError(f"--compare {name}: there is no such peer: use {','.join(PEERS)}")
+        if name not in BASELINES:
+            raise ConfigError(f"--compare {name}: there is no such baseline: use {known}")
     if text is not None and not names:
-        raise ConfigError(f"--compare names nobody: use {','.join(PEERS)}")
+        raise ConfigError(f"--compare names no baseline: use {known}")
     return list(dict.fromkeys(names))
 
 
@@ -321,12 +191,11 @@ def _open(paths: list[Path] | None) -> dict[str, Bundle]:
     return found
 
 
-def _checkpoint(bundles: list[Bundle], packaged: bool, given: Path | None) -> Path:
-    """The checkpoint of the peers: the one that every bundle was exported from, and no other."""
+def _checkpoint(bundles: dict[str, Bundle], packaged: bool, given: Path | None) -> Path:
+    """The baselines' checkpoint: the one that every bundle was exported from, and no other."""
     import hashlib
 
     import knet_runtime
-    from knet_runtime.errors import CheckpointError
 
     if given is None:
         checkout = Path(knet_runtime.__file__).parents[2] / _TRAINED
@@ -336,7 +205,7 @@ def _checkpoint(bundles: list[Bundle], packaged: bool, given: Path | None) -> Pa
     if not given.is_file():
         raise CheckpointError(f"{given} is no file: pass a checkpoint such as best.safetensors")
     digest = hashlib.sha256(given.read_bytes()).hexdigest()
-    for bundle in bundles:
+    for bundle in bundles.values():
         if bundle.manifest.provenance.checkpoint_sha256 != digest:
             raise CheckpointError(
                 f"{bundle.path} was not exported from {given}: pass the one that it was exported "
@@ -345,10 +214,8 @@ def _checkpoint(bundles: list[Bundle], packaged: bool, given: Path | None) -> Pa
     return given
 
 
-def _tasks(
-    source: str | None, sizes: list[str] | None, count: int
-) -> dict[str, list[NDArray[np.uint8]]]:
-    """Frames by size, in words."""
+def _images(source: str | None, sizes: list[str] | None, count: int) -> dict[str, list[Rgb]]:
+    """Frames by the name of their size."""
     from knet_deploy.bench.media import read_frames, street_frames
     from knet_runtime.preprocess import resize
 
@@ -362,13 +229,7 @@ def _tasks(
     return {f"{size[0]}×{size[1]}": frames for size, frames in found.items()}
 
 
-def _working() -> list[str]:
-    from knet_runtime.engines.registry import probe_engines
-
-    return [status.name for status in probe_engines() if status.available]
-
-
-def _ours(bundles: dict[str, Bundle], engines: list[str]) -> list[Entry]:
+def _bundle_entries(bundles: dict[str, Bundle], engines: list[str]) -> list[Entry]:
     from knet_deploy.bench.benchmark import Entry
     from knet_deploy.bench.target import BundleTarget
     from knet_runtime.engines.registry import CPU_ENGINES
@@ -387,32 +248,26 @@ def _ours(bundles: dict[str, Bundle], engines: list[str]) -> list[Entry]:
     ]
 
 
-def _theirs(
-    names: list[str], bundle: Bundle, checkpoint: Path, tasks: list[str], folder: Path
+def _baseline_entries(
+    names: list[str], checkpoint: Path, size: Size, frames: list[str], folder: Path
 ) -> list[Entry]:
+    from knet_deploy.bench.baselines import make_baselines
     from knet_deploy.bench.benchmark import Entry
 
     with needs_extra("export", "knet-deploy bench --compare"):
-        from knet_deploy.bench.baselines import make_baselines
-    sizes = [parse_size(task) for task in tasks]
-    makers = make_baselines(names, bundle, checkpoint, sizes, folder)
-    return [Entry(f"peer {name}", make) for name, make in makers.items()]
+        made = make_baselines(
+            names, checkpoint, size, [parse_size(text) for text in frames], folder
+        )
+    return [Entry(f"baseline {name}", make) for name, make in made.items()]
 
 
 def _cost(bundle: Bundle) -> Cost | None:
     """None without the export extra, or where the graph alone does not tell."""
-    from knet_runtime.errors import BundleError
-
-    try:
-        from knet_export.graph.cost import count_cost
-    except ModuleNotFoundError as error:
-        if error.name != "onnx":
-            raise
-        typer.echo('note: shares of the limit need pip install "knet-deploy[export]"')
-        return None
     spec = bundle.manifest.input
     try:
+        with needs_extra("export", "the share of this machine's limit"):
+            from knet_export.graph.cost import count_cost
         return count_cost(bundle.file(bundle.graph("logits").path), (spec.height, spec.width))
-    except BundleError as error:
+    except (MissingExtra, BundleError) as error:
         typer.echo(f"note: {error}")
         return None

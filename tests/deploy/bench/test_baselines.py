@@ -1,8 +1,10 @@
-"""The peers: K-Net as published equals ours, and every peer gives the map that ours gives."""
+"""The baselines: K-Net as published equals ours, and every one gives the map that ours gives."""
 
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -11,15 +13,21 @@ import numpy as np
 import pytest
 import torch
 
-from knet_deploy.bench.baselines import NaiveKNet, make_baselines
-from knet_deploy.bench.report import TOTAL
+from knet_deploy.bench.baselines import make_baselines
+from knet_deploy.bench.measurement import TOTAL
+from knet_deploy.bench.torch_baselines import NaiveKNet
 from knet_runtime.bundle.store import Bundle
 from knet_runtime.errors import EngineError
 from knet_runtime.segmenter import Segmenter
+from knet_runtime.types import Size
 from knet_synthetic import Street
 from knet_train.checkpoint import read_checkpoint
 
 FRAME = (90, 130)
+
+
+def size_of(bundle: Bundle) -> Size:
+    return bundle.manifest.input.height, bundle.manifest.input.width
 
 
 def test_the_published_form_equals_ours(checkpoint: Path) -> None:
@@ -35,15 +43,15 @@ def test_the_published_form_equals_ours(checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["torch", "torch-channels-last", "ort-naive", "openvino", "torch-loop"]
 )
-def test_a_peer_gives_our_map(
+def test_a_baseline_gives_our_map(
     name: str, small_bundle: Bundle, checkpoint: Path, tmp_path: Path
 ) -> None:
     if name == "openvino":
         pytest.importorskip("openvino")
-    makers = make_baselines([name], small_bundle, checkpoint, [FRAME], tmp_path)
-    peer = pickle.loads(pickle.dumps(makers[name]))()
+    makers = make_baselines([name], checkpoint, size_of(small_bundle), [FRAME], tmp_path)
+    baseline = pickle.loads(pickle.dumps(makers[name]))()
     frame = Street(3, FRAME).frame(1)[0]
-    classes, times = peer.segment(frame)
+    classes, times = baseline.segment(frame)
     with Segmenter(small_bundle, "onnxruntime-cpu") as segmenter:
         ours = segmenter(frame).class_map
     assert (classes.shape, classes.dtype) == (FRAME, np.uint8)
@@ -54,11 +62,12 @@ def test_a_peer_gives_our_map(
     assert ("draw" in times) == (name == "torch-loop")
 
 
-def test_the_precision_of_peer_openvino_is_what_its_convolutions_run_in(
+def test_the_precision_of_baseline_openvino_is_what_its_convolutions_run_in(
     small_bundle: Bundle, checkpoint: Path, tmp_path: Path
 ) -> None:
     openvino = pytest.importorskip("openvino")
-    maker = make_baselines(["openvino"], small_bundle, checkpoint, [FRAME], tmp_path)["openvino"]
+    size = size_of(small_bundle)
+    maker = make_baselines(["openvino"], checkpoint, size, [FRAME], tmp_path)["openvino"]
     (graph,) = tmp_path.glob("*.onnx")
     compiled = openvino.compile_model(graph, "CPU")
     ran = Counter(
@@ -70,14 +79,15 @@ def test_the_precision_of_peer_openvino_is_what_its_convolutions_run_in(
     assert maker().facts.precision == names[ran.most_common(1)[0][0]]
 
 
-def test_a_network_that_pytorch_can_not_export_leaves_the_other_peers(
+def test_a_network_that_pytorch_cannot_export_leaves_the_other_baselines(
     small_bundle: Bundle, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: object) -> None:
         raise RuntimeError("no such operator\nmore")
 
-    monkeypatch.setattr("knet_deploy.bench.baselines.export_naive", fails)
-    makers = make_baselines(["ort-naive", "torch"], small_bundle, checkpoint, [FRAME], tmp_path)
+    monkeypatch.setattr("knet_deploy.bench.torch_baselines.export_naive", fails)
+    size = size_of(small_bundle)
+    makers = make_baselines(["ort-naive", "torch"], checkpoint, size, [FRAME], tmp_path)
     with pytest.raises(EngineError, match=r"^torch\.onnx\.export: .*no such operator$"):
         pickle.loads(pickle.dumps(makers["ort-naive"]))()
     assert makers["torch"]().facts.precision == "fp32"
@@ -90,3 +100,11 @@ def test_the_plain_graph_sees_normalised_pixels() -> None:
     cv2.subtract(changed, mean, changed)
     cv2.multiply(changed, scale, changed)
     np.testing.assert_allclose(changed, (pixels - mean[0]) * scale[0], rtol=1e-6)
+
+
+def test_what_is_no_pytorch_baseline_runs_without_torch() -> None:
+    code = "import sys, knet_deploy.bench.{}; print('torch' in sys.modules)"
+    for module in ("target", "baselines", "benchmark", "plot"):
+        words = [sys.executable, "-c", code.format(module)]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "False", module

@@ -1,4 +1,4 @@
-"""``knet-deploy bench --compare`` from a checkpoint to the table, with every peer."""
+"""``knet-deploy bench --compare`` from a checkpoint to the table, with every baseline."""
 
 from __future__ import annotations
 
@@ -45,34 +45,34 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return checkpoint, export_bundle(checkpoint, folder / "tiny.knet").path
 
 
-def compared(tiny: tuple[Path, Path], peers: list[str], folder: Path) -> dict[str, Any]:
-    """The report of a contest with these peers, which is also written and drawn."""
+def compared(tiny: tuple[Path, Path], baselines: list[str], folder: Path) -> dict[str, Any]:
+    """The report of a benchmark with these baselines, which is also written and drawn."""
     checkpoint, bundle = tiny
     out, plot = folder / "b.json", folder / "b.png"
-    words = ["bench", bundle, "--compare", ",".join(peers), "--checkpoint", checkpoint]
+    words = ["bench", bundle, "--compare", ",".join(baselines), "--checkpoint", checkpoint]
     few = ["--engine", "onnxruntime-cpu", "--rounds", "1", "--frames", "2", "--sources", "0"]
     files = ["--size", "48x80", "--json", out, "--plot", plot]
     assert main([str(word) for word in (*words, *few, *files)]) == 0
     assert cv2.imread(str(plot)) is not None
     found: dict[str, Any] = json.loads(out.read_text())
     assert found["failures"] == []
-    assert [row["contestant"] for row in found["rows"]] == [
+    assert [row["target"] for row in found["rows"]] == [
         "onnxruntime-cpu",
-        *(f"peer {name}" for name in peers),
+        *(f"baseline {name}" for name in baselines),
     ]
-    assert len(found["ratios"]) == len(peers)
+    assert len(found["ratios"]) == len(baselines)
     return found
 
 
 @pytest.mark.slow
-def test_every_peer_is_timed_beside_ours(
+def test_every_baseline_is_timed_beside_ours(
     tiny: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    peers = ["torch", "torch-channels-last", "ort-naive", "torch-loop"]
+    baselines = ["torch", "torch-channels-last", "ort-naive", "torch-loop"]
     if util.find_spec("openvino"):
-        peers.append("openvino")
-    for row in compared(tiny, peers, tmp_path)["rows"][1:]:
-        name = row["contestant"].removeprefix("peer ")
+        baselines.append("openvino")
+    for row in compared(tiny, baselines, tmp_path)["rows"][1:]:
+        name = row["target"].removeprefix("baseline ")
         assert (row["ours"], row["verified"]) == (False, False)
         # OpenVINO may compute in bf16; a loop's own resize gives other pixels.
         exact = name not in ("openvino", "torch-loop")
@@ -82,12 +82,13 @@ def test_every_peer_is_timed_beside_ours(
         assert ("draw" in row["stages"]) == (name == "torch-loop")
         assert row["peak_bytes"] > 1 << 20
     said = capsys.readouterr().out
-    for name in peers:
-        assert re.search(rf"48×80: onnxruntime-cpu is [\d.]+ times as fast as peer {name} ", said)
+    for name in baselines:
+        line = rf"48×80: onnxruntime-cpu is [\d.]+ times as fast as baseline {name} "
+        assert re.search(line, said)
 
 
 @pytest.mark.slow
-def test_the_compiled_peer_is_timed_beside_ours(tiny: tuple[Path, Path], tmp_path: Path) -> None:
+def test_torch_compile_is_timed_beside_ours(tiny: tuple[Path, Path], tmp_path: Path) -> None:
     if shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler")
     row = compared(tiny, ["torch-compile"], tmp_path)["rows"][1]

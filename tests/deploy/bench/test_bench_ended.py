@@ -1,4 +1,4 @@
-"""A contest that a signal ends: nothing of it goes on, nothing stays, and nothing is said."""
+"""A benchmark that a signal ends: nothing of it continues, stays or is said."""
 
 from __future__ import annotations
 

@@ -72,14 +72,14 @@ def test_a_random_bundle_is_whole_and_sees_several_classes(
     frames = [Street(seed, (100, 140)).frame(0)[0] for seed in range(2)]
     for opened in (bundle, bundle.at((128, 64))):
         with Segmenter(opened, "onnxruntime-cpu") as segmenter:
-            masks = segmenter.batch(frames)
+            found = segmenter.batch(frames)
         size = (opened.manifest.input.height, opened.manifest.input.width)
         with torch.no_grad():
             logits = model(torch.from_numpy(np.stack([resize(frame, size) for frame in frames])))
         large = torch.nn.functional.interpolate(logits, (100, 140), mode="bilinear")
-        for mask, expected in zip(masks, large.argmax(1).numpy(), strict=True):
-            assert (mask.class_map == expected).mean() > 0.999
-            assert len(np.unique(mask.class_map)) > 2
+        for one, expected in zip(found, large.argmax(1).numpy(), strict=True):
+            assert (one.class_map == expected).mean() > 0.999
+            assert len(np.unique(one.class_map)) > 2
 
 
 @pytest.mark.usefixtures("small")
@@ -114,6 +114,7 @@ def test_one_graph_takes_all_sizes(script: Callable[..., ModuleType]) -> None:
 def test_growth_is_measured_against_all_four(
     script: Callable[..., ModuleType], tmp_path: Path
 ) -> None:
+    pytest.importorskip("matplotlib")
     out, plot = tmp_path / "new/g.json", tmp_path / "plots/g.png"
     tiny = "--size 64x64 --areas 64x64 64x96 --classes 3 5 --batches 1 2 --sources 1 2"
     words = [tiny, "--rounds", 1, "--frames", 2, "--output", out, "--plot", plot]
@@ -148,7 +149,7 @@ def test_the_gpu_rows_go_the_same_way_on_a_processor(
     words = [tiny, "--skip", "torch-compile", "--output", out, "--plot", plot]
     script("gpu_rows", *words).main()
     report = json.loads(out.read_text())
-    found = [(row["contender"], row["batch"]) for row in report["rows"]]
+    found = [(row["target"], row["batch"]) for row in report["rows"]]
     names = ("onnxruntime-cpu", "torch-fp32", "torch-fp16")
     assert found == [(name, batch) for name in names for batch in (1, 2)]
     for row in report["rows"]:
@@ -175,12 +176,14 @@ def test_gpu_rows_that_fail_say_why_and_the_others_stand(
         return batch
 
     options.times = 3
-    laps, broken = gpu_rows.rounds({"good": lambda batch: batch, "bad": breaks}, images, options)
+    measurements, broken = gpu_rows.rounds(
+        {"good": lambda batch: batch, "bad": breaks}, images, options
+    )
     assert broken == {"bad": "RuntimeError: CUDA error: out of memory"}
-    assert [lap.round for lap in laps if lap.contestant == "good"] == [0, 1]
+    assert [one.round for one in measurements if one.target == "good"] == [0, 1]
 
     def never(*_: Any) -> Any:
-        raise ValueError("it can not be exported")
+        raise ValueError("it cannot be exported")
 
     out = tmp_path / "rows.json"
     monkeypatch.setattr(gpu_rows, "measure", never)
@@ -189,4 +192,4 @@ def test_gpu_rows_that_fail_say_why_and_the_others_stand(
         script("gpu_rows", *words).main()
     rows = json.loads(out.read_text())["rows"]
     assert [row["preset"] for row in rows] == ["knet-edge", "r50-fcn"]
-    assert {row["failed"] for row in rows} == {"ValueError: it can not be exported"}
+    assert {row["failed"] for row in rows} == {"ValueError: it cannot be exported"}

@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import pytest
 
-from knet_deploy.cli.bench import PEERS
+from knet_deploy.cli.bench import BASELINES
 from knet_runtime.bundle.store import Bundle, default_bundle_path
 from knet_runtime.engines.registry import probe_engines
 
@@ -28,7 +28,7 @@ def test_a_bundle_is_timed_and_all_of_it_is_in_the_files(
     assert "32×48" in answer.out
     assert "* onnxruntime-cpu: it was never verified" in answer.out
     report = json.loads(out.read_text())
-    assert [row["task"] for row in report["rows"]] == ["32×48", "48×64"]
+    assert [row["size"] for row in report["rows"]] == ["32×48", "48×64"]
     row = report["rows"][0]
     assert (row["precision"], row["verified"], row["agreement"]) == ("fp32", False, 1.0)
     assert row["graph"] == free_bundle.manifest.files["logits.onnx"].sha256
@@ -51,7 +51,7 @@ def test_bundles_stand_side_by_side(
     names = [
         f"onnxruntime-cpu {path.name.removesuffix('.knet')}" for path in (free_bundle.path, twin)
     ]
-    assert [row["contestant"] for row in report["rows"]] == names
+    assert [row["target"] for row in report["rows"]] == names
     assert report["models"] == 2 * [free_bundle.model_id]
     answer = call("bench", free_bundle.path, free_bundle.path, *FEW)
     assert answer.code == 2
@@ -65,7 +65,7 @@ def test_a_video_gives_its_frames_and_its_size(
     words = ("--source", video, "--sources", "0", "--threads", "1", "--json", out)
     assert call("bench", free_bundle.path, *FEW, *words).code == 0
     report = json.loads(out.read_text())
-    assert [row["task"] for row in report["rows"]] == ["96×128"]
+    assert [row["size"] for row in report["rows"]] == ["96×128"]
     assert (report["files"], report["threads"]) == ([], 1)
 
 
@@ -75,8 +75,8 @@ def test_a_video_gives_its_frames_and_its_size(
         (("--engine", "abacus"), "there is no engine 'abacus'"),
         (("--engine", "auto"), "leave it out for all"),
         (("--size", "big"), "write HEIGHTxWIDTH"),
-        (("--compare", "torch,keras"), f"no such peer: use {','.join(PEERS)}"),
-        (("--compare", ","), "names nobody"),
+        (("--compare", "torch,keras"), f"no such baseline: use {','.join(BASELINES)}"),
+        (("--compare", ","), "names no baseline"),
         (("--threads", "4096"), "this process may use"),
         (("--plot", "bars.jpg"), "let its name end in .png"),
         (("--compare", "torch"), "--compare needs --checkpoint"),
@@ -89,7 +89,7 @@ def test_a_video_gives_its_frames_and_its_size(
         (("--json", "/"), "is a folder; name a file in it"),
     ],
 )
-def test_what_can_not_be_is_refused_in_one_line(
+def test_what_cannot_be_is_refused_in_one_line(
     words: tuple[str, ...], text: str, call: Callable[..., Any], free_bundle: Bundle
 ) -> None:
     answer = call("bench", free_bundle.path, *words)
@@ -111,14 +111,14 @@ def test_an_engine_that_fails_leaves_the_others_standing(
     assert answer.code == 0, answer.err
     assert f"{absent[0]} did not run: " in answer.out
     report = json.loads(out.read_text())
-    assert [row["contestant"] for row in report["rows"]] == ["onnxruntime-cpu"]
-    assert [failure["contestant"] for failure in report["failures"]] == [absent[0]]
+    assert [row["target"] for row in report["rows"]] == ["onnxruntime-cpu"]
+    assert [failure["target"] for failure in report["failures"]] == [absent[0]]
     alone = call("bench", free_bundle.path, "--rounds", "1", "--frames", "1", *words)
     assert alone.code == 1
     assert "no engine ran this bundle" in alone.err
 
 
-def test_peers_take_no_other_checkpoint_than_the_bundles(
+def test_baselines_take_no_other_checkpoint_than_the_bundles(
     call: Callable[..., Any], free_bundle: Bundle, tmp_path: Path
 ) -> None:
     other = tmp_path / "other.safetensors"

@@ -53,7 +53,7 @@ def test_all_packages_are_counted_once_and_over_their_counters_end(tmp_path: Pat
     assert meter() == pytest.approx(29.5)
 
 
-def test_a_counter_that_can_not_be_read_is_no_counter(tmp_path: Path) -> None:
+def test_a_counter_that_cannot_be_read_is_no_counter(tmp_path: Path) -> None:
     assert processor_meter(tmp_path / "absent") is None
     assert processor_meter(tmp_path) is None
     counter = zone(tmp_path, "0", "package-0") / "energy_uj"

@@ -1,6 +1,7 @@
-"""The exact tail against PyTorch's: from logits to the class map at the picture's size.
+"""The exact postprocess against PyTorch's: from logits to the class map at the image's size.
 
-    python benchmarks/tail.py --camvid CAMVID --ade20k ADE20K --output benchmarks/results/tail.json
+    python benchmarks/postprocess.py --camvid CAMVID --ade20k ADE20K \\
+        --output benchmarks/results/postprocess.json
 
 Both turn the same logits into a class map, in turns; that the maps are equal is checked, and one
 that is not ends the run with 1. README.md beside this file says what the numbers mean.
@@ -21,7 +22,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from result import keep
+from result import parser_of, write_result
 from torch.nn import functional
 
 from knet_runtime.bundle.store import default_bundle_path, open_bundle
@@ -40,33 +41,30 @@ Map = NDArray[np.uint8]
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser = parser_of(__doc__)
     parser.add_argument("--camvid", type=Path, required=True, help="CamVid, for images/val")
     parser.add_argument("--ade20k", type=Path, required=True, help="ADE20K, for annotations")
     parser.add_argument("--engine", default="onnxruntime-cpu", help="what gives the logits")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="PyTorch's")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", type=Path, help="JSON; without it, to stdout")
     return parser.parse_args()
 
 
 def packaged(camvid: Path, engine: str) -> tuple[list[Logits], str]:
-    """What the packaged model gives for fourteen CamVid pictures and two synthetic streets."""
+    """What the packaged model gives for fourteen CamVid images and two synthetic streets."""
     files = sorted((camvid / "images/val").glob("*.jpg"))
     files = files[:: max(1, len(files) // 14)][:14]
-    pictures = [np.asarray(cv2.imread(str(file)), np.uint8)[..., ::-1] for file in files]
-    pictures += [Street(seed, SIZES[0]).frame(0)[0] for seed in (7, 8)]
+    images = [np.asarray(cv2.imread(str(file)), np.uint8)[..., ::-1] for file in files]
+    images += [Street(seed, SIZES[0]).frame(0)[0] for seed in (7, 8)]
     bundle = open_bundle(default_bundle_path())
     spec, stride = bundle.manifest.input, bundle.manifest.output.stride
-    with open_engine(bundle, engine, "logits") as backend:
-        found = [
-            backend.infer(fit_to_input(picture, spec, stride)[0][None])[0] for picture in pictures
-        ]
+    with open_engine(bundle, engine, "logits") as opened:
+        found = [opened.infer(fit_to_input(image, spec, stride)[0][None])[0] for image in images]
     return [np.asarray(logits, np.float32) for logits in found], bundle.model_id
 
 
 def among_lower(real: list[Logits], draw: np.random.Generator) -> list[Logits]:
-    """Each picture's own classes among the planes of the others, these lowered so that few reach
+    """Each image's own classes among the planes of the others, these lowered so that few reach
     the top: a trained network's absent classes are low, but not flat."""
     stacked = []
     for index, own in enumerate(real):
@@ -140,16 +138,16 @@ def summary(times: dict[str, list[float]], numerator: str) -> dict[str, Any]:
     return row
 
 
-def tail_row(
-    name: str, pictures: list[Logits], size: tuple[int, int], threads: int, rounds: int
+def postprocess_row(
+    name: str, images: list[Logits], size: tuple[int, int], threads: int, rounds: int
 ) -> dict[str, Any]:
     torch.set_num_threads(threads)
     times: dict[str, list[float]] = {}
     different = wrongs = 0
     occur, left = [], []
-    for logits in pictures:
-        ours, theirs = upsampled_argmax(logits, size), torch_map(logits, size)
-        different += int((ours != theirs).sum())
+    for logits in images:
+        ours = upsampled_argmax(logits, size)
+        different += int((ours != torch_map(logits, size)).sum())
         wrongs += wrong(np.asarray(ours, np.uint8), logits, size)
         occur.append(len(np.unique(ours)))
         left.append(len(candidates(logits)[0]))
@@ -160,20 +158,20 @@ def tail_row(
         interleaved(rounds, sides, times)
     return {
         "logits": name,
-        "shape": list(pictures[0].shape),
+        "shape": list(images[0].shape),
         "size": list(size),
         "torch_threads": threads,
         **summary(times, "torch"),
         "classes_that_win": statistics.mean(occur),
         "candidates": statistics.mean(left),
-        "pixels": len(pictures) * size[0] * size[1],
+        "pixels": len(images) * size[0] * size[1],
         "pixels_different": different,
         "pixels_wrong": wrongs,
     }
 
 
 def overlay_row(logits: Logits, size: tuple[int, int], rounds: int) -> dict[str, Any]:
-    """The overlay of one picture against indexing the palette and OpenCV's weighted sum."""
+    """The overlay of one image against indexing the palette and OpenCV's weighted sum."""
     classes = np.asarray(upsampled_argmax(logits, size), np.uint8)
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     palette = CAMVID11.palette_array()
@@ -197,10 +195,10 @@ def main() -> None:
         "mixed": mixed(real[::6], draw),
     }
     rows = []
-    for name, pictures in kinds.items():
+    for name, images in kinds.items():
         for size in SIZES:
             for threads in options.threads:
-                rows.append(tail_row(name, pictures, size, threads, options.rounds))
+                rows.append(postprocess_row(name, images, size, threads, options.rounds))
                 sys.stderr.write(f"{name} {size} {threads}: {rows[-1]['ratio']}×\n")
     report = {
         "what": "logits to class map; ratio is PyTorch's time / ours, which is one thread's",
@@ -208,7 +206,7 @@ def main() -> None:
         "rows": rows,
         "overlay": [overlay_row(real[0], size, options.rounds) for size in SIZES],
     }
-    keep(report, options.output, ("numpy", "onnxruntime", "opencv-python-headless", "torch"))
+    write_result(report, options.output)
     if any(row["pixels_wrong"] for row in rows):
         raise SystemExit(1)
 

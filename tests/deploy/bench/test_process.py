@@ -1,4 +1,4 @@
-"""Processes of a contest: what they may use, how they fail, and that none outlives its worker."""
+"""Processes of a benchmark: what they may use, how they fail, and that none is left behind."""
 
 from __future__ import annotations
 
@@ -26,53 +26,53 @@ from knet_runtime.errors import EngineError
 @pytest.fixture
 def things(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    return importlib.import_module("bench_thing")
+    return importlib.import_module("bench_targets")
 
 
-def test_a_worker_computes_on_the_cores_that_it_was_given(things: ModuleType) -> None:
+def test_a_process_computes_on_the_cores_that_it_was_given(things: ModuleType) -> None:
     before = os.environ.get("OPENBLAS_NUM_THREADS")
-    with BenchProcess(things.Thing, 1) as worker:
-        assert worker.call("threads") == (1, "1", 1)
-        assert worker.seconds >= 0
+    with BenchProcess(things.Thing, 1) as process:
+        assert process.call("threads") == (1, "1", 1)
+        assert process.seconds >= 0
     assert os.environ.get("OPENBLAS_NUM_THREADS") == before
 
 
-def test_what_fails_in_a_worker_is_said_in_one_line(things: ModuleType) -> None:
+def test_what_fails_in_a_process_is_said_in_one_line(things: ModuleType) -> None:
     with pytest.raises(EngineError, match=r"^ValueError: out of luck$"):
         BenchProcess(partial(things.Thing, "out of luck"), 1)
-    with BenchProcess(things.Thing, 1) as worker:
-        with pytest.raises(EngineError, match=r"^no such picture$"):
-            worker.call("fail")
+    with BenchProcess(things.Thing, 1) as process:
+        with pytest.raises(EngineError, match=r"^no such frame$"):
+            process.call("fail")
         with pytest.raises(EngineError, match=r"ended with 7"):
-            worker.call("die")
+            process.call("die")
         with pytest.raises(EngineError, match=r"ended with 7"):
-            worker.call("threads")
+            process.call("threads")
 
 
 def test_what_an_engine_prints_is_no_answer(
     things: ModuleType, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with BenchProcess(things.Thing, 1) as worker:
-        assert worker.call("shout") == 0
+    with BenchProcess(things.Thing, 1) as process:
+        assert process.call("shout") == 0
     assert capfd.readouterr() == ("", "")
 
 
 def test_who_does_not_answer_in_time_is_ended(things: ModuleType) -> None:
     with pytest.raises(EngineError, match=r"^it did not answer within 0.2 s and was ended$"):
         BenchProcess(things.never, 1, Deadlines(opening=0.2))
-    with BenchProcess(things.Thing, 1, Deadlines(call=0.2, frame=0.1)) as worker:
+    with BenchProcess(things.Thing, 1, Deadlines(call=0.2, frame=0.1)) as process:
         with pytest.raises(EngineError, match=r"did not answer within 0.3 s"):
-            worker.call("hang", frames=3)
+            process.call("hang", frames=3)
         with pytest.raises(EngineError, match=r"ended with -9"):
-            worker.call("threads")
+            process.call("threads")
 
 
 def test_an_interrupt_ends_the_process_and_what_it_started(things: ModuleType) -> None:
     before, compilers = set(psutil.Process().children()), []
 
     def interrupted() -> None:
-        with BenchProcess(things.Thing, 1) as worker:
-            compilers.append(psutil.Process(worker.call("compiler")))
+        with BenchProcess(things.Thing, 1) as process:
+            compilers.append(psutil.Process(process.call("compiler")))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -84,16 +84,16 @@ def test_an_interrupt_ends_the_process_and_what_it_started(things: ModuleType) -
 def test_nothing_is_said_of_the_locks_of_who_was_killed() -> None:
     # torch.compile makes such a lock; a tracker that two processes share reports it at the end.
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from bench_thing import Thing; "
-        "from knet_deploy.bench.process import BenchProcess; worker = BenchProcess(Thing, 1); "
-        "worker.call('lock'); worker.kill()"
+        "import sys; sys.path.insert(0, sys.argv[1]); from bench_targets import Thing; "
+        "from knet_deploy.bench.process import BenchProcess; process = BenchProcess(Thing, 1); "
+        "process.call('lock'); process.kill()"
     )
     words = [sys.executable, "-c", code, str(Path(__file__).parent)]
     done = subprocess.run(words, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_contest_goes_on_without_who_hangs(
+def test_a_benchmark_goes_on_without_who_hangs(
     tmp_path: Path, make_bundle: Callable[..., Bundle], things: ModuleType
 ) -> None:
     entries = [
@@ -102,23 +102,23 @@ def test_a_contest_goes_on_without_who_hangs(
     ]
     frames = [np.zeros((32, 48, 3), np.uint8)]
     deadlines = Deadlines(call=4, frame=1)
-    contest = Benchmark(tmp_path, {"32×48": frames}, threads=1, sources=0, deadlines=deadlines)
-    contest.run(entries, 2, pause=0)
-    (failure,) = contest.failures
-    assert failure.contestant == "tired"
+    benchmark = Benchmark(tmp_path, {"32×48": frames}, threads=1, sources=0, deadlines=deadlines)
+    benchmark.run(entries, 2, pause=0)
+    (failure,) = benchmark.failures
+    assert failure.target == "tired"
     assert failure.reason == "it did not answer within 4 s and was ended"
-    assert [row.contestant for row in contest.rows(Limits(1e9, 1e9))] == ["ours"]
-    assert [lap.round for lap in contest.laps if lap.contestant == "ours"] == [0, 1]
+    assert [row.target for row in benchmark.rows(Limits(1e9, 1e9))] == ["ours"]
+    assert [one.round for one in benchmark.measurements if one.target == "ours"] == [0, 1]
 
 
-def test_a_contest_stands_without_times_of_files(
+def test_a_benchmark_stands_without_times_of_files(
     tmp_path: Path, make_bundle: Callable[..., Bundle]
 ) -> None:
     entry = Entry("ours", partial(BundleTarget, make_bundle().path, "onnxruntime-cpu"), True)
     frames = [np.zeros((32, 48, 3), np.uint8)]
-    contest = Benchmark(tmp_path, {"32×48": frames}, threads=1, sources=0)
-    contest.videos["32×48"].write_bytes(b"no video")
-    contest.run([entry], 1, pause=0)
-    assert [failure.contestant for failure in contest.failures] == ["decode and encode"]
-    assert contest.media() == []
-    assert len(contest.rows(Limits(1e9, 1e9))) == 1
+    benchmark = Benchmark(tmp_path, {"32×48": frames}, threads=1, sources=0)
+    benchmark.frames["32×48"].video.write_bytes(b"no video")
+    benchmark.run([entry], 1, pause=0)
+    assert [failure.target for failure in benchmark.failures] == ["decode and encode"]
+    assert benchmark.media() == []
+    assert len(benchmark.rows(Limits(1e9, 1e9))) == 1

@@ -1,4 +1,4 @@
-"""Rows, limits and pictures of a contest, each by itself."""
+"""A benchmark's rows, limits, videos and bars, each by itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from knet_deploy.bench.benchmark import Benchmark, Entry
 from knet_deploy.bench.machine import Limits, this_machine
 from knet_deploy.bench.media import write_video
-from knet_deploy.bench.plot import Bar, Curve, draw_bars, draw_curves
+from knet_deploy.bench.plot import Bar, draw_bars
 from knet_deploy.bench.target import BundleTarget
 from knet_export.graph.cost import Cost
 from knet_runtime.bundle.store import Bundle
@@ -21,7 +21,7 @@ from knet_runtime.sources.open import open_source
 from knet_runtime.types import Frame
 
 
-def test_a_contest_times_compares_and_reports(
+def test_a_benchmark_times_compares_and_reports(
     tmp_path: Path, make_bundle: Callable[..., Bundle]
 ) -> None:
     bundle = make_bundle()
@@ -34,27 +34,27 @@ def test_a_contest_times_compares_and_reports(
             True,
             cost=Cost(1000, 4000),
         ),
-        Entry("peer", partial(BundleTarget, bundle.path, "onnxruntime-cpu")),
+        Entry("baseline", partial(BundleTarget, bundle.path, "onnxruntime-cpu")),
         Entry("absent", partial(BundleTarget, bundle.path, "no-such-engine"), True),
     ]
-    contest = Benchmark(tmp_path, {"32×48": frames}, threads=1, sources=2, file_frames=3)
-    contest.run(entries, 2, pause=0)
-    ours, peer = contest.rows(Limits(1e9, 1e9))
-    assert (ours.contestant, ours.task, ours.agreement) == ("ours", "32×48", 1.0)
+    benchmark = Benchmark(tmp_path, {"32×48": frames}, threads=1, sources=2, file_frames=3)
+    benchmark.run(entries, 2, pause=0)
+    ours, baseline = benchmark.rows(Limits(1e9, 1e9))
+    assert (ours.target, ours.size, ours.agreement) == ("ours", "32×48", 1.0)
     assert list(ours.stages) == ["preprocess", "infer", "postprocess", "total", "draw"]
     assert ours.matmul_share == pytest.approx(1 / ours.stages["infer"].median / 1000, rel=0.2)
-    assert (ours.multiply_adds, ours.least_bytes, peer.multiply_adds) == (1000, 4000, None)
-    assert (ours.precision, peer.matmul_share, peer.agreement) == ("fp32", None, 1.0)
+    assert (ours.multiply_adds, ours.min_bytes, baseline.multiply_adds) == (1000, 4000, None)
+    assert (ours.precision, baseline.matmul_share, baseline.agreement) == ("fp32", None, 1.0)
     assert ours.graph == bundle.manifest.files["model.onnx"].sha256
     assert not ours.verified
     assert "never verified" in str(ours.unverified_reason)
-    assert contest.reference == "ours"
-    (failure,) = contest.failures
-    assert failure.contestant == "absent"
+    assert benchmark.reference == "ours"
+    (failure,) = benchmark.failures
+    assert failure.target == "absent"
     assert "no-such-engine" in failure.reason
-    (file,) = contest.files()
+    (file,) = benchmark.files()
     assert (file.sources, len(file.rounds)) == (2, 2)
-    (media,) = contest.media()
+    (media,) = benchmark.media()
     assert set(media.stages) == {"decode", "encode"}
 
 
@@ -77,28 +77,11 @@ def test_a_machine_says_what_it_is() -> None:
     assert "numpy" in machine.packages
 
 
-def picture(png: bytes) -> np.ndarray:
-    found = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
-    assert found is not None
-    return found[..., ::-1]
-
-
 def test_bars_are_as_long_as_their_values() -> None:
     red, blue = (200, 0, 0), (0, 0, 200)
     bars = [Bar("one", 10.0, 9.0, 11.0, "10 ms", red), Bar("two", 5.0, 5.0, 5.0, "5 ms", blue)]
-    drawn = picture(draw_bars("title", "a×b", [("360×480", bars), ("empty", [])]))
-    lengths = [(drawn == colour).all(-1).sum(1).max() for colour in (red, blue)]
+    png = draw_bars("title", "a×b", [("360×480", bars), ("empty", [])])
+    drawn = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+    assert drawn is not None
+    lengths = [(drawn[..., ::-1] == colour).all(-1).sum(1).max() for colour in (red, blue)]
     assert lengths[0] == pytest.approx(2 * lengths[1], rel=0.05)
-
-
-def test_curves_are_drawn_in_panels_even_of_one_point() -> None:
-    steep = Curve("steep", ((1.0, 1.0), (10.0, 100.0)))
-    panels = [
-        ("area", "pixels", "ms", [steep]),
-        ("batch", "pictures", "ms", [Curve("c", ((2, 3),))]),
-    ]
-    drawn = picture(draw_curves("growth", panels))
-    inked = (drawn == (33, 113, 181)).all(-1)
-    half = drawn.shape[1] // 2
-    assert inked[:, :half].any()
-    assert inked[:, half:].any()

@@ -1,4 +1,4 @@
-"""What workers hold in these tests: the worker's process imports it by this name."""
+"""What processes of the benchmark hold in these tests: they import it by this name."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from knet_deploy.bench.report import TOTAL
+from knet_deploy.bench.measurement import TOTAL
 from knet_deploy.bench.target import Facts
 from knet_runtime.engines.hardware import cpu_budget
 from knet_runtime.errors import EngineError
 
 
 class Thing:
-    """Does what can be done to a worker; with ``fails`` it is not even made."""
+    """Does what can happen to a process; with ``fails`` it is not even made."""
 
     def __init__(self, fails: str = "") -> None:
         if fails:
@@ -29,7 +29,7 @@ class Thing:
         return cpu_budget(), os.environ["OPENBLAS_NUM_THREADS"], cv2.getNumThreads()
 
     def fail(self) -> None:
-        raise EngineError("no such picture")
+        raise EngineError("no such frame")
 
     def die(self) -> None:
         os._exit(7)
@@ -56,9 +56,9 @@ def never() -> object:
 
 
 class Tiring:
-    """A contestant that stops answering after so many frames."""
+    """A target that stops answering after so many frames."""
 
-    facts = Facts("fp32", None, "a peer")
+    facts = Facts("fp32", None, "a baseline")
 
     def __init__(self, frames: int) -> None:
         self._left = frames

@@ -1,4 +1,4 @@
-"""What ``bench`` says and draws of a report."""
+"""A report's lines and its drawing."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import msgspec
 import numpy as np
 
 from knet_deploy.bench.machine import Limits, Machine
+from knet_deploy.bench.measurement import Ratio, Spread
 from knet_deploy.bench.plot import bars_of
-from knet_deploy.bench.report import Failure, FileRow, MediaRow, Ratio, Report, Row, Spread
-from knet_deploy.cli.bench import lines
+from knet_deploy.bench.report import Failure, FileRow, MediaRow, Report, Row, lines
+from knet_deploy.cli.console import one_line
 
 BLUE, PALE_BLUE, GREY = (33, 113, 181), (158, 202, 225), (170, 170, 170)
 
@@ -17,8 +18,8 @@ BLUE, PALE_BLUE, GREY = (33, 113, 181), (158, 202, 225), (170, 170, 170)
 def row(name: str, ms: float, *, ours: bool = True, unverified_reason: str | None = None) -> Row:
     times = Spread(ms, ms - 1, ms + 1, ms + 2)
     return Row(
-        contestant=name,
-        task="360×480",
+        target=name,
+        size="360×480",
         ours=ours,
         precision="fp32",
         graph="0" * 64 if ours else None,
@@ -33,7 +34,7 @@ def row(name: str, ms: float, *, ours: bool = True, unverified_reason: str | Non
         device_bytes=None,
         joules_per_frame=None,
         multiply_adds=2_100_000_000 if ours else None,
-        least_bytes=50_000_000 if ours else None,
+        min_bytes=50_000_000 if ours else None,
         matmul_share=0.754 if ours else None,
         copy_share=0.101 if ours else None,
     )
@@ -49,12 +50,12 @@ REPORT = Report(
     rows=[
         row("good", 10.0),
         row("quick", 5.0, unverified_reason="it was never verified on this"),
-        row("peer torch", 40.0, ours=False),
+        row("baseline torch", 40.0, ours=False),
     ],
-    failures=[Failure("peer torch", "out of memory"), Failure("cuda", "there is no\nGPU")],
+    failures=[Failure("baseline torch", "out of memory"), Failure("cuda", "there is no\nGPU")],
     ratios=[
-        Ratio("360×480", "peer torch", "good", 4.0, 3.9, 4.2),
-        Ratio("360×480", "peer torch", "quick", 8.0, 7.9, 8.2),
+        Ratio("360×480", "baseline torch", "good", 4.0, 3.9, 4.2),
+        Ratio("360×480", "baseline torch", "quick", 8.0, 7.9, 8.2),
         Ratio("360×480", "good", "quick", 2.0, 1.9, 2.2),
     ],
     files=[FileRow("good", "360×480", 4, 81.25, [80.0, 82.5])],
@@ -84,18 +85,17 @@ def test_the_table_has_a_column_for_what_is_known_and_a_line_for_each() -> None:
 
 def test_the_ratios_are_of_the_fastest_that_is_verified() -> None:
     said = list(lines(REPORT))
-    assert "360×480: good is 4.00 times as fast as peer torch (3.90 … 4.20)" in said
+    assert "360×480: good is 4.00 times as fast as baseline torch (3.90 … 4.20)" in said
     assert not any(line.startswith("360×480: quick is") for line in said)
-    unproven = msgspec.structs.replace(REPORT, rows=REPORT.rows[1:])
-    assert any(line.startswith("360×480: quick is 8.00") for line in lines(unproven))
+    unverified = msgspec.structs.replace(REPORT, rows=REPORT.rows[1:])
+    assert any(line.startswith("360×480: quick is 8.00") for line in lines(unverified))
 
 
 def test_who_fails_is_named_with_the_reason() -> None:
-    said = list(lines(REPORT))
-    assert "peer torch broke off: out of memory" in said
+    said = [one_line(line) for line in lines(REPORT)]  # as the command prints them
+    assert "baseline torch stopped: out of memory" in said
     assert "cuda did not run: there is no GPU" in said
-    mend = "knet-deploy verify measures it"
-    assert f"* quick: it was never verified on this; {mend}" in said
+    assert "* quick: it was never verified on this; knet-deploy verify measures it" in said
     assert "file to file 360×480: good 81.2 frames/s, 4 files at once" in said
     assert "file 360×480, ms a frame: decode 0.50" in said
 
@@ -103,10 +103,10 @@ def test_who_fails_is_named_with_the_reason() -> None:
 def test_the_bars_are_in_order_and_their_colours_say_whose_they_are() -> None:
     found = cv2.imdecode(np.frombuffer(bars_of(REPORT), np.uint8), cv2.IMREAD_COLOR)
     assert found is not None
-    picture = found[..., ::-1]
+    image = found[..., ::-1]
     lengths, places = [], []
     for colour in (PALE_BLUE, BLUE, GREY):
-        inked = (picture == colour).all(-1)
+        inked = (image == colour).all(-1)
         columns = np.nonzero(inked.sum(0) > 8)[0]  # letters have some grey too, but are thin
         places.append(np.nonzero(inked[:, columns])[0].mean())
         lengths.append(int(np.ptp(columns)) + 1)
