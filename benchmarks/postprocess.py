@@ -28,10 +28,9 @@ from torch.nn import functional
 from knet_runtime.bundle.store import default_bundle_path, open_bundle
 from knet_runtime.drawing import blend
 from knet_runtime.engines.registry import open_engine
-from knet_runtime.labels import CAMVID11
 from knet_runtime.postprocess import candidates, upsampled_argmax
 from knet_runtime.preprocess import fit_to_input
-from knet_synthetic import Street
+from knet_synthetic import CAMVID11, Street
 
 SIZES = ((360, 480), (720, 1280))
 CLASSES = 150

@@ -14,20 +14,20 @@ import numpy as np
 import torch
 from random_bundle import random_model
 
-from knet_runtime.labels import ade20k
 from knet_runtime.types import Size
 from knet_synthetic import Street
 from knet_train.checkpoint import save_checkpoint
 from knet_train.config import load_config
+from knet_train.data.label_maps import ADE20K
 from knet_train.models.knet import KNet
 
 
 def write_random_checkpoint(preset: str, path: Path, side: int | None = None) -> None:
     """``preset``'s network at ``side`` × ``side`` pixels, its own size without it."""
     config = load_config(preset, [f"data.eval_size={[side, side]}"] if side else [])
-    model = random_model(preset, ade20k().num_classes)
+    model = random_model(preset, ADE20K.num_classes)
     _spread(model, config.data.eval_size)
-    save_checkpoint(path, model, config, ade20k())
+    save_checkpoint(path, model, config, ADE20K)
 
 
 @torch.no_grad()

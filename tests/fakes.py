@@ -10,10 +10,10 @@ from time import time
 
 import numpy as np
 
-from knet_runtime.labels import CAMVID11
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sources.base import SourceInfo, SourceKind, SourceStatus
 from knet_runtime.types import ClassMap, Closeable, Frame, Rgb
+from knet_synthetic import CAMVID11
 
 TIMINGS = {"preprocess": 1.0, "infer": 2.5, "postprocess": 0.25}
 

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from knet_runtime.bundle.store import Bundle
-from knet_runtime.labels import CAMVID11
-from knet_synthetic import Street
+from knet_synthetic import CAMVID11, Street
 
 SIZE = (64, 96)
 

@@ -44,10 +44,9 @@ from knet_runtime.bundle.store import Bundle, write_bundle
 from knet_runtime.engines.registry import open_engine
 from knet_runtime.errors import ConfigError, OutputError, ParityError
 from knet_runtime.golden import GOLDEN_NAME, save_golden
-from knet_runtime.labels import CAMVID11
 from knet_runtime.preprocess import fit_to_input
 from knet_runtime.types import Size
-from knet_synthetic import Street
+from knet_synthetic import CAMVID11, Street
 from knet_train.checkpoint import Checkpoint, read_checkpoint
 from knet_train.data.dataset import LabelledFolder, open_folder
 

@@ -11,8 +11,7 @@ import pytest
 from safetensors.torch import save_file
 
 from knet_deploy.cli.main import main
-from knet_runtime.labels import CAMVID11
-from knet_synthetic import Street
+from knet_synthetic import CAMVID11, Street
 from knet_train.config import load_config
 from knet_train.models.backbones import build_backbone
 

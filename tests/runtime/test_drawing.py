@@ -8,7 +8,8 @@ from hypothesis import given, settings, strategies as st
 
 from knet_runtime.drawing import blend, colourise, legend_strip
 from knet_runtime.errors import ConfigError
-from knet_runtime.labels import CAMVID11, LabelMap, distinct_palette
+from knet_runtime.labels import LabelMap, distinct_palette
+from knet_synthetic import CAMVID11
 
 MANY = LabelMap(tuple(f"class {i}" for i in range(300)), distinct_palette(300), 65535)
 

@@ -11,12 +11,12 @@ import pytest
 from numpy.typing import NDArray
 
 from knet_runtime.errors import ConfigError
-from knet_runtime.labels import CAMVID11
 from knet_runtime.privacy import Concealed, Concealer, conceal, margin
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks import OverlayVideo
 from knet_runtime.sources.base import SourceInfo
 from knet_runtime.types import Frame
+from knet_synthetic import CAMVID11
 
 HW = (240, 320)
 BOUND = 0.05  # of |correlation| between hidden pixels and what stands in their place

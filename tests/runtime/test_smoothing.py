@@ -8,10 +8,10 @@ import pytest
 from numpy.typing import NDArray
 
 from knet_runtime.errors import ConfigError
-from knet_runtime.labels import CAMVID11
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.smoothing import Smoother
 from knet_runtime.types import Frame, Rgb
+from knet_synthetic import CAMVID11
 
 HW = (120, 160)
 

@@ -8,8 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from knet_runtime.labels import CAMVID11
-from knet_synthetic import Street
+from knet_synthetic import CAMVID11, Street
 
 SMALL = (180, 240)
 
@@ -17,6 +16,12 @@ SMALL = (180, 240)
 @pytest.fixture(scope="module")
 def street() -> Street:
     return Street(3, SMALL)
+
+
+def test_camvid_has_eleven_classes_and_ignores_the_twelfth() -> None:
+    assert CAMVID11.num_classes == 11
+    assert CAMVID11.ignore_index == 11
+    assert CAMVID11.names[0] == "Sky"
 
 
 def test_frame_is_a_pure_function_of_seed_and_index(street: Street) -> None:

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from knet_runtime.labels import CAMVID11, LabelMap, ade20k
+from knet_runtime.labels import LabelMap
 from knet_runtime.metrics import ConfusionMatrix
+from knet_synthetic import CAMVID11
+from knet_train.data.label_maps import ADE20K
 from knet_train.evaluate import draw_confusion
 
 
@@ -17,7 +19,7 @@ def drawn(labels: LabelMap, matrix: NDArray[np.int64]) -> NDArray[np.uint8]:
     return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)
 
 
-@pytest.mark.parametrize("labels", [CAMVID11, ade20k()], ids=["11", "150"])
+@pytest.mark.parametrize("labels", [CAMVID11, ADE20K], ids=["11", "150"])
 def test_dark_cells_are_where_pixels_are(labels: LabelMap) -> None:
     count = labels.num_classes
     diagonal = drawn(labels, np.eye(count, dtype=np.int64) * 9)

@@ -28,7 +28,7 @@ from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor
 
 from knet_runtime.errors import ConfigError, KnetError, TrainingError
-from knet_runtime.labels import CAMVID11
+from knet_synthetic import CAMVID11
 from knet_train.callbacks import (
     STATE,
     KeepBest,

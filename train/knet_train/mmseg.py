@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from knet_runtime.errors import CheckpointError, OutputError
-from knet_runtime.labels import LabelMap, ade20k
+from knet_runtime.labels import LabelMap
 from knet_train.checkpoint import save_checkpoint
 from knet_train.config import Config, load_config
+from knet_train.data.label_maps import ADE20K
 from knet_train.mmseg_keys import (
     AUXILIARY,
     drop_reason,
@@ -245,7 +246,7 @@ def _config_for(source: Path, state: Mapping[str, Tensor], preset: str | None) -
 
 def _labels_for(source: Path, classes: int, labels: LabelMap | None) -> LabelMap:
     if labels is None:
-        labels = ade20k()
+        labels = ADE20K
         if classes != labels.num_classes:
             raise CheckpointError(
                 f"{source} has {classes} classes, which are not ADE20K's {labels.num_classes}: "

@@ -203,7 +203,7 @@ def _drive(
 
 def _check_labels(bundle: Bundle) -> None:
     from knet_runtime.errors import BundleError
-    from knet_runtime.labels import CAMVID11
+    from knet_synthetic import CAMVID11
 
     if bundle.manifest.labels.names != CAMVID11.names:
         raise BundleError(

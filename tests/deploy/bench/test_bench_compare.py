@@ -15,7 +15,7 @@ import torch
 
 from knet_deploy.cli.main import main
 from knet_export.export import export_bundle
-from knet_runtime.labels import CAMVID11
+from knet_synthetic import CAMVID11
 from knet_train.checkpoint import save_checkpoint
 from knet_train.config import load_config
 from knet_train.models.build import build_model

@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from knet_runtime.labels import LabelMap, ade20k
+from knet_runtime.labels import LabelMap
 from knet_synthetic import Street
 from knet_train.checkpoint import save_checkpoint
 from knet_train.config import load_config
+from knet_train.data.label_maps import ADE20K
 from knet_train.models.build import build_model
 
 Call = Callable[..., Any]
@@ -182,7 +183,7 @@ def test_ade20ks_own_pictures_go_through_eval(
     words: tuple[str, ...],
 ) -> None:
     ade = ("data.eval_mode=keep_ratio", "data.eval_scale=[512, 128]", "data.crop=[128, 128]")
-    path = make_checkpoint(ade20k(), *ade)
+    path = make_checkpoint(ADE20K, *ade)
     folder = shared_data / "ade_samples" / "sampleData"
     out, picture = tmp_path / "eval.json", tmp_path / "confusion.png"
     answer = call(

@@ -11,10 +11,10 @@ import pytest
 
 from knet_deploy.cli.run_options import Outputs, names, smoother
 from knet_runtime.errors import ConfigError
-from knet_runtime.labels import CAMVID11
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sources.base import SourceInfo
 from knet_runtime.types import Frame
+from knet_synthetic import CAMVID11
 
 VIDEO = SourceInfo("video", (48, 64), Fraction(25), None, Fraction(1, 1000))
 IMAGE = SourceInfo("image", (48, 64), None, 1)

@@ -10,8 +10,7 @@ from PIL import Image
 
 from knet_export.int8.calibrate import METHODS, Histogram, open_calibration
 from knet_runtime.errors import DataError, SourceError
-from knet_runtime.labels import CAMVID11
-from knet_synthetic import Street
+from knet_synthetic import CAMVID11, Street
 
 
 def counted(*arrays: np.ndarray) -> Histogram:

@@ -18,8 +18,7 @@ from knet_export.verify.measure import MarginRow, default_tolerance
 from knet_export.verify.report import JSON_NAME, PAGE_NAME, WorstPictures, delta_plot, write_page
 from knet_export.verify.verify import ClassRow, Compared, VerifyReport
 from knet_runtime.errors import OutputError
-from knet_runtime.labels import CAMVID11
-from knet_synthetic import Street
+from knet_synthetic import CAMVID11, Street
 
 PICTURES = 9
 DELTAS = (0.01, -0.02, -0.31, 0.0, 0.003, 0.1, None, -0.004, 0.05, -0.06, 0.02)

@@ -17,9 +17,9 @@ from knet_runtime.batch.archive import find_sources, join, run_batch
 from knet_runtime.batch.chunks import WHOLE
 from knet_runtime.batch.records import BatchResults, Job, Outcome, Settings, SourceResult
 from knet_runtime.errors import ConfigError, EngineError, SourceError
-from knet_runtime.labels import CAMVID11
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks import JsonLines, MaskFolder
+from knet_synthetic import CAMVID11
 
 Video = Callable[[str], Path]
 Files = Callable[[Path], dict[str, bytes]]

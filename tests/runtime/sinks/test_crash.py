@@ -21,7 +21,7 @@ import numpy as np
 from knet_runtime.errors import OutputError
 from knet_runtime.types import Frame
 from knet_runtime.sources.base import SourceInfo
-from knet_runtime.labels import CAMVID11
+from knet_synthetic import CAMVID11
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks import JsonLines, OverlayVideo
 

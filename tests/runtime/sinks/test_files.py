@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from knet_runtime.drawing import blend, legend_strip
 from knet_runtime.errors import ConfigError, OutputError
-from knet_runtime.labels import CAMVID11, LabelMap, distinct_palette
+from knet_runtime.labels import LabelMap, distinct_palette
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks import JsonLines, MaskFolder, OverlayVideo, Sink
 from knet_runtime.sources.base import SourceInfo
+from knet_synthetic import CAMVID11
 
 VIDEO = SourceInfo("video", (48, 64), Fraction(25), None, Fraction(1, 1000))
 IMAGES = SourceInfo("images", (48, 64), None, 3)

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 import knet_runtime
 from knet_runtime.drawing import blend, legend_strip
 from knet_runtime.errors import ConfigError, OutputError
-from knet_runtime.labels import CAMVID11
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks import MaskFolder, OverlayImage, OverlayVideo
 from knet_runtime.sinks.encoder import ENCODERS, Codec, working_encoder
 from knet_runtime.sources.base import SourceInfo
 from knet_runtime.types import Frame
+from knet_synthetic import CAMVID11
 
 HW = (96, 128)
 VIDEO = SourceInfo("video", HW, Fraction(25), None, Fraction(1, 90_000))
@@ -201,7 +201,7 @@ from pathlib import Path
 import numpy as np
 from knet_runtime.types import Frame
 from knet_runtime.sources.base import SourceInfo
-from knet_runtime.labels import CAMVID11
+from knet_synthetic import CAMVID11
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks import OverlayVideo
 info = SourceInfo("video", (96, 128), Fraction(5), None, Fraction(1, 5))

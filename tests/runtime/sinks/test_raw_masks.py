@@ -20,11 +20,11 @@ import pytest
 
 import knet_runtime
 from knet_runtime.errors import ConfigError, OutputClosed, OutputError, SourceError
-from knet_runtime.labels import CAMVID11
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks.raw_masks import HEADER, RawMask, RawMasks, read_masks
 from knet_runtime.sinks.shared_memory import SharedMaskReader, SharedMasks
 from knet_runtime.types import Frame
+from knet_synthetic import CAMVID11
 
 SHARED = Path("/dev/shm")
 linux = pytest.mark.skipif(not SHARED.is_dir(), reason="needs /dev/shm")
@@ -219,7 +219,7 @@ WRITER = """
 import sys, time
 import numpy as np
 from knet_runtime.types import Frame
-from knet_runtime.labels import CAMVID11
+from knet_synthetic import CAMVID11
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks.shared_memory import SharedMasks
 sink = SharedMasks(sys.argv[1])
@@ -233,7 +233,7 @@ import resource, sys
 import numpy as np
 from knet_runtime.errors import OutputError
 from knet_runtime.types import Frame
-from knet_runtime.labels import CAMVID11
+from knet_synthetic import CAMVID11
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks.shared_memory import SharedMasks
 sink = SharedMasks(sys.argv[1])

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from knet_runtime.labels import CAMVID11
 from knet_runtime.pipeline.stats import FeedSnapshot, RunSnapshot, StageSnapshot
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.types import Frame
 from knet_runtime.web.auth import listen
 from knet_runtime.web.server import LivePage
+from knet_synthetic import CAMVID11
 
 HEIGHT, WIDTH = 90, 160
 STAGES = {"read": 1.5, "infer": 20.0, "latency": 31.0}

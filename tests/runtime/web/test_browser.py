@@ -317,9 +317,9 @@ def test_a_browser_gives_the_token_as_its_password(
 def wide(width: int) -> tuple[Any, Any]:
     import numpy as np
 
-    from knet_runtime.labels import CAMVID11
     from knet_runtime.segmentation import Segmentation
     from knet_runtime.types import Frame
+    from knet_synthetic import CAMVID11
 
     image = np.full((90, width, 3), 90, np.uint8)
     return Frame(image, 0, None, "0"), Segmentation(np.zeros((90, width), np.uint8), CAMVID11, {})

@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from knet_runtime.labels import CAMVID11
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.types import Frame
 from knet_runtime.web.streams import REST, Channel, FrameShot, Latest
+from knet_synthetic import CAMVID11
 
 IMAGE = np.zeros((4, 6, 3), np.uint8)
 MASK = Segmentation(np.zeros((4, 6), np.uint8), CAMVID11, {})

@@ -12,11 +12,12 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as arrays
 
 from knet_runtime.drawing import blend
-from knet_runtime.labels import CAMVID11, LabelMap
+from knet_runtime.labels import LabelMap
 from knet_runtime.segmentation import Instance, Segmentation
 from knet_runtime.types import Frame
 from knet_runtime.web.encode import overlay_jpeg, page_frame, runs
 from knet_runtime.web.streams import FrameShot
+from knet_synthetic import CAMVID11
 
 
 def shot(height: int = 90, width: int = 160, *, stale: bool = False) -> FrameShot:

@@ -263,9 +263,9 @@ def get(path: str) -> bytes:
 
 def step_large(site: Any, count: int) -> None:
     """Frames of noise: as large as they get."""
-    from knet_runtime.labels import CAMVID11
     from knet_runtime.segmentation import Segmentation
     from knet_runtime.types import Frame
+    from knet_synthetic import CAMVID11
 
     random = np.random.default_rng(0)
     image = random.integers(0, 256, (720, 1280, 3), np.uint8)

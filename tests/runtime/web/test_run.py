@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from waiting import wait_until
 
-from knet_runtime.labels import CAMVID11
 from knet_runtime.pipeline import Feed, RunStats, run
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sources.base import SourceInfo, SourceStatus
 from knet_runtime.types import Closeable, Frame
 from knet_runtime.web.auth import listen
 from knet_runtime.web.server import LivePage
+from knet_synthetic import CAMVID11
 
 
 class Camera(Closeable):

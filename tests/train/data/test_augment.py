@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from knet_runtime.labels import CAMVID11, LabelMap
+from knet_runtime.labels import LabelMap
+from knet_synthetic import CAMVID11
 from knet_train.config import Config, DataConfig
 from knet_train.data.augment import TrainingSamples
 from knet_train.data.dataset import LabelledFolder, open_folder

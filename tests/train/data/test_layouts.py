@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from knet_runtime.errors import DataError
-from knet_runtime.labels import CITYSCAPES19, ade20k
 from knet_train.data.dataset import check_pairs, open_folder
+from knet_train.data.label_maps import ADE20K, CITYSCAPES19
 from knet_train.data.layouts import find_layout, split_names
 
 VALUES = np.array([[0, 1, 150], [2, 0, 7]], np.uint8)  # as ADE20K's files hold them
@@ -58,7 +58,7 @@ def test_ade20k_gives_classes_from_0_and_void_as_255(ade: Path) -> None:
         "ADE_train_00000001",
         "ADE_train_00000002",
     ]
-    assert folder.labels == ade20k()
+    assert folder.labels == ADE20K
     image, label = folder.read(1)
     assert image.shape == (2, 3, 3)
     np.testing.assert_array_equal(label, CLASSES)

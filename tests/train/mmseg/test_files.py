@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 
 from knet_deploy.cli.main import main
 from knet_runtime.errors import OutputError
-from knet_runtime.labels import LabelMap, ade20k, distinct_palette
+from knet_runtime.labels import LabelMap, distinct_palette
 from knet_train import load_checkpoint
+from knet_train.data.label_maps import ADE20K
 from knet_train.mmseg import import_mmseg, read_mmseg, read_state
 
 SEVEN = LabelMap(tuple("abcdefg"), distinct_palette(7), 255)
@@ -100,7 +101,7 @@ def test_150_classes_are_ade20ks(tmp_path: Path, state: State) -> None:
         for leaf in ("weight", "bias"):
             value = state[f"{name}.{leaf}"]
             state[f"{name}.{leaf}"] = torch.zeros(150, *value.shape[1:])
-    assert read_mmseg(save(tmp_path / "ade.pth", state)).labels == ade20k()
+    assert read_mmseg(save(tmp_path / "ade.pth", state)).labels == ADE20K
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, str, str]:

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from knet_runtime.errors import CheckpointError
-from knet_runtime.labels import LabelMap, ade20k, distinct_palette
+from knet_runtime.labels import LabelMap, distinct_palette
+from knet_train.data.label_maps import ADE20K
 from knet_train.mmseg import read_mmseg, read_state
 
 SEVEN = LabelMap(tuple("abcdefg"), distinct_palette(7), 255)
@@ -84,7 +85,7 @@ def test_classes_that_are_not_ade20ks_need_names(pth: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has 7 classes.*--labels labels\.json"):
         read_mmseg(pth)
     with pytest.raises(CheckpointError, match=r"has 7 classes, and the label map 150"):
-        read_mmseg(pth, labels=ade20k())
+        read_mmseg(pth, labels=ADE20K)
 
 
 class Harmful:

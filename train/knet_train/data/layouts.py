@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Literal
 
 from knet_runtime.errors import DataError
-from knet_runtime.labels import CITYSCAPES19, LabelMap, ade20k, load_labels_json
+from knet_runtime.labels import LabelMap
 from knet_runtime.sources.images import IMAGE_SUFFIXES
+from knet_train.data.label_maps import ADE20K, CITYSCAPES19, load_labels_json
 
 _SAME_SPLIT = {
     "train": "training",
@@ -87,7 +88,7 @@ def find_layout(root: Path) -> Layout:
     if (root / "labels").is_dir():
         return Layout(root, "knet-deploy", _eight_bits(load_labels_json(names), names))
     if (root / "annotations").is_dir():
-        labels = _eight_bits(load_labels_json(names), names) if names.exists() else ade20k()
+        labels = _eight_bits(load_labels_json(names), names) if names.exists() else ADE20K
         return Layout(root, "ADE20K", labels)
     raise DataError(
         f"{root} has no folder labels/: a data folder has images/ and labels/ "
