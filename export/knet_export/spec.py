@@ -30,7 +30,7 @@ from knet_runtime.bundle.manifest import (
 from knet_runtime.errors import ConfigError
 from knet_runtime.types import Size
 from knet_train.config import Config
-from knet_train.evaluate import input_spec
+from knet_train.inference import input_spec
 from knet_train.models.knet import KNet
 
 

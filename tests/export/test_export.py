@@ -27,7 +27,7 @@ from knet_runtime.segmenter import Segmenter
 from knet_runtime.types import Size
 from knet_synthetic import Street
 from knet_train.checkpoint import read_checkpoint, save_checkpoint
-from knet_train.evaluate import predict
+from knet_train.inference import predict
 
 SIZE = (64, 96)
 

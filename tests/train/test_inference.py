@@ -1,4 +1,5 @@
-"""Keep-ratio evaluation against plain PyTorch that resizes, sums and counts as mmsegmentation."""
+"""Logits and class maps; at an image's own ratio against plain PyTorch that resizes, sums and
+counts as mmsegmentation does."""
 
 from __future__ import annotations
 
@@ -14,12 +15,57 @@ from torch import Tensor, nn
 
 from knet_runtime.errors import CheckpointError
 from knet_train.config import Config
-from knet_train.evaluate import predict, predict_many
-from knet_train.inference import RATIOS, bilinear, class_map, look, window_starts
+from knet_train.inference import (
+    RATIOS,
+    best_classes,
+    bilinear,
+    input_spec,
+    look,
+    predict,
+    predict_logits,
+    window_starts,
+)
 from knet_train.models.knet import KNet
 
 SCALE = (160, 72)
 SIZES = [(50, 83), (97, 64), (36, 150), (200, 131)]
+
+
+def test_the_input_is_what_the_configuration_says(tiny_config: Callable[..., Config]) -> None:
+    spec = input_spec(tiny_config("data.eval_resize=letterbox"))
+    assert (spec.height, spec.width, spec.resize) == (64, 96, "letterbox")
+
+
+def test_logits_are_the_last_stages(tiny_model: KNet) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    logits = predict_logits(tiny_model, image[None])
+    assert (logits.shape, logits.dtype) == ((1, 3, 16, 24), np.float32)
+    with torch.no_grad():
+        expected = tiny_model(torch.from_numpy(image)[None])
+    np.testing.assert_array_equal(logits, expected.numpy())
+
+
+@pytest.mark.parametrize("resize", ["stretch", "letterbox"])
+@pytest.mark.parametrize("size", [(64, 96), (37, 81), (200, 120)])
+def test_a_class_map_has_the_images_own_size(
+    tiny_model: KNet, tiny_config: Callable[..., Config], resize: str, size: tuple[int, int]
+) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    predicted = predict(tiny_model, image, tiny_config(f"data.eval_resize={resize}"))
+    assert predicted.shape == size
+    assert predicted.max() < 3
+
+
+def test_a_fitting_image_is_upsampled_as_torch_would(
+    tiny_model: KNet, tiny_config: Callable[..., Config]
+) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    logits = torch.from_numpy(predict_logits(tiny_model, image[None]))
+    full = F.interpolate(logits, (64, 96), mode="bilinear", align_corners=False)[0]
+    top = full.topk(2, dim=0).values
+    clear = (top[0] - top[1] > 1e-4).numpy()
+    predicted = predict(tiny_model, image, tiny_config())
+    np.testing.assert_array_equal(predicted[clear], full.argmax(0).numpy()[clear])
 
 
 class Blobs(nn.Module):
@@ -114,7 +160,7 @@ def test_a_whole_picture(
     image = picture(size)
     expected = mmseg_logits(blobs, image, SCALE, None, False)
     assert_same_where_clear(predict(blobs, image, keep_ratio(tiny_config)), expected)
-    assert_same_where_clear(class_map([look(blobs, image, SCALE)]), expected)
+    assert_same_where_clear(best_classes([look(blobs, image, SCALE)]), expected)
 
 
 @pytest.mark.parametrize("crop", [(40, 56), (32, 200), (512, 512)])
@@ -126,7 +172,7 @@ def test_windows(blobs: KNet, size: tuple[int, int], crop: tuple[int, int]) -> N
     view = look(blobs, image, SCALE, crop)
     logits = (view.rows @ view.logits @ view.columns.T)[None]
     torch.testing.assert_close(logits, expected, rtol=0, atol=2e-4)
-    assert_same_where_clear(class_map([view]), expected)
+    assert_same_where_clear(best_classes([view]), expected)
 
 
 @pytest.mark.parametrize("slide", [False, True])
@@ -142,7 +188,7 @@ def test_scales_and_mirror_images(
             scale = int(SCALE[0] * ratio), int(SCALE[1] * ratio)
             crop = config.data.crop if slide else None
             expected = expected + mmseg_logits(blobs, image, scale, crop, mirrored).softmax(1) / 12
-    found = predict_many(blobs, image, config, slide=slide, ms_flip=True)
+    found = predict(blobs, image, config, slide=slide, ms_flip=True)
     assert_same_where_clear(found, expected)
 
 
@@ -152,8 +198,8 @@ def test_a_real_network_sees_sizes_that_are_multiples_of_nothing(
     image, config = picture((53, 91)), keep_ratio(tiny_config)
     maps = [
         predict(tiny_model, image, config),
-        predict_many(tiny_model, image, config, slide=True, ms_flip=False),
-        predict_many(tiny_model, image, config, slide=True, ms_flip=True),
+        predict(tiny_model, image, config, slide=True, ms_flip=False),
+        predict(tiny_model, image, config, slide=True, ms_flip=True),
     ]
     assert {found.shape for found in maps} == {(53, 91)}
     assert {found.dtype for found in maps} == {np.dtype(np.uint8)}
@@ -161,9 +207,9 @@ def test_a_real_network_sees_sizes_that_are_multiples_of_nothing(
 
 def test_bands_of_rows_join_without_a_seam(blobs: KNet, monkeypatch: pytest.MonkeyPatch) -> None:
     views = [look(blobs, picture((50, 83)), SCALE, (40, 56), mirrored=m) for m in (False, True)]
-    whole = class_map(views)
+    whole = best_classes(views)
     monkeypatch.setattr("knet_train.inference._BAND", 7 * 83 * 3)
-    np.testing.assert_array_equal(class_map(views), whole)
+    np.testing.assert_array_equal(best_classes(views), whole)
 
 
 def test_windows_cover_every_pixel_and_stay_inside() -> None:

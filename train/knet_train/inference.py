@@ -1,11 +1,12 @@
-"""A picture at its own ratio, in windows or at several scales, as mmsegmentation evaluates.
+"""From an image to PyTorch's answer: logits, and class maps seen as the configuration says.
 
-Everything that mmsegmentation does between a window's logits and the picture is linear and acts on
-rows and columns apart: resizing to the window's size, the sum over windows and the division by
-their counts, resizing to the picture's size, mirroring. So the logits of all windows are laid side
-by side [N, h, w], one matrix R [H, h] and one matrix C [W, w] stand for all steps, and the
-picture's logits are R L_n Cᵀ. They are computed a band of rows at a time: N×H×W numbers are never
-held.
+An image is evaluated at one fixed size or at its own ratio; the latter also in windows, or at
+several scales, as mmsegmentation does. All that mmsegmentation does between a window's logits and
+the image is linear and acts on rows and columns apart: resizing to the window's size, the sum over
+windows and the division by their counts, resizing to the image's size, mirroring. So the logits of
+all windows are laid side by side [N, h, w], one matrix R [H, h] and one matrix C [W, w] stand for
+all steps, and the image's logits are R L_n Cᵀ. They are computed a band of rows at a time: N×H×W
+numbers are never held.
 """
 
 from __future__ import annotations
@@ -16,41 +17,93 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from knet_runtime.bundle.manifest import InputSpec
 from knet_runtime.errors import CheckpointError
-from knet_runtime.preprocess import keep_ratio
+from knet_runtime.postprocess import class_map, upsampled_argmax
+from knet_runtime.preprocess import fit_to_input, keep_ratio
 from knet_runtime.types import ClassMap
+from knet_train.config import Config
 from knet_train.models.knet import KNet
 
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of eval_scale, in multi-scale evaluation
 _BAND = 2**24  # numbers of one band of all classes: 64 MiB
 
 
+@torch.no_grad()
+def predict_logits(model: nn.Module, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """PyTorch's own answer: RGB images uint8 [B, H, W, 3] -> the last stage's logits float32
+    [B, N, H/s, W/s] (rounded up). ``model`` is in evaluation mode, on any device.
+
+    Raises CheckpointError when they hold NaN or infinity.
+    """
+    assert not model.training, "dropout and BatchNorm would take part"
+    device = next(model.parameters()).device
+    logits: Tensor = model(torch.from_numpy(images).to(device)).float()
+    if not logits.isfinite().all():
+        raise CheckpointError(
+            "the network gives NaN or infinity, so its weights are broken: "
+            "use an earlier checkpoint, or train with a lower optim.lr"
+        )
+    return np.asarray(logits.cpu().numpy(), np.float32)
+
+
+def input_spec(config: Config) -> InputSpec:
+    """The network's input as export fixes it, and as images of ``eval_mode`` "fixed" see it."""
+    height, width = config.data.eval_size
+    return InputSpec(
+        name="image", height=height, width=width, resize=config.data.eval_resize, max_batch=16
+    )
+
+
+def predict(
+    model: KNet,
+    image: NDArray[np.uint8],
+    config: Config,
+    *,
+    slide: bool = False,
+    ms_flip: bool = False,
+) -> ClassMap:
+    """An image uint8 [H, W, 3] RGB of any size -> its class map [H, W], seen as
+    ``config.data.eval_mode`` says.
+
+    With ``slide`` it is seen inside ``eval_scale`` in windows of ``crop``; with ``ms_flip`` at
+    ``RATIOS`` of that scale, plain and mirrored, whose softmax is averaged. Raises CheckpointError
+    as ``predict_logits`` does.
+    """
+    if slide or ms_flip:
+        crop = config.data.crop if slide else None
+        looks = [(ratio, mirrored) for ratio in RATIOS for mirrored in (False, True)]
+        views = []
+        for ratio, mirrored in looks if ms_flip else [(1.0, False)]:
+            longest, shortest = (int(side * ratio) for side in config.data.eval_scale)
+            views.append(look(model, image, (longest, shortest), crop, mirrored=mirrored))
+        return best_classes(views)
+    match config.data.eval_mode:
+        case "fixed":
+            fitted, geometry = fit_to_input(image, input_spec(config), config.model.stride)
+            logits = predict_logits(model, fitted[None])[0]
+            return class_map(logits, geometry, config.model.stride)
+        case "keep_ratio":
+            scaled = keep_ratio(image, config.data.eval_scale)
+            return upsampled_argmax(
+                predict_logits(model, scaled[None])[0],
+                (image.shape[0], image.shape[1]),
+                via=(scaled.shape[0], scaled.shape[1]),
+            )
+
+
 class View(NamedTuple):
-    """The logits of one look at a picture, and how they are spread over its pixels."""
+    """The logits of one look at an image, and how they are spread over its pixels."""
 
     logits: Tensor  # float32 [N, h, w]
     rows: Tensor  # float32 [H, h], each row sums to 1
     columns: Tensor  # float32 [W, w], likewise
 
 
-@torch.no_grad()
-def logits(model: KNet, pixels: Tensor) -> Tensor:
-    """The last stage's logits float32 [N, H/s, W/s] (rounded up) of RGB pixels [H, W, 3] on the
-    model's device. Raises CheckpointError when they hold NaN or infinity."""
-    found: Tensor = model(pixels[None])[0].float()
-    if not found.isfinite().all():
-        raise CheckpointError(
-            "the network gives NaN or infinity, so its weights are broken: "
-            "use an earlier checkpoint, or train with a lower optim.lr"
-        )
-    return found
-
-
-@torch.no_grad()
 def look(
-    model: KNet,
+    model: nn.Module,
     image: NDArray[np.uint8],
     scale: tuple[int, int],
     crop: tuple[int, int] | None = None,
@@ -61,34 +114,35 @@ def look(
     (height, width) whose overlapping logits are averaged (mmsegmentation's ``slide_inference``).
 
     The windows' stride is 2/3 of the crop, rounded down (341 for 512); the last one is moved back
-    inside the picture, and along a side shorter than the crop there is one.
+    inside the image, and along a side shorter than the crop there is one.
     """
     scaled = keep_ratio(image, scale)
     if mirrored:
-        scaled = scaled[:, ::-1]
-    pixels = torch.from_numpy(np.ascontiguousarray(scaled)).to(model.mean.device)
+        scaled = np.ascontiguousarray(scaled[:, ::-1])
     starts, window = [], []
     for side, length in zip(scaled.shape[:2], crop or scaled.shape[:2], strict=True):
         window.append(min(side, length))
         starts.append(window_starts(side, length))
-    lines = [
-        torch.cat([logits(model, pixels[y:, x:][: window[0], : window[1]]) for x in starts[1]], 2)
+    tiles = [
+        [
+            predict_logits(model, scaled[None, y : y + window[0], x : x + window[1]])[0]
+            for x in starts[1]
+        ]
         for y in starts[0]
     ]
-    mosaic = torch.cat(lines, 1)
+    mosaic = torch.from_numpy(np.block(tiles)).to(next(model.parameters()).device)
     rows, columns = (
-        _spread(scaled.shape[axis], starts[axis], window[axis], mosaic.shape[1 + axis])
+        bilinear(scaled.shape[axis], image.shape[axis])
+        @ _spread(scaled.shape[axis], starts[axis], window[axis], mosaic.shape[1 + axis])
         for axis in (0, 1)
     )
-    rows = bilinear(scaled.shape[0], image.shape[0]) @ rows
-    columns = bilinear(scaled.shape[1], image.shape[1]) @ columns
     if mirrored:
         columns = columns.flip(0)
     return View(mosaic, rows.to(mosaic), columns.to(mosaic))
 
 
 def window_starts(side: int, crop: int) -> list[int]:
-    """Where the windows of ``crop`` begin along a side of the picture."""
+    """Where the windows of ``crop`` begin along a side of the image."""
     stride = max(1, 2 * crop // 3)
     last = max(side - crop, 0)
     return [min(index * stride, last) for index in range(-(-last // stride) + 1)]
@@ -108,8 +162,7 @@ def bilinear(source: int, target: int) -> Tensor:
     return matrix
 
 
-@torch.no_grad()
-def class_map(views: Sequence[View]) -> ClassMap:
+def best_classes(views: Sequence[View]) -> ClassMap:
     """The class map [H, W] of the largest logits of one view, or of the largest mean of several
     views' softmax; uint8, or uint16 of more than 256 classes."""
     height, width = len(views[0].rows), len(views[0].columns)

@@ -21,7 +21,7 @@ from knet_runtime.metrics import ConfusionMatrix
 from knet_train.config import Config
 from knet_train.data.batches import Pair, Part
 from knet_train.data.dataset import LabelledFolder
-from knet_train.evaluate import predict
+from knet_train.inference import predict
 from knet_train.loss import loss_divisors, training_loss
 from knet_train.models.knet import KNet
 from knet_train.optim import build_optimizer, hold_frozen_norms, lr_factor

@@ -15,7 +15,7 @@ from knet_runtime.bundle.store import Bundle
 from knet_runtime.engines.registry import open_engine
 from knet_runtime.errors import BundleError, CheckpointError, ParityError
 from knet_train.checkpoint import Checkpoint
-from knet_train.evaluate import predict_logits
+from knet_train.inference import predict_logits
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,4 +117,5 @@ class TorchReference:
 
     def logits(self, fitted: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See ``Reference``. Raises CheckpointError when they hold NaN or infinity."""
-        return predict_logits(self.checkpoint.model, fitted)
+        logits: NDArray[np.float32] = predict_logits(self.checkpoint.model, fitted[None])[0]
+        return logits

@@ -35,7 +35,7 @@ def check(
     """
     with needs_extra("train", "knet-deploy data check"):
         from knet_train.data import check as data_check
-        from knet_train.data.check import draw_sheet
+        from knet_train.figures import draw_sheet
     if sheet is not None and sheet.suffix.lower() != ".png":
         raise ConfigError(f"{sheet}: let the picture's name end in .png")
     files = {path: AtomicFile(path) for path in (sheet, json) if path is not None}

@@ -50,7 +50,7 @@ def evaluate(
         from knet_train.checkpoint import read_checkpoint
         from knet_train.config import override_config
         from knet_train.data.dataset import open_folder
-        from knet_train.evaluate import draw_confusion
+        from knet_train.figures import draw_confusion
     for setting in settings or []:
         if not setting.startswith("data."):
             raise ConfigError(f"--set {setting}: eval takes data.* only, the rest is trained")

@@ -3,13 +3,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from knet_runtime.errors import DataError
-from knet_train.data.check import DataReport, check, draw_sheet, encode_report, survey
+from knet_train.data.check import DataReport, check, encode_report, survey
 from knet_train.data.layouts import Sample
 
 MakeFolder = Callable[..., Path]
@@ -126,19 +125,6 @@ def test_ade20k_values_are_judged_as_its_files_hold_them(make_folder: MakeFolder
     assert report.ignored_pixels == 64 * 24
     (problem,) = report.problems
     assert "holds label 4 (6144 pixels); its classes are 1 … 3 and 0 (ignore)" in problem
-
-
-def test_the_sheet_shows_pictures_beside_their_painted_labels(make_folder: MakeFolder) -> None:
-    root = make_folder([f"p{index:02}" for index in range(20)])
-    found = survey(root)
-    report, good = check(found)
-    shares = {row.name: row.pixels / report.labelled_pixels for row in report.classes}
-    sheet = cv2.imdecode(np.frombuffer(draw_sheet(found.layout, good, shares), np.uint8), 1)
-    few = cv2.imdecode(np.frombuffer(draw_sheet(found.layout, good[:1], shares), np.uint8), 1)
-    assert sheet.shape[0] > 3 * few.shape[0]  # four rows of three against one picture
-    assert sheet.shape[1] > 2.9 * (few.shape[1] - 14)
-    magenta = (few == (255, 0, 255)).all(2)
-    assert 0 < magenta.sum() < 240  # the label's first line is ignored
 
 
 def test_camvid_is_clean(shared_data: Path) -> None:

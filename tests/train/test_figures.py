@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -8,8 +11,9 @@ from numpy.typing import NDArray
 from knet_runtime.labels import LabelMap
 from knet_runtime.metrics import ConfusionMatrix
 from knet_synthetic import CAMVID11
+from knet_train.data.check import check, survey
 from knet_train.data.label_maps import ADE20K
-from knet_train.evaluate import draw_confusion
+from knet_train.figures import draw_confusion, draw_sheet
 
 
 def drawn(labels: LabelMap, matrix: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -49,3 +53,18 @@ def test_long_and_foreign_names_stay_inside() -> None:
     picture = drawn(labels, np.eye(2, dtype=np.int64))
     border = np.concatenate([picture[:4].ravel(), picture[:, :4].ravel(), picture[:, -4:].ravel()])
     assert (border == 255).all()
+
+
+def test_the_sheet_shows_images_beside_their_painted_labels(
+    make_folder: Callable[..., Path],
+) -> None:
+    root = make_folder([f"p{index:02}" for index in range(20)])
+    found = survey(root)
+    report, good = check(found)
+    shares = {row.name: row.pixels / report.labelled_pixels for row in report.classes}
+    sheet = cv2.imdecode(np.frombuffer(draw_sheet(found.layout, good, shares), np.uint8), 1)
+    few = cv2.imdecode(np.frombuffer(draw_sheet(found.layout, good[:1], shares), np.uint8), 1)
+    assert sheet.shape[0] > 3 * few.shape[0]  # four rows of three against one image
+    assert sheet.shape[1] > 2.9 * (few.shape[1] - 14)
+    magenta = (few == (255, 0, 255)).all(2)
+    assert 0 < magenta.sum() < 240  # the label's first line is ignored
