@@ -1,24 +1,33 @@
-"""The sides of the street: fronts, side walls and roofs, and what bounds their gardens."""
+"""The sides of the street: fronts, side walls and roofs, and what bounds their gardens.
+
+A front is a flat texture of walls, windows, doors and shop fronts, drawn once for each facade.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import cv2
 import numpy as np
 
-from knet_synthetic.blocks import Plot
-from knet_synthetic.camera import NEAR, Camera
-from knet_synthetic.canvas import Canvas
-from knet_synthetic.climate import Climate
-from knet_synthetic.facades import Facade
-from knet_synthetic.layout import Layout
+from knet_synthetic.camera import NEAR, Camera, Canvas, upright
+from knet_synthetic.labels import BUILDING, FENCE, TREE
+from knet_synthetic.layout import Layout, Plot
 from knet_synthetic.noise import Array, fractal
+from knet_synthetic.sky import Climate
 
-BUILDING, TREE, FENCE = 1, 5, 7
 DEPTH = 9.0  # metres from front to back
 SLIVER = 7  # sub-samples of width below which a front is drawn in one colour
+PPM = 30  # texture pixels per metre
+FLOOR = 3.0  # metres
+
+BRICKS = ((150, 92, 72), (172, 140, 100), (128, 82, 66), (160, 112, 84), (118, 96, 84))
+RENDERS = ((214, 208, 194), (192, 180, 158), (224, 224, 218), (200, 172, 140), (176, 184, 190))
+STONES = ((166, 158, 144), (146, 140, 130), (182, 172, 150))
+FRAMES = ((232, 232, 228), (230, 230, 226), (60, 56, 52), (96, 70, 50), (70, 84, 80))
+SHOPS = ((36, 60, 52), (120, 28, 30), (28, 42, 84), (40, 40, 42), (190, 150, 40), (84, 40, 84))
 
 
 class Buildings:
@@ -66,10 +75,7 @@ class Buildings:
                                 [ridge, high, plot.end], [ridge, high, start]])  # fmt: skip
             canvas.polygon(camera.polygon(corners), np.clip(tone, 0, 255), BUILDING)
             self._chimney(canvas, camera, plot, ridge, height + rise, fade)
-        corners = np.array(
-            [[x, height, start], [x, height, plot.end], [x, 0, plot.end], [x, 0, start]]
-        )
-        screen = camera.screen(camera.view(corners))
+        screen = camera.project(upright(x, height, start, plot.end))
         if abs(screen[0, 0] - screen[1, 0]) < 0.5 or not _inside(screen, canvas):
             return
         normal = -plot.side
@@ -92,13 +98,13 @@ class Buildings:
         low = min(hidden, height - 0.1)
         corners = np.array([[x, height, plot.start], [back, height, plot.start],
                             [back, low, plot.start], [x, low, plot.start]])  # fmt: skip
-        screen = camera.screen(camera.view(corners))
+        screen = camera.project(corners)
         if not _inside(screen, canvas):
             return
         tone = self._mean(-1 - plot.facade, 0, round(fade * 20))
         if rise:
             middle = np.array([[0.5 * (x + back), height + rise, plot.start]])
-            apex = camera.screen(camera.view(middle))
+            apex = camera.project(middle)
             canvas.polygon(np.stack([screen[0], screen[1], apex[0]]), tone, BUILDING)
         if abs(screen[0, 0] - screen[1, 0]) < 4 * SLIVER:
             canvas.polygon(screen, tone, BUILDING)
@@ -121,7 +127,7 @@ class Buildings:
             return
         s = plot.start + 0.4
         tone = self._climate.shade((0, 0, -1)) * np.array((140, 92, 74))
-        tone = np.clip(tone, 0, 255) * (1 - fade) + self._climate.horizon * fade
+        tone = self._climate.through_haze(tone, fade)
         for half, low, high, factor in ((0.5, -0.8, 1.1, 1.0), (0.3, 1.1, 1.5, 1.15)):
             left, right, foot, head = ridge - half, ridge + half, top + low, top + high
             box = np.array([[left, foot, s], [right, foot, s], [right, head, s], [left, head, s]])
@@ -131,10 +137,7 @@ class Buildings:
         x = self._layout.wall(plot.side) + plot.side * 0.1
         height = {"fence": 1.7, "railing": 1.2, "hedge": 1.4}[plot.boundary] * plot.scale
         label = TREE if plot.boundary == "hedge" else FENCE
-        corners = np.array(
-            [[x, height, start], [x, height, plot.end], [x, 0, plot.end], [x, 0, start]]
-        )
-        screen = camera.screen(camera.view(corners))
+        screen = camera.project(upright(x, height, start, plot.end))
         if not _inside(screen, canvas):
             return
         fade = self._climate.fade(0.5 * (start + plot.end) - camera.s)
@@ -172,7 +175,7 @@ class Buildings:
         share = fade / 20
         way = (float(normal), 0.0, 0.0) if normal else (0.0, 0.0, -1.0)
         value = np.arange(256)[:, None] * self._climate.shade(way)
-        table = np.clip(value, 0, 255) * (1 - share) + self._climate.horizon * share
+        table = self._climate.through_haze(value, share)
         lit = cv2.LUT(small, np.clip(table, 0, 255).astype(np.uint8)[:, None])
         return np.asarray(lit)
 
@@ -212,3 +215,185 @@ def _bars() -> Array:
     image[3:6, :, 3] = image[30:33, :, 3] = 255
     image[36:, :, :3], image[36:, :, 3] = (140, 118, 100), 255
     return image
+
+
+@dataclass(frozen=True)
+class Facade:
+    """The street front, its plain side wall, and the roof's colour; sizes in metres."""
+
+    front: Array
+    side: Array
+    width: float
+    height: float
+    roof: tuple[int, int, int]
+    pitched: bool
+
+
+def draw_facade(rng: np.random.Generator, style: str) -> Facade:
+    """`style` is terrace, high street, office or suburb."""
+    floors = {
+        "terrace": int(rng.integers(2, 4)),
+        "high street": int(rng.integers(2, 5)),
+        "office": int(rng.integers(3, 6)),
+        "suburb": 2,
+    }[style]
+    width, height = float(rng.uniform(6.0, 11.0)), floors * FLOOR + float(rng.uniform(0.2, 0.9))
+    if style == "office":
+        width += 4.0
+    rows, columns = round(height * PPM), round(width * PPM)
+    front, base = _wall(rng, rows, columns, style)
+    side = _wall(rng, rows // 2, columns // 2, style, base)[0]
+    bays = max(2, round(width / rng.uniform(1.9, 3.0)))
+    frame = np.array(FRAMES[rng.integers(len(FRAMES))])
+    pitch = columns / bays
+    tall, wide = rng.uniform(0.42, 0.6), rng.uniform(0.38, 0.62)
+    lintel = np.clip(base * rng.uniform(0.7, 1.35), 0, 240)
+    shop = style == "high street" and rng.random() < 0.85
+    if style == "office" and rng.random() < 0.6:
+        tall, wide = 0.62, 0.92
+    for floor in range(floors):
+        bottom = rows - floor * FLOOR * PPM
+        if floor == 0 and shop:
+            _shop(front, rng, round(bottom - 1.05 * FLOOR * PPM))
+            continue
+        door = int(rng.integers(bays)) if floor == 0 else -1
+        for bay in range(bays):
+            middle = (bay + 0.5) * pitch
+            half = pitch * wide * 0.5
+            sill = bottom - 0.28 * FLOOR * PPM
+            if bay == door:
+                _door(front, rng, (middle - 15, bottom - 2.15 * PPM, middle + 15, bottom))
+            else:
+                box = (middle - half, sill - tall * FLOOR * PPM, middle + half, sill)
+                _window(front, rng, box, frame, lintel)
+        if floor and rng.random() < 0.3:
+            y = round(bottom)
+            front[max(y - 4, 0) : y] = np.clip(base * 1.15, 0, 245)
+    cornice = np.clip(base * rng.uniform(0.6, 1.3), 0, 245)
+    front[:5] = cornice
+    front[5:9] = (front[5:9] * 0.6).astype(np.uint8)
+    # Soot and damp near the ground, and the occlusion of the corner that a wall makes with it.
+    grime = np.ones((rows, 1, 1), np.float32)
+    foot = round(0.9 * PPM)
+    grime[-foot:, 0, 0] = np.linspace(1.0, 0.62, foot)
+    front = np.clip(front * grime, 0, 255).astype(np.uint8)
+    dark = rng.uniform(0.7, 1.1)
+    roof = (92, 94, 102) if rng.random() < 0.6 else (146, 88, 66)
+    tone = (round(roof[0] * dark), round(roof[1] * dark), round(roof[2] * dark))
+    return Facade(front, side, width, height, tone, style != "office" and rng.random() < 0.85)
+
+
+def _wall(
+    rng: np.random.Generator, rows: int, columns: int, style: str, base: Array | None = None
+) -> tuple[Array, Array]:
+    kind = rng.choice(3, p=[0.1, 0.45, 0.45] if style == "office" else [0.55, 0.33, 0.12])
+    if base is None:
+        colours = (BRICKS, RENDERS, STONES)[kind]
+        base = np.array(colours[rng.integers(len(colours))]) * rng.uniform(0.85, 1.1)
+    y, x = np.arange(rows)[:, None], np.arange(columns)[None]
+    if kind == 1:
+        tone: Array = np.ones((rows, columns), np.float32)
+    else:
+        tall, long = (3, 8) if kind == 0 else (12, 24)
+        course = y // tall
+        brick = (x + (course % 2) * (long // 2)) // long
+        table = rng.normal(1.0, 0.09, (rows // tall + 1, columns // long + 2)).astype(np.float32)
+        tone = table[course, brick]
+        joint = (y % tall == 0) | ((x + (course % 2) * (long // 2)) % long == 0)
+        tone = np.where(joint, tone * 0.45 + (0.62 if kind == 0 else 0.4), tone)
+    # Streaks run down walls: noise far longer in height than in width.
+    tone = tone + 0.06 * fractal(rng, rows, columns, (2, 24), 2)
+    tone = tone + 0.04 * fractal(rng, rows, columns, (24, 24), 2)
+    return np.clip(tone[..., None] * base, 0, 255).astype(np.uint8), base
+
+
+def _window(
+    image: Array,
+    rng: np.random.Generator,
+    box: tuple[float, float, float, float],
+    frame: Array,
+    lintel: Array,
+) -> None:
+    left, top, right, bottom = (round(v) for v in box)
+    _fill(image, left - 3, top - 5, right + 3, top, lintel)
+    _fill(image, left - 3, bottom, right + 3, bottom + 4, np.clip(lintel * 1.15, 0, 250))
+    _fill(image, left - 2, bottom + 4, right + 2, bottom + 7, np.array((70, 66, 62)))
+    _fill(image, left, top, right, bottom, frame)
+    _glass(image, rng, left + 2, top + 2, right - 2, bottom - 2)
+    middle = (left + right) // 2
+    if right - left > 22:
+        _fill(image, middle - 1, top, middle + 1, bottom, frame)
+    cut = top + round((bottom - top) * rng.choice([0.35, 0.5]))
+    _fill(image, left, cut - 1, right, cut + 1, frame)
+    # The reveal: a window stands back from the wall and its lintel throws a shade on the pane.
+    shade = image[max(top, 0) : max(top + 4, 0), max(left, 0) : max(right, 0)]
+    shade[...] = (shade * 0.6).astype(np.uint8)
+
+
+def _glass(
+    image: Array, rng: np.random.Generator, left: int, top: int, right: int, bottom: int
+) -> None:
+    pane = image[max(top, 0) : bottom, max(left, 0) : right]
+    if pane.size == 0:
+        return
+    rows, columns = pane.shape[:2]
+    sky = rng.uniform(0.1, 0.75)
+    low, high = np.array((34, 38, 44)), np.array((132, 150, 168))
+    ramp = np.linspace(sky, sky * 0.3, rows)[:, None] * np.linspace(1.0, 0.6, columns)[None]
+    pane[...] = (low + (high - low) * ramp[..., None]).astype(np.uint8)
+    if rng.random() < 0.4:  # curtains
+        side = max(1, round(columns * rng.uniform(0.15, 0.3)))
+        cloth = np.array((196, 188, 174)) * rng.uniform(0.5, 1.0)
+        pane[:, :side] = pane[:, columns - side :] = cloth
+    elif rng.random() < 0.25:  # a blind
+        pane[: round(rows * rng.uniform(0.3, 0.7))] = np.array((204, 200, 190)) * 0.85
+
+
+def _door(image: Array, rng: np.random.Generator, box: tuple[float, float, float, float]) -> None:
+    left, top, right, bottom = (round(v) for v in box)
+    _fill(image, left - 3, top - 4, right + 3, bottom, np.array((206, 202, 192)))
+    paint = np.array(SHOPS[rng.integers(len(SHOPS))]) * rng.uniform(0.7, 1.1)
+    _fill(image, left, top + 9, right, bottom, np.clip(paint, 0, 255))
+    _glass(image, rng, left + 2, top + 1, right - 2, top + 8)
+    for y in (top + 16, top + 38):
+        _fill(image, left + 5, y, right - 5, y + 17, np.clip(paint * 0.75, 0, 255))
+
+
+def _shop(image: Array, rng: np.random.Generator, top: int) -> None:
+    rows, columns = image.shape[:2]
+    top = max(top, 0)
+    paint = np.array(SHOPS[rng.integers(len(SHOPS))])
+    _fill(image, 0, top, columns, rows, paint * 0.9)
+    board = top + round(0.65 * PPM)
+    _fill(image, 4, top + 4, columns - 4, board, np.clip(paint * rng.uniform(0.8, 1.5), 0, 255))
+    letters = np.array((236, 228, 200)) if paint.sum() < 330 else np.array((30, 30, 30))
+    x = round(columns * rng.uniform(0.12, 0.3))
+    while x < columns * 0.8:  # strokes that read as a name from the far side of the street
+        stroke = int(rng.integers(3, 8))
+        _fill(image, x, top + 8, x + 2, board - 4, letters)
+        y = int(rng.integers(top + 8, board - 5))
+        _fill(image, x, y, x + stroke, y + 2, letters)
+        x += stroke + 3 + (6 if rng.random() < 0.15 else 0)
+    panes = max(2, columns // 75)
+    door = int(rng.integers(panes))
+    for pane in range(panes):
+        left, right = 6 + pane * columns // panes, (pane + 1) * columns // panes - 4
+        sill = rows - (3 if pane == door else round(0.55 * PPM))
+        _glass(image, rng, left, board + 5, right, sill)
+        if pane == door:
+            _fill(image, (left + right) // 2 - 1, board + 5, (left + right) // 2 + 2, sill, paint)
+            continue
+        for _ in range(int(rng.integers(3, 9))):  # goods on display, dim behind the glass
+            x, y = int(rng.integers(left, right)), int(rng.integers(board + 30, sill))
+            size = int(rng.integers(4, 14))
+            goods = rng.uniform(30, 190, 3)
+            _fill(image, x, y, min(x + size, right), sill, goods)
+    if rng.random() < 0.3:  # a striped awning
+        for x in range(0, columns, 16):
+            tone = np.array((224, 218, 206)) if x % 32 else np.clip(paint * 1.3, 0, 255)
+            _fill(image, x, board, x + 16, board + 18, tone)
+        _fill(image, 0, board + 18, columns, board + 26, np.array((40, 40, 44)))
+
+
+def _fill(image: Array, left: int, top: int, right: int, bottom: int, colour: Array) -> None:
+    cv2.rectangle(image, (left, top), (right - 1, bottom - 1), colour.tolist(), cv2.FILLED)

@@ -1,8 +1,10 @@
-"""Where the camera is, and how points of the street come to lie in the picture.
+"""Drawing in perspective: the camera says where a point of the street lies in the frame, the canvas
+draws there, image and labels by the same call.
 
 Street coordinates are (x right of the centre line, y up, s along it). The street bends: `Curve` is
 its centre line's lateral offset, and a point's true position is x + offset(s). Pitch is a shift of
-the horizon (exact for a shifted lens), so that what is vertical stays vertical in the picture.
+the horizon (exact for a shifted lens), so that what is vertical stays vertical in the frame. The
+canvas has two sub-samples per pixel and side.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
+import cv2
 import numpy as np
 
 from knet_synthetic.noise import Array
@@ -18,6 +21,26 @@ from knet_synthetic.noise import Array
 NEAR = 1.0
 BEHIND, BEYOND = -60, 460  # metres from the camera within which the bend is known
 _METRES = np.arange(BEYOND - BEHIND)
+NO_LABEL = -1  # only the image is drawn and labels stay: paint on the road
+_SHIFT = 4  # binary places of the polygon coordinates handed to OpenCV
+
+
+def flat(x0: float, x1: float, s0: float, s1: float) -> Array:
+    """The corners [4, 3] of a rectangle on the ground."""
+    return np.array([[x0, 0, s0], [x1, 0, s0], [x1, 0, s1], [x0, 0, s1]])
+
+
+def upright(x: float, height: float, s0: float, s1: float) -> Array:
+    """The corners [4, 3] of a wall along the street, from its top at s0."""
+    return np.array([[x, height, s0], [x, height, s1], [x, 0, s1], [x, 0, s0]])
+
+
+def placed(points: Array, x: float, s: float, heading: float) -> Array:
+    """Points [N, 3] of a thing's own frame (right, up, forward) on the street, where it stands at
+    (x, s) and faces ``heading``: 0 along the street, in radians."""
+    sin, cos = np.sin(heading), np.cos(heading)
+    right, up, forward = points.T
+    return np.stack([x + right * cos + forward * sin, up, s + forward * cos - right * sin], 1)
 
 
 @dataclass(frozen=True)
@@ -84,8 +107,12 @@ class Camera:
         screen[:, 1] = self.cy - view[:, 1] * scale
         return screen
 
+    def project(self, points: Array) -> Array:
+        """[N, 3] (x, y, s), all before the camera, to [N, 2] sub-samples."""
+        return self.screen(self.view(points))
+
     def polygon(self, points: Array) -> Array:
-        """The picture of a polygon, cut where it passes behind the camera; may be [0, 2]."""
+        """A polygon [N, 3] in the frame, cut where it passes behind the camera; may be [0, 2]."""
         view = self.view(points)
         if float(view[:, 2].min()) < NEAR:
             view = _in_front(view)
@@ -114,3 +141,117 @@ def _in_front(view: Array) -> Array:
         if (a[2] >= NEAR) != (b[2] >= NEAR):
             kept.append(a + (b - a) * (NEAR - a[2]) / (b[2] - a[2]))
     return np.array(kept) if kept else np.zeros((0, 3))
+
+
+class Canvas:
+    def __init__(self, height: int, width: int) -> None:
+        self.height, self.width = 2 * height, 2 * width
+        self.image: Array = np.zeros((self.height, self.width, 3), np.uint8)
+        self.labels: Array = np.zeros((self.height, self.width), np.uint8)
+
+    def polygon(self, points: Array, colour: Array, label: int) -> None:
+        """A convex polygon [N, 2] of one colour."""
+        if len(points) > 2:
+            self.fill(_fixed(points), colour, label)
+
+    def fill(self, fixed: Array, colour: Array, label: int) -> None:
+        """As `polygon`, for points that are already in fixed point."""
+        cv2.fillConvexPoly(self.image, fixed, colour.tolist(), cv2.LINE_8, _SHIFT)
+        if label != NO_LABEL:
+            cv2.fillConvexPoly(self.labels, fixed, (label,), cv2.LINE_8, _SHIFT)
+
+    def line(self, a: Array, b: Array, width: float, colour: Array, label: int) -> None:
+        """A round-ended limb; never thinner than a pixel, so that its label does not break up."""
+        first, second = ([round(v * (1 << _SHIFT)) for v in end.tolist()] for end in (a, b))
+        thickness = max(2, round(width))
+        cv2.line(self.image, first, second, colour.tolist(), thickness, cv2.LINE_8, _SHIFT)
+        if label != NO_LABEL:
+            cv2.line(self.labels, first, second, (label,), thickness, cv2.LINE_8, _SHIFT)
+
+    def box(
+        self, left: float, top: float, right: float, bottom: float, colour: Array, label: int
+    ) -> None:
+        corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
+        self.polygon(corners, colour, label)
+
+    def quad(self, texture: Array, corners: Array, label: int, source: Array | None = None) -> None:
+        """A texture in perspective: `corners` are the places of its top left, top right, bottom
+        right and bottom left; `source` names other texture points than the corners."""
+        window = self._window(corners)
+        if window is None:
+            return
+        left, top, right, bottom = window
+        if source is None:
+            rows, columns = texture.shape[:2]
+            source = np.array([[0, 0], [columns, 0], [columns, rows], [0, rows]], np.float32) - 0.5
+        local = (corners - (left, top)).astype(np.float32)
+        matrix = cv2.getPerspectiveTransform(source.astype(np.float32), local)
+        patch = cv2.warpPerspective(
+            texture,
+            matrix,
+            (right - left, bottom - top),
+            flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+        mask: Array = np.zeros(patch.shape[:2], np.uint8)
+        cv2.fillConvexPoly(mask, _fixed(local), (255,), cv2.LINE_8, _SHIFT)
+        region = self.image[top:bottom, left:right]
+        if texture.ndim == 3 and texture.shape[2] == 4:
+            # Railings: bars finer than a sample are mixed, and the whole panel is labelled.
+            weight = patch[..., 3:].astype(np.float32) * (mask[..., None] * (1 / 65025.0))
+            region += (
+                ((patch[..., :3] - region.astype(np.float32)) * weight)
+                .astype(np.int16)
+                .astype(np.uint8)
+            )
+        else:
+            cv2.copyTo(patch, mask, region)
+        cv2.fillConvexPoly(self.labels, _fixed(corners), (label,), cv2.LINE_8, _SHIFT)
+
+    def sprite(
+        self,
+        texture: Array,
+        alpha: Array,
+        rectangle: tuple[float, float, float, float],
+        label: int,
+    ) -> None:
+        """A cut-out facing the camera, in (left, top, right, bottom); a sample is in it or out."""
+        x0, y0, x1, y1 = rectangle
+        if x1 - x0 < 1 or y1 - y0 < 1:
+            return
+        # Only the texels in view are enlarged. Resizing them to whole samples costs a fraction of
+        # a warp, and is off by half a sample at most.
+        columns = _in_view(x0, x1, self.width, texture.shape[1])
+        rows = _in_view(y0, y1, self.height, texture.shape[0])
+        if columns is None or rows is None:
+            return
+        (u0, u1, left, right), (v0, v1, top, bottom) = columns, rows
+        size = (right - left, bottom - top)
+        patch = cv2.resize(texture[v0:v1, u0:u1], size)
+        mask = cv2.threshold(cv2.resize(alpha[v0:v1, u0:u1], size), 127, 255, cv2.THRESH_BINARY)[1]
+        inside = (slice(max(-top, 0), self.height - top), slice(max(-left, 0), self.width - left))
+        target = (slice(max(top, 0), bottom), slice(max(left, 0), right))
+        cv2.copyTo(patch[inside], mask[inside], self.image[target])
+        self.labels[target][np.asarray(mask[inside], np.bool_)] = label
+
+    def _window(self, points: Array) -> tuple[int, int, int, int] | None:
+        low, high = points.min(axis=0), points.max(axis=0)
+        left, top = max(math.floor(low[0]), 0), max(math.floor(low[1]), 0)
+        right = min(math.ceil(high[0]) + 1, self.width)
+        bottom = min(math.ceil(high[1]) + 1, self.height)
+        return (left, top, right, bottom) if left < right and top < bottom else None
+
+
+def _in_view(
+    start: float, end: float, samples: int, texels: int
+) -> tuple[int, int, int, int] | None:
+    """Along one axis: the texels in view, and the samples that those cover."""
+    density = texels / (end - start)
+    first = max(math.floor(-start * density), 0)
+    last = min(math.ceil((samples - start) * density), texels)
+    low, high = round(start + first / density), round(start + last / density)
+    return (first, last, low, high) if first < last and low < high and high > 0 else None
+
+
+def _fixed(points: Array) -> Array:
+    return np.asarray(np.rint(points * (1 << _SHIFT)), np.int32)

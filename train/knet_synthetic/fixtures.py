@@ -1,34 +1,38 @@
-"""Lamp posts, traffic lights, signs, bollards, barriers, and trees along the kerb."""
+"""What stands along the kerb: lamp posts, traffic lights, signs, bollards, barriers, and trees.
+
+Crowns of trees, bare branches and bushes are cut-outs with ragged edges, lit from the sun's side.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
-from knet_synthetic.blocks import Fixture
-from knet_synthetic.camera import NEAR, Camera
-from knet_synthetic.canvas import Canvas
-from knet_synthetic.climate import Climate
-from knet_synthetic.foliage import Cutout
-from knet_synthetic.noise import Array
+from knet_runtime.labels import Colour
+from knet_synthetic.camera import NEAR, Camera, Canvas, upright
+from knet_synthetic.labels import FENCE, POLE, SIGN, TREE
+from knet_synthetic.layout import Fixture
+from knet_synthetic.noise import Array, fractal
+from knet_synthetic.sky import Climate
 
-POLE, TREE, SIGN, FENCE = 2, 5, 6, 7
-RED, BLUE, WHITE, AMBER = (196, 30, 34), (28, 70, 160), (236, 236, 232), (230, 170, 40)
+RED, BLUE, WHITE = (196, 30, 34), (28, 70, 160), (236, 236, 232)
+SIZE = 192  # texels of a crown, each way
 
 
 @dataclass(frozen=True)
 class _Spot:
-    """Where a fixture's foot is in the picture, its scale, and the haze before it."""
+    """Where a fixture's foot is in the frame, its scale, and the haze before it."""
 
     u: float
     v: float
     scale: float
-    clear: float
-    mist: Array
+    fade: float
+    climate: Climate
 
-    def tone(self, colour: tuple[int, int, int], light: Array) -> Array:
-        return np.asarray(np.clip(np.array(colour) * light, 0, 255) * self.clear + self.mist)
+    def tone(self, colour: Colour, light: Array) -> Array:
+        return self.climate.through_haze(np.array(colour) * light, self.fade)
 
 
 class Fixtures:
@@ -48,8 +52,7 @@ class Fixtures:
         u, v, scale = camera.point(item.x, item.s)
         if scale == 0.0 or not -14 * scale < u < canvas.width + 14 * scale:
             return
-        fade = self.climate.fade(camera.focal / scale)
-        spot = _Spot(u, v, scale, 1.0 - fade, self.climate.horizon * fade)
+        spot = _Spot(u, v, scale, self.climate.fade(camera.focal / scale), self.climate)
         match item.kind:
             case "lamp":
                 self._lamp(canvas, item, spot)
@@ -58,7 +61,7 @@ class Fixtures:
             case "lights":
                 self._lights(canvas, item, spot, time)
             case "bollard":
-                self._post(canvas, u, v, scale, 1.0, 0.11, spot.tone((62, 60, 58), self.metal))
+                self._post(canvas, spot, 1.0, 0.11, spot.tone((62, 60, 58), self.metal))
             case "bush":
                 wide = 1.3 * item.size * scale
                 texture, alpha = self.bushes[item.variant % len(self.bushes)].at(2 * wide)
@@ -67,10 +70,8 @@ class Fixtures:
             case "tree":
                 self._tree(canvas, item, spot)
 
-    def _post(
-        self, canvas: Canvas, u: float, v: float, scale: float, height: float, width: float,
-        tone: Array,
-    ) -> None:  # fmt: skip
+    def _post(self, canvas: Canvas, spot: _Spot, height: float, width: float, tone: Array) -> None:
+        u, v, scale = spot.u, spot.v, spot.scale
         half = max(0.5 * width * scale, 1.0)
         top = v - height * scale
         canvas.box(u - half, top, u + half, v, tone, POLE)
@@ -82,8 +83,8 @@ class Fixtures:
         height = 6.5 * item.size
         grey = ((120, 124, 124), (60, 66, 62), (150, 150, 146))[item.variant % 3]
         metal = tone(grey, self.metal)
-        self._post(canvas, u, v, scale, 1.2, 0.2, metal)
-        self._post(canvas, u, v, scale, height, 0.13, metal)
+        self._post(canvas, spot, 1.2, 0.2, metal)
+        self._post(canvas, spot, height, 0.13, metal)
         reach = -item.side * 1.3 * scale
         top = v - height * scale
         end = np.array((u + reach, top - 0.25 * scale))
@@ -95,7 +96,7 @@ class Fixtures:
         u, v, scale, tone = spot.u, spot.v, spot.scale, spot.tone
         kind = item.variant % 6
         height = 2.7 if item.size <= 1 else 3.3
-        self._post(canvas, u, v, scale, height, 0.08, tone((116, 118, 118), self.metal))
+        self._post(canvas, spot, height, 0.08, tone((116, 118, 118), self.metal))
         radius = 0.36 * item.size * scale
         y = v - (height - 0.25) * scale
         if kind in (0, 1):  # a prohibition, or a mandatory blue disc
@@ -129,7 +130,7 @@ class Fixtures:
 
     def _lights(self, canvas: Canvas, item: Fixture, spot: _Spot, time: float) -> None:
         u, v, scale, tone = spot.u, spot.v, spot.scale, spot.tone
-        self._post(canvas, u, v, scale, 3.3, 0.12, tone((70, 72, 72), self.metal))
+        self._post(canvas, spot, 3.3, 0.12, tone((70, 72, 72), self.metal))
         half, top, bottom = 0.2 * scale, v - 3.5 * scale, v - 2.4 * scale
         canvas.box(u - 1.5 * half, top - 0.3 * half, u + 1.5 * half, bottom + 0.3 * half,
                    tone((24, 26, 26), self.face), SIGN)  # fmt: skip
@@ -145,11 +146,11 @@ class Fixtures:
         if end - start < 0.2:
             return
         x, share = item.x, (start - item.s) / item.size
-        corners = np.array([[x, 1.05, start], [x, 1.05, end], [x, 0.0, end], [x, 0.0, start]])
         rows, columns = self.railing.shape[:2]
         first = share * columns
         source = np.array([[first, 0], [columns, 0], [columns, rows], [first, rows]]) - 0.5
-        canvas.quad(self.railing, camera.screen(camera.view(corners)), FENCE, source)
+        screen = camera.project(upright(x, 1.05, start, end))
+        canvas.quad(self.railing, screen, FENCE, source)
 
     def _tree(self, canvas: Canvas, item: Fixture, spot: _Spot) -> None:
         u, v, scale, tone = spot.u, spot.v, spot.scale, spot.tone
@@ -169,12 +170,8 @@ class Fixtures:
             canvas.polygon(trunk * (0.4, 1.0) + (0.6 * u - 0.2 * low, 0.0), bark * 1.1, TREE)
         wide = 2.7 * size
         texture, alpha = self.crowns[item.variant % len(self.crowns)].at(2 * wide)
-        canvas.sprite(
-            texture,
-            alpha,
-            (u - wide, v - height * scale - 0.4 * size, u + wide, v - 1.5 * size),
-            TREE,
-        )
+        box = (u - wide, v - height * scale - 0.4 * size, u + wide, v - 1.5 * size)
+        canvas.sprite(texture, alpha, box, TREE)
 
 
 def _ring(u: float, v: float, radius: float, sides: int, start: float = 0.0) -> Array:
@@ -191,3 +188,81 @@ def draw_railing(climate: Climate) -> Array:
     image[:4, :, 3] = image[27:30, :, 3] = 255
     image[:, :5, 3] = 255
     return image
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """Albedo already lit, and alpha, at falling sizes: far trees need the small ones."""
+
+    levels: tuple[tuple[Array, Array], ...]
+
+    def at(self, height: float) -> tuple[Array, Array]:
+        for texture, alpha in reversed(self.levels):
+            if texture.shape[0] >= height:
+                return texture, alpha
+        return self.levels[0]
+
+
+def draw_crown(rng: np.random.Generator, climate: Climate, season: int, bush: bool) -> Cutout:
+    """Overlapping lobes, lit as balls are, broken up by leaves; season 0 is leafy, 1 autumn."""
+    greens = ((62, 84, 38), (78, 98, 44), (54, 76, 48), (92, 104, 52))
+    autumn = ((122, 92, 46), (128, 104, 56), (104, 72, 44), (100, 98, 52))
+    base = np.array((greens if season == 0 else autumn)[rng.integers(4)]) * rng.uniform(0.85, 1.2)
+    count = 12
+    lobes = rng.uniform((0.24, 0.20), (0.76, 0.76), (count, 2))
+    radius = rng.uniform(0.12, 0.22, count)
+    if bush:
+        lobes = np.stack([rng.uniform(0.15, 0.85, count), rng.uniform(0.45, 0.9, count)], 1)
+    y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) / SIZE
+    best = np.full((SIZE, SIZE), -9.0, np.float32)
+    facing = np.zeros((SIZE, SIZE), np.float32)
+    sun_x, sun_y, sun_s = climate.towards_sun
+    for (centre_x, centre_y), reach in zip(lobes, radius, strict=True):
+        dx, dy = (x - centre_x) / reach, (y - centre_y) / reach
+        inside = 1 - dx * dx - dy * dy
+        front = inside > best
+        best[front] = inside[front]
+        slope = dx * sun_x - dy * sun_y - np.sqrt(np.maximum(inside, 0)) * sun_s
+        facing[front] = slope[front]
+    leaf = fractal(rng, SIZE, SIZE, (60, 60), 2)
+    clump = fractal(rng, SIZE, SIZE, (16, 16), 2)
+    # The rim dissolves into leaves, and the sky shines through here and there.
+    alpha = (best + 0.30 * leaf + 0.28 * clump > 0.22) & (leaf + clump < rng.uniform(2.2, 3.4))
+    direct = np.clip(facing + 0.25 * clump, 0, 1)[..., None] * climate.sun * 0.8
+    sky = np.clip(0.80 - 0.55 * (y - 0.4) + 0.25 * np.clip(best, -0.5, 0.6), 0.2, 1.2)
+    light = climate.ambient * (sky * 0.85)[..., None] + direct
+    tone = np.clip(1 + 0.30 * leaf + 0.22 * clump, 0.25, 1.9)[..., None]
+    image = np.clip(base * tone * light * 1.3, 0, 255).astype(np.uint8)
+    return _levels(image, alpha.astype(np.uint8) * 255)
+
+
+def draw_bare(rng: np.random.Generator, climate: Climate) -> Cutout:
+    """A winter tree: trunk and branches to the third order."""
+    size = 2 * SIZE
+    bark = np.array((92, 80, 68)) * rng.uniform(0.6, 1.0) * climate.shade((0.0, 0.3, -0.9))
+    image: Array = np.full((size, size, 3), np.clip(bark, 0, 255), np.uint8)
+    alpha: Array = np.zeros((size, size), np.uint8)
+    twigs = [(size / 2, size - 1.0, -np.pi / 2, size * 0.27, 10.0)]
+    while twigs:
+        x, y, heading, length, width = twigs.pop()
+        x2, y2 = x + np.cos(heading) * length, y + np.sin(heading) * length
+        cv2.line(alpha, (int(x), int(y)), (int(x2), int(y2)), (255,), max(2, round(width)))
+        if width < 1.2:
+            continue
+        for _ in range(int(rng.integers(2, 4))):
+            turn = heading + rng.normal(0, 0.5) - 0.1 * np.cos(heading)
+            twigs.append((x2, y2, turn, length * rng.uniform(0.62, 0.86), width * 0.62))
+    image = np.clip(image * (1 + 0.2 * fractal(rng, size, size, (40, 40), 1)[..., None]), 0, 255)
+    # Twigs thinner than a texel would vanish from the small copies: fatten them there.
+    return _levels(image.astype(np.uint8), cv2.GaussianBlur(alpha, (3, 3), 0), fatten=1.35)
+
+
+def _levels(image: Array, alpha: Array, fatten: float = 1.0) -> Cutout:
+    levels = [(image, alpha)]
+    while len(image) > 20:
+        small = (image.shape[1] // 2, image.shape[0] // 2)
+        image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
+        alpha = cv2.resize(alpha, small, interpolation=cv2.INTER_AREA)
+        alpha = cv2.convertScaleAbs(alpha, alpha=fatten)
+        levels.append((image, alpha))
+    return Cutout(tuple(levels))

@@ -1,21 +1,31 @@
-"""The ground: asphalt, kerbs, pavement slabs, verges, all read from one texture of the street's
-cross-section; side roads and painted crossings on top; then the shadows that lie on it."""
+"""The ground and the shadows that lie on it.
+
+Asphalt, kerbs, pavement slabs and verges are read from one texture of the street's cross-section;
+side roads and painted crossings lie on top; buildings, trees, posts, cars and people throw shadows.
+"""
 
 from __future__ import annotations
+
+import math
 
 import cv2
 import numpy as np
 
-from knet_synthetic.camera import Camera
-from knet_synthetic.canvas import KEEP, Canvas
-from knet_synthetic.climate import Climate
-from knet_synthetic.layout import Layout
+from knet_synthetic.buildings import Buildings
+from knet_synthetic.camera import NEAR, NO_LABEL, Camera, Canvas, flat
+from knet_synthetic.cars import SHAPES, shape_of
+from knet_synthetic.labels import PAVEMENT, ROAD, TREE
+from knet_synthetic.layout import Block, Layout
 from knet_synthetic.noise import Array, fractal
+from knet_synthetic.sky import Climate
+from knet_synthetic.traffic import Mover
 
-ROAD, PAVEMENT, TREE = 3, 4, 5
 CELL = 0.03  # metres per texel
 HALF = 15.36  # metres from the centre line to the texture's edge
 LENGTH = 15.36  # metres after which it repeats; the dashes' period divides it
+LONGEST = 3.5  # metres of shadow for a metre of height
+_TURNS = tuple(2 * math.pi * k / 9 for k in range(9))
+_Outline = list[tuple[float, float]]  # (x, s) of a convex polygon on the ground
 
 
 class Ground:
@@ -75,23 +85,18 @@ class Ground:
         left, right = self.layout.kerb(-1), self.layout.kerb(1)
         if self.layout.zebra:
             for x in np.arange(left + 0.3, right - 0.5, 1.1):
-                strip = np.array(
-                    [[x, 0, s], [x + 0.6, 0, s], [x + 0.6, 0, s + 2.6], [x, 0, s + 2.6]]
-                )
-                canvas.polygon(camera.polygon(strip), self.paint * 0.92, KEEP)
+                strip = camera.polygon(flat(x, x + 0.6, s, s + 2.6))
+                canvas.polygon(strip, self.paint * 0.92, NO_LABEL)
         else:
             for x in np.arange(left + 0.2, right - 0.2, 0.5):
                 for start in (s, s + 2.5):
-                    dot = np.array(
-                        [[x, 0, start], [x + 0.2, 0, start],
-                         [x + 0.2, 0, start + 0.2], [x, 0, start + 0.2]]
-                    )  # fmt: skip
-                    canvas.polygon(camera.polygon(dot), self.paint, KEEP)
+                    dot = camera.polygon(flat(x, x + 0.2, start, start + 0.2))
+                    canvas.polygon(dot, self.paint, NO_LABEL)
 
     def stop_line(self, canvas: Canvas, camera: Camera, s: float) -> None:
         near, far = sorted((0.1 * self.layout.side, self.layout.kerb(self.layout.side)))
-        line = np.array([[near, 0, s], [far, 0, s], [far, 0, s + 0.35], [near, 0, s + 0.35]])
-        canvas.polygon(camera.polygon(line), self.paint * 0.9, KEEP)
+        line = camera.polygon(flat(near, far, s, s + 0.35))
+        canvas.polygon(line, self.paint * 0.9, NO_LABEL)
 
     def shade(self, canvas: Canvas, mask: Array, top: int) -> None:
         """Multiply the ground by a pixel-sized uint8 mask; shadows are a little blue."""
@@ -120,17 +125,14 @@ class Ground:
                 [kerb, 0, start - 1.4], [wall, 0, start], [far, 0, start],
                 [far, 0, end], [wall, 0, end], [kerb, 0, end + 1.4],
             ]  # fmt: skip
-            rim = np.array([[far, 0, start - 1.6], [wall, 0, start - 1.6],
-                            [wall, 0, end + 1.6], [far, 0, end + 1.6]])  # fmt: skip
+            rim = flat(far, wall, start - 1.6, end + 1.6)
             slab = np.clip(np.array((150, 146, 140)) * self.climate.shade((0, 1, 0)), 0, 255)
             canvas.polygon(camera.polygon(rim), slab, PAVEMENT)
             canvas.polygon(camera.polygon(np.array(outline)), self.asphalt, ROAD)
             mouth = kerb + way * 0.4
             for s in np.arange(start + 0.4, end - 0.6, 1.0):
-                rim_x = mouth + way * 0.25
-                dash = np.array([[mouth, 0, s], [rim_x, 0, s], [rim_x, 0, s + 0.6],
-                                 [mouth, 0, s + 0.6]])  # fmt: skip
-                canvas.polygon(camera.polygon(dash), self.paint * 0.9, KEEP)
+                dash = camera.polygon(flat(mouth, mouth + way * 0.25, s, s + 0.6))
+                canvas.polygon(dash, self.paint * 0.9, NO_LABEL)
 
     def _fade(self, canvas: Canvas, top: int, depth: Array) -> None:
         far = depth[depth > 12.0]
@@ -209,3 +211,127 @@ def _shadow_table() -> Array:
 
 
 _SHADOW = _shadow_table()
+
+
+class Shadows:
+    def __init__(self, climate: Climate, layout: Layout, buildings: Buildings) -> None:
+        self._climate, self._layout, self._buildings = climate, layout, buildings
+        x, y, s = climate.towards_sun
+        reach = min(1.0 / y, LONGEST / max(np.hypot(x, s), 1e-6))
+        self._throw = (-x * reach, -s * reach)  # of a metre of height
+        self._depth = climate.in_shadow
+        self._sunny = self._depth < 0.85
+
+    def dim(self, x: float) -> float:
+        """How much darker a thing at x is when the sun's side of the street shades it."""
+        across = self._throw[0]
+        if not self._sunny or abs(across) < 0.2:
+            return 1.0
+        side = -1 if across > 0 else 1
+        away = abs(self._layout.wall(side) - x)
+        return 0.72 if away < 0.75 * 7.0 * abs(across) else 1.0
+
+    def mask(
+        self, size: tuple[int, int], camera: Camera, blocks: list[Block], movers: list[Mover]
+    ) -> Array:
+        """Pixel-sized factors of the ground's light, 255 in the open."""
+        mask: Array = np.full(size, 255, np.uint8)
+        near, far = camera.s - 6.0, camera.s + 75.0
+        cast: list[_Outline] = []
+        under: list[tuple[float, float, float, float]] = []  # x, s, half width, half length
+        cars = [(c.x, c.s, shape_of(c.style), c.heading) for block in blocks for c in block.parked]
+        cars += [(m.x, m.s, m.shape, 0.0) for m in movers if m.person is None]
+        for x, s, shape, heading in cars:
+            if near < s < far:
+                body = SHAPES[shape]
+                under.append(_footprint(x, s, body.width, body.length, heading))
+                cast.append(self._box(*under[-1], body.height))
+        for mover in movers:
+            if mover.person is not None and near < mover.s < far:
+                under.append((mover.x, mover.s, 0.22, 0.8 if mover.cycling else 0.25))
+                cast.append(self._streak(mover.x, mover.s, 1.7, 0.4))
+        if self._sunny:
+            for block in blocks:
+                cast += self._standing(block, near, far)
+            _fill(mask, camera, cast, round(255 * self._depth))
+        soft = 0.62 * self._depth if self._sunny else 0.55
+        for grow, share in ((1.14, 0.5 + 0.5 * soft), (1.0, soft), (0.88, 0.6 * soft)):
+            boxes = [
+                [(x - grow * a, s - grow * b), (x + grow * a, s - grow * b),
+                 (x + grow * a, s + grow * b), (x - grow * a, s + grow * b)]
+                for x, s, a, b in under
+            ]  # fmt: skip
+            _fill(mask, camera, boxes, round(255 * share * (self._depth if self._sunny else 1.0)))
+        return mask
+
+    def _standing(self, block: Block, near: float, far: float) -> list[_Outline]:
+        """What buildings, trees and posts of a block throw."""
+        dx, ds = self._throw
+        found: list[_Outline] = []
+        for plot in block.plots:
+            height = self._buildings.height(plot)
+            if height and dx * plot.side < 0:
+                x = self._layout.wall(plot.side) + plot.side * plot.setback
+                low, high = ds * height, dx * height
+                found.append([(x, plot.start), (x, plot.end), (x + high, plot.end + low),
+                              (x + high, plot.start + low)])  # fmt: skip
+        for item in block.fixtures:
+            if not near - 14.0 < item.s < far:
+                continue
+            if item.kind == "tree":
+                found.append(self._streak(item.x, item.s, 3.0 * item.size, 0.25))
+                for lift, radius, turn in ((3.0, 1.7, 0.0), (4.0, 2.0, 1.0), (5.0, 1.4, 2.0)):
+                    radius *= item.size
+                    x, s = item.x + dx * lift * item.size, item.s + ds * lift * item.size
+                    found.append(
+                        [(x + radius * math.cos(a + turn) * (1 + 0.2 * math.sin(3 * a + item.s)),
+                          s + radius * math.sin(a + turn)) for a in _TURNS]
+                    )  # fmt: skip
+            elif item.kind in ("lamp", "lights", "sign"):
+                found.append(
+                    self._streak(item.x, item.s, 5.0 if item.kind == "lamp" else 3.0, 0.12)
+                )
+        return found
+
+    def _box(self, x: float, s: float, a: float, b: float, height: float) -> _Outline:
+        """The ground shadow of a box is the hull of its foot and its thrown lid."""
+        dx, ds = self._throw[0] * height, self._throw[1] * height
+        foot = [(x - a, s - b), (x + a, s - b), (x + a, s + b), (x - a, s + b)]
+        both = np.array(foot + [(u + dx, v + ds) for u, v in foot]) - (x, s)
+        hull = cv2.convexHull(both.astype(np.float32))[:, 0]
+        return [(x + float(u), s + float(v)) for u, v in hull]
+
+    def _streak(self, x: float, s: float, height: float, width: float) -> _Outline:
+        dx, ds = self._throw[0] * height, self._throw[1] * height
+        norm = max(math.hypot(dx, ds), 1e-6)
+        px, ps = -ds / norm * width / 2, dx / norm * width / 2
+        return [(x - px, s - ps), (x + px, s + ps), (x + px + dx, s + ps + ds),
+                (x - px + dx, s - ps + ds)]  # fmt: skip
+
+
+def _footprint(
+    x: float, s: float, width: float, length: float, heading: float
+) -> tuple[float, float, float, float]:
+    if abs(math.sin(heading)) > 0.7:
+        width, length = length, width
+    return x, s, width / 2, length / 2
+
+
+def _fill(mask: Array, camera: Camera, outlines: list[_Outline], value: int) -> None:
+    """All outlines in one projection; those that reach behind the camera are cut one by one."""
+    if not outlines:
+        return
+    flat = np.array([(x, 0.0, s) for outline in outlines for x, s in outline])
+    view = camera.view(flat)
+    depth = view[:, 2].copy()
+    view[:, 2] = np.maximum(depth, NEAR)
+    fixed = np.rint(camera.screen(view) * 8).astype(np.int32)  # sub-samples are half pixels
+    first = 0
+    for outline in outlines:
+        last = first + len(outline)
+        part = fixed[first:last]
+        if min(depth[first:last].tolist()) < NEAR:
+            part = np.rint(camera.polygon(flat[first:last]) * 8).astype(np.int32)
+        if len(part) > 2:
+            cv2.fillConvexPoly(mask, part, (value,), cv2.LINE_8, 4)
+        first = last

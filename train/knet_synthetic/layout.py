@@ -1,14 +1,20 @@
-"""What one street is like throughout: widths, habits, densities."""
+"""What one street is like throughout, and what stands along it block by block.
+
+A block is a pure function of the seed and its number.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from knet_synthetic.camera import Curve
+from knet_synthetic.noise import generator
 
+BLOCK = 24.0  # metres
 BAY = 2.1  # metres of road that a row of parked cars takes
+STYLES = ("terrace", "high street", "office", "suburb")
 
 
 @dataclass(frozen=True)
@@ -75,3 +81,169 @@ def draw_layout(rng: np.random.Generator) -> Layout:
         height=rng.uniform(1.25, 1.65),
         speed=rng.uniform(6.5, 9.5),
     )
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A stretch of one side: a building behind the pavement's end, or a gap with greenery."""
+
+    side: int
+    start: float
+    end: float
+    setback: float
+    facade: int  # index into the street's facades; -1: nothing built
+    scale: float  # of the facade's height
+    flip: bool
+    boundary: str  # what stands at the pavement's end: "", fence, railing, hedge
+
+
+@dataclass(frozen=True)
+class Fixture:
+    """A thing on the pavement: lamp, sign, lights, tree, bollard, bush, crossing or barrier."""
+
+    kind: str
+    side: int
+    x: float
+    s: float
+    variant: int
+    size: float
+
+
+@dataclass(frozen=True)
+class Parked:
+    x: float
+    s: float
+    style: int
+    paint: int
+    heading: float
+
+
+@dataclass
+class Block:
+    plots: list[Plot] = field(default_factory=list)
+    fixtures: list[Fixture] = field(default_factory=list)
+    parked: list[Parked] = field(default_factory=list)
+    junction: tuple[float, float, int] | None = None  # start, end, and side (0: both)
+    crossing: float | None = None
+
+
+def build_block(seed: int, number: int, layout: Layout, facades: tuple[int, ...]) -> Block:
+    """`facades` counts the street's facades of each style in STYLES, kept one after another."""
+    rng = generator(seed, 101, number)
+    zone = generator(seed, 102, number // 5)
+    weights = np.array(layout.mix) * zone.uniform(0.2, 1.8, 4)
+    style = int(zone.choice(4, p=weights / weights.sum()))
+    block, base = Block(), number * BLOCK
+    if number % 4 == 2 and rng.random() < 0.75:
+        middle, half = base + rng.uniform(9, 14), rng.uniform(3.2, 4.5)
+        block.junction = (middle - half, middle + half, int(rng.integers(-1, 2)))
+    elif number % 3 == 1 and rng.random() < 0.5:
+        block.crossing = base + rng.uniform(6, 18)
+    for side in (-1, 1):
+        _fill_side(block, rng, base, side, layout, style, facades)
+        _furnish(block, rng, base, side, layout, style)
+    return block
+
+
+def in_junction(block: Block, side: int, start: float, end: float) -> bool:
+    if block.junction is None or block.junction[2] == -side:
+        return False
+    return start < block.junction[1] and end > block.junction[0]
+
+
+def _fill_side(
+    block: Block,
+    rng: np.random.Generator,
+    base: float,
+    side: int,
+    layout: Layout,
+    style: int,
+    facades: tuple[int, ...],
+) -> None:
+    park = layout.park_side == side
+    setback = 0.0 if style in (0, 1) and rng.random() < 0.75 else rng.uniform(1.5, 5.0)
+    s = base
+    while s < base + BLOCK - 0.5:
+        length = float(rng.uniform(6.0, 12.0)) + (4.0 if style == 2 else 0.0)
+        end = min(s + length, base + BLOCK)
+        if base + BLOCK - end < 4.0:
+            end = base + BLOCK
+        stretches = [(s, end)]
+        if block.junction is not None and block.junction[2] != -side:
+            first, last = block.junction[0] - 1.5, block.junction[1] + 1.5
+            stretches = [(s, min(end, first)), (max(s, last), end)]
+        for start, stop in stretches:
+            if stop - start < 1.5:
+                continue
+            empty = rng.random() < (0.8 if park else 0.08 + 0.12 * (style == 3))
+            kind = style if rng.random() < 0.85 else int(rng.integers(4))
+            number = sum(facades[:kind]) + int(rng.integers(facades[kind]))
+            boundary = ""
+            if empty or setback > 1.0:
+                kinds = ("fence", "railing", "hedge", "")
+                boundary = str(rng.choice(kinds, p=[0.3, 0.3, 0.3, 0.1]))
+            block.plots.append(
+                Plot(
+                    side, start, stop, setback, -1 if empty else number,
+                    float(rng.uniform(0.85, 1.15)), bool(rng.random() < 0.5), boundary,
+                )
+            )  # fmt: skip
+            if empty or (setback > 1.0 and rng.random() < 0.7 * layout.trees):
+                for _ in range(1 + 2 * empty):
+                    x = layout.wall(side) + side * rng.uniform(0.8, 2.0 + 6.0 * empty)
+                    place = float(rng.uniform(start + 0.5, stop - 0.5))
+                    kind_name = "tree" if rng.random() < 0.75 else "bush"
+                    variant, size = int(rng.integers(8)), rng.uniform(0.8, 1.5)
+                    block.fixtures.append(Fixture(kind_name, side, x, place, variant, size))
+        s = end
+
+
+def _furnish(
+    block: Block, rng: np.random.Generator, base: float, side: int, layout: Layout, style: int
+) -> None:
+    kerb = layout.kerb(side)
+    edge = kerb + side * 0.45
+
+    def put(kind: str, s: float, x: float = edge, size: float = 1.0) -> None:
+        if not in_junction(block, side, s - 1.0, s + 1.0):
+            block.fixtures.append(Fixture(kind, side, x, s, int(rng.integers(1 << 16)), size))
+
+    if rng.random() < 0.75:
+        place = base + (4.0 if side < 0 else 16.0) + rng.uniform(-1, 1)
+        put("lamp", place, size=rng.uniform(0.85, 1.1))
+    if rng.random() < 0.75 * layout.signs:
+        put("sign", base + rng.uniform(1, 23))
+    if rng.random() < 0.3 * layout.signs:
+        put("sign", base + rng.uniform(1, 23), layout.wall(side) - side * 0.4, 1.2)
+    for s in np.arange(base + 2.0, base + BLOCK, 8.0):
+        if rng.random() < 0.55 * layout.trees * (0.4 if style == 1 else 1.0):
+            put("tree", float(s + rng.uniform(0, 5)), kerb + side * 0.8, rng.uniform(0.7, 1.2))
+    if rng.random() < 0.25:
+        start = base + rng.uniform(0, 12)
+        for k in range(int(rng.integers(3, 7))):
+            put("bollard", start + 1.6 * k)
+    if rng.random() < 0.18:
+        put("barrier", base + rng.uniform(4, 14), edge, rng.uniform(4, 9))
+    if block.junction is not None:
+        put("lights", block.junction[0] - 1.6)
+        put("sign", block.junction[1] + 1.4, edge, 1.2)
+    if block.crossing is not None and int(block.crossing) % 3 == 0:
+        put("lights", block.crossing - 0.6)
+    if layout.parking[side > 0]:
+        s = base + 1.0
+        while s < base + BLOCK - 4.0:
+            near = block.crossing is not None and abs(s + 2.3 - block.crossing) < 6.5
+            blocked = near or in_junction(block, side, s - 3.0, s + 7.0)
+            if not blocked and rng.random() < layout.parked:
+                x = kerb - side * rng.uniform(0.95, 1.2)
+                heading = 0.0 if side == layout.side or rng.random() < 0.3 else np.pi
+                look, paint = int(rng.integers(100)), int(rng.integers(100))
+                heading += rng.normal(0, 0.02)
+                block.parked.append(Parked(x, s + 2.3, look, paint, heading))
+            s += rng.uniform(5.0, 6.2)
+    if block.junction is not None and block.junction[2] != -side and rng.random() < 0.6:
+        middle = 0.5 * (block.junction[0] + block.junction[1])
+        lane = middle + layout.side * side * 1.6
+        x = layout.wall(side) + side * rng.uniform(2.0, 4.0)
+        look, paint = int(rng.integers(80)), int(rng.integers(100))
+        block.parked.append(Parked(x, lane, look, paint, -side * np.pi / 2))

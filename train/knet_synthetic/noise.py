@@ -22,19 +22,16 @@ def fractal(
 ) -> Array:
     """Float32 noise of about unit deviation which tiles in both directions."""
     total = np.zeros((height, width), np.float32)
-    rows, columns, weight, power = *cells, 1.0, 0.0
-    for _ in range(octaves):
+    rows, columns, power = *cells, 0.0
+    for octave in range(1, octaves + 1):
+        weight = 0.6**octave
         rows, columns = min(rows, height), min(columns, width)
         grid = np.pad(rng.standard_normal((rows, columns), dtype=np.float32), 2, mode="wrap")
         # Sampling the padded grid between its first and last true cell makes the tile periodic.
         scale_y, scale_x = rows / height, columns / width
         matrix = np.array([[scale_x, 0, 2.0], [0, scale_y, 2.0]])
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        total += weight_of(weight) * cv2.warpAffine(grid, matrix, (width, height), flags=flags)
-        power += weight_of(weight) ** 2
-        rows, columns, weight = rows * 2, columns * 2, weight + 1
+        total += weight * cv2.warpAffine(grid, matrix, (width, height), flags=flags)
+        power += weight**2
+        rows, columns = rows * 2, columns * 2
     return total * np.float32(1.4 / power**0.5)
-
-
-def weight_of(octave: float) -> float:
-    return float(0.6**octave)

@@ -8,12 +8,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from knet_synthetic.camera import NEAR, Camera
-from knet_synthetic.canvas import Canvas
-from knet_synthetic.climate import Climate
+from knet_synthetic.camera import NEAR, Camera, Canvas, placed
+from knet_synthetic.labels import BICYCLIST, PEDESTRIAN
 from knet_synthetic.noise import Array
+from knet_synthetic.sky import Climate
 
-PEDESTRIAN, BICYCLIST = 9, 10
 FAR = 44  # sub-samples of height below which a walker is drawn with four strokes
 CLOTHES = ((34, 36, 44), (52, 58, 84), (110, 40, 38), (170, 164, 150), (62, 82, 60), (196, 70, 50),
            (44, 90, 130), (90, 74, 60), (206, 206, 204), (28, 28, 30), (150, 120, 60))  # fmt: skip
@@ -45,8 +44,7 @@ class _Figure:
         heading: float, label: int, dim: float,
     ) -> None:  # fmt: skip
         self.canvas, self.camera, self.label = canvas, camera, label
-        self.x, self.s = x, s
-        self.sin, self.cos = np.sin(heading), np.cos(heading)
+        self.x, self.s, self.heading = x, s, heading
         _, _, self.scale = camera.point(x, s)
         fade = climate.fade(camera.focal / self.scale) if self.scale else 0.0
         self.light = climate.shade((0.3, 0.4, -0.85)) * dim * (1 - fade)
@@ -57,11 +55,7 @@ class _Figure:
         return self.scale > 0.0 and self.camera.focal / self.scale > 1.6 * NEAR
 
     def place(self, joints: Array) -> Array:
-        points = np.stack(
-            [self.x + joints[:, 0] * self.cos + joints[:, 2] * self.sin, joints[:, 1],
-             self.s + joints[:, 2] * self.cos - joints[:, 0] * self.sin], 1
-        )  # fmt: skip
-        view = self.camera.view(points)
+        view = self.camera.view(placed(joints, self.x, self.s, self.heading))
         view[:, 2] = np.maximum(view[:, 2], 0.5)
         return self.camera.screen(view)
 

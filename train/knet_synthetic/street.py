@@ -1,4 +1,4 @@
-"""One endless drive along one street: who moves where, and what is drawn in which order."""
+"""One endless drive along one street: what is drawn in which order, and seen through which lens."""
 
 from __future__ import annotations
 
@@ -9,22 +9,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from knet_synthetic.blocks import BLOCK, STYLES, Block, Plot, build_block
-from knet_synthetic.buildings import Buildings
-from knet_synthetic.camera import NEAR, Camera
-from knet_synthetic.canvas import Canvas
-from knet_synthetic.carbody import shape_of
-from knet_synthetic.cars import Cars
-from knet_synthetic.climate import draw_climate, tone_table
-from knet_synthetic.facades import draw_facade
-from knet_synthetic.fixtures import Fixtures, draw_railing
-from knet_synthetic.foliage import draw_bare, draw_crown
-from knet_synthetic.ground import Ground
-from knet_synthetic.layout import draw_layout
+from knet_synthetic.buildings import Buildings, draw_facade
+from knet_synthetic.camera import NEAR, Camera, Canvas
+from knet_synthetic.cars import Cars, shape_of
+from knet_synthetic.fixtures import Fixtures, draw_bare, draw_crown, draw_railing
+from knet_synthetic.ground import Ground, Shadows
+from knet_synthetic.layout import BLOCK, STYLES, Block, Plot, build_block, draw_layout
 from knet_synthetic.noise import Array, generator
 from knet_synthetic.people import draw_cyclist, draw_walker
-from knet_synthetic.shadows import Shadows
-from knet_synthetic.sky import Sky
+from knet_synthetic.sky import Sky, draw_climate, tone_table
 from knet_synthetic.traffic import Mover, Traffic
 
 RANGE = 110.0  # metres that are drawn
@@ -86,7 +79,8 @@ class Street:
         self._block = lru_cache(maxsize=64)(self._build)
 
     def frame(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """The picture [H, W, 3] (RGB) and the labels [H, W] of a frame, index >= 0."""
+        """The image uint8 [H, W, 3] RGB and the labels uint8 [H, W] of a frame; IndexError
+        below 0."""
         if index < 0:
             raise IndexError(f"frame {index}: a street begins at frame 0")
         time = index / RATE
@@ -160,16 +154,11 @@ class Street:
                 pose = (x, s, way, mover.shape, mover.paint, light)
                 yield s, partial(self._cars.draw, canvas, camera, *pose)
             elif s < camera.s + DETAIL:
-                figure = draw_cyclist if mover.cycling else draw_walker
-                yield (
-                    s,
-                    partial(
-                        figure, canvas, camera, climate, mover.person, x, s, way, mover.phase, light
-                    ),
-                )
+                figure = partial(draw_cyclist if mover.cycling else draw_walker, canvas, camera)
+                yield s, partial(figure, climate, mover.person, x, s, way, mover.phase, light)
 
     def _develop(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Lens and sensor: the 2x picture to pixels, vignette, tone, grain, soft colour."""
+        """Lens and sensor: sub-samples to pixels, vignette, tone, grain, soft colour."""
         # pyrDown centres its kernel on the even samples, which are those that labels are taken of.
         image = cv2.pyrDown(self._canvas.image)
         image = cv2.multiply(image, self._vignette, scale=1 / 255)

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from knet_synthetic.carbody import shape_of
+from knet_synthetic.cars import shape_of
 from knet_synthetic.layout import Layout
 from knet_synthetic.noise import generator
 from knet_synthetic.people import Person, draw_person
