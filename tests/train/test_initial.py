@@ -6,15 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from knet_runtime.errors import CheckpointError, ConfigError
 from knet_runtime.labels import LabelMap
-from knet_train.checkpoint import load_initial, save_checkpoint
+from knet_train.checkpoint import save_checkpoint
 from knet_train.config import Config
 from knet_train.fit import RunResult
+from knet_train.initial import load_initial, load_pretrained
+from knet_train.models.backbones import build_backbone
 from knet_train.models.build import build_model
 
 UPER = (
@@ -116,7 +119,7 @@ def test_other_files_are_refused(config: Config, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"plain\.safetensors is no checkpoint of"):
         load_initial(model, plain)
     for path in (text, tmp_path / "absent.safetensors"):
-        with pytest.raises(CheckpointError, match="is not a readable safetensors checkpoint"):
+        with pytest.raises(CheckpointError, match="is not a readable safetensors file"):
             load_initial(model, path)
 
 
@@ -136,3 +139,97 @@ def test_two_sources_of_weights_are_one_too_many(
     with pytest.raises(ConfigError, match="leave out --backbone-weights"):
         go("run", *UPER, init=five)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_file_of_weights_is_loaded(
+    tiny_config: Callable[..., Config], backbone_file: Path
+) -> None:
+    backbone = build_backbone(tiny_config().model)
+    load_pretrained(backbone, tiny_config().model, backbone_file)
+    stored = load_file(backbone_file)
+    assert all(torch.equal(value, stored[key]) for key, value in backbone.state_dict().items())
+
+
+def test_a_whole_classifier_serves_too(tiny_config: Callable[..., Config], tmp_path: Path) -> None:
+    classifier = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    save_file(classifier.state_dict(), tmp_path / "model.safetensors")
+    for stride in (4, 8):
+        config = tiny_config(f"model.stride={stride}").model
+        backbone = build_backbone(config)
+        load_pretrained(backbone, config, tmp_path / "model.safetensors")
+        assert torch.equal(backbone.state_dict()["conv_stem.weight"], classifier.conv_stem.weight)
+
+
+def test_the_real_weights_fit(tiny_config: Callable[..., Config], shared_data: Path) -> None:
+    config = tiny_config().model
+    file = shared_data / "backbones" / "tf_efficientnet_lite0.safetensors"
+    load_pretrained(build_backbone(config), config, file)
+
+
+def test_missing_and_misshapen_weights_are_named(
+    tiny_config: Callable[..., Config], backbone_file: Path, tmp_path: Path
+) -> None:
+    config = tiny_config().model
+    state = load_file(backbone_file)
+    path = tmp_path / "odd.safetensors"
+    save_file({k: v for k, v in state.items() if k != "bn1.weight"}, path)
+    with pytest.raises(CheckpointError, match=r"odd\.safetensors .*1 weights missing.*bn1\.weight"):
+        load_pretrained(build_backbone(config), config, path)
+    save_file({**state, "bn1.weight": torch.zeros(3)}, path)
+    with pytest.raises(CheckpointError, match=r"1 of another shape.*bn1\.weight.*wants timm/"):
+        load_pretrained(build_backbone(config), config, path)
+
+
+def test_unreadable_weights_are_named(tiny_config: Callable[..., Config], tmp_path: Path) -> None:
+    config = tiny_config().model
+    (tmp_path / "text.safetensors").write_text("words " * 50)
+    for name in ("text.safetensors", "absent.safetensors"):
+        with pytest.raises(CheckpointError, match=rf"{name} is not a readable .* pass timm/"):
+            load_pretrained(build_backbone(config), config, tmp_path / name)
+
+
+def test_an_unreachable_hub_names_both_ways_out(
+    tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(name: str, **_: object) -> None:
+        assert name == "hf_hub:timm/tf_efficientnet_lite0.in1k"
+        raise ConnectionError("no route to host")
+
+    backbone = build_backbone(tiny_config().model)
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(
+        CheckpointError, match=r"ConnectionError.*connect to the network.*--backbone-weights"
+    ):
+        load_pretrained(backbone, tiny_config().model, None)
+
+
+def test_the_hubs_weights_are_loaded(
+    tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = build_backbone(tiny_config().model)
+    create = timm.create_model
+    made = []
+
+    def from_hub(name: str, *, pretrained: bool) -> torch.nn.Module:
+        assert pretrained
+        made.append(create("tf_efficientnet_lite0", pretrained=False))
+        return made[0]
+
+    monkeypatch.setattr(timm, "create_model", from_hub)
+    load_pretrained(backbone, tiny_config().model, None)
+    assert torch.equal(backbone.state_dict()["conv_stem.weight"], made[0].conv_stem.weight)
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "swin_tiny_patch4_window7_224", "resnet18"])
+def test_a_classifier_of_any_backbone_serves(
+    tiny_config: Callable[..., Config], tmp_path: Path, name: str
+) -> None:
+    config = tiny_config("model.head=uper", f"model.backbone={name}").model
+    classifier = timm.create_model(name, pretrained=False)
+    save_file(classifier.state_dict(), tmp_path / "model.safetensors")
+    backbone = build_backbone(config)
+    load_pretrained(backbone, config, tmp_path / "model.safetensors")
+    stored = {k.replace(".", "_"): v for k, v in classifier.state_dict().items()}
+    loaded = {k.replace(".", "_"): v for k, v in backbone.state_dict().items() if k[:5] != "norms"}
+    assert loaded
+    assert all(torch.equal(value, stored[key]) for key, value in loaded.items())

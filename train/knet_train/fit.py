@@ -38,7 +38,6 @@ from knet_train.callbacks import (
     prepare,
     state_to_resume,
 )
-from knet_train.checkpoint import load_initial
 from knet_train.config import Config, ModelConfig
 from knet_train.data.batches import StreetData
 from knet_train.data.dataset import LabelledFolder, check_pairs, open_folder
@@ -49,8 +48,8 @@ from knet_train.distributed import (
     environment_plugins,
     strategy,
 )
+from knet_train.initial import load_initial, load_pretrained
 from knet_train.loss import class_weights
-from knet_train.models.backbones import load_pretrained
 from knet_train.models.build import build_model
 from knet_train.models.knet import KNet
 from knet_train.module import KNetModule, recompute_backbone

@@ -12,13 +12,11 @@ from typing import Any
 
 import msgspec
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from knet_runtime.errors import CheckpointError, OutputError
 from knet_runtime.labels import LabelMap
-from knet_train.checkpoint import save_checkpoint
+from knet_train.checkpoint import read_tensors, save_checkpoint
 from knet_train.config import Config, load_config
 from knet_train.data.label_maps import ADE20K
 from knet_train.mmseg_keys import (
@@ -168,10 +166,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path} is no file: pass a checkpoint of mmsegmentation, FILE.pth")
     if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+        return read_tensors(path, "download or copy it again")[1]
     loaded = _unpickled(path)
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
     if not isinstance(state, Mapping) or not state:

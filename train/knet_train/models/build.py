@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from knet_train.config import ModelConfig
 from knet_train.models.backbones import build_backbone, level_channels
 from knet_train.models.heads import ASPPHead, AuxiliaryHead, FCNHead, FPNHead, PSPHead, UPerHead
 from knet_train.models.knet import KernelUpdateStage, KNet
+
+_HEADS = {"fpn": FPNHead, "fcn": FCNHead, "psp": PSPHead, "aspp": ASPPHead, "uper": UPerHead}
 
 
 def build_model(config: ModelConfig, classes: int) -> KNet:
@@ -19,7 +19,7 @@ def build_model(config: ModelConfig, classes: int) -> KNet:
         auxiliary = AuxiliaryHead(levels, config.auxiliary_channels, classes, config.dropout)
     return KNet(
         backbone,
-        _build_head(config, levels),
+        _HEADS[config.head](levels, config.channels),
         [
             KernelUpdateStage(
                 config.channels, config.update_channels, config.heads, config.ffn_channels
@@ -33,17 +33,3 @@ def build_model(config: ModelConfig, classes: int) -> KNet:
         std=config.std,
         auxiliary=auxiliary,
     )
-
-
-def _build_head(config: ModelConfig, levels: list[int]) -> nn.Module:
-    match config.head:
-        case "fpn":
-            return FPNHead(levels, config.channels)
-        case "fcn":
-            return FCNHead(levels, config.channels)
-        case "psp":
-            return PSPHead(levels, config.channels)
-        case "aspp":
-            return ASPPHead(levels, config.channels)
-        case "uper":
-            return UPerHead(levels, config.channels)

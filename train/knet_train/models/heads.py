@@ -1,10 +1,10 @@
-"""The feature heads of the published K-Nets: FCN, PSPNet, DeepLabV3 and UPerNet.
+"""Feature heads: the backbone's levels, finest first, become one feature map for the kernels.
 
-They follow mmsegmentation 1.x, ``mmseg/models/decode_heads/{fcn,psp,aspp,uper}_head.py``, without
-their classifiers: K-Net's first classifier holds the initial kernels. All take the backbone's four
-levels, finest first; all give [B, channels, h, w].
-
-Feature heads: backbone levels in, one feature map for the kernels out.
+FCN, PSPNet, DeepLabV3 and UPerNet are the published K-Nets' and follow mmsegmentation 1.x,
+``mmseg/models/decode_heads/{fcn,psp,aspp,uper}_head.py``, without their classifiers: K-Net's first
+classifier holds the initial kernels. The light pyramid FPN is knet-edge's. All take levels
+[B, C_i, H_i, W_i] and give [B, channels, h, w]: FPN and UPer at the finest level's size, the others
+at the last one's. Their blocks are torchvision's: bias-free convolution, BatchNorm, ReLU.
 """
 
 from __future__ import annotations
@@ -14,23 +14,17 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation as ConvBlock
+
+POOLS = (1, 2, 3, 6)
+_DILATIONS = (12, 24, 36)
 
 
-def conv_norm(cin: int, cout: int, kernel: int, *, groups: int = 1) -> nn.Sequential:
-    """Bias-free convolution and BatchNorm, which folds into it for deployment."""
-    return nn.Sequential(
-        nn.Conv2d(cin, cout, kernel, padding=kernel // 2, groups=groups, bias=False),
-        nn.BatchNorm2d(cout),
-    )
-
-
-def separable(channels: int, kernel: int = 3) -> nn.Sequential:
-    """Depthwise then pointwise convolution, each with BatchNorm; ReLU at the end."""
-    return nn.Sequential(
-        conv_norm(channels, channels, kernel, groups=channels),
-        *conv_norm(channels, channels, 1),
-        nn.ReLU(inplace=True),
-    )
+def upsample_to(x: Tensor, like: Tensor) -> Tensor:
+    """Bilinear, half-pixel centres (``align_corners=False``), to ``like``'s height and width."""
+    if x.shape[-2:] == like.shape[-2:]:
+        return x
+    return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=False)
 
 
 class FPNHead(nn.Module):
@@ -43,7 +37,9 @@ class FPNHead(nn.Module):
 
     def __init__(self, in_channels: Sequence[int], channels: int) -> None:
         super().__init__()
-        self.laterals = nn.ModuleList(conv_norm(c, channels, 1) for c in in_channels)
+        self.laterals = nn.ModuleList(
+            ConvBlock(c, channels, 1, activation_layer=None) for c in in_channels
+        )
         self.context = nn.Sequential(nn.Conv2d(in_channels[-1], channels, 1), nn.ReLU(inplace=True))
         # 5×5 where it is cheap; at the finest level it would cost more than the rest together.
         self.smooth = nn.ModuleList(
@@ -65,25 +61,10 @@ class FPNHead(nn.Module):
         return out
 
 
-def upsample_to(x: Tensor, like: Tensor) -> Tensor:
-    """Bilinear, half-pixel centres (``align_corners=False``), to ``like``'s height and width."""
-    if x.shape[-2:] == like.shape[-2:]:
-        return x
-    return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=False)
-
-
-POOLS = (1, 2, 3, 6)
-_DILATIONS = (12, 24, 36)
-
-
-def conv_block(cin: int, cout: int, kernel: int = 3, dilation: int = 1) -> nn.Sequential:
-    """Bias-free convolution that keeps the size, BatchNorm, ReLU."""
-    padding = dilation * (kernel // 2)
-    return nn.Sequential(
-        nn.Conv2d(cin, cout, kernel, padding=padding, dilation=dilation, bias=False),
-        nn.BatchNorm2d(cout),
-        nn.ReLU(inplace=True),
-    )
+def separable(channels: int, kernel: int = 3) -> nn.Sequential:
+    """Depthwise then pointwise convolution, each with BatchNorm; ReLU at the end."""
+    depthwise = ConvBlock(channels, channels, kernel, groups=channels, activation_layer=None)
+    return nn.Sequential(depthwise, *ConvBlock(channels, channels, 1))
 
 
 class FCNHead(nn.Module):
@@ -92,9 +73,9 @@ class FCNHead(nn.Module):
     def __init__(self, in_channels: Sequence[int], channels: int) -> None:
         super().__init__()
         self.convs = nn.Sequential(
-            conv_block(in_channels[-1], channels), conv_block(channels, channels)
+            ConvBlock(in_channels[-1], channels), ConvBlock(channels, channels)
         )
-        self.fuse = conv_block(in_channels[-1] + channels, channels)
+        self.fuse = ConvBlock(in_channels[-1] + channels, channels)
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         last = levels[-1]
@@ -107,8 +88,8 @@ class PyramidPooling(nn.Module):
 
     def __init__(self, cin: int, channels: int) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(conv_block(cin, channels, 1) for _ in POOLS)
-        self.fuse = conv_block(cin + len(POOLS) * channels, channels)
+        self.branches = nn.ModuleList(ConvBlock(cin, channels, 1) for _ in POOLS)
+        self.fuse = ConvBlock(cin + len(POOLS) * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = [
@@ -137,14 +118,14 @@ class ASPPHead(nn.Module):
     def __init__(self, in_channels: Sequence[int], channels: int) -> None:
         super().__init__()
         cin = in_channels[-1]
-        self.image_pool = conv_block(cin, channels, 1)
+        self.image_pool = ConvBlock(cin, channels, 1)
         self.branches = nn.ModuleList(
             [
-                conv_block(cin, channels, 1),
-                *(conv_block(cin, channels, dilation=dilation) for dilation in _DILATIONS),
+                ConvBlock(cin, channels, 1),
+                *(ConvBlock(cin, channels, dilation=dilation) for dilation in _DILATIONS),
             ]
         )
-        self.fuse = conv_block((2 + len(_DILATIONS)) * channels, channels)
+        self.fuse = ConvBlock((2 + len(_DILATIONS)) * channels, channels)
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         x = levels[-1]
@@ -159,9 +140,9 @@ class UPerHead(nn.Module):
     def __init__(self, in_channels: Sequence[int], channels: int) -> None:
         super().__init__()
         self.pyramid = PyramidPooling(in_channels[-1], channels)
-        self.laterals = nn.ModuleList(conv_block(c, channels, 1) for c in in_channels[:-1])
-        self.smooth = nn.ModuleList(conv_block(channels, channels) for _ in in_channels[:-1])
-        self.fuse = conv_block(len(in_channels) * channels, channels)
+        self.laterals = nn.ModuleList(ConvBlock(c, channels, 1) for c in in_channels[:-1])
+        self.smooth = nn.ModuleList(ConvBlock(channels, channels) for _ in in_channels[:-1])
+        self.fuse = ConvBlock(len(in_channels) * channels, channels)
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         top = self.pyramid(levels[-1])
@@ -184,7 +165,7 @@ class AuxiliaryHead(nn.Module):
         self, in_channels: Sequence[int], channels: int, classes: int, dropout: float
     ) -> None:
         super().__init__()
-        self.conv = conv_block(in_channels[-2], channels)
+        self.conv = ConvBlock(in_channels[-2], channels)
         self.dropout = nn.Dropout2d(dropout)
         self.conv_seg = nn.Conv2d(channels, classes, 1)
         nn.init.normal_(self.conv_seg.weight, std=0.01)

@@ -1,27 +1,26 @@
-"""K-Net for semantic segmentation (arXiv 2106.14855): backbone, feature head, kernels.
+"""K-Net for semantic segmentation (arXiv 2106.14855): backbone, feature head, dynamic kernels.
 
-The learned weights of the first 1×1 classifier are the initial kernels; S update stages make them
-depend on the image. Every stage reads the *same* feature map, every stage's masks are supervised
-in training, and the last stage's are the answer (as in mmsegmentation's ``IterativeDecodeHead``).
-Input is an RGB image in 0 … 255; mean and std are buffers used inside ``forward``, so that no
-runtime can normalise differently.
-
-Dynamic kernels: the update stages that make K-Net what it is (arXiv 2106.14855, section 3.2).
-
-One stage takes the feature map, the kernels and the masks those kernels produced, and returns
-better kernels and better masks:
+The learned weights of the first 1×1 classifier are the initial kernels; S update stages (section
+3.2) make them depend on the image. A stage takes the feature map X, the kernels and the masks that
+those kernels produced, and returns better kernels and better masks:
 
 1. gather    G = A · X'ᵀ, A = softmax_N(M)     a group feature per kernel, eq. 3
 2. update    K' = gates(G, K)                   adaptive kernel update, eqs. 4 and 5
 3. interact  attention over the N kernels, then a feed-forward network
 4. predict   M' = Q(K') · X'                    every kernel is a 1×1 convolution
 
+Every stage reads the *same* feature map, every stage's masks are supervised in training, and the
+last stage's are the answer (as in mmsegmentation's ``IterativeDecodeHead``). Details (which half of
+a linear is which, where norms sit) follow mmsegmentation 1.x,
+``mmseg/models/decode_heads/knet_head.py``.
+
 Kernels are applied as one batched matrix product instead of a convolution per image, so nothing
 here depends on the batch. X' = T X + t is a 1×1 convolution of the features, and enters both
 products linearly: G = (A Xᵀ) Tᵀ + (A 1) tᵀ and M' = (Q T) X + (Q t) 1ᵀ. So T is applied to N
-kernels instead of to every pixel, and no X' is kept for the backward pass. Details (which half of
-a linear is which, where norms sit) follow mmsegmentation 1.x,
-``mmseg/models/decode_heads/knet_head.py``.
+kernels instead of to every pixel, and no X' is kept for the backward pass.
+
+Input is an RGB image in 0 … 255; mean and std are buffers used inside ``forward``, so that no
+runtime can normalise differently.
 """
 
 from __future__ import annotations
@@ -30,118 +29,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-
-
-class KernelUpdator(nn.Module):
-    """Adaptive kernel update, eqs. 4 and 5: how much of the gathered feature enters a kernel.
-
-    ``width`` may be a divisor of the kernels' C: each kernel is then ``C / width`` parts that
-    share all weights (the published models use C = 512, width = 256).
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.width = width
-        self.dynamic_layer = nn.Linear(width, 2 * width)
-        self.input_layer = nn.Linear(width, 2 * width)
-        self.input_gate = nn.Linear(width, width)
-        self.update_gate = nn.Linear(width, width)
-        self.norm_in = nn.LayerNorm(width)
-        self.norm_out = nn.LayerNorm(width)
-        self.input_norm_in = nn.LayerNorm(width)
-        self.input_norm_out = nn.LayerNorm(width)
-        self.fc_layer = nn.Linear(width, width)
-        self.fc_norm = nn.LayerNorm(width)
-
-    def forward(self, gathered: Tensor, kernels: Tensor) -> Tensor:
-        """Group features and kernels, both [B, N, C] -> updated kernels [B, N, C]."""
-        batch, count, channels = kernels.shape
-        parts = count * channels // self.width
-        group_in, group_out = self.dynamic_layer(gathered.reshape(batch, parts, self.width)).chunk(
-            2, dim=-1
-        )
-        kernel_in, kernel_out = self.input_layer(kernels.reshape(batch, parts, self.width)).chunk(
-            2, dim=-1
-        )
-        gate = group_in * kernel_in
-        input_gate = torch.sigmoid(self.input_norm_in(self.input_gate(gate)))
-        update_gate = torch.sigmoid(self.norm_in(self.update_gate(gate)))
-        mixed = update_gate * self.norm_out(group_out) + input_gate * self.input_norm_out(
-            kernel_out
-        )
-        updated: Tensor = torch.relu(self.fc_norm(self.fc_layer(mixed)))
-        return updated.reshape(batch, count, channels)
-
-
-class KernelAttention(nn.Module):
-    """Multi-head self-attention over the N kernels, without positions.
-
-    Written as plain products because ``nn.MultiheadAttention`` does not export with dynamic sizes;
-    the packed ``in_proj`` keeps its weights interchangeable with it.
-    """
-
-    def __init__(self, channels: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.in_proj = nn.Linear(channels, 3 * channels)
-        self.out_proj = nn.Linear(channels, channels)
-        nn.init.xavier_uniform_(self.in_proj.weight)
-        nn.init.zeros_(self.in_proj.bias)
-        nn.init.zeros_(self.out_proj.bias)
-
-    def forward(self, kernels: Tensor) -> Tensor:
-        """[B, N, C] -> [B, N, C]."""
-        batch, count, channels = kernels.shape
-        depth = channels // self.heads
-        packed = self.in_proj(kernels).reshape(batch, count, 3, self.heads, depth)
-        query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
-        scores = (query * depth**-0.5) @ key.transpose(-2, -1)
-        mixed = torch.softmax(scores, dim=-1) @ value
-        out: Tensor = self.out_proj(mixed.transpose(1, 2).reshape(batch, count, channels))
-        return out
-
-
-class KernelUpdateStage(nn.Module):
-    """One round of kernel update and mask prediction."""
-
-    def __init__(self, channels: int, width: int, heads: int, ffn_channels: int) -> None:
-        super().__init__()
-        self.feat_transform = nn.Conv2d(channels, channels, 1)
-        self.updator = KernelUpdator(width)
-        self.attention = KernelAttention(channels, heads)
-        self.attention_norm = nn.LayerNorm(channels)
-        self.ffn = nn.Sequential(
-            nn.Linear(channels, ffn_channels),
-            nn.ReLU(inplace=True),
-            nn.Linear(ffn_channels, channels),
-        )
-        self.ffn_norm = nn.LayerNorm(channels)
-        self.mask_fc = nn.Sequential(
-            nn.Linear(channels, channels, bias=False),
-            nn.LayerNorm(channels),
-            nn.ReLU(inplace=True),
-        )
-        self.fc_mask = nn.Linear(channels, channels)
-
-    def forward(self, features: Tensor, kernels: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [B, C, H, W], kernels [B, N, C], mask logits [B, N, H, W] -> new kernels
-        [B, N, C] and new mask logits [B, N, H, W]."""
-        height, width = features.shape[-2:]
-        pixels = features.flatten(2)
-        transform, shift = self.feat_transform.weight.flatten(1), self.feat_transform.bias
-        assert shift is not None
-        assignment = torch.softmax(masks.flatten(2), dim=1).to(pixels.dtype)
-        sums = assignment @ pixels.transpose(1, 2)
-        gathered = sums @ transform.T + assignment.sum(-1, keepdim=True) * shift
-
-        kernels = self.updator(gathered, kernels)
-        kernels = self.attention_norm(kernels + self.attention(kernels))
-        kernels = self.ffn_norm(kernels + self.ffn(kernels))
-
-        mask_kernels = self.fc_mask(self.mask_fc(kernels))
-        offset = (mask_kernels @ shift).unsqueeze(-1)
-        predicted: Tensor = torch.baddbmm(offset, mask_kernels @ transform, pixels)
-        return kernels, predicted.reshape(*predicted.shape[:2], height, width)
 
 
 class KNet(nn.Module):
@@ -218,3 +105,115 @@ class KNet(nn.Module):
             kernels, masks = stage(features, kernels, masks)
             logits.append(masks)
         return logits
+
+
+class KernelUpdateStage(nn.Module):
+    """One round of kernel update and mask prediction."""
+
+    def __init__(self, channels: int, width: int, heads: int, ffn_channels: int) -> None:
+        super().__init__()
+        self.feat_transform = nn.Conv2d(channels, channels, 1)
+        self.updator = KernelUpdator(width)
+        self.attention = KernelAttention(channels, heads)
+        self.attention_norm = nn.LayerNorm(channels)
+        self.ffn = nn.Sequential(
+            nn.Linear(channels, ffn_channels),
+            nn.ReLU(inplace=True),
+            nn.Linear(ffn_channels, channels),
+        )
+        self.ffn_norm = nn.LayerNorm(channels)
+        self.mask_fc = nn.Sequential(
+            nn.Linear(channels, channels, bias=False),
+            nn.LayerNorm(channels),
+            nn.ReLU(inplace=True),
+        )
+        self.fc_mask = nn.Linear(channels, channels)
+
+    def forward(self, features: Tensor, kernels: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [B, C, H, W], kernels [B, N, C], mask logits [B, N, H, W] -> new kernels
+        [B, N, C] and new mask logits [B, N, H, W]."""
+        height, width = features.shape[-2:]
+        pixels = features.flatten(2)
+        transform, shift = self.feat_transform.weight.flatten(1), self.feat_transform.bias
+        assert shift is not None
+        assignment = torch.softmax(masks.flatten(2), dim=1).to(pixels.dtype)
+        sums = assignment @ pixels.transpose(1, 2)
+        gathered = sums @ transform.T + assignment.sum(-1, keepdim=True) * shift
+
+        kernels = self.updator(gathered, kernels)
+        kernels = self.attention_norm(kernels + self.attention(kernels))
+        kernels = self.ffn_norm(kernels + self.ffn(kernels))
+
+        mask_kernels = self.fc_mask(self.mask_fc(kernels))
+        offset = (mask_kernels @ shift).unsqueeze(-1)
+        predicted: Tensor = torch.baddbmm(offset, mask_kernels @ transform, pixels)
+        return kernels, predicted.reshape(*predicted.shape[:2], height, width)
+
+
+class KernelUpdator(nn.Module):
+    """Adaptive kernel update, eqs. 4 and 5: how much of the gathered feature enters a kernel.
+
+    ``width`` may be a divisor of the kernels' C: each kernel is then ``C / width`` parts that
+    share all weights (the published models use C = 512, width = 256).
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.dynamic_layer = nn.Linear(width, 2 * width)
+        self.input_layer = nn.Linear(width, 2 * width)
+        self.input_gate = nn.Linear(width, width)
+        self.update_gate = nn.Linear(width, width)
+        self.norm_in = nn.LayerNorm(width)
+        self.norm_out = nn.LayerNorm(width)
+        self.input_norm_in = nn.LayerNorm(width)
+        self.input_norm_out = nn.LayerNorm(width)
+        self.fc_layer = nn.Linear(width, width)
+        self.fc_norm = nn.LayerNorm(width)
+
+    def forward(self, gathered: Tensor, kernels: Tensor) -> Tensor:
+        """Group features and kernels, both [B, N, C] -> updated kernels [B, N, C]."""
+        batch, count, channels = kernels.shape
+        parts = count * channels // self.width
+        group_in, group_out = self.dynamic_layer(gathered.reshape(batch, parts, self.width)).chunk(
+            2, dim=-1
+        )
+        kernel_in, kernel_out = self.input_layer(kernels.reshape(batch, parts, self.width)).chunk(
+            2, dim=-1
+        )
+        gate = group_in * kernel_in
+        input_gate = torch.sigmoid(self.input_norm_in(self.input_gate(gate)))
+        update_gate = torch.sigmoid(self.norm_in(self.update_gate(gate)))
+        mixed = update_gate * self.norm_out(group_out) + input_gate * self.input_norm_out(
+            kernel_out
+        )
+        updated: Tensor = torch.relu(self.fc_norm(self.fc_layer(mixed)))
+        return updated.reshape(batch, count, channels)
+
+
+class KernelAttention(nn.Module):
+    """Multi-head self-attention over the N kernels, without positions.
+
+    Written as plain products because ``nn.MultiheadAttention`` does not export with dynamic sizes;
+    the packed ``in_proj`` keeps its weights interchangeable with it.
+    """
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj = nn.Linear(channels, 3 * channels)
+        self.out_proj = nn.Linear(channels, channels)
+        nn.init.xavier_uniform_(self.in_proj.weight)
+        nn.init.zeros_(self.in_proj.bias)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, kernels: Tensor) -> Tensor:
+        """[B, N, C] -> [B, N, C]."""
+        batch, count, channels = kernels.shape
+        depth = channels // self.heads
+        packed = self.in_proj(kernels).reshape(batch, count, 3, self.heads, depth)
+        query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
+        scores = (query * depth**-0.5) @ key.transpose(-2, -1)
+        mixed = torch.softmax(scores, dim=-1) @ value
+        out: Tensor = self.out_proj(mixed.transpose(1, 2).reshape(batch, count, channels))
+        return out
