@@ -18,8 +18,8 @@ import pytorch_lightning as pl
 import torch
 
 from knet_runtime.errors import OutputError, SourceError, TrainingError
-from knet_train.callbacks import WholeStates
 from knet_train.fit import RunResult
+from knet_train.run_folder import AtomicCheckpointIO
 
 Different = Callable[[Path, Path], list[str]]
 
@@ -83,7 +83,7 @@ def _no_limit_afterwards() -> Any:
 @pytest.mark.usefixtures("_no_limit_afterwards")
 def test_a_full_disk_leaves_the_state_before_whole(tmp_path: Path) -> None:
     path = tmp_path / "resume.ckpt"
-    states = WholeStates()
+    states = AtomicCheckpointIO()
     states.save_checkpoint({"weights": torch.zeros(100_000)}, path)
     before = path.read_bytes()
     limit_files(50_000)()
@@ -97,7 +97,7 @@ def test_a_disk_that_is_full_only_when_the_file_is_flushed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "resume.ckpt"
-    states = WholeStates()
+    states = AtomicCheckpointIO()
     states.save_checkpoint({"weights": torch.zeros(10)}, path)
     before = path.read_bytes()
 
@@ -113,7 +113,7 @@ def test_a_disk_that_is_full_only_when_the_file_is_flushed(
 
 def test_what_is_no_fault_of_the_disk_is_not_called_one(tmp_path: Path) -> None:
     with pytest.raises((TypeError, AttributeError)):
-        WholeStates().save_checkpoint({"odd": lambda: None}, tmp_path / "resume.ckpt")
+        AtomicCheckpointIO().save_checkpoint({"odd": lambda: None}, tmp_path / "resume.ckpt")
     assert not list(tmp_path.iterdir())
 
 
@@ -143,7 +143,7 @@ def test_a_killed_worker_is_named_and_the_run_can_go_on(
 
     settings = ("trainer.save_every=1", "trainer.workers=1", "optim.steps=12")
     settings += ("trainer.val_every=12",)
-    with pytest.raises(TrainingError, match=r"process that reads pictures was killed.*--resume"):
+    with pytest.raises(TrainingError, match=r"process that reads images was killed.*--resume"):
         go("parts", *settings, callbacks=[At(3, kill)])
     expected = go("whole", *settings)
     assert not different(expected.last, go("parts", *settings, resume=True).last)
@@ -180,7 +180,7 @@ def test_a_worker_killed_in_the_middle_of_a_save_is_named_too(go: Callable[..., 
         finally:
             raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64")
 
-    with pytest.raises(TrainingError, match=r"process that reads pictures was killed.*--resume"):
+    with pytest.raises(TrainingError, match=r"process that reads images was killed.*--resume"):
         go("run", callbacks=[At(2, interrupted)])
 
 

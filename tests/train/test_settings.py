@@ -109,7 +109,7 @@ def test_deterministic_mode_ends_with_the_run(go: Callable[..., RunResult]) -> N
 
 
 def test_what_can_not_be_recomputed_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"odd can not be recomputed.*gradient_checkpointing"):
+    with pytest.raises(ConfigError, match=r"odd cannot be recomputed.*gradient_checkpointing"):
         recompute_backbone(torch.nn.Conv2d(3, 3, 1), "odd")
 
 

@@ -1,6 +1,6 @@
-"""Training for Lightning: the step as a module.
+"""The training step, as Lightning wants it.
 
-Gradient checkpointing (arXiv 1604.06174): the backbone is computed twice, and its activations
+With gradient checkpointing (arXiv 1604.06174) the backbone is computed twice, and its activations
 are not kept in between.
 """
 
@@ -27,17 +27,89 @@ from knet_train.models.knet import KNet
 from knet_train.optim import build_optimizer, hold_frozen_norms, lr_factor
 
 
-def recompute_backbone(backbone: nn.Module, name: str) -> None:
-    """Switch gradient checkpointing on; ConfigError when this kind of backbone has none."""
-    enable = getattr(backbone, "set_grad_checkpointing", None)
-    # timm never recomputes the first module of such a network, and this one has no other.
-    whole = isinstance(backbone, FeatureHookNet) and len(backbone) == 1
-    if enable is None or whole:
-        raise ConfigError(
-            f"model.backbone: {name} can not be recomputed: pass "
-            "--set trainer.gradient_checkpointing=false"
+class KNetModule(pl.LightningModule):
+    """K-Net with its losses, its optimizer, and mIoU by the runtime's own metrics."""
+
+    weights: Tensor
+    confusion: ConfusionMatrix
+
+    def __init__(
+        self, model: KNet, config: Config, folder: LabelledFolder, weights: NDArray[np.float32]
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.label_map = folder.labels
+        self.held = HeldStatistics()
+        self.register_buffer("weights", torch.from_numpy(weights), persistent=False)
+
+    def train(self, mode: bool = True) -> KNetModule:
+        super().train(mode)
+        hold_frozen_norms(self.model)
+        return self
+
+    def on_train_batch_start(self, batch: Part, batch_idx: int) -> None:
+        # Dropout too is a function of the seed and of what is computed, so that a resumed run
+        # repeats no other one, and no two processes draw the same.
+        place = (self.config.trainer.seed, self.global_step, self.global_rank, batch.part)
+        (state,) = np.random.SeedSequence(place).generate_state(1)
+        torch.manual_seed(int(state))
+
+    def training_step(self, batch: Part, _: int) -> Tensor:
+        logits, auxiliary = self.model.training_logits(batch.images)
+        loss = training_loss(
+            logits,
+            auxiliary,
+            batch.labels,
+            self.config.loss,
+            self.weights,
+            self.label_map.ignore_index,
+            self._divisors(batch.share_labels),
         )
-    enable(True)
+        size = len(batch.images)
+        self.log("loss", loss.detach(), prog_bar=True, sync_dist=True, batch_size=size)
+        return loss
+
+    def _divisors(self, labels: Tensor) -> Tensor:
+        """``loss_divisors`` of the whole step, divided by its number of parts: as gradients are
+        averaged over parts and processes, they are those of one process with the whole batch."""
+        own = loss_divisors(labels, self.config.loss, self.weights, self.label_map.ignore_index)
+        mean = self.trainer.strategy.reduce(own, reduce_op="mean")
+        assert isinstance(mean, Tensor)
+        return mean / self.config.optim.accumulate
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        if self.config.trainer.gradient_checkpointing:
+            self.held.hold(self.model)
+
+    def on_after_backward(self) -> None:
+        self.held.release()
+
+    def on_validation_epoch_start(self) -> None:
+        self.confusion = ConfusionMatrix(self.label_map.num_classes, self.label_map.ignore_index)
+
+    def validation_step(self, batch: Pair, _: int) -> None:
+        image, label = batch
+        self.confusion.update(predict(self.model, image, self.config), label)
+
+    def gather_confusion(self) -> ConfusionMatrix:
+        """The confusion matrix over the images of all processes, which must all ask for it."""
+        counts = torch.from_numpy(self.confusion.matrix).to(self.device)
+        summed = self.trainer.strategy.reduce(counts, reduce_op="sum")
+        assert isinstance(summed, Tensor)
+        total = ConfusionMatrix(self.label_map.num_classes, self.label_map.ignore_index)
+        total.matrix = summed.cpu().numpy()
+        return total
+
+    def configure_optimizers(self) -> Any:
+        optimizer = build_optimizer(self.model, self.config.optim)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: lr_factor(step, self.config.optim)
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
 
 
 class HeldStatistics:
@@ -68,92 +140,14 @@ class HeldStatistics:
         self._held.clear()
 
 
-class KNetModule(pl.LightningModule):
-    """K-Net with its losses, its optimizer, and mIoU by the runtime's own metrics."""
-
-    weights: Tensor
-
-    def __init__(
-        self, model: KNet, config: Config, folder: LabelledFolder, weights: NDArray[np.float32]
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.config = config
-        self.label_map = folder.labels
-        self.held = HeldStatistics()
-        self.register_buffer("weights", torch.from_numpy(weights), persistent=False)
-        self.confusion = ConfusionMatrix(self.label_map.num_classes, self.label_map.ignore_index)
-
-    def train(self, mode: bool = True) -> KNetModule:
-        super().train(mode)
-        hold_frozen_norms(self.model)
-        return self
-
-    def on_train_batch_start(self, batch: Part, batch_idx: int) -> None:
-        # Dropout too is a function of the seed and of what is computed, so that a resumed run
-        # repeats no other one, and no two processes draw the same.
-        place = (self.config.trainer.seed, self.global_step, self.global_rank, batch.part)
-        (state,) = np.random.SeedSequence(place).generate_state(1)
-        torch.manual_seed(int(state))
-
-    def training_step(self, batch: Part, _: int) -> Tensor:
-        logits, auxiliary = self.model.training_logits(batch.images)
-        loss = training_loss(
-            logits,
-            auxiliary,
-            batch.labels,
-            self.config.loss,
-            self.weights,
-            self.label_map.ignore_index,
-            self._divisors(batch.share_labels),
+def recompute_backbone(backbone: nn.Module, name: str) -> None:
+    """Switch gradient checkpointing on; ConfigError when this kind of backbone has none."""
+    enable = getattr(backbone, "set_grad_checkpointing", None)
+    # timm never recomputes the first module of such a network, and this one has no other.
+    whole = isinstance(backbone, FeatureHookNet) and len(backbone) == 1
+    if enable is None or whole:
+        raise ConfigError(
+            f"model.backbone: {name} cannot be recomputed: pass "
+            "--set trainer.gradient_checkpointing=false"
         )
-        self.log(
-            "loss",
-            loss.detach(),
-            prog_bar=True,
-            on_step=True,
-            sync_dist=True,
-            batch_size=len(batch.images),
-        )
-        return loss
-
-    def _divisors(self, labels: Tensor) -> Tensor:
-        """``loss_divisors`` of the whole step, divided by its number of parts: as gradients are
-        averaged over parts and processes, they are those of one process with the whole batch."""
-        own = loss_divisors(labels, self.config.loss, self.weights, self.label_map.ignore_index)
-        mean = self.trainer.strategy.reduce(own, reduce_op="mean")
-        assert isinstance(mean, Tensor)
-        return mean / self.config.optim.accumulate
-
-    def on_before_backward(self, loss: Tensor) -> None:
-        if self.config.trainer.gradient_checkpointing:
-            self.held.hold(self.model)
-
-    def on_after_backward(self) -> None:
-        self.held.release()
-
-    def on_validation_epoch_start(self) -> None:
-        self.confusion = ConfusionMatrix(self.label_map.num_classes, self.label_map.ignore_index)
-
-    def validation_step(self, batch: Pair, _: int) -> None:
-        image, label = batch
-        self.confusion.update(predict(self.model, image, self.config), label)
-
-    def gather_confusion(self) -> ConfusionMatrix:
-        """The confusion matrix over the pictures of all processes, which all must ask for it."""
-        counts = torch.from_numpy(self.confusion.matrix).to(self.device)
-        summed = self.trainer.strategy.reduce(counts, reduce_op="sum")
-        assert isinstance(summed, Tensor)
-        total = ConfusionMatrix(self.label_map.num_classes, self.label_map.ignore_index)
-        total.matrix = summed.cpu().numpy()
-        return total
-
-    def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer(self.model, self.config.optim)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: lr_factor(step, self.config.optim)
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+    enable(True)

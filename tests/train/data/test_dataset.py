@@ -181,3 +181,9 @@ def test_camvids_splits(shared_data: Path, split: str, count: int) -> None:
     image, label = folder.read(count - 1)
     assert image.shape == (360, 480, 3)
     assert label.shape == (360, 480)
+
+
+def test_pixels_of_each_class_are_counted(data: Path) -> None:
+    folder = open_folder(data, "all")
+    labels = np.concatenate([folder.read(index)[1].ravel() for index in range(6)])
+    np.testing.assert_array_equal(folder.count_pixels(), [(labels == c).sum() for c in range(3)])

@@ -1,4 +1,4 @@
-"""Which process computes which samples at which step, and the pictures that score the run.
+"""Which process computes which samples at which step, and the images that score the run.
 
 Step s of a run uses the samples s·B … (s + 1)·B - 1, whatever the number of processes: process r of
 R takes the r-th slice of them, and computes it in ``optim.accumulate`` parts. So a run on many
@@ -17,7 +17,7 @@ import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from knet_train.config import Config
 from knet_train.data.augment import TrainingSamples
@@ -71,7 +71,7 @@ class Parts:
                 yield Part(image, label, labels, part)
 
     def close(self) -> None:
-        """End the processes that read pictures. They leave a first SIGTERM to this process, so at
+        """End the processes that read images. They leave a first SIGTERM to this process, so at
         its exit, when Python sends them one, it would wait for them for ever."""
         reading: Any = self.loader._iterator
         if reading is None:
@@ -83,21 +83,8 @@ class Parts:
                 worker.kill()
 
 
-class Pictures(Dataset[Pair]):
-    """The pictures of a split as they are, for evaluation."""
-
-    def __init__(self, folder: LabelledFolder) -> None:
-        self.folder = folder
-
-    def __len__(self) -> int:
-        return len(self.folder)
-
-    def __getitem__(self, index: int) -> Pair:
-        return self.folder.read(index)
-
-
-class StreetData(pl.LightningDataModule):
-    """Training samples from the step that the run has reached, and the pictures that score it."""
+class SegmentationData(pl.LightningDataModule):
+    """Training samples from the step that the run has reached, and the images that score it."""
 
     def __init__(self, train: LabelledFolder, val: LabelledFolder, config: Config) -> None:
         super().__init__()
@@ -124,18 +111,16 @@ class StreetData(pl.LightningDataModule):
         return self.parts
 
     def close(self) -> None:
-        """End what reads pictures in the background. To be called however the run has ended."""
+        """End what reads images in the background. To be called however the run has ended."""
         if self.parts is not None:
             self.parts.close()
 
-    def val_dataloader(self) -> DataLoader[Pair]:
+    def val_dataloader(self) -> DataLoader[int]:
+        """The images of this process as they are, a ``Pair`` each."""
         assert self.trainer is not None
-        every = range(self.trainer.global_rank, len(self.val), self.trainer.world_size)
-        return DataLoader(Pictures(self.val), batch_size=None, sampler=every, collate_fn=_as_it_is)
-
-
-def _as_it_is(pair: Any) -> Any:
-    return pair
+        own: Any = range(self.trainer.global_rank, len(self.val), self.trainer.world_size)
+        read: Any = self.val.read  # without a batch, collate_fn gets what `own` holds: an index
+        return DataLoader(own, batch_size=None, collate_fn=read)
 
 
 def _leave_signals_to_parent(_worker: int) -> None:

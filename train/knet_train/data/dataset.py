@@ -49,6 +49,13 @@ class LabelledFolder:
         """Label uint8 [H, W] of classes or the ignore index; raises as ``read`` does."""
         return read_label(self.samples[index].label, self.labels, void_first=self.void_first)
 
+    def count_pixels(self) -> NDArray[np.int64]:
+        """Labelled pixels of each class over the split, int64 [N]; raises as ``read`` does."""
+        pixels = np.zeros(256, np.int64)
+        for index in range(len(self)):
+            pixels += np.bincount(self.read_label(index).ravel(), minlength=256)
+        return pixels[: self.labels.num_classes]
+
 
 def open_folder(root: Path, split: str) -> LabelledFolder:
     """Find the pairs of a split. Raises DataError that says what is missing."""

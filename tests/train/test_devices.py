@@ -1,7 +1,8 @@
-"""Runs of two processes on this machine's CPU, and how a step is shared out."""
+"""Runs of two processes on this machine's CPU, how a step is shared out, and the CPU's memory."""
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from timm.layers.norm_act import convert_sync_batchnorm
 from knet_runtime.errors import ConfigError
 from knet_train.config import Config
 from knet_train.data.batches import StepIndices
+from knet_train.devices import keep_freed_memory
 from knet_train.fit import RunResult
 from knet_train.models.build import build_model
 from knet_train.models.knet import KNet
@@ -99,7 +101,7 @@ def test_a_run_starts_its_other_process_itself_and_dies_with_it(
             ("trainer.devices=2", "trainer.nodes=2", "optim.batch_size=8", "optim.accumulate=4"),
             r"batch_size 8 must be a multiple of .* 2 × 2 × 4",
         ),
-        (("trainer.devices=8", "optim.batch_size=8"), r"split all has 6 pictures for 8 processes"),
+        (("trainer.devices=8", "optim.batch_size=8"), r"split all has 6 images for 8 processes"),
         (("trainer.devices=2", "trainer.sync_batchnorm=true"), r"between GPUs only"),
     ],
 )
@@ -155,5 +157,21 @@ def test_synchronised_norms_are_the_same_network(tiny_config: Callable[..., Conf
         converted = convert_sync_batchnorm(model)
         assert list(converted.state_dict()) == names
         torch.testing.assert_close(converted(image), expected)
-    kinds = {type(m).__name__ for m in converted.modules() if "Norm" in type(m).__name__}
+    parts = [m for m in converted.modules() if not isinstance(m, torch.nn.Sequential)]
+    kinds = {type(m).__name__ for m in parts if "Norm" in type(m).__name__}
     assert kinds == {"SyncBatchNormAct", "SyncBatchNorm", "LayerNorm"}
+
+
+def test_glibc_keeps_freed_memory_and_large_tensors_still_come_and_go() -> None:
+    assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
+    for _ in range(3):
+        assert float(torch.ones(10_000_000).sum()) == 10_000_000
+
+
+@pytest.mark.parametrize(("system", "libc"), [("Darwin", ""), ("Linux", "musl")])
+def test_freed_memory_is_kept_by_glibc_alone(
+    system: str, libc: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "system", lambda: system)
+    monkeypatch.setattr(platform, "libc_ver", lambda: (libc, ""))
+    assert keep_freed_memory() is False

@@ -1,7 +1,5 @@
-"""What a run leaves on disk while it goes on: the best weights, and where to go on from.
-
-The folder of a run: what may be started in it, and what a killed process left there.
-"""
+"""The folder of a run: the weights and states that are written while it goes on, and what a run may
+be started in or resumed from."""
 
 from __future__ import annotations
 
@@ -29,10 +27,71 @@ from knet_train.config import Config
 from knet_train.data.batches import Part
 from knet_train.module import KNetModule
 
-log = logging.getLogger(__name__)
+BEST, LAST = "best.safetensors", "last.safetensors"
+STATE, CONFIG = "resume.ckpt", "config.json"
+_log = logging.getLogger(__name__)
 
 
-class KeepBest(pl.Callback):
+def state_to_resume(run: Path, config: Config, resume: bool) -> Path | None:
+    """The state that the run continues from; None where it starts at step 0.
+
+    A run is started once, and resumed with the configuration that it was started with; only
+    ``trainer`` may differ, but for its seed. One that was stopped before its first state was
+    written starts again. Raises OutputError, CheckpointError or ConfigError; writes nothing.
+    """
+    state, last, settings = run / STATE, run / LAST, run / CONFIG
+    if not resume:
+        if state.exists() or last.exists():
+            raise OutputError(
+                f"{run} already holds a run: pass --resume to continue it, or another --out"
+            )
+        return None
+    if last.exists():
+        raise OutputError(f"{run} is complete ({last.name} is there): pass another --out")
+    if state.is_file() or settings.is_file():
+        _check_same(run, _began_with(settings), config)
+    if not state.is_file():
+        return None
+    if not zipfile.is_zipfile(state):
+        raise CheckpointError(f"{state} is damaged: start a new run with another --out")
+    return state
+
+
+def _began_with(settings: Path) -> Config:
+    try:
+        return msgspec.json.decode(settings.read_bytes(), type=Config)
+    except (OSError, msgspec.DecodeError) as error:
+        raise CheckpointError(
+            f"{settings}: {error}; the run cannot be resumed without it: start a new one"
+        ) from error
+
+
+def _check_same(run: Path, began: Config, config: Config) -> None:
+    for section in ("model", "data", "loss", "optim", "trainer"):
+        old, new = getattr(began, section), getattr(config, section)
+        for key in ("seed",) if section == "trainer" else old.__struct_fields__:
+            if getattr(old, key) != getattr(new, key):
+                raise ConfigError(
+                    f"{run} was started with {section}.{key} = {getattr(old, key)!r}, not "
+                    f"{getattr(new, key)!r}: resume with the same, or start a new run"
+                )
+
+
+def prepare(run: Path, config: Config) -> None:
+    """Make the folder, remove what killed processes left in it, and write the configuration.
+
+    Raises OutputError.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        for leftover in run.glob(".*.part"):
+            leftover.unlink(missing_ok=True)
+        write_atomic(run / CONFIG, msgspec.json.format(msgspec.json.encode(config)))
+    except OSError as error:
+        raise OutputError(f"cannot write to {run}: {error.strerror}; pass another --out") from error
+
+
+class SaveBest(pl.Callback):
     """Writes ``best.safetensors`` whenever the averaged weights score higher than before, and
     ``last.safetensors`` with the last step; the first of the processes does.
 
@@ -52,9 +111,9 @@ class KeepBest(pl.Callback):
             pl_module.log(name, score, prog_bar=name == "val_miou", sync_dist=True, batch_size=1)
         if confusion.miou > self.best:
             self.best = confusion.miou
-            self._save(pl_module, "best.safetensors")
+            self._save(pl_module, BEST)
         if trainer.global_step >= pl_module.config.optim.steps:
-            self._save(pl_module, "last.safetensors")
+            self._save(pl_module, LAST)
 
     def _save(self, module: KNetModule, name: str) -> None:
         if module.trainer.is_global_zero:
@@ -72,7 +131,7 @@ class _Stop(Exception):
     SIGINT ignored; any other exception it lets through."""
 
 
-class KeepState(pl.Callback):
+class SaveResumeState(pl.Callback):
     """Writes ``resume.ckpt`` every ``trainer.save_every`` steps, after every evaluation, and when
     the user stops the run.
 
@@ -81,8 +140,8 @@ class KeepState(pl.Callback):
     average then holds the step that has just ended, and the others have seen it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, run: Path) -> None:
+        self.path = run / STATE
         self.asked_to_stop: signal.Signals | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -126,7 +185,7 @@ class KeepState(pl.Callback):
         if self.asked_to_stop is not None:
             raise KeyboardInterrupt
         self.asked_to_stop = signal.Signals(number)
-        log.warning("stopping after this step; press Ctrl-C again to stop without saving")
+        _log.warning("stopping after this step; press Ctrl-C again to stop without saving")
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -149,54 +208,9 @@ class KeepState(pl.Callback):
                     signal.raise_signal(signal.SIGTERM)
 
 
-STATE, LAST, CONFIG = "resume.ckpt", "last.safetensors", "config.json"
-log = logging.getLogger(__name__)
-
-
-def state_to_resume(run: Path, config: Config, resume: bool) -> Path | None:
-    """The state that the run goes on from; None where it starts at step 0.
-
-    A run is started once, and resumed with the configuration that it was started with; only
-    ``trainer`` may differ, but for its seed. One that was ended before its first state was
-    written starts again. Raises OutputError, CheckpointError or ConfigError; writes nothing.
-    """
-    state, last, settings = run / STATE, run / LAST, run / CONFIG
-    if not resume:
-        if state.exists() or last.exists():
-            raise OutputError(
-                f"{run} already holds a run: pass --resume to go on, or another --out"
-            )
-        return None
-    if last.exists():
-        raise OutputError(f"{run} is complete ({last.name} is there): pass another --out")
-    if state.is_file() or settings.is_file():
-        _check_same(run, _began_with(settings), config)
-    if not state.is_file():
-        return None
-    if not zipfile.is_zipfile(state):
-        raise CheckpointError(f"{state} is damaged: start a new run with another --out")
-    return state
-
-
-def prepare(run: Path, config: Config) -> None:
-    """Make the folder, remove what killed processes left in it, and write the configuration.
-
-    Raises OutputError.
-    """
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        for leftover in run.glob(".*.part"):
-            leftover.unlink(missing_ok=True)
-        write_atomic(run / CONFIG, msgspec.json.format(msgspec.json.encode(config)))
-    except OSError as error:
-        raise OutputError(
-            f"can not write to {run}: {error.strerror}; pass another --out"
-        ) from error
-
-
-class WholeStates(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's states, each written beside the last one and then put in its place: whatever
-    happens meanwhile, one of the two is there and whole."""
+    happens meanwhile, one of the two is there and complete."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
@@ -238,23 +252,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _began_with(settings: Path) -> Config:
-    try:
-        return msgspec.json.decode(settings.read_bytes(), type=Config)
-    except (OSError, msgspec.DecodeError) as error:
-        raise CheckpointError(
-            f"{settings}: {error}; the run can not go on without it: start a new one"
-        ) from error
-
-
-def _check_same(run: Path, began: Config, config: Config) -> None:
-    for section in ("model", "data", "loss", "optim", "trainer"):
-        old, new = getattr(began, section), getattr(config, section)
-        for key in ("seed",) if section == "trainer" else old.__struct_fields__:
-            if getattr(old, key) != getattr(new, key):
-                raise ConfigError(
-                    f"{run} was started with {section}.{key} = {getattr(old, key)!r}, not "
-                    f"{getattr(new, key)!r}: resume with the same, or start a new run"
-                )
