@@ -85,7 +85,7 @@ def test_consecutive_frames_are_one_smooth_drive(street: Street) -> None:
     assert np.mean(labels[0] != labels[3]) > np.mean(labels[0] != labels[1])
 
 
-def test_labels_change_where_the_picture_does() -> None:
+def test_labels_change_where_the_image_does() -> None:
     """Gradients are far stronger on label borders than away from them, and strongest there
     when the labels are not shifted: the two are drawn on one grid."""
     image, labels = Street(5).frame(90)

@@ -84,7 +84,7 @@ def backbone_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_folder(tmp_path: Path) -> Callable[..., Path]:
-    """A data folder: pictures by stem (which may hold a folder), coloured by their class."""
+    """A data folder: images by stem (which may hold a folder), coloured by their class."""
 
     def make(
         stems: Sequence[str] = tuple("abcdef"),

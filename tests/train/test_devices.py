@@ -62,7 +62,7 @@ def test_two_processes_train_to_the_loss_of_one(
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_run_which_then_goes_on_exactly(
+def test_a_killed_process_ends_the_run_which_then_resumes_exactly(
     start: Callable[..., Any], different: Different, tmp_path: Path
 ) -> None:
     settings = ("optim.batch_size=4", "trainer.save_every=1", "trainer.devices=2")
@@ -105,7 +105,7 @@ def test_a_run_starts_its_other_process_itself_and_dies_with_it(
         (("trainer.devices=2", "trainer.sync_batchnorm=true"), r"between GPUs only"),
     ],
 )
-def test_what_can_not_be_shared_out_is_refused(
+def test_what_cannot_be_shared_out_is_refused(
     go: Callable[..., RunResult],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

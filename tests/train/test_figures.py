@@ -32,7 +32,7 @@ def test_dark_cells_are_where_pixels_are(labels: LabelMap) -> None:
     cell = 46 if count == 11 else 14
     assert diagonal.shape[0] > count * cell
     # The darkest blue, and where it begins: a cell further right once the columns are shifted.
-    dark = [np.argwhere((picture == (107, 48, 8)).all(2)) for picture in (diagonal, shifted)]
+    dark = [np.argwhere((image == (107, 48, 8)).all(2)) for image in (diagonal, shifted)]
     assert len(dark[0]) > count * (cell - 1) ** 2 / 2
     first = [points[points[:, 0] == points[0, 0]][:, 1].min() for points in dark]
     assert abs(first[1] - first[0] - cell) <= 1
@@ -50,8 +50,8 @@ def test_long_and_foreign_names_stay_inside() -> None:
     labels = LabelMap(
         ("Straße", "a very long name of a class, longer than any"), ((0, 0, 0),) * 2, 255
     )
-    picture = drawn(labels, np.eye(2, dtype=np.int64))
-    border = np.concatenate([picture[:4].ravel(), picture[:, :4].ravel(), picture[:, -4:].ravel()])
+    image = drawn(labels, np.eye(2, dtype=np.int64))
+    border = np.concatenate([image[:4].ravel(), image[:, :4].ravel(), image[:, -4:].ravel()])
     assert (border == 255).all()
 
 

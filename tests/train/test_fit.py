@@ -1,4 +1,4 @@
-"""Whole runs, of six steps on six small pictures."""
+"""Whole runs, of six steps on six small images."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_the_same_seed_gives_the_same_weights(
 
 
 @pytest.mark.parametrize("step", [3, 4])
-def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
+def test_an_interrupted_run_resumes_as_if_nothing_had_been(
     go: Callable[..., RunResult], different: Different, tmp_path: Path, step: int
 ) -> None:
     """Equal to the last bit, dropout included: samples, dropout and rate depend on the step."""
@@ -274,7 +274,7 @@ def test_synthetic_streets_want_camvids_classes(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_place_that_can_not_be_written_is_named(
+def test_a_place_that_cannot_be_written_is_named(
     go: Callable[..., RunResult], tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way")

@@ -89,7 +89,7 @@ def blobs() -> KNet:
     return Blobs().eval()  # type: ignore[return-value]
 
 
-def picture(size: tuple[int, int]) -> NDArray[np.uint8]:
+def an_image(size: tuple[int, int]) -> NDArray[np.uint8]:
     noise = np.random.default_rng(size[0]).integers(0, 256, (6, 9, 3), np.uint8)
     return np.asarray(cv2.resize(noise, (size[1], size[0])), np.uint8)
 
@@ -154,10 +154,10 @@ def keep_ratio(tiny_config: Callable[..., Config], *overrides: str) -> Config:
 
 @pytest.mark.parametrize("size", SIZES)
 @torch.no_grad()
-def test_a_whole_picture(
+def test_a_whole_image(
     blobs: KNet, tiny_config: Callable[..., Config], size: tuple[int, int]
 ) -> None:
-    image = picture(size)
+    image = an_image(size)
     expected = mmseg_logits(blobs, image, SCALE, None, False)
     assert_same_where_clear(predict(blobs, image, keep_ratio(tiny_config)), expected)
     assert_same_where_clear(best_classes([look(blobs, image, SCALE)]), expected)
@@ -167,7 +167,7 @@ def test_a_whole_picture(
 @pytest.mark.parametrize("size", SIZES)
 @torch.no_grad()
 def test_windows(blobs: KNet, size: tuple[int, int], crop: tuple[int, int]) -> None:
-    image = picture(size)
+    image = an_image(size)
     expected = mmseg_logits(blobs, image, SCALE, crop, False)
     view = look(blobs, image, SCALE, crop)
     logits = (view.rows @ view.logits @ view.columns.T)[None]
@@ -181,7 +181,7 @@ def test_windows(blobs: KNet, size: tuple[int, int], crop: tuple[int, int]) -> N
 def test_scales_and_mirror_images(
     blobs: KNet, tiny_config: Callable[..., Config], size: tuple[int, int], slide: bool
 ) -> None:
-    image, config = picture(size), keep_ratio(tiny_config)
+    image, config = an_image(size), keep_ratio(tiny_config)
     expected = torch.zeros(())
     for ratio in RATIOS:
         for mirrored in (False, True):
@@ -195,7 +195,7 @@ def test_scales_and_mirror_images(
 def test_a_real_network_sees_sizes_that_are_multiples_of_nothing(
     tiny_model: KNet, tiny_config: Callable[..., Config]
 ) -> None:
-    image, config = picture((53, 91)), keep_ratio(tiny_config)
+    image, config = an_image((53, 91)), keep_ratio(tiny_config)
     maps = [
         predict(tiny_model, image, config),
         predict(tiny_model, image, config, slide=True, ms_flip=False),
@@ -206,7 +206,7 @@ def test_a_real_network_sees_sizes_that_are_multiples_of_nothing(
 
 
 def test_bands_of_rows_join_without_a_seam(blobs: KNet, monkeypatch: pytest.MonkeyPatch) -> None:
-    views = [look(blobs, picture((50, 83)), SCALE, (40, 56), mirrored=m) for m in (False, True)]
+    views = [look(blobs, an_image((50, 83)), SCALE, (40, 56), mirrored=m) for m in (False, True)]
     whole = best_classes(views)
     monkeypatch.setattr("knet_train.inference._BAND", 7 * 83 * 3)
     np.testing.assert_array_equal(best_classes(views), whole)
@@ -235,4 +235,4 @@ def test_broken_weights_are_named(tiny_model: KNet, tiny_config: Callable[..., C
         tiny_model.conv_seg.weight[0, 0] = torch.nan
     for overrides in ((), ("data.eval_mode=keep_ratio",)):
         with pytest.raises(CheckpointError, match="NaN or infinity"):
-            predict(tiny_model, picture((64, 96)), tiny_config(*overrides))
+            predict(tiny_model, an_image((64, 96)), tiny_config(*overrides))

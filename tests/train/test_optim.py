@@ -129,7 +129,7 @@ def test_a_norm_that_is_frozen_as_a_whole_keeps_its_statistics(
         ('optim.layers=[{pattern="*", lr_scale=0.0}]', "freezes every parameter"),
     ],
 )
-def test_rules_that_can_not_be_meant_are_refused(
+def test_rules_that_cannot_be_meant_are_refused(
     tiny_model: KNet, tiny_config: Callable[..., Config], override: str, said: str
 ) -> None:
     with pytest.raises(ConfigError, match=said):

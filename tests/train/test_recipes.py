@@ -82,7 +82,7 @@ def test_a_published_preset_trains(
 
 @pytest.fixture
 def eight(shared_data: Path, tmp_path: Path) -> Path:
-    """Eight real pictures, spread over CamVid's training split."""
+    """Eight real images, spread over CamVid's training split."""
     camvid, folder = shared_data / "camvid", tmp_path / "eight"
     samples = open_folder(camvid, "train").samples
     for sample in samples[:: len(samples) // 8][:8]:
@@ -94,8 +94,8 @@ def eight(shared_data: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_eight_pictures_are_learnt_by_heart(eight: Path, shared_data: Path, tmp_path: Path) -> None:
-    """A minute on two cores. What a broken loss, schedule or average can not do."""
+def test_eight_images_are_learnt_by_heart(eight: Path, shared_data: Path, tmp_path: Path) -> None:
+    """A minute on two cores. What a broken loss, schedule or average cannot do."""
     torch.set_num_threads(os.cpu_count() or 1)
     config: Config = load_config("knet-edge", LEARN_BY_HEART)
     weights = shared_data / "backbones" / "tf_efficientnet_lite0.safetensors"

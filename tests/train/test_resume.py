@@ -64,7 +64,7 @@ def test_a_killed_run_ends_as_if_nothing_had_been(
 
 
 def limit_files(size: int) -> Callable[[], None]:
-    """The next file that grows beyond ``size`` bytes can not be written, as on a full disk."""
+    """The next file that grows beyond ``size`` bytes cannot be written, as on a full disk."""
 
     def limit() -> None:
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
@@ -118,7 +118,7 @@ def test_what_is_no_fault_of_the_disk_is_not_called_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_no_limit_afterwards")
-def test_a_run_on_a_full_disk_says_so_and_goes_on_from_the_state_before(
+def test_a_run_on_a_full_disk_says_so_and_continues_from_the_state_before(
     go: Callable[..., RunResult], different: Different
 ) -> None:
     settings = ("trainer.save_every=1", "trainer.val_every=6")
@@ -134,7 +134,7 @@ def test_a_run_on_a_full_disk_says_so_and_goes_on_from_the_state_before(
 # Torch's handler of SIGCHLD raises wherever the process is: now and then in a callback of the
 # garbage collector, which lets nothing out; then the next batch shows that the worker is gone.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_killed_worker_is_named_and_the_run_can_go_on(
+def test_a_killed_worker_is_named_and_the_run_can_be_resumed(
     go: Callable[..., RunResult], different: Different
 ) -> None:
     def kill() -> None:
@@ -150,14 +150,14 @@ def test_a_killed_worker_is_named_and_the_run_can_go_on(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ends", ["by itself", "by a broken picture", "by SIGTERM"])
+@pytest.mark.parametrize("ends", ["by itself", "by a broken image", "by SIGTERM"])
 def test_a_run_with_workers_lets_its_process_end(
     start: Callable[..., Any], data: Path, ends: str
 ) -> None:
     settings = ["trainer.workers=2", "optim.steps=2", "trainer.val_every=2"]
     if ends == "by SIGTERM":
         settings += ["optim.steps=1000", "trainer.val_every=1000"]
-    if ends == "by a broken picture":
+    if ends == "by a broken image":
         broken = data / "images" / "d.png"
         broken.write_bytes(broken.read_bytes()[:200])
     run = start("run", *settings)
@@ -167,7 +167,7 @@ def test_a_run_with_workers_lets_its_process_end(
             time.sleep(0.1)
         run.processes[0].terminate()
     ((code, _),) = run.ended(seconds=120)
-    assert code == {"by itself": 0, "by a broken picture": 1, "by SIGTERM": -signal.SIGTERM}[ends]
+    assert code == {"by itself": 0, "by a broken image": 1, "by SIGTERM": -signal.SIGTERM}[ends]
 
 
 def test_a_worker_killed_in_the_middle_of_a_save_is_named_too(go: Callable[..., RunResult]) -> None:
@@ -186,7 +186,7 @@ def test_a_worker_killed_in_the_middle_of_a_save_is_named_too(go: Callable[..., 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_picture_in_the_middle_is_named(
+def test_an_unreadable_image_in_the_middle_is_named(
     go: Callable[..., RunResult], data: Path, workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = data / "images" / "d.png"

@@ -75,7 +75,7 @@ def test_accumulated_parts_make_the_same_step(go: Callable[..., RunResult]) -> N
     np.testing.assert_allclose(sums, whole.losses, rtol=1e-3)
 
 
-def test_an_interrupted_run_of_accumulated_parts_goes_on_too(
+def test_an_interrupted_run_of_accumulated_parts_resumes_too(
     go: Callable[..., RunResult], different: Different
 ) -> None:
     settings = ("optim.accumulate=2", "optim.batch_size=4")
@@ -108,7 +108,7 @@ def test_deterministic_mode_ends_with_the_run(go: Callable[..., RunResult]) -> N
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_what_can_not_be_recomputed_is_refused() -> None:
+def test_what_cannot_be_recomputed_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"odd cannot be recomputed.*gradient_checkpointing"):
         recompute_backbone(torch.nn.Conv2d(3, 3, 1), "odd")
 
@@ -131,5 +131,5 @@ def test_the_backbone_really_is_computed_twice(go: Callable[..., RunResult]) -> 
 
     count, short = Count(), ("optim.steps=1", "trainer.val_every=2")
     go("run", *short, "trainer.gradient_checkpointing=true", callbacks=[count])
-    pictures = 6  # of the evaluation
-    assert (count.backbone, count.stages) == (2 + pictures, 1 + pictures)
+    images = 6  # of the evaluation
+    assert (count.backbone, count.stages) == (2 + images, 1 + images)

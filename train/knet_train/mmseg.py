@@ -45,7 +45,7 @@ class Imported:
     dropped: Mapping[str, str]  # the file's other names, and why each is not needed
     absent: tuple[str, ...]  # counters of BatchNorm that the file lacks; they begin at 0
     guessed: bool  # whether the preset was read from the keys
-    auxiliary: bool  # whether the file holds the auxiliary classifier that training goes on with
+    auxiliary: bool  # whether the file holds the auxiliary classifier that training continues with
 
 
 def import_mmseg(
@@ -59,7 +59,7 @@ def import_mmseg(
     """Read ``source`` (see ``read_mmseg``) and write it to ``output`` as a checkpoint of ours.
 
     Raises CheckpointError, ConfigError, and OutputError when ``output`` exists and
-    ``replace_output`` is not set, or can not be written.
+    ``replace_output`` is not set, or cannot be written.
     """
     if output.exists() and not replace_output:
         raise OutputError(f"{output} is there already: pass --force to replace it")
@@ -75,7 +75,7 @@ def read_mmseg(
     the same keys.
 
     ``preset`` is a preset's name or a TOML file, checked against the keys; without it, it is
-    guessed from them (the Swin-L rows at 512 and 640 can not be told apart: 512). ``labels`` names
+    guessed from them (the Swin-L rows at 512 and 640 cannot be told apart: 512). ``labels`` names
     the classes; without it, 150 classes are ADE20K's. Raises CheckpointError when the file is
     damaged, would have to be executed, or does not hold just this network; ConfigError for a
     preset that does not exist.

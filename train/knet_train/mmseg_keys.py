@@ -16,7 +16,7 @@ _GENERATE = "decode_head.kernel_generate_head"
 _UPDATE = "decode_head.kernel_update_head"
 AUXILIARY = "auxiliary_head."
 
-# Our name -> theirs, first match; the last convolution of a feature head stands in _FUSE.
+# Our name -> mmsegmentation's, first match; the last convolution of a feature head stands in _FUSE.
 _BLOCK = (
     (r"(.+)\.0\.weight", r"\1.conv.weight"),
     (r"(.+)\.1\.(weight|bias|running_mean|running_var|num_batches_tracked)", r"\1.bn.\2"),
@@ -58,8 +58,8 @@ _REASONS = {
 
 def mmseg_name(key: str, head: str) -> str:
     """mmsegmentation's name of our weight ``key``; ``head`` is ``ModelConfig.head``."""
-    room, _, rest = key.partition(".")
-    match room:
+    part, _, rest = key.partition(".")
+    match part:
         case "backbone":
             return f"backbone.{_backbone_name(rest)}"
         case "head":

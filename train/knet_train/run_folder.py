@@ -1,5 +1,5 @@
-"""The folder of a run: the weights and states that are written while it goes on, and what a run may
-be started in or resumed from."""
+"""The folder of a run: the weights and states that a run writes into it, and what it may be started
+in or resumed from."""
 
 from __future__ import annotations
 

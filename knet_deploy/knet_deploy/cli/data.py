@@ -57,7 +57,7 @@ def check(
 def _show(report: DataReport) -> None:
     say("folder", f"{report.root} ({report.layout} layout, {len(report.classes)} classes)")
     say("splits", ", ".join(f"{name} {count}" for name, count in report.splits.items()))
-    shown = [f"{size.width}×{size.height} ({size.pictures})" for size in report.sizes[:_SIZES]]
+    shown = [f"{size.width}×{size.height} ({size.images})" for size in report.sizes[:_SIZES]]
     more = len(report.sizes) - _SIZES
     say("sizes", ", ".join(shown) + (f" and {more} more" if more > 0 else ""))
     pixels = report.labelled_pixels + report.ignored_pixels
@@ -67,11 +67,11 @@ def _show(report: DataReport) -> None:
     typer.echo(f"\n{'class':<{width}}    pixels %  pictures")
     for name, row in zip(names, report.classes, strict=True):
         share = 100 * row.pixels / max(1, report.labelled_pixels)
-        typer.echo(f"{name:<{width}}  {share:>10.3f}  {row.pictures:>8}")
+        typer.echo(f"{name:<{width}}  {share:>10.3f}  {row.images:>8}")
     typer.echo("")
     for line in report.warnings:
         say("warning", line)
     for line in report.problems:
         say("problem", line)
     if not report.problems:
-        say("problems", f"none in {report.pictures} pictures")
+        say("problems", f"none in {report.images} pictures")

@@ -21,7 +21,7 @@ Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 
 class Numbered(LabelledFolder):
-    """Ten pictures whose pixels all hold ten times their index; counts what was read."""
+    """Ten images whose pixels all hold ten times their index; counts what was read."""
 
     def __init__(self, labels: LabelMap, count: int = 10, size: tuple[int, int] = (64, 96)) -> None:
         super().__init__(Path("made"), "all", labels, ())
@@ -37,7 +37,7 @@ class Numbered(LabelledFolder):
 
 
 class Encoded(LabelledFolder):
-    """One picture whose colour is its label: black 0, grey 1, white 2, in blocks."""
+    """One image whose colour is its label: black 0, grey 1, white 2, in blocks."""
 
     def __init__(self, labels: LabelMap, size: tuple[int, int] = (96, 144)) -> None:
         super().__init__(Path("made"), "all", labels, ())
@@ -110,7 +110,7 @@ def test_workers_draw_what_the_main_process_draws(folder: LabelledFolder, data: 
     assert torch.equal(drawn, torch.stack([samples[i][0] for i in range(6)]))
 
 
-def test_every_picture_is_used_once_a_turn_in_a_new_order(
+def test_every_image_is_used_once_a_turn_in_a_new_order(
     tiny_labels: LabelMap, data: DataConfig
 ) -> None:
     plain = msgspec.structs.replace(data, photometric=0.0, scale=(1.0, 1.0), aspect=1.0)
@@ -137,7 +137,7 @@ def test_colours_are_jittered_but_never_swapped(tiny_labels: LabelMap, data: Dat
 
 
 @pytest.mark.parametrize("share", [0.0, 0.125, 0.3, 1.0])
-def test_the_synthetic_share_is_exact_and_does_not_skip_pictures(
+def test_the_synthetic_share_is_exact_and_does_not_skip_images(
     share: float, data: DataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class White:
@@ -190,16 +190,16 @@ def test_flip_is_a_mirror_of_both(tiny_labels: LabelMap, data: DataConfig) -> No
         assert torch.equal(label.flip(-1), label_m)
 
 
-def test_without_augmentation_the_picture_comes_through(
+def test_without_augmentation_the_image_comes_through(
     folder: LabelledFolder, data: DataConfig
 ) -> None:
     plain = msgspec.structs.replace(
         data, photometric=0.0, flip=0.0, scale=(1.0, 1.0), aspect=1.0, crop=(64, 96)
     )
     samples = TrainingSamples(folder, plain, 0, 6)
-    pictures = {folder.read(index)[0].tobytes() for index in range(6)}
+    images = {folder.read(index)[0].tobytes() for index in range(6)}
     drawn = {samples[index][0].numpy().tobytes() for index in range(6)}
-    assert drawn == pictures
+    assert drawn == images
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_no_crop_is_mostly_one_class_where_another_is_to_be_had(
 
 
 @pytest.mark.parametrize("size", [(8, 12), (1, 1), (200, 20)])
-def test_pictures_of_any_size_fill_the_crop(
+def test_images_of_any_size_fill_the_crop(
     tiny_labels: LabelMap, data: DataConfig, size: tuple[int, int]
 ) -> None:
     small = msgspec.structs.replace(data, scale=(0.1, 0.5))

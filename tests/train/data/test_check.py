@@ -24,12 +24,12 @@ def test_a_whole_folder_is_counted(make_folder: MakeFolder) -> None:
     report, good = check(survey(root), lambda: seen.append(None))
     assert (report.problems, report.warnings, report.outside) == ((), (), ())
     assert report.splits == {"train": 2, "val": 1}
-    assert (report.layout, report.pictures, len(seen), len(good)) == ("knet-deploy", 3, 3, 3)
-    assert [(size.height, size.width, size.pictures) for size in report.sizes] == [(64, 96, 3)]
+    assert (report.layout, report.images, len(seen), len(good)) == ("knet-deploy", 3, 3, 3)
+    assert [(size.height, size.width, size.images) for size in report.sizes] == [(64, 96, 3)]
     labels = [np.array(Image.open(path)) for path in sorted(root.glob("labels/*/*.png"))]
     for index, row in enumerate(report.classes):
         assert row.pixels == sum(int((label == index).sum()) for label in labels)
-        assert row.pictures == 3
+        assert row.images == 3
     assert report.ignored_pixels == 3 * 96
     assert report.labelled_pixels == 3 * 63 * 96
     assert b'"labelled_pixels"' in encode_report(report)
@@ -44,7 +44,7 @@ def test_every_fault_is_listed_and_named(make_folder: MakeFolder) -> None:
     (root / "images" / "b.png").write_bytes(whole[: len(whole) // 2])
     Image.new("L", (48, 32)).save(root / "labels" / "c.png")
     (root / "labels" / "d.png").unlink()
-    (root / "labels" / "e.png").write_text("no picture")
+    (root / "labels" / "e.png").write_text("no image")
     report, good = report_of(root)
     text = "\n".join(report.problems)
     assert len(report.problems) == 5, text
@@ -52,7 +52,7 @@ def test_every_fault_is_listed_and_named(make_folder: MakeFolder) -> None:
     assert "a.png holds label 7 (5 pixels), 200 (1 pixels); its classes are 0 … 2" in text
     assert "b.png: is cut off" in text
     assert "c.png is 48×32 but its image is 96×64" in text
-    assert "can not read label" in text
+    assert "cannot read label" in text
     assert [(o.value, o.pixels) for o in report.outside] == [(7, 5), (200, 1)]
     assert [sample.name for sample in good] == ["f"]
 
@@ -71,10 +71,10 @@ def test_twins_are_a_fault_and_lone_labels_a_warning(make_folder: MakeFolder) ->
     (root / "images" / "b.png").unlink()
     report, _ = report_of(root)
     assert report.problems == ()
-    assert report.warnings == ("1 labels have no picture (b.png)",)
+    assert report.warnings == ("1 labels have no image (b.png)",)
 
 
-def test_pictures_that_are_learnt_and_scored_are_a_warning(make_folder: MakeFolder) -> None:
+def test_images_that_are_learnt_and_scored_are_a_warning(make_folder: MakeFolder) -> None:
     root = make_folder(["a", "b", "c"])
     (root / "split").mkdir()
     for name, stems in {
@@ -85,7 +85,7 @@ def test_pictures_that_are_learnt_and_scored_are_a_warning(make_folder: MakeFold
     }.items():
         (root / "split" / f"{name}.txt").write_text("\n".join(stems.split()))
     (warning,) = report_of(root)[0].warnings
-    assert warning.startswith("train and val share 1 pictures (b)")
+    assert warning.startswith("train and val share 1 images (b)")
     assert report_of(root, "val")[0].warnings == ()
 
 
@@ -95,21 +95,21 @@ def test_a_leak_is_seen_under_other_names(make_folder: MakeFolder, names: tuple[
     (root / "split").mkdir()
     for name in names:
         (root / "split" / f"{name}.txt").write_text("a\n")
-    assert any("share 1 pictures" in line for line in report_of(root)[0].warnings)
+    assert any("share 1 images" in line for line in report_of(root)[0].warnings)
 
 
-def test_an_unlabelled_picture_is_a_warning(make_folder: MakeFolder) -> None:
+def test_an_unlabelled_image_is_a_warning(make_folder: MakeFolder) -> None:
     root = make_folder(["a", "b"])
     Image.fromarray(np.full((64, 96), 255, np.uint8)).save(root / "labels" / "b.png")
     report, _ = report_of(root)
-    assert report.warnings == ("1 pictures have no labelled pixel (b)",)
+    assert report.warnings == ("1 images have no labelled pixel (b)",)
     assert report.problems == ()
 
 
 def test_an_empty_folder_is_refused(make_folder: MakeFolder) -> None:
     root = make_folder(["a"])
     (root / "images" / "a.png").unlink()
-    with pytest.raises(DataError, match="has no picture in"):
+    with pytest.raises(DataError, match="has no image in"):
         survey(root)
 
 

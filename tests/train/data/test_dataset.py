@@ -63,10 +63,10 @@ def test_hidden_files_are_left_out(make_folder: MakeFolder) -> None:
 
 def test_palette_labels_give_their_indices(tmp_path: Path, tiny_labels: LabelMap) -> None:
     indices = np.array([[0, 1], [2, 255]], np.uint8)
-    picture = Image.fromarray(indices).convert("P")
-    picture.putdata(indices.ravel().tolist())
-    picture.putpalette([200, 10, 10] * 256)
-    picture.save(tmp_path / "label.png")
+    label = Image.fromarray(indices).convert("P")
+    label.putdata(indices.ravel().tolist())
+    label.putpalette([200, 10, 10] * 256)
+    label.save(tmp_path / "label.png")
     with Image.open(tmp_path / "label.png") as written:
         assert written.mode == "P"
     np.testing.assert_array_equal(read_label(tmp_path / "label.png", tiny_labels), indices)
@@ -75,7 +75,7 @@ def test_palette_labels_give_their_indices(tmp_path: Path, tiny_labels: LabelMap
 def test_a_label_outside_the_map_is_named(make_folder: MakeFolder) -> None:
     root = make_folder(["a"])
     Image.fromarray(np.full((64, 96), 7, np.uint8)).save(root / "labels" / "a.png")
-    with pytest.raises(DataError, match=r"a\.png holds label 7; .*0 … 2 and 255.*mend"):
+    with pytest.raises(DataError, match=r"a\.png holds label 7; .*0 … 2 and 255.*fix"):
         open_folder(root, "all").read(0)
 
 
@@ -83,14 +83,14 @@ def test_a_label_outside_the_map_is_named(make_folder: MakeFolder) -> None:
 def test_labels_of_another_kind_are_refused(make_folder: MakeFolder, mode: str) -> None:
     root = make_folder(["a"])
     Image.new(mode, (96, 64)).save(root / "labels" / "a.png")
-    with pytest.raises(DataError, match=rf"a\.png is a {mode} picture: labels are 8-bit"):
+    with pytest.raises(DataError, match=rf"a\.png is a {mode} image: labels are 8-bit"):
         open_folder(root, "all").read(0)
 
 
 def test_sizes_that_differ_are_refused_not_resized(make_folder: MakeFolder) -> None:
     root = make_folder(["a"])
     Image.new("L", (48, 32)).save(root / "labels" / "a.png")
-    with pytest.raises(DataError, match=r"a\.png is 48×32 but its image is 96×64.*mend"):
+    with pytest.raises(DataError, match=r"a\.png is 48×32 but its image is 96×64.*fix"):
         open_folder(root, "all").read(0)
 
 
@@ -99,7 +99,7 @@ def test_damaged_files_are_named(make_folder: MakeFolder) -> None:
     for part, stem in (("images", "a"), ("labels", "b")):
         path = root / part / f"{stem}.png"
         path.write_bytes(path.read_bytes()[:100])
-    (root / "labels" / "c.png").write_text("not a picture")
+    (root / "labels" / "c.png").write_text("not an image")
     folder = open_folder(root, "all")
     with pytest.raises(SourceError, match=r"images.a\.png"):
         folder.read(0)
@@ -140,7 +140,7 @@ def test_a_label_map_beyond_eight_bits_is_refused(make_folder: MakeFolder) -> No
         open_folder(root, "all")
 
 
-def test_two_pictures_of_one_name_are_both_named(make_folder: MakeFolder) -> None:
+def test_two_images_of_one_name_are_both_named(make_folder: MakeFolder) -> None:
     root = make_folder(["train/a", "val/a"])
     with pytest.raises(DataError, match=r"val.a\.png and .*train.a\.png share a name: rename"):
         open_folder(root, "train")

@@ -43,8 +43,8 @@ def cityscapes(tmp_path: Path) -> Path:
     root = tmp_path / "cityscapes"
     for split, city in (("train", "aachen"), ("train", "ulm"), ("val", "munster")):
         stem = f"{city}_000000_000019"
-        picture = root / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png"
-        write(picture, np.zeros((2, 3, 3), np.uint8))
+        image = root / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png"
+        write(image, np.zeros((2, 3, 3), np.uint8))
         label = np.array([[0, 18, 255], [1, 2, 3]], np.uint8)
         write(root / "gtFine" / split / city / f"{stem}_gtFine_labelTrainIds.png", label)
         write(root / "gtFine" / split / city / f"{stem}_gtFine_labelIds.png", label + 7)
@@ -151,7 +151,7 @@ def test_a_broken_pair_is_found_before_a_run(make_folder: Callable[..., Path]) -
     with pytest.raises(DataError, match=r"e\.png is 64×96 but its image is 96×64.*data check"):
         check_pairs(open_folder(root, "all"))
     (root / "images" / "e.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"can not read .*images.e\.png.*data check"):
+    with pytest.raises(DataError, match=r"cannot read .*images.e\.png.*data check"):
         check_pairs(open_folder(root, "all"))
 
 
@@ -166,7 +166,7 @@ def test_a_photograph_on_its_side_fits_its_upright_label(make_folder: Callable[.
     assert folder.read(0)[0].shape == (64, 96, 3)
 
 
-def test_ade20ks_own_pictures(shared_data: Path) -> None:
+def test_ade20ks_own_images(shared_data: Path) -> None:
     folder = open_folder(shared_data / "ade_samples" / "sampleData", "all")
     assert len(folder) == 3
     check_pairs(folder)

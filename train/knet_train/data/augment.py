@@ -1,7 +1,7 @@
-"""Training samples: which picture comes when, and what happens to it.
+"""Training samples: which image comes when, and what happens to it.
 
-Sample ``i`` of a run is a pure function of (seed, i): which picture it is, and every random
-number of its augmentation. So the order of workers does not matter, and a resumed run goes on
+Sample ``i`` of a run is a pure function of (seed, i): which image it is, and every random
+number of its augmentation. So the order of workers does not matter, and a resumed run continues
 with the very samples that it would have seen.
 """
 
@@ -52,12 +52,12 @@ class TrainingSamples(Dataset[tuple[Tensor, Tensor]]):
                 self.seed * 1_000_003 + synthetic // _FRAMES_PER_STREET, self.config.eval_size
             )
             rng = np.random.default_rng((self.seed, 1, index))
-            picture, classes = street.frame(int(rng.integers(0, 3000)))
+            pixels, classes = street.frame(int(rng.integers(0, 3000)))
         else:
             turn, place = divmod(index - synthetic, len(self.folder))
             order = np.random.default_rng((self.seed, 2, turn)).permutation(len(self.folder))
-            picture, classes = self.folder.read(int(order[place]))
-        image = tv_tensors.Image(torch.from_numpy(picture).permute(2, 0, 1))
+            pixels, classes = self.folder.read(int(order[place]))
+        image = tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
         label = tv_tensors.Mask(torch.from_numpy(classes))
         with torch.random.fork_rng(devices=[]):
             (state,) = np.random.SeedSequence((self.seed, 3, index)).generate_state(1)
@@ -94,7 +94,7 @@ class TrainingSamples(Dataset[tuple[Tensor, Tensor]]):
         return image, label
 
     def _evaluation_scale(self, height: int, width: int) -> float:
-        """Scale 1 is the size at which the network will see the whole picture."""
+        """Scale 1 is the size at which the network will see the whole image."""
         if self.config.eval_mode == "keep_ratio":
             longest, shortest = self.config.eval_scale
             return min(longest / max(height, width), shortest / min(height, width))

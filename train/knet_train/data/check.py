@@ -23,7 +23,7 @@ from knet_train.data.dataset import (
 )
 from knet_train.data.layouts import Layout, Listing, Sample, find_layout, list_split, split_names
 
-_WORKERS = 8  # pictures in memory at a time
+_WORKERS = 8  # images in memory at a time
 _SHOWN = 6  # values, or names, in one line
 
 
@@ -40,25 +40,25 @@ class ClassCount(msgspec.Struct, frozen=True):
 
     name: str
     pixels: int
-    pictures: int
+    images: int
 
 
-class PictureSize(msgspec.Struct, frozen=True):
-    """How many pictures have this size."""
+class ImageSize(msgspec.Struct, frozen=True):
+    """How many images have this size."""
 
     height: int
     width: int
-    pictures: int
+    images: int
 
 
 class DataReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a data folder holds; ``problems`` must be mended, ``warnings`` looked at."""
+    """What a data folder holds; ``problems`` must be fixed, ``warnings`` looked at."""
 
     root: str
     layout: str
     splits: dict[str, int]
-    pictures: int
-    sizes: tuple[PictureSize, ...]  # the most frequent first
+    images: int
+    sizes: tuple[ImageSize, ...]  # the most frequent first
     classes: tuple[ClassCount, ...]
     labelled_pixels: int
     ignored_pixels: int
@@ -96,7 +96,7 @@ def survey(root: Path, split: str | None = None) -> Survey:
     names = split_names(layout) if split is None else [split]
     listings = {name: list_split(layout, name) for name in names}
     if not any(listing.samples or listing.problems for listing in listings.values()):
-        raise DataError(f"{root} has no picture in {', '.join(names) or 'any split'}: add some")
+        raise DataError(f"{root} has no image in {', '.join(names) or 'any split'}: add some")
     return Survey(layout, listings)
 
 
@@ -105,14 +105,14 @@ def check(
 ) -> tuple[DataReport, tuple[Sample, ...]]:
     """Read every pair, several at a time; the report, and the pairs without a fault.
 
-    Nothing is kept of a picture but its counts.
+    Nothing is kept of an image but its counts.
     """
     labels, void_first = found.layout.labels, found.layout.void_first
     table = label_table(labels, void_first=void_first)
     listed = (line for listing in found.listings.values() for line in listing.problems)
     problems, outside, good = list(dict.fromkeys(listed)), [], []
     sizes: Counter[tuple[int, int]] = Counter()
-    pixels, pictures = np.zeros(labels.num_classes, np.int64), np.zeros(labels.num_classes, int)
+    pixels, images = np.zeros(labels.num_classes, np.int64), np.zeros(labels.num_classes, int)
     ignored, void = 0, []
     with ThreadPoolExecutor(_WORKERS) as pool:
         try:
@@ -124,7 +124,7 @@ def check(
                 if reading.values is not None:
                     counts = _by_class(reading.values, table, labels.num_classes)
                     pixels += counts
-                    pictures += counts > 0
+                    images += counts > 0
                     ignored += int(reading.values[table == labels.ignore_index].sum())
                     strange = _outside(sample, reading.values, table)
                     outside += strange
@@ -138,13 +138,13 @@ def check(
                     good.append(sample)
         finally:
             pool.shutdown(cancel_futures=True)  # after Ctrl-C nothing more is read
-    classes = zip(labels.names, pixels.tolist(), pictures.tolist(), strict=True)
+    classes = zip(labels.names, pixels.tolist(), images.tolist(), strict=True)
     report = DataReport(
         root=str(found.layout.root),
         layout=found.layout.kind,
         splits={name: len(listing.samples) for name, listing in found.listings.items()},
-        pictures=len(found.samples),
-        sizes=tuple(PictureSize(*size, times) for size, times in sizes.most_common()),
+        images=len(found.samples),
+        sizes=tuple(ImageSize(*size, times) for size, times in sizes.most_common()),
         classes=tuple(ClassCount(*row) for row in classes),
         labelled_pixels=int(pixels.sum()),
         ignored_pixels=ignored,
@@ -199,7 +199,7 @@ def _listed(strange: list[Outside]) -> str:
 
 
 def _leaks(found: Survey) -> list[str]:
-    """Pictures that are both learnt from and scored on."""
+    """Images that are both learnt from and scored on."""
     warnings = []
     for one, other in combinations(sorted(found.listings), 2):
         if not _scores(one, other):
@@ -208,8 +208,8 @@ def _leaks(found: Survey) -> list[str]:
         both = [s.name for s in found.listings[other].samples if s.name in names]
         if both:
             warnings.append(
-                f"{one} and {other} share {len(both)} pictures ({_some(both)}): "
-                "a score on pictures that were learnt says nothing"
+                f"{one} and {other} share {len(both)} images ({_some(both)}): "
+                "a score on images that were learnt says nothing"
             )
     return warnings
 
@@ -229,13 +229,13 @@ def _scores(one: str, other: str) -> bool:
 def _unused(found: Survey) -> list[str]:
     paths = {path for listing in found.listings.values() for path in listing.unused}
     names = [path.name for path in sorted(paths)]
-    return [f"{len(names)} labels have no picture ({_some(names)})"] if names else []
+    return [f"{len(names)} labels have no image ({_some(names)})"] if names else []
 
 
 def _nothing_labelled(names: list[str]) -> list[str]:
     if not names:
         return []
-    return [f"{len(names)} pictures have no labelled pixel ({_some(names)})"]
+    return [f"{len(names)} images have no labelled pixel ({_some(names)})"]
 
 
 def _some(names: Iterable[str]) -> str:

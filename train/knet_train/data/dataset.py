@@ -22,7 +22,7 @@ _PROBES = 200  # labels whose values are read before a run starts: about a secon
 
 @dataclass(frozen=True)
 class LabelledFolder:
-    """One split of a data folder; pictures are read on demand."""
+    """One split of a data folder; images are read on demand."""
 
     root: Path
     split: str
@@ -69,7 +69,7 @@ def open_folder(root: Path, split: str) -> LabelledFolder:
     if not listing.samples:
         raise DataError(
             f"split {split!r} of {root} is empty: list stems in split/{split}.txt, "
-            f"or put pictures into images/{split}/"
+            f"or put images into images/{split}/"
         )
     return LabelledFolder(root, split, layout.labels, listing.samples, layout.void_first)
 
@@ -109,15 +109,15 @@ def read_label(path: Path, labels: LabelMap, *, void_first: bool = False) -> NDA
 def read_values(path: Path) -> NDArray[np.uint8]:
     """A label file's own values, uint8 [H, W]; DataError when it is no 8-bit PNG of one channel."""
     try:
-        with Image.open(path) as picture:
-            if picture.mode not in ("L", "P"):
+        with Image.open(path) as opened:
+            if opened.mode not in ("L", "P"):
                 raise DataError(
-                    f"{path} is a {picture.mode} picture: labels are 8-bit PNGs of class indices"
+                    f"{path} is a {opened.mode} image: labels are 8-bit PNGs of class indices"
                 )
             # Not cv2: it would paint a palette PNG instead of giving its indices.
-            return np.array(picture, np.uint8)
+            return np.array(opened, np.uint8)
     except _UNREADABLE as error:
-        raise DataError(f"can not read label {path}: {error}; write the PNG again") from error
+        raise DataError(f"cannot read label {path}: {error}; write the PNG again") from error
 
 
 def label_table(labels: LabelMap, *, void_first: bool) -> NDArray[np.int16]:
@@ -135,14 +135,14 @@ def allowed_values(labels: LabelMap, *, void_first: bool) -> str:
     """What a label file may hold, and what to do about others, in words."""
     classes = f"1 … {labels.num_classes}" if void_first else f"0 … {labels.num_classes - 1}"
     void = "0" if void_first else str(labels.ignore_index)
-    return f"its classes are {classes} and {void} (ignore): mend the file, or labels.json"
+    return f"its classes are {classes} and {void} (ignore): fix the file, or labels.json"
 
 
 def sizes_differ(sample: Sample, label: tuple[int, ...], image: tuple[int, ...]) -> str:
     """What to say of a pair whose (height, width) differ."""
     return (
         f"{sample.label} is {label[1]}×{label[0]} but its image is {image[1]}×{image[0]}: "
-        "labels are never resized, mend the file"
+        "labels are never resized, fix the file"
     )
 
 
@@ -157,12 +157,12 @@ def _header(path: Path, like: tuple[int, int] | None = None) -> tuple[tuple[int,
     """The (height, width) that a file states, and whether it is shown with the two exchanged; the
     latter, for which a whole PNG is read, only where the size is not ``like`` another."""
     try:
-        with Image.open(path) as picture:
-            size = picture.height, picture.width
-            turned = like not in (None, size) and picture.getexif().get(_ORIENTATION, 1) >= 5
+        with Image.open(path) as opened:
+            size = opened.height, opened.width
+            turned = like not in (None, size) and opened.getexif().get(_ORIENTATION, 1) >= 5
             return size, turned
     except _UNREADABLE as error:
-        raise DataError(f"can not read {path}: {error}; write the file again") from error
+        raise DataError(f"cannot read {path}: {error}; write the file again") from error
 
 
 def _advice(root: Path) -> str:

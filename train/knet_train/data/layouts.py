@@ -1,4 +1,4 @@
-"""Where the pictures and labels of a data folder are: three layouts, told apart by what is there.
+"""Where the images and labels of a data folder are: three layouts, told apart by what is there.
 
 - **knet-deploy**: ``images/`` and ``labels/`` with the same file stems (labels are PNGs of class
   indices) and ``labels.json`` (``class_names``, optionally ``palette_rgb`` and ``ignore_index``).
@@ -32,12 +32,12 @@ _SAME_SPLIT = {
     "val": "validation",
     "validation": "val",
 }
-_PICTURE, _TRAIN_IDS, _IDS = "_leftImg8bit.png", "_gtFine_labelTrainIds.png", "_gtFine_labelIds.png"
+_IMAGE, _TRAIN_IDS, _IDS = "_leftImg8bit.png", "_gtFine_labelTrainIds.png", "_gtFine_labelIds.png"
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One labelled picture, not yet read; its name is the only one of its kind in the folder."""
+    """One labelled image, not yet read; its name is the only one of its kind in the folder."""
 
     name: str
     image: Path
@@ -64,7 +64,7 @@ class Listing:
 
     samples: tuple[Sample, ...]
     problems: tuple[str, ...]
-    unused: tuple[Path, ...]  # labels, of whatever split, that no picture goes with
+    unused: tuple[Path, ...]  # labels, of whatever split, that no image goes with
 
 
 def find_layout(root: Path) -> Layout:
@@ -120,12 +120,12 @@ def list_split(layout: Layout, split: str) -> Listing:
         other = _SAME_SPLIT.get(split)
         if other not in known:
             has = ", ".join(sorted(set(known))) or "none"
-            mend = f"images/{split}/"
+            hint = f"images/{split}/"
             if layout.kind == "Cityscapes":
-                mend = f"leftImg8bit/{split}/ and gtFine/{split}/"
+                hint = f"leftImg8bit/{split}/ and gtFine/{split}/"
             else:
-                mend = f"split/{split}.txt or {mend}"
-            raise DataError(f"{layout.root} has no split {split!r}; it has {has}: make {mend}")
+                hint = f"split/{split}.txt or {hint}"
+            raise DataError(f"{layout.root} has no split {split!r}; it has {has}: make {hint}")
         split = other
     return _cityscapes(layout, split) if layout.kind == "Cityscapes" else _trees(layout, split)
 
@@ -145,7 +145,7 @@ def _trees(layout: Layout, split: str) -> Listing:
         if stem not in images:
             problems.append(
                 f"split {split!r} names {stem}, which is not in {root / 'images'}: "
-                f"add the picture, or take the line out of split/{split}.txt"
+                f"add the image, or take the line out of split/{split}.txt"
             )
         elif stem not in masks:
             problems.append(
@@ -158,7 +158,7 @@ def _trees(layout: Layout, split: str) -> Listing:
 
 
 def _cityscapes(layout: Layout, split: str) -> Listing:
-    pictures = layout.root / "leftImg8bit" / split
+    images = layout.root / "leftImg8bit" / split
     labels = layout.root / "gtFine" / split
     found, numbers = (
         {path.name: path for path in labels.glob(f"*/*{suffix}")} for suffix in (_TRAIN_IDS, _IDS)
@@ -170,8 +170,8 @@ def _cityscapes(layout: Layout, split: str) -> Listing:
             "python -m cityscapesscripts.preparation.createTrainIdLabelImgs)"
         )
     samples, problems = [], []
-    for path in sorted(pictures.glob(f"*/*{_PICTURE}")):
-        stem = path.name.removesuffix(_PICTURE)
+    for path in sorted(images.glob(f"*/*{_IMAGE}")):
+        stem = path.name.removesuffix(_IMAGE)
         label = found.pop(stem + _TRAIN_IDS, None)
         if label is None:
             problems.append(f"{path} has no label: expected {stem}{_TRAIN_IDS} in {labels}")
