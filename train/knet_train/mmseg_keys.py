@@ -51,15 +51,11 @@ _BACKBONE = (
     (r"norms\.(\d\..+)", r"norm\1"),
 )
 
-_REASONS = {
-    r".+\.attn\.w_msa\.relative_position_index": "follows from the window's size",
-}
-
 
 def mmseg_name(key: str, head: str) -> str:
     """mmsegmentation's name of our weight ``key``; ``head`` is ``ModelConfig.head``."""
-    part, _, rest = key.partition(".")
-    match part:
+    module, _, rest = key.partition(".")
+    match module:
         case "backbone":
             return f"backbone.{_backbone_name(rest)}"
         case "head":
@@ -95,9 +91,8 @@ def _renamed(key: str, rules: Iterable[tuple[str, str]]) -> str:
 
 def drop_reason(name: str) -> str | None:
     """Why mmsegmentation's weight ``name`` is not needed here; None when it is, or is unknown."""
-    for pattern, reason in _REASONS.items():
-        if re.fullmatch(pattern, name):
-            return reason
+    if name.endswith(".attn.w_msa.relative_position_index"):
+        return "follows from the window's size"
     return None
 
 
@@ -140,24 +135,14 @@ _PRESETS: dict[tuple[str | None, str | None], str] = {
 
 def _head_of(state: Mapping[str, Tensor]) -> str | None:
     parts = {name.split(".")[2] for name in state if name.startswith(f"{_GENERATE}.")}
-    for part, head in (
-        ("fpn_convs", "uper"),
-        ("psp_modules", "psp"),
-        ("aspp_modules", "aspp"),
-        ("conv_cat", "fcn"),
-    ):
-        if part in parts:
-            return head
-    return None
+    heads = {"fpn_convs": "uper", "psp_modules": "psp", "aspp_modules": "aspp", "conv_cat": "fcn"}
+    return next((head for part, head in heads.items() if part in parts), None)
 
 
 def _backbone_of(state: Mapping[str, Tensor]) -> str | None:
     def depth(stage: str) -> int:
         prefix = f"backbone.{stage}."
-        numbers = {
-            name[len(prefix) :].partition(".")[0] for name in state if name.startswith(prefix)
-        }
-        return len(numbers)
+        return len({n[len(prefix) :].partition(".")[0] for n in state if n.startswith(prefix)})
 
     if "backbone.stem.0.weight" in state:
         return "resnet50c" if depth("layer3") == 6 else None

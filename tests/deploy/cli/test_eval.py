@@ -213,7 +213,7 @@ def test_data_check_of_a_clean_folder(call: Call, data: Path, tmp_path: Path) ->
     assert "splits       val 3" in answer.out
     assert "111×75 (3)" in answer.out
     assert "problems     none in 3 pictures" in answer.out
-    assert json.loads(out.read_text())["pictures"] == 3
+    assert json.loads(out.read_text())["images"] == 3
     assert cv2.imread(str(sheet)).shape[1] > 3 * 2 * 240
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
@@ -81,15 +81,6 @@ class Survey:
         return tuple(dict.fromkeys(every))
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """What one pair gave."""
-
-    size: tuple[int, int] | None  # of the image
-    values: NDArray[np.int64] | None  # pixels of each value of the label file, [256]
-    problems: tuple[str, ...]
-
-
 def survey(root: Path, split: str | None = None) -> Survey:
     """List one split, or all that there are. Raises DataError when nothing can be listed."""
     layout = find_layout(root)
@@ -116,17 +107,17 @@ def check(
     ignored, void = 0, []
     with ThreadPoolExecutor(_WORKERS) as pool:
         try:
-            for sample, reading in zip(found.samples, pool.map(_read, found.samples), strict=True):
+            readings = pool.map(_read, found.samples)
+            for sample, (size, values, faults) in zip(found.samples, readings, strict=True):
                 on_pair()
-                faults = list(reading.problems)
-                if reading.size is not None:
-                    sizes[reading.size] += 1
-                if reading.values is not None:
-                    counts = _by_class(reading.values, table, labels.num_classes)
+                if size is not None:
+                    sizes[size] += 1
+                if values is not None:
+                    counts = _by_class(values, table, labels.num_classes)
                     pixels += counts
                     images += counts > 0
-                    ignored += int(reading.values[table == labels.ignore_index].sum())
-                    strange = _outside(sample, reading.values, table)
+                    ignored += int(values[table == labels.ignore_index].sum())
+                    strange = _outside(sample, values, table)
                     outside += strange
                     if strange:
                         allowed = allowed_values(labels, void_first=void_first)
@@ -150,7 +141,11 @@ def check(
         ignored_pixels=ignored,
         outside=tuple(outside),
         problems=tuple(problems),
-        warnings=(*_leaks(found), *_unused(found), *_nothing_labelled(void)),
+        warnings=(
+            *_leaks(found),
+            *_some(_unused(found), "labels have no image"),
+            *_some(void, "images have no labelled pixel"),
+        ),
     )
     return report, tuple(good)
 
@@ -160,7 +155,8 @@ def encode_report(report: DataReport) -> bytes:
     return msgspec.json.format(msgspec.json.encode(report)) + b"\n"
 
 
-def _read(sample: Sample) -> _Reading:
+def _read(sample: Sample) -> tuple[tuple[int, int] | None, NDArray[np.int64] | None, list[str]]:
+    """The image's (height, width), pixels of each value of the label file [256], and the faults."""
     problems: list[str] = []
     size = values = shape = None
     try:
@@ -175,7 +171,7 @@ def _read(sample: Sample) -> _Reading:
         problems.append(str(error))
     if size is not None and shape is not None and size != shape:
         problems.append(sizes_differ(sample, shape, size))
-    return _Reading(size, values, tuple(problems))
+    return size, values, problems
 
 
 def _by_class(
@@ -202,14 +198,12 @@ def _leaks(found: Survey) -> list[str]:
     """Images that are both learnt from and scored on."""
     warnings = []
     for one, other in combinations(sorted(found.listings), 2):
-        if not _scores(one, other):
-            continue
         names = {sample.name for sample in found.listings[one].samples}
         both = [s.name for s in found.listings[other].samples if s.name in names]
-        if both:
+        if both and _scores(one, other):
+            (shared,) = _some(both, "images")
             warnings.append(
-                f"{one} and {other} share {len(both)} images ({_some(both)}): "
-                "a score on images that were learnt says nothing"
+                f"{one} and {other} share {shared}: a score on images that were learnt says nothing"
             )
     return warnings
 
@@ -228,16 +222,10 @@ def _scores(one: str, other: str) -> bool:
 
 def _unused(found: Survey) -> list[str]:
     paths = {path for listing in found.listings.values() for path in listing.unused}
-    names = [path.name for path in sorted(paths)]
-    return [f"{len(names)} labels have no image ({_some(names)})"] if names else []
+    return [path.name for path in sorted(paths)]
 
 
-def _nothing_labelled(names: list[str]) -> list[str]:
-    if not names:
-        return []
-    return [f"{len(names)} images have no labelled pixel ({_some(names)})"]
-
-
-def _some(names: Iterable[str]) -> str:
-    every = list(names)
-    return ", ".join(every[:_SHOWN]) + (", …" if len(every) > _SHOWN else "")
+def _some(names: list[str], what: str) -> list[str]:
+    """One text that counts the names and gives the first of them; none for no names."""
+    more = ", …" if len(names) > _SHOWN else ""
+    return [f"{len(names)} {what} ({', '.join(names[:_SHOWN])}{more})"] if names else []
