@@ -48,11 +48,11 @@ def test_its_gradient_is_that_of_plain_cross_entropy(dtype: torch.dtype) -> None
     (1000 * training_loss(given, None, labels, PLAIN, weights, 255)).backward()
     same = [stage.detach().requires_grad_() for stage in given]
     sum(1000 * plain(stage.float(), labels, weights) for stage in same).backward()
-    for ours, theirs in zip(given, same, strict=True):
+    for ours, expected in zip(given, same, strict=True):
         assert ours.grad is not None
         assert ours.grad.dtype == dtype
         assert ours.grad.abs().max() > 1
-        torch.testing.assert_close(ours.grad, theirs.grad)
+        torch.testing.assert_close(ours.grad, expected.grad)
 
 
 def test_a_gradient_too_small_for_half_precision_survives_the_scaling_of_the_loss() -> None:

@@ -59,12 +59,12 @@ def test_swin_equals_timms_own_where_nothing_is_padded() -> None:
     torch.manual_seed(0)
     name = "swin_tiny_patch4_window7_224"
     ours = SwinBackbone(name, 0.0).eval()
-    theirs = timm.create_model(name, features_only=True, img_size=448).eval()
+    plain = timm.create_model(name, features_only=True, img_size=448).eval()
     state = {k.replace("layers.", "layers_"): v for k, v in ours.state_dict().items()}
-    theirs.load_state_dict({k: v for k, v in state.items() if not k.startswith("norms.")})
+    plain.load_state_dict({k: v for k, v in state.items() if not k.startswith("norms.")})
     image = torch.randn(1, 3, 448, 448)  # 112, 56, 28 and 14 tokens a side: whole windows of 7
     with torch.no_grad():
-        for level, norm, reference in zip(ours(image), ours.norms, theirs(image), strict=True):
+        for level, norm, reference in zip(ours(image), ours.norms, plain(image), strict=True):
             expected = norm(reference).permute(0, 3, 1, 2)
             torch.testing.assert_close(level, expected, atol=1e-4, rtol=1e-4)
 

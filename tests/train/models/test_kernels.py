@@ -84,7 +84,7 @@ class MmsegStage(nn.Module):
 
 def pair(channels: int, width: int, heads: int, ffn: int) -> tuple[KernelUpdateStage, MmsegStage]:
     ours = KernelUpdateStage(channels, width, heads, ffn)
-    theirs = MmsegStage(channels, width, heads, ffn)
+    reference = MmsegStage(channels, width, heads, ffn)
     for parameter in ours.parameters():  # norms and biases too must matter
         nn.init.normal_(parameter, std=0.3)
     renamed = {
@@ -99,8 +99,8 @@ def pair(channels: int, width: int, heads: int, ffn: int) -> tuple[KernelUpdateS
     for key, value in ours.state_dict().items():
         start = next((old for old in renamed if key.startswith(old)), None)
         state[renamed[start] + key[len(start) :] if start else key] = value
-    theirs.load_state_dict(state)
-    return ours.eval(), theirs.eval()
+    reference.load_state_dict(state)
+    return ours.eval(), reference.eval()
 
 
 @pytest.mark.parametrize("parts", [1, 2])
@@ -113,13 +113,13 @@ def test_a_stage_is_mmsegmentations(
     heads, depth = int(torch.randint(1, 4, ())), 2 * int(torch.randint(2, 6, ()))
     batch, count, height, width = (int(torch.randint(2, 12, ())) for _ in range(4))
     channels = heads * depth
-    ours, theirs = (m.to(dtype) for m in pair(channels, channels // parts, heads, 24))
+    ours, reference = (m.to(dtype) for m in pair(channels, channels // parts, heads, 24))
     features = torch.randn(batch, channels, height, width, dtype=dtype)
     kernels = torch.randn(batch, count, channels, dtype=dtype)
     masks = torch.randn(batch, count, height, width, dtype=dtype)
     with torch.no_grad():
         for mine, reference in zip(
-            ours(features, kernels, masks), theirs(features, kernels, masks), strict=True
+            ours(features, kernels, masks), reference(features, kernels, masks), strict=True
         ):
             assert mine.shape == reference.shape
             scale = float(reference.abs().max())
