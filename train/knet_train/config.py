@@ -28,7 +28,9 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 Side = Annotated[int, msgspec.Meta(ge=32)]  # pixels
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+Factor = Annotated[float, msgspec.Meta(ge=1)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Half = Annotated[float, msgspec.Meta(ge=0, le=0.5)]
 Rate = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 
 
@@ -83,14 +85,11 @@ class DataConfig(_Section, frozen=True):
     eval_resize: Literal["stretch", "letterbox"]  # how other sizes are fitted to eval_size
     crop: tuple[Side, Side]  # height, width of a training sample
     scale: tuple[Positive, Positive]  # random scale, relative to the size of evaluation
-    aspect: Annotated[
-        float, msgspec.Meta(ge=1)
-    ]  # random stretch of width against height, up to this factor
+    aspect: Factor  # random stretch of width against height, up to this factor
     max_class_share: Share  # a crop with more of one class is drawn again (ten tries)
     flip: Share  # probability of a mirror image
     photometric: Share  # probability of a change of colour, each kind of which then has 1/2
-    # Brightness, contrast, saturation (±), and hue (turns).
-    jitter: tuple[Share, Share, Share, Annotated[float, msgspec.Meta(ge=0, le=0.5)]]
+    jitter: tuple[Share, Share, Share, Half]  # brightness, contrast, saturation (±), hue (turns)
     synthetic_share: Share  # share of samples that are synthetic street scenes
 
     def __post_init__(self) -> None:
@@ -125,12 +124,12 @@ class OptimConfig(_Section, frozen=True):
     accumulate: Count  # parts that a step's images are computed in, one after the other
     lr: Positive  # peak learning rate
     layers: tuple[LayerRule, ...]  # the first rule that matches a parameter counts
-    weight_decay: NotNegative
+    weight_decay: NotNegative  # decoupled, as AdamW's is
     no_decay: tuple[str, ...]  # patterns of parameters without weight decay
     decay_vectors: bool  # whether norms, biases and other one-dimensional weights decay too
-    warmup_steps: Natural
+    warmup_steps: Natural  # in which the learning rate rises to lr, linearly
     warmup_start: Share  # factor of lr at the first step
-    schedule: Literal["poly", "step"]
+    schedule: Literal["poly", "step"]  # how lr falls after that: see power, or milestones
     power: float  # of the polynomial decay to 0
     milestones: tuple[int, ...]  # steps after which schedule "step" divides lr by ten
     clip_norm: Positive  # largest gradient norm
@@ -148,8 +147,8 @@ class OptimConfig(_Section, frozen=True):
 class TrainerConfig(_Section, frozen=True):
     """How the machines are used; nothing here changes what is learnt, but for rounding."""
 
-    seed: Natural
-    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+    seed: Natural  # of new weights, samples and dropout
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]  # auto: bf16 if it can
     devices: Natural  # processes on each machine, a device each; 0: all its GPUs, or one on the CPU
     nodes: Count  # machines; torchrun or SLURM starts the processes of more than one
     sync_batchnorm: bool  # BatchNorm statistics over the whole batch of all devices

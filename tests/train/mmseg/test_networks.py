@@ -99,7 +99,9 @@ def test_every_key_of_a_published_network_has_its_place(
 
 def test_patch_merging_columns_are_put_into_timms_order() -> None:
     channels = 3
-    mmseg_order = torch.tensor([c * 4 + h * 2 + w for w in (0, 1) for h in (0, 1) for c in range(3)])
+    mmseg_order = torch.tensor(
+        [c * 4 + h * 2 + w for w in (0, 1) for h in (0, 1) for c in range(3)]
+    )
     assert torch.equal(merging_order(torch.arange(4 * channels)), mmseg_order)
     rows = torch.arange(4 * channels) + torch.tensor([[0], [100]])
     assert torch.equal(merging_order(rows), torch.stack([mmseg_order, mmseg_order + 100]))

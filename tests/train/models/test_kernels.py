@@ -113,13 +113,13 @@ def test_a_stage_is_mmsegmentations(
     heads, depth = int(torch.randint(1, 4, ())), 2 * int(torch.randint(2, 6, ()))
     batch, count, height, width = (int(torch.randint(2, 12, ())) for _ in range(4))
     channels = heads * depth
-    ours, reference = (m.to(dtype) for m in pair(channels, channels // parts, heads, 24))
+    ours, mmseg = (m.to(dtype) for m in pair(channels, channels // parts, heads, 24))
     features = torch.randn(batch, channels, height, width, dtype=dtype)
     kernels = torch.randn(batch, count, channels, dtype=dtype)
     masks = torch.randn(batch, count, height, width, dtype=dtype)
     with torch.no_grad():
         for mine, reference in zip(
-            ours(features, kernels, masks), reference(features, kernels, masks), strict=True
+            ours(features, kernels, masks), mmseg(features, kernels, masks), strict=True
         ):
             assert mine.shape == reference.shape
             scale = float(reference.abs().max())
