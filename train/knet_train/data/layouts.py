@@ -120,11 +120,9 @@ def list_split(layout: Layout, split: str) -> Listing:
         other = _SAME_SPLIT.get(split)
         if other not in known:
             has = ", ".join(sorted(set(known))) or "none"
-            hint = f"images/{split}/"
+            hint = f"split/{split}.txt or images/{split}/"
             if layout.kind == "Cityscapes":
                 hint = f"leftImg8bit/{split}/ and gtFine/{split}/"
-            else:
-                hint = f"split/{split}.txt or {hint}"
             raise DataError(f"{layout.root} has no split {split!r}; it has {has}: make {hint}")
         split = other
     return _cityscapes(layout, split) if layout.kind == "Cityscapes" else _trees(layout, split)
