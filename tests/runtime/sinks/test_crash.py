@@ -21,13 +21,13 @@ import numpy as np
 from knet_runtime.errors import OutputError
 from knet_runtime.types import Frame
 from knet_runtime.sources.base import SourceInfo
-from knet_synthetic import CAMVID11
+from knet_runtime.labels import LabelMap
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks import JsonLines, OverlayVideo
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
 info = SourceInfo("video", (96, 128), Fraction(5), None, Fraction(1, 5))
-mask = Segmentation(np.zeros((96, 128), np.uint8), CAMVID11, {})
+mask = Segmentation(np.zeros((96, 128), np.uint8), LabelMap(("Sky",), ((128, 128, 128),), 255), {})
 random = np.random.default_rng(0)
 video = OverlayVideo(sys.argv[1] + "/o." + sys.argv[3], info)
 for sink in (video, JsonLines(sys.argv[1] + "/o.jsonl", "m")):

@@ -201,11 +201,11 @@ from pathlib import Path
 import numpy as np
 from knet_runtime.types import Frame
 from knet_runtime.sources.base import SourceInfo
-from knet_synthetic import CAMVID11
+from knet_runtime.labels import LabelMap
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks import OverlayVideo
 info = SourceInfo("video", (96, 128), Fraction(5), None, Fraction(1, 5))
-mask = Segmentation(np.zeros((96, 128), np.uint8), CAMVID11, {})
+mask = Segmentation(np.zeros((96, 128), np.uint8), LabelMap(("Sky",), ((128, 128, 128),), 255), {})
 random = np.random.default_rng(0)
 sink = OverlayVideo(sys.argv[1], info, codec=sys.argv[2])
 for i in range(200):
