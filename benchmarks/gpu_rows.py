@@ -46,8 +46,8 @@ from knet_deploy.bench.report import (
 from knet_deploy.bench.torch_baselines import class_maps
 from knet_export.graph.cost import count_cost
 from knet_runtime.bundle.store import Bundle
+from knet_runtime.engines import open_engine
 from knet_runtime.engines.hardware import this_gpu
-from knet_runtime.engines.registry import open_engine
 from knet_runtime.types import Size
 from knet_train.config import load_config
 from knet_train.models.knet import KNet

@@ -91,7 +91,7 @@ class Points:
         )
         usual = self.opened(bundle)
         for size in sizes:
-            found = self.opened(bundle.at(size))
+            found = self.opened(bundle.with_input_size(size))
             self.found["area", size[0] * size[1]] = self.frame_by_frame(found, size)
         for count in options.classes:  # all of one size and one picture, which the usual one is not
             model = random_model(options.preset, count)

@@ -14,8 +14,8 @@ import shutil
 from pathlib import Path
 
 from knet_runtime.atomic import output_error
-from knet_runtime.bundle.manifest import CLASSMAP_OUTPUT, Manifest
-from knet_runtime.bundle.store import Bundle, artefact_files, exchange_folders
+from knet_runtime.bundle.manifest import Manifest
+from knet_runtime.bundle.store import Bundle, exchange_folders
 from knet_runtime.errors import BundleError, OutputError
 
 _LABELS = "labels.txt"
@@ -30,11 +30,10 @@ def write_triton(bundle: Bundle, repository: Path, *, replace: bool = False) -> 
     its folder. Raises BundleError for a bundle without a class map graph, OutputError when the
     folder can not be written.
     """
-    artefact = bundle.graph("classmap")
+    graph, *weights = bundle.graph("classmap").files
     check_triton(repository, bundle.manifest.name, replace=replace)
     destination = repository.absolute() / bundle.manifest.name
     fresh = destination.with_name(f".{destination.name}.{secrets.token_hex(4)}.new")
-    graph, *weights = artefact_files(artefact)
     if any(Path(path).parent != Path(graph).parent for path in weights):
         raise BundleError(f"{bundle.path}: {graph} does not lie beside its weights: export again")
     try:
@@ -73,7 +72,7 @@ def triton_config(manifest: Manifest) -> str:
     With batches the sizes do not name the batch, and requests are gathered up to ``max_batch``; a
     graph of one picture has max_batch_size 0, which is Triton's word for a fixed first size.
     """
-    spec = manifest.input
+    spec, output = manifest.input, manifest.graph("classmap").output("class_map")
     sides = [spec.height, spec.width] if spec.sizes is None else [-1, -1]
     batched = spec.max_batch > 1
     first = [] if batched else [1]
@@ -85,7 +84,7 @@ def triton_config(manifest: Manifest) -> str:
         f"  {{ name: {json.dumps(spec.name)} data_type: TYPE_UINT8 dims: {[*first, *sides, 3]} }}",
         "]",
         "output [",
-        f"  {{ name: {json.dumps(CLASSMAP_OUTPUT)} data_type: TYPE_UINT8 dims: {[*first, *sides]}"
+        f"  {{ name: {json.dumps(output.name)} data_type: TYPE_UINT8 dims: {[*first, *sides]}"
         f" label_filename: {json.dumps(_LABELS)} }}",
         "]",
     ]

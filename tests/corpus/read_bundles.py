@@ -15,11 +15,11 @@ import time
 from pathlib import Path
 
 from knet_runtime.bundle.store import open_bundle
-from knet_runtime.engines.registry import open_engine
+from knet_runtime.engines import open_engine
 from knet_runtime.errors import KnetError, ParityError
 from knet_runtime.golden import replay
 
-LIMIT = 4 * 2**30  # so that a fault can not take the machine's memory; the test's cap is lower
+LIMIT = 4 * 2**30  # so that a fault cannot take the machine's memory; the test's cap is lower
 
 
 def peak_mib() -> int:

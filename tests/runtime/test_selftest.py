@@ -127,7 +127,9 @@ def test_another_size_is_tested_at_that_of_the_golden_tensors(
     from knet_runtime.bundle.manifest import InputSpec, SizeRange
 
     spec = InputSpec("image", 16, 24, "stretch", max_batch=3, sizes=SizeRange((8, 8), (64, 64), 8))
-    bundle = make_bundle(model=colour_model(height="H", width="W"), input=spec).at((32, 32))
+    bundle = make_bundle(model=colour_model(height="H", width="W"), input=spec).with_input_size(
+        (32, 32)
+    )
     with Segmenter(bundle, "onnxruntime-cpu") as segmenter:
         result = segmenter.self_test()
     assert result is not None

@@ -56,7 +56,12 @@ def input_spec(config: Config) -> InputSpec:
     """The network's input as export fixes it, and as pictures of ``eval_mode`` "fixed" see it."""
     height, width = config.data.eval_size
     return InputSpec(
-        name="image", height=height, width=width, resize=config.data.eval_resize, max_batch=16
+        name="image",
+        height=height,
+        width=width,
+        resize=config.data.eval_resize,
+        max_batch=16,
+        multiple=config.model.stride,
     )
 
 
@@ -72,8 +77,8 @@ def predict(model: KNet, image: NDArray[np.uint8], config: Config) -> ClassMap:
     ``config.data.eval_mode`` says. The model must be in evaluation mode."""
     match config.data.eval_mode:
         case "fixed":
-            fitted, geometry = fit_to_input(image, input_spec(config), config.model.stride)
-            return class_map(predict_logits(model, fitted), geometry, config.model.stride)
+            fitted, geometry = fit_to_input(image, input_spec(config))
+            return class_map(predict_logits(model, fitted), geometry)
         case "keep_ratio":
             scaled = keep_ratio(image, config.data.eval_scale)
             return upsampled_argmax(

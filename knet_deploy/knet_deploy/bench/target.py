@@ -17,14 +17,12 @@ from numpy.typing import NDArray
 from knet_deploy.bench.report import TOTAL
 from knet_runtime.bundle.store import open_bundle
 from knet_runtime.drawing import blend
-from knet_runtime.engines.registry import default_graph
+from knet_runtime.engines import default_graph, engine_spec
 from knet_runtime.errors import EngineError
 from knet_runtime.pipeline.pipeline import Feed, run
 from knet_runtime.segmenter import Segmenter
 from knet_runtime.sources.open import open_source
 from knet_runtime.types import ClassMap
-
-_IN_BF16 = {"fp32": "bf16", "bf16": "bf16", "int8": "int8, bf16"}
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -67,18 +65,19 @@ class BundleTarget:
 
     def __init__(self, bundle: Path, engine: str, size: tuple[int, int] | None = None) -> None:
         opened = open_bundle(bundle)
-        self._segmenter = Segmenter(opened if size is None else opened.at(size), engine)
+        self._segmenter = Segmenter(
+            opened if size is None else opened.with_input_size(size), engine
+        )
 
     @property
     def facts(self) -> Facts:
         segmenter = self._segmenter
         bundle = segmenter.bundle
-        artefact = bundle.graph(default_graph(bundle, segmenter.engine))
-        record = bundle.manifest.files[artefact.path]
-        note = "" if artefact.kind == "logits" else "class map in the graph"
-        # That engine computes in bf16 what a graph has in float32: the row says what is computed.
-        halved = segmenter.engine == "openvino-bf16"
-        precision = _IN_BF16[artefact.precision] if halved else artefact.precision
+        graph = bundle.graph(default_graph(bundle, segmenter.engine))
+        record = bundle.manifest.files[graph.path]
+        note = "" if graph.kind == "logits" else "class map in the graph"
+        # Some engines compute a graph in another precision: the row says what is computed.
+        precision = engine_spec(segmenter.engine).computes.get(graph.precision, graph.precision)
         return Facts(precision, record.sha256, segmenter.unverified_reason, note)
 
     def segment(self, frame: NDArray[np.uint8]) -> tuple[ClassMap, dict[str, float]]:

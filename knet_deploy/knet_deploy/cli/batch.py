@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from knet_deploy.cli.choices import EngineOption
 from knet_deploy.cli.console import needs_extra, parse_size, say, say_error, track
-from knet_deploy.cli.run import check_engine
 
 if TYPE_CHECKING:
     from knet_runtime.batch.records import BatchResults
@@ -35,12 +35,7 @@ def batch(
         Path | None,
         typer.Option("--bundle", "-b", help="The bundle NAME.knet; the packaged model by default."),
     ] = None,
-    engine: Annotated[
-        str,
-        typer.Option(
-            "--engine", help="auto, or one that doctor lists; auto takes proven ones only."
-        ),
-    ] = "auto",
+    engine: EngineOption = "auto",
     require_verified: Annotated[
         bool,
         typer.Option(
@@ -79,7 +74,6 @@ def batch(
     from knet_runtime.batch.worker import settings_bundle
     from knet_runtime.bundle.store import default_bundle_path
 
-    check_engine(engine)
     named = find_sources(sources)
     settings = Settings(
         bundle=str((bundle or default_bundle_path()).absolute()),

@@ -51,22 +51,14 @@ class Bundle:
     def __repr__(self) -> str:
         return f"Bundle({self.model_id}, {str(self.path)!r})"
 
-    @property
-    def artefact(self) -> Graph:
-        """The artefact that gives logits; every bundle has one."""
-        return self.manifest.artefacts[0]
-
     def graph(self, kind: Kind) -> Graph:
-        """The artefact that gives logits or class maps; BundleError where there is none."""
-        for artefact in self.manifest.artefacts:
-            if artefact.kind == kind:
-                return artefact
-        raise BundleError(f"{self.path} holds no {kind} graph: export it again")
+        """The graph that gives logits or class maps; BundleError where there is none."""
+        return self.manifest.graph(kind)
 
-    def at(self, size: Size) -> Bundle:
+    def with_input_size(self, size: Size) -> Bundle:
         """This bundle run at another (height, width); ConfigError for one that its graph lacks."""
         spec = self.manifest.input
-        if size == (spec.height, spec.width):
+        if size == spec.size:
             return self
         if spec.sizes is None:
             raise ConfigError(
@@ -74,10 +66,10 @@ class Bundle:
                 "size, or export it with --dynamic"
             )
         if size not in spec.sizes:
-            least, most = spec.sizes.least, spec.sizes.most
+            low, high = spec.sizes.min, spec.sizes.max
             raise ConfigError(
-                f"{self.path} takes heights {least[0]} … {most[0]} and widths {least[1]} … "
-                f"{most[1]} in multiples of {spec.sizes.multiple}, not {size[0]}×{size[1]}"
+                f"{self.path} takes heights {low[0]} … {high[0]} and widths {low[1]} … "
+                f"{high[1]} in multiples of {spec.sizes.multiple}, not {size[0]}×{size[1]}"
             )
         changed = msgspec.structs.replace(spec, height=size[0], width=size[1])
         return Bundle(self.path, msgspec.structs.replace(self.manifest, input=changed))
@@ -89,8 +81,7 @@ class Bundle:
         With external data the digits are of the hashes of the graph and of its data together, so
         that equal graphs with other weights have other names.
         """
-        artefact = self.artefact
-        hashes = [self.manifest.files[path].sha256 for path in artefact_files(artefact)]
+        hashes = [self.manifest.files[path].sha256 for path in self.graph("logits").files]
         digest = hashes[0]
         if len(hashes) > 1:
             digest = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
@@ -102,11 +93,6 @@ class Bundle:
             listed = ", ".join(sorted(self.manifest.files))
             raise BundleError(f"{self.path}: {relative!r} is not listed in it (it lists {listed})")
         return self.path / relative
-
-
-def artefact_files(artefact: Graph) -> tuple[str, ...]:
-    """The graph's file, then the files it reads weights from: paths within the bundle."""
-    return (artefact.path, *artefact.external_data)
 
 
 def open_bundle(path: Path | str) -> Bundle:
@@ -134,7 +120,7 @@ def open_bundle(path: Path | str) -> Bundle:
             "pass the folder that the export wrote"
         ) from error
     except OSError as error:
-        raise BundleError(f"{path}: {MANIFEST_NAME} can not be read: {_why(error)}") from error
+        raise BundleError(f"{path}: {MANIFEST_NAME} cannot be read: {_why(error)}") from error
     except BundleError as error:
         raise BundleError(f"{path}: {MANIFEST_NAME} {error}") from error
     try:
@@ -147,7 +133,7 @@ def open_bundle(path: Path | str) -> Bundle:
         except FileNotFoundError as error:
             raise BundleError(f"{path}: {relative} is missing; copy the bundle again") from error
         except OSError as error:
-            raise BundleError(f"{path}: {relative} can not be read: {_why(error)}") from error
+            raise BundleError(f"{path}: {relative} cannot be read: {_why(error)}") from error
         except BundleError as error:
             raise BundleError(f"{path}: {relative} {error}") from error
     return Bundle(root, manifest)
@@ -174,23 +160,23 @@ def default_bundle_path() -> Path:
 
 
 def record_parity(bundle: Bundle, kind: Kind, parity: Parity) -> None:
-    """Store what was measured of the ``kind`` artefact in ``manifest.json`` on disk, in place of
+    """Store what was measured of the ``kind`` graph in ``manifest.json`` on disk, in place of
     what was measured on the same engine and device before. The file is exchanged whole.
 
-    Raises BundleError when it can not be read, OutputError when it can not be written.
+    Raises BundleError when it cannot be read, OutputError when it cannot be written.
     """
     path = bundle.path / MANIFEST_NAME
     try:
         manifest = decode_manifest(path.read_bytes())
     except OSError as error:
-        raise BundleError(f"{path} can not be read: {_why(error)}") from error
+        raise BundleError(f"{path} cannot be read: {_why(error)}") from error
     same = (parity.engine, parity.device)
-    artefacts = []
-    for artefact in manifest.artefacts:
-        kept = [record for record in artefact.parity if (record.engine, record.device) != same]
-        fresh = msgspec.structs.replace(artefact, parity=(*kept, parity))
-        artefacts.append(fresh if artefact.kind == kind else artefact)
-    changed = msgspec.structs.replace(manifest, artefacts=tuple(artefacts))
+    graphs = []
+    for graph in manifest.graphs:
+        kept = [record for record in graph.parity if (record.engine, record.device) != same]
+        fresh = msgspec.structs.replace(graph, parity=(*kept, parity))
+        graphs.append(fresh if graph.kind == kind else graph)
+    changed = msgspec.structs.replace(manifest, graphs=tuple(graphs))
     try:
         write_atomic(path, encode_manifest(changed))
     except OSError as error:
@@ -210,7 +196,7 @@ def write_bundle(
     measured here, whatever it held. All is written to a hidden folder beside ``destination`` and
     renamed: at no time is there half a bundle under that name. An existing bundle is exchanged
     only with ``replace``, and stays if anything fails.
-    Raises BundleError when the files do not fit the manifest, OutputError when the folder can not
+    Raises BundleError when the files do not fit the manifest, OutputError when the folder cannot
     be written.
     """
     destination = Path(destination).absolute()
@@ -229,7 +215,7 @@ def write_bundle(
         exchange_folders(fresh, destination, fresh.with_suffix(".old"))
     except OSError as error:
         shutil.rmtree(fresh, ignore_errors=True)
-        raise OutputError(f"{destination}: can not be written: {_why(error)}") from error
+        raise OutputError(f"{destination}: cannot be written: {_why(error)}") from error
     except BaseException:  # KeyboardInterrupt as well: no half-written folder is left behind
         shutil.rmtree(fresh, ignore_errors=True)
         raise
@@ -241,10 +227,10 @@ def _check_files(manifest: Manifest, files: Mapping[str, bytes | Path]) -> None:
         check_paths(list(files))
     except ValueError as error:
         raise BundleError(str(error)) from error
-    for artefact in manifest.artefacts:
-        for path in artefact_files(artefact):
+    for graph in manifest.graphs:
+        for path in graph.files:
             if path not in files:
-                raise BundleError(f"artefact file {path!r} is not among the files to write: add it")
+                raise BundleError(f"graph file {path!r} is not among the files to write: add it")
 
 
 def _check_destination(destination: Path, replace: bool) -> None:
@@ -340,7 +326,7 @@ def _sync_folders(root: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make renames and new names in a folder durable; some systems can not, which is no error."""
+    """Make renames and new names in a folder durable; some systems cannot, which is no error."""
     if os.name != "posix":
         return
     try:
@@ -350,7 +336,7 @@ def _sync_folder(folder: Path) -> None:
         finally:
             os.close(handle)
     except OSError as error:
-        _log.debug("%s can not be synced: %s", folder, error)
+        _log.debug("%s cannot be synced: %s", folder, error)
 
 
 def _why(error: OSError) -> str:
