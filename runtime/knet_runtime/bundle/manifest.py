@@ -16,13 +16,12 @@ import msgspec
 
 from knet_runtime.errors import BundleError
 from knet_runtime.labels import LabelMap
-from knet_runtime.types import Size
+from knet_runtime.types import Size, Task
 
 SCHEMA = 3
 OLDEST_SCHEMA = 2  # that is read, and upgraded in memory
 MANIFEST_NAME = "manifest.json"
 
-Task = Literal["semantic", "instance", "panoptic"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Kind = Literal["logits", "classmap"]  # what a graph gives
 Meaning = Literal["semantic_logits", "class_map", "class_logits", "mask_logits"]

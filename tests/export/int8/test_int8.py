@@ -210,7 +210,6 @@ def minmax(network: onnx.ModelProto, pictures: CalibrationSet) -> dict[str, floa
         list(dict.fromkeys(node.activation for node in nodes)),
         [pictures.read(index) for index in range(4)],
         InputSpec(name="image", height=SIZE[0], width=SIZE[1]),
-        2,
     )
     return {name: histogram.threshold("minmax") for name, histogram in histograms.items()}
 
