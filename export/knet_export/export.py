@@ -98,7 +98,7 @@ def export_bundle(
         >>> from pathlib import Path
         >>> from knet_deploy import export_bundle
         >>> bundle = export_bundle(Path("best.safetensors"), Path("street.knet"))
-        >>> bundle.artefact.parity[0].passed
+        >>> bundle.graph("logits").parity[0].passed
         True
     """
     if (precision == "int8") != (calibration is not None):

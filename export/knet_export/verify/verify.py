@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from knet_export.verify.measure import MarginRow, ParityMeter, top_two_margin
 from knet_export.verify.reference import Reference
-from knet_runtime.atomic import output_error, write_atomic
+from knet_runtime.atomic import write_json
 from knet_runtime.bundle.manifest import Kind, Parity, Precision, Tolerance
 from knet_runtime.bundle.store import Bundle
 from knet_runtime.engines import Engine
@@ -254,7 +254,4 @@ def _percent(value: float) -> float | None:
 
 def write_report(report: VerifyReport, path: Path) -> None:
     """Write the report as JSON; it appears whole or not at all. Raises OutputError."""
-    try:
-        write_atomic(path, msgspec.json.format(msgspec.json.encode(report)) + b"\n")
-    except OSError as error:
-        raise output_error(path, error) from error
+    write_json(path, report)

@@ -12,7 +12,7 @@ import typer
 
 from knet_deploy.cli.choices import EngineOption
 from knet_deploy.cli.console import needs_extra, one_line, parse_size, track
-from knet_runtime.atomic import check_folder, output_error, write_atomic
+from knet_runtime.atomic import check_folder, write_json
 from knet_runtime.bundle.manifest import Kind, Parity
 from knet_runtime.bundle.store import Bundle, open_bundle, record_parity
 from knet_runtime.engines import Engine, open_engine
@@ -105,10 +105,7 @@ def _golden(bundle: Bundle, running: Engine, json: Path | None) -> None:
             f"(at most {limits.max_logit_diff:g})"
         )
     if json is not None:
-        try:
-            write_atomic(json, msgspec.json.format(msgspec.json.encode(report)) + b"\n")
-        except OSError as error:
-            raise output_error(json, error) from error
+        write_json(json, report)
     known = bundle.graph(running.kind).parity_on(running.name, running.device)
     # Two pictures say less than a split does: they revoke its verdict, but do not replace it.
     if known is None or known.data == _GOLDEN or not report.passed:

@@ -16,7 +16,7 @@ from typing import Protocol
 
 import msgspec
 
-from knet_runtime.atomic import check_folder, make_folder, output_error, write_atomic
+from knet_runtime.atomic import AtomicFolder, check_folder, make_folder, output_error, write_json
 from knet_runtime.batch.chunks import WHOLE, Chunk
 from knet_runtime.batch.records import (
     FINISHED_NAME,
@@ -32,7 +32,6 @@ from knet_runtime.batch.records import (
     stamp,
 )
 from knet_runtime.batch.worker import settings_bundle
-from knet_runtime.bundle.store import exchange_folders
 from knet_runtime.errors import ConfigError, EngineError, SourceError
 from knet_runtime.sinks.image_files import MaskFolder
 from knet_runtime.sinks.json_lines import Record
@@ -44,37 +43,34 @@ def join(target: Path, work: Path, pieces: Sequence[Outcome], result: SourceResu
     Frames are numbered through. An old ``target`` that a batch wrote is exchanged whole. The result
     is also in it, for the next batch. Raises OutputError.
     """
-    fresh = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        totals: dict[str, float] = {}
-        count = 0
-        with (fresh / LINES_NAME).open("wb") as lines:
-            for piece in pieces:
-                lines.writelines(_renumbered(work / piece.segment / LINES_NAME, count, totals))
-                _link_masks(work / piece.segment / MASKS_NAME, count, fresh / MASKS_NAME)
-                count += piece.frames
-        whole = msgspec.structs.replace(
-            result,
-            frames=count,
-            segments=tuple(piece.frames for piece in pieces),
-            engines=tuple(sorted({piece.engine for piece in pieces})),
-            shares={name: round(total / count, 6) for name, total in totals.items()},
-        )
-        if whole.error:  # as a run that fails names what it keeps
-            name = Path(LINES_NAME)
-            (fresh / name).rename(fresh / f"{name.stem}.partial{name.suffix}")
-            if (fresh / MASKS_NAME).is_dir():
-                text = f"The run ended early: {count} masks were written.\n"
-                (fresh / MASKS_NAME / MaskFolder.MARK).write_text(text)
-        (fresh / FINISHED_NAME).write_bytes(msgspec.json.encode(whole))
-        exchange_folders(fresh, target, fresh.with_suffix(".old"))
+        with AtomicFolder(target) as folder:
+            fresh = folder.path
+            totals: dict[str, float] = {}
+            count = 0
+            with (fresh / LINES_NAME).open("wb") as lines:
+                for piece in pieces:
+                    lines.writelines(_renumbered(work / piece.segment / LINES_NAME, count, totals))
+                    _link_masks(work / piece.segment / MASKS_NAME, count, fresh / MASKS_NAME)
+                    count += piece.frames
+            whole = msgspec.structs.replace(
+                result,
+                frames=count,
+                segments=tuple(piece.frames for piece in pieces),
+                engines=tuple(sorted({piece.engine for piece in pieces})),
+                shares={name: round(total / count, 6) for name, total in totals.items()},
+            )
+            if whole.error:  # as a run that fails names what it keeps
+                name = Path(LINES_NAME)
+                (fresh / name).rename(fresh / f"{name.stem}.partial{name.suffix}")
+                if (fresh / MASKS_NAME).is_dir():
+                    text = f"The run ended early: {count} masks were written.\n"
+                    (fresh / MASKS_NAME / MaskFolder.MARK).write_text(text)
+            (fresh / FINISHED_NAME).write_bytes(msgspec.json.encode(whole))
+            folder.commit()
         shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         raise output_error(target, error) from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     return whole
 
 
@@ -200,9 +196,9 @@ def run_batch(
     target = out / RESULTS_NAME
     try:
         make_folder(out)
-        write_atomic(target, msgspec.json.format(msgspec.json.encode(whole), indent=2) + b"\n")
     except OSError as error:
         raise output_error(target, error) from error
+    write_json(target, whole)
     return whole
 
 

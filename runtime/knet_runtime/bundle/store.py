@@ -4,17 +4,14 @@ and that never looks whole when it is half written."""
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
-import secrets
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 
-from knet_runtime.atomic import output_error, write_atomic
+from knet_runtime.atomic import AtomicFolder, output_error, write_atomic
 from knet_runtime.bundle.manifest import (
     MANIFEST_NAME,
     FileRecord,
@@ -29,7 +26,6 @@ from knet_runtime.bundle.manifest import (
 from knet_runtime.errors import BundleError, ConfigError, OutputError
 from knet_runtime.types import Size
 
-_log = logging.getLogger(__name__)
 _BLOCK = 1 << 20
 _MOST_MANIFEST = 1 << 26  # bytes; a real one has some thousands
 
@@ -202,23 +198,15 @@ def write_bundle(
     destination = Path(destination).absolute()
     _check_files(manifest, files)
     _check_destination(destination, replace)
-    mark = secrets.token_hex(4)
-    fresh = destination.with_name(f".{destination.name}.{mark}.new")
     try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        fresh.mkdir()
-        records = {name: _write_file(fresh / name, content) for name, content in files.items()}
-        whole = msgspec.structs.replace(manifest, files=records)
-        _write_file(fresh / MANIFEST_NAME, encode_manifest(whole))
-        _sync_folders(fresh)
-        bundle = open_bundle(fresh)
-        exchange_folders(fresh, destination, fresh.with_suffix(".old"))
+        with AtomicFolder(destination) as fresh:
+            records = {name: _write(fresh.path / name, content) for name, content in files.items()}
+            whole = msgspec.structs.replace(manifest, files=records)
+            _write(fresh.path / MANIFEST_NAME, encode_manifest(whole))
+            bundle = open_bundle(fresh.path)
+            fresh.commit()
     except OSError as error:
-        shutil.rmtree(fresh, ignore_errors=True)
         raise OutputError(f"{destination}: cannot be written: {_why(error)}") from error
-    except BaseException:  # KeyboardInterrupt as well: no half-written folder is left behind
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
     return Bundle(destination, bundle.manifest)
 
 
@@ -243,41 +231,13 @@ def _check_destination(destination: Path, replace: bool) -> None:
         raise OutputError(f"{destination} exists and is no bundle: choose another name")
 
 
-def exchange_folders(fresh: Path, destination: Path, aside: Path) -> None:
-    """Rename ``fresh`` to ``destination``; what was there goes through ``aside`` into nothing, and
-    is back in its place if that fails."""
-    old = os.path.lexists(destination)
-    try:
-        if old:
-            destination.rename(aside)
-        fresh.rename(destination)
-    except BaseException:
-        if os.path.lexists(aside) and not os.path.lexists(destination):
-            aside.rename(destination)
-        raise
-    _sync_folder(destination.parent)
-    if old:
-        try:
-            aside.unlink() if aside.is_symlink() else shutil.rmtree(aside)
-        except OSError as error:
-            _log.warning("the replaced bundle is left as %s: %s", aside, error)
-        except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
-
-
-def _write_file(path: Path, content: bytes | Path) -> FileRecord:
+def _write(path: Path, content: bytes | Path) -> FileRecord:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("xb") as target:
-        if isinstance(content, bytes):
-            target.write(content)
-            record = FileRecord(hashlib.sha256(content).hexdigest(), len(content))
-        else:
-            with content.open("rb") as source:
-                record = _measure(source, target)
-        target.flush()
-        os.fsync(target.fileno())
-    return record
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+        return FileRecord(hashlib.sha256(content).hexdigest(), len(content))
+    with path.open("xb") as target, content.open("rb") as source:
+        return _measure(source, target)
 
 
 def _measure(source: BinaryIO, copy: BinaryIO | None = None) -> FileRecord:
@@ -318,25 +278,6 @@ def _inside(root: Path, relative: str) -> Path:
     if not inside:
         raise BundleError("is a link that leaves the bundle; put the file itself there")
     return path
-
-
-def _sync_folders(root: Path) -> None:
-    for folder, _, _ in os.walk(root):
-        _sync_folder(Path(folder))
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make renames and new names in a folder durable; some systems cannot, which is no error."""
-    if os.name != "posix":
-        return
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    except OSError as error:
-        _log.debug("%s cannot be synced: %s", folder, error)
 
 
 def _why(error: OSError) -> str:

@@ -199,6 +199,7 @@ def test_schema_2_is_upgraded_and_nothing_of_it_lost(old: dict[str, Any]):
     assert classmap.outputs == (OutputSpec("classmap", "class_map", stride=1),)
     assert logits.parity[0].miou_measured == old["artefacts"][0]["parity"][0]["miou_artefact"]
     new = json.loads(encode_manifest(manifest))
+    assert new["labels"].pop("things") == []
     for field in ("name", "labels", "files", "provenance", "licence"):
         assert new[field] == old[field]
     assert decode_manifest(encode_manifest(manifest)) == manifest

@@ -217,7 +217,7 @@ def test_interrupted_writing_leaves_the_old_bundle_and_no_trace(
         if len(calls) == 2:
             raise interruption
 
-    monkeypatch.setattr(bundle_module.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     expected = OutputError if isinstance(interruption, OSError) else KeyboardInterrupt
     with pytest.raises(expected):
         write_bundle(written, manifest, {**CONTENT, "model.onnx": b"other"}, replace=True)
@@ -255,7 +255,7 @@ def test_bundle_is_never_seen_half_written(
         fsync(handle)
         seen.append(open_bundle(written).file("model.onnx").read_bytes())
 
-    monkeypatch.setattr(bundle_module.os, "fsync", look)
+    monkeypatch.setattr(os, "fsync", look)
     write_bundle(written, manifest, {**CONTENT, "model.onnx": b"other"}, replace=True)
     assert len(seen) >= len(CONTENT) + 1
     assert seen[0] == b"graph"
