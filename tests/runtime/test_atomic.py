@@ -20,7 +20,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     fsync = os.fsync
 
     def sync(handle: int) -> None:
-        steps.append(f"sync {Path(os.readlink(f'/proc/self/fd/{handle}')).suffix or 'folder'}")
+        steps.append(f"sync {Path(f'/proc/self/fd/{handle}').readlink().suffix or 'folder'}")
         fsync(handle)
 
     def step(name: str) -> Callable[[Path, Path], Path]:
@@ -91,9 +91,13 @@ def test_a_folder_of_many_files_waits_for_the_disk_once(
 
 
 def test_a_folder_that_is_not_committed_vanishes_and_the_old_one_stays(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), AtomicFolder(tmp_path / "new" / "out") as folder:
-        (folder.path / "a.txt").write_text("half")
-        raise KeyboardInterrupt
+    def interrupted() -> None:
+        with AtomicFolder(tmp_path / "new" / "out") as folder:
+            (folder.path / "a.txt").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.txt").write_text("old")
