@@ -1,4 +1,4 @@
-"""Fit a image of any size to the model's input, and remember the way back.
+"""Fit an image of any size to the model's input, and remember the way back.
 
 Training evaluation, export verification and the device all call ``fit_to_input``: the network sees
 the very same pixels in the three of them. Nothing is normalised here; mean and standard deviation
@@ -21,7 +21,7 @@ PAD_GREY = 114  # the usual letterbox grey: near the mean of natural images in e
 
 
 class Geometry(msgspec.Struct, frozen=True):
-    """How a image was laid into the model's input.
+    """How an image was laid into the model's input.
 
     ``source_hw`` and ``model_hw`` are (height, width) in pixels. ``window`` is (top, left, height,
     width): where the whole source lies in the model's input, in model pixels. All four are
@@ -58,7 +58,7 @@ def fit_to_input(image: NDArray[np.uint8], spec: InputSpec) -> tuple[NDArray[np.
 
 
 def check_image(image: Any) -> None:
-    """Raise SourceError, with the mend, unless ``image`` is uint8 [H, W, 3] and not empty."""
+    """Raise SourceError, with what to do, unless ``image`` is uint8 [H, W, 3] and not empty."""
     if not isinstance(image, np.ndarray):
         raise SourceError(
             f"a frame must be a NumPy array, not {type(image).__name__}: pass np.asarray(frame)"

@@ -1,4 +1,4 @@
-"""The runtime's front door: a bundle and a frame in, a class map at the frame's own size out."""
+"""A bundle and an image in, its segmentation at the image's own size out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from knet_runtime.labels import LabelMap
 from knet_runtime.postprocess import class_map, restore_class_map
 from knet_runtime.preprocess import fit_to_input
 from knet_runtime.segmentation import Segmentation
-from knet_runtime.selftest import SelfTestPolicy, SelfTestResult, check_at_start
+from knet_runtime.selftest import SelfTest, SelfTestPolicy, check_at_start
 from knet_runtime.types import ClassMap, Closeable
 
 
@@ -121,7 +121,7 @@ class Segmenter(Closeable):
             masks.append(Segmentation(classes, self.labels, timings))
         return masks
 
-    def self_test(self, policy: SelfTestPolicy = "refuse") -> SelfTestResult | None:
+    def self_test(self, policy: SelfTestPolicy = "refuse") -> SelfTest | None:
         """The golden tensors through this engine; see ``selftest.check_at_start``."""
         return check_at_start(self.bundle, self._engine, policy)
 

@@ -33,25 +33,20 @@ _log = logging.getLogger(__name__)
 
 
 class SelfTest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What came out: ``detail`` in words, ``seconds`` that the replay took when it was made."""
+    """What came out: ``detail`` in words, ``seconds`` that the replay took when it was made, and
+    whether it was made before and only looked up."""
 
     passed: bool
     detail: str
     seconds: float
-
-
-class SelfTestResult(msgspec.Struct, frozen=True):
-    """A ``SelfTest``, and whether it was made before and only looked up."""
-
-    test: SelfTest
-    remembered: bool
+    remembered: bool = False
 
     def __str__(self) -> str:
-        how = "remembered" if self.remembered else f"{self.test.seconds:.1f} s"
-        return f"{'passed' if self.test.passed else 'FAILED'} ({how}): {self.test.detail}"
+        how = "remembered" if self.remembered else f"{self.seconds:.1f} s"
+        return f"{'passed' if self.passed else 'FAILED'} ({how}): {self.detail}"
 
 
-def check_at_start(bundle: Bundle, engine: Engine, policy: SelfTestPolicy) -> SelfTestResult | None:
+def check_at_start(bundle: Bundle, engine: Engine, policy: SelfTestPolicy) -> SelfTest | None:
     """Replay the golden tensors through ``engine``, which runs ``bundle``, unless it did pass.
 
     None with policy "off", and with a warning for a bundle that has no golden tensors. An engine
@@ -65,13 +60,14 @@ def check_at_start(bundle: Bundle, engine: Engine, policy: SelfTestPolicy) -> Se
         return None
     place = cache_folder() / f"{_key(bundle, engine)}.json"
     with contextlib.suppress(OSError, msgspec.DecodeError):
-        return SelfTestResult(msgspec.json.decode(place.read_bytes(), type=SelfTest), True)
+        found = msgspec.json.decode(place.read_bytes(), type=SelfTest)
+        return msgspec.structs.replace(found, remembered=True)
     test = _replay(bundle, engine)
     if test.passed:
         with contextlib.suppress(OSError):  # without a cache it is made again, no more
             place.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(place, msgspec.json.encode(test))
-        return SelfTestResult(test, False)
+        return test
     text = (
         f"{bundle.path} on {engine.name} does not give the results that PyTorch gave "
         f"({test.detail}); use another --engine, or export it again"
@@ -79,7 +75,7 @@ def check_at_start(bundle: Bundle, engine: Engine, policy: SelfTestPolicy) -> Se
     if policy == "refuse":
         raise ParityError(f"{text}; --self-test warn runs it all the same")
     _log.warning("%s", text)
-    return SelfTestResult(test, False)
+    return test
 
 
 def cache_folder() -> Path:

@@ -113,7 +113,7 @@ def test_it_is_opened_chosen_tested_and_measured(
         assert (segment(images[0]).class_map == 1).all()
         tested = segment.self_test()
     assert tested is not None
-    assert tested.test.passed
+    assert tested.passed
 
     assert ("abacus", True, "ten beads a wire") in [
         (status.name, status.available, status.detail) for status in probe_engines()

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,7 +28,7 @@ from knet_runtime.errors import BundleError, ConfigError, OutputError
 from knet_runtime.types import Size
 
 _BLOCK = 1 << 20
-_MOST_MANIFEST = 1 << 26  # bytes; a real one has some thousands
+_MAX_MANIFEST = 1 << 26  # bytes; a real one has some thousands
 
 
 class Bundle:
@@ -108,40 +109,49 @@ def open_bundle(path: Path | str) -> Bundle:
         raise BundleError(f"{path}: there is no such bundle; check the path")
     if not root.is_dir():
         raise BundleError(f"{path}: this is a file; a bundle is a folder: unpack it first")
-    try:
-        data = _read_manifest(_inside(root, MANIFEST_NAME))
-    except FileNotFoundError as error:
+    if not os.path.lexists(root / MANIFEST_NAME):
         raise BundleError(
             f"{path}: this is no bundle, it holds no {MANIFEST_NAME}; "
             "pass the folder that the export wrote"
-        ) from error
-    except OSError as error:
-        raise BundleError(f"{path}: {MANIFEST_NAME} cannot be read: {_why(error)}") from error
-    except BundleError as error:
-        raise BundleError(f"{path}: {MANIFEST_NAME} {error}") from error
+        )
+    with _naming(f"{path}: {MANIFEST_NAME}"):
+        data = _read_manifest(_inside(root, MANIFEST_NAME))
     try:
         manifest = decode_manifest(data)
     except BundleError as error:
         raise BundleError(f"{path}: {error}") from error
     for relative, record in manifest.files.items():
-        try:
+        with _naming(f"{path}: {relative}"):
             _check_file(_inside(root, relative), record)
-        except FileNotFoundError as error:
-            raise BundleError(f"{path}: {relative} is missing; copy the bundle again") from error
-        except OSError as error:
-            raise BundleError(f"{path}: {relative} cannot be read: {_why(error)}") from error
-        except BundleError as error:
-            raise BundleError(f"{path}: {relative} {error}") from error
     return Bundle(root, manifest)
 
 
+@contextmanager
+def _naming(file: str) -> Iterator[None]:
+    """BundleError, with the file's name, for whatever is wrong with it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise BundleError(f"{file} is missing; copy the bundle again") from error
+    except OSError as error:
+        raise BundleError(f"{file} cannot be read: {_why(error)}") from error
+    except BundleError as error:
+        raise BundleError(f"{file} {error}") from error
+
+
 def _read_manifest(path: Path) -> bytes:
-    size = path.stat().st_size
-    if not path.is_file():  # reading a pipe would wait for ever
-        raise BundleError("is no plain file; copy the bundle again")
-    if size > _MOST_MANIFEST:
+    size = _size(path)
+    if size > _MAX_MANIFEST:
         raise BundleError(f"has {size} bytes, which no manifest has; copy the bundle again")
     return path.read_bytes()
+
+
+def _size(path: Path) -> int:
+    """Its bytes; BundleError for a pipe or folder: to read a pipe would wait for ever."""
+    size = path.stat().st_size
+    if not path.is_file():
+        raise BundleError("is no plain file; copy the bundle again")
+    return size
 
 
 def default_bundle_path() -> Path:
@@ -162,10 +172,9 @@ def record_parity(bundle: Bundle, kind: Kind, parity: Parity) -> None:
     Raises BundleError when it cannot be read, OutputError when it cannot be written.
     """
     path = bundle.path / MANIFEST_NAME
-    try:
-        manifest = decode_manifest(path.read_bytes())
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read: {_why(error)}") from error
+    with _naming(str(path)):
+        data = path.read_bytes()
+    manifest = decode_manifest(data)
     same = (parity.engine, parity.device)
     graphs = []
     for graph in manifest.graphs:
@@ -252,10 +261,7 @@ def _measure(source: BinaryIO, copy: BinaryIO | None = None) -> FileRecord:
 
 
 def _check_file(path: Path, expected: FileRecord) -> None:
-    if not path.is_file():
-        path.stat()  # a missing file raises its own error
-        raise BundleError("is no plain file; copy the bundle again")
-    size = path.stat().st_size
+    size = _size(path)
     if size != expected.bytes:
         raise BundleError(
             f"is damaged (it has {size} bytes, the manifest says {expected.bytes}); "

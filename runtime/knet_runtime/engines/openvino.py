@@ -216,9 +216,7 @@ SPECS = (
         probe=_probe,
         libraries=("openvino",),
         install='pip install "knet-deploy[openvino]"',
-        refuses={
-            "bf16": "it computes such a graph in bf16, not in f32: use openvino-bf16",
-        },
+        refuses={"bf16": "it computes such a graph in bf16, not in f32: use openvino-bf16"},
     ),
     EngineSpec(
         name="openvino-bf16",
@@ -227,7 +225,7 @@ SPECS = (
         probe=_probe,
         libraries=("openvino",),
         install='pip install "knet-deploy[openvino]"',
-        computes={"fp32": "bf16", "int8": "int8, bf16"},
+        computes={"fp32": "bf16", "fp16": "bf16", "int8": "int8, bf16"},
         rank=60,
     ),
 )

@@ -61,7 +61,7 @@ class TensorRTEngine(Closeable):
         self._cache = _RuntimeCache(stored.runtime_cache)
         self._context: Any = self._cache.create_context(self._engine, self._module)
         if self._context is None:
-            raise EngineError(f"{engine} has no room to run: {explain(self._log.errors)}")
+            raise EngineError(f"{engine} has too little memory to run: {explain(self._log.errors)}")
         self._cuda = Cuda()
         self._size = 0  # of the last batch
         self._makes_graphs = engine == "tensorrt"

@@ -231,7 +231,7 @@ def test_reasons_lose_the_places_in_the_source_and_gain_advice() -> None:
 
 
 def test_machine_without_a_gpu_is_told_so(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_module, "gpu_name", lambda: None)
+    monkeypatch.setattr(gpu_module, "DRIVER_LIBRARY", "libno-such-driver.so.1")
     assert this_gpu() is None
     monkeypatch.setattr(tensorrt_module, "load_tensorrt", lambda _: np)  # any module
     with pytest.raises(EngineUnavailable, match="finds no NVIDIA GPU"):
