@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from knet_runtime.bundle.store import default_bundle_path, open_bundle
-from knet_runtime.engines import open_engine
+from knet_runtime.engines import engine_spec, open_engine
 from knet_runtime.errors import EngineError, EngineUnavailable
 from knet_runtime.golden import load_golden, replay
 
@@ -87,6 +87,23 @@ def test_precision_that_was_not_delivered_is_an_error(make_bundle, monkeypatch):
         open_engine(make_bundle(), "openvino")
     with pytest.raises(EngineError, match="openvino-bf16 was to compute in bf16 but does not"):
         open_engine(make_bundle(), "openvino-bf16")
+
+
+@pytest.mark.skipif(not HAS_BF16, reason="this processor has no bf16")
+@pytest.mark.parametrize(
+    ("precision", "element"), [("fp32", TensorProto.FLOAT), ("fp16", TensorProto.FLOAT16)]
+)
+def test_what_is_computed_is_what_the_engine_says(make_bundle, colour_model, precision, element):
+    """An fp16 bundle too is computed in bf16, and bench's rows say so."""
+    path = make_bundle(colour_model(element=element), precision=precision).file("model.onnx")
+    compiled = module._compile(module._read(path, "openvino-bf16"), path, "openvino-bf16")
+    found = {
+        operation.get_rt_info()["runtimePrecision"].astype(str)
+        for operation in compiled.get_runtime_model().get_ops()
+    }
+    assert "bf16" in found
+    assert "f16" not in found
+    assert engine_spec("openvino-bf16").computes[precision] == "bf16"
 
 
 def shared_weight(transposed: bool) -> bytes:
