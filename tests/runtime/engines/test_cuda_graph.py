@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from knet_deploy.cli.main import main
 from knet_runtime.bundle.store import Bundle
-from knet_runtime.engines import open_engine
-from knet_runtime.engines import tensorrt as tensorrt_module
+from knet_runtime.engines import open_engine, tensorrt as tensorrt_module
 from knet_runtime.engines.cuda import Cuda
 from knet_runtime.engines.hardware import Gpu, this_gpu
 from knet_runtime.engines.plan_store import (

@@ -14,8 +14,13 @@ import pytest
 
 import knet_runtime.engines.onnxruntime as ort_module
 from knet_runtime.bundle.manifest import SizeRange
-from knet_runtime.engines import engine_spec, engine_specs, open_engine, probe_engines
-from knet_runtime.engines import onnxruntime_gpu as ort_gpu
+from knet_runtime.engines import (
+    engine_spec,
+    engine_specs,
+    onnxruntime_gpu as ort_gpu,
+    open_engine,
+    probe_engines,
+)
 from knet_runtime.engines.hardware import gpu_name, processor_name
 from knet_runtime.engines.onnxruntime import BoundSession, onnxruntime_clash
 from knet_runtime.engines.onnxruntime_gpu import cuda_is_built_in

@@ -13,9 +13,12 @@ import pytest
 
 from knet_runtime.bundle.manifest import SizeRange
 from knet_runtime.bundle.store import Bundle, open_bundle
-from knet_runtime.engines import engine_spec, open_engine
-from knet_runtime.engines import hardware as gpu_module
-from knet_runtime.engines import tensorrt as tensorrt_module
+from knet_runtime.engines import (
+    engine_spec,
+    hardware as gpu_module,
+    open_engine,
+    tensorrt as tensorrt_module,
+)
 from knet_runtime.engines.cuda import Cuda
 from knet_runtime.engines.hardware import Gpu, this_gpu
 from knet_runtime.engines.plan_store import (
