@@ -40,7 +40,7 @@ from knet_export.verify.data import open_data
 from knet_export.verify.reference import TorchReference
 from knet_export.verify.verify import VerifyReport, verify, write_report
 from knet_runtime.bundle.store import Bundle, open_bundle
-from knet_runtime.engines.registry import open_engine
+from knet_runtime.engines import open_engine
 from knet_runtime.segmenter import Segmenter
 from knet_train.checkpoint import Checkpoint, read_checkpoint
 from knet_train.config import load_config

@@ -108,25 +108,26 @@ def _parity(bundle: Any, model: Any, folder: Path, count: int) -> dict[str, Any]
     import torch
 
     from knet_export.fuse.model import reference_logits
-    from knet_runtime.engines.registry import open_engine
+    from knet_runtime.engines import open_engine
     from knet_runtime.postprocess import upsampled_argmax
     from knet_runtime.preprocess import fit_to_input
     from knet_runtime.sources.images import list_images, read_image
 
-    spec, stride = bundle.manifest.input, bundle.manifest.output.stride
+    spec = bundle.manifest.input
     paths = list_images(folder)
     paths = paths[:: max(len(paths) // count, 1)][:count]
     worst, equal, classes = 0.0, [], set()
     kinds = ("logits", "classmap")
-    logits, class_map = (open_engine(bundle, "onnxruntime-cpu", kind) for kind in kinds)
-    with logits, class_map:
+    outputs = [bundle.graph(kind).outputs[0].name for kind in kinds]
+    logits_engine, map_engine = (open_engine(bundle, "onnxruntime-cpu", kind) for kind in kinds)
+    with logits_engine, map_engine:
         for path in paths:
-            batch = fit_to_input(read_image(path), spec, stride)[0][None]
+            batch = fit_to_input(read_image(path), spec)[0][None]
             expected = reference_logits(model, torch.from_numpy(batch)).numpy()
-            got = logits.infer(batch)
+            got = logits_engine.infer(batch)[outputs[0]]
             worst = max(worst, float(np.abs(got - expected).max() / np.abs(expected).max()))
             reference = upsampled_argmax(expected[0], (spec.height, spec.width))
-            equal.append(float((class_map.infer(batch)[0] == reference).mean()))
+            equal.append(float((map_engine.infer(batch)[outputs[1]][0] == reference).mean()))
             classes |= set(np.unique(reference).tolist())
     return {
         "images": len(paths),

@@ -56,7 +56,7 @@ model = build_model(config.model, manifest.labels.num_classes).eval()
 with torch.inference_mode(), open_source(sys.argv[1]) as source:
     sink = OverlayVideo(sys.argv[2], source.info)
     for frame in source:
-        image, _ = fit_to_input(frame.image, manifest.input, manifest.output.stride)
+        image, _ = fit_to_input(frame.image, manifest.input)
         logits = model(torch.from_numpy(image)[None])
         large = interpolate(logits, frame.image.shape[:2], mode="bilinear", align_corners=False)
         classes = large.argmax(1)[0].to(torch.uint8).numpy()

@@ -46,7 +46,7 @@ from knet_deploy.bench.plot import BASELINE, OURS, Bar, draw_bars
 from knet_deploy.bench.torch_baselines import class_maps
 from knet_export.graph.cost import count_cost
 from knet_runtime.bundle.store import Bundle
-from knet_runtime.engines.registry import open_engine
+from knet_runtime.engines import open_engine
 from knet_runtime.types import Size
 from knet_train.config import load_config
 from knet_train.models.knet import KNet
@@ -95,7 +95,9 @@ def matmul_peak(device: str) -> float:
 
 
 def ours(bundle: Bundle, engine: str, stack: ExitStack) -> Infer:
-    return stack.enter_context(open_engine(bundle, engine, "classmap")).infer
+    opened = stack.enter_context(open_engine(bundle, engine, "classmap"))
+    output = bundle.graph("classmap").output("class_map").name
+    return lambda batch: opened.infer(batch)[output]
 
 
 def baseline(model: KNet, name: str, device: str) -> Infer:

@@ -89,7 +89,7 @@ class Points:
         )
         free = self.opened(bundle)
         for size in sizes:
-            found = self.opened(bundle.at(size))
+            found = self.opened(bundle.with_input_size(size))
             self.found["area", size[0] * size[1]] = self.frame_by_frame(found, size)
         for count in options.classes:  # graphs of one size and one image, which the free one is not
             model = random_model(options.preset, count)

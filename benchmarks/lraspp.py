@@ -71,7 +71,9 @@ def export(checkpoint: Checkpoint, destination: Path) -> Bundle:
     ``check_onnx`` and ``write_bundle`` raise."""
     model, config = checkpoint.model, checkpoint.config
     spec = export_spec(config, None, None, max_batch=1)
-    output = OutputSpec(name="logits", stride=config.model.stride)
+    output = OutputSpec(
+        "logits", "semantic_logits", (checkpoint.labels.num_classes,), config.model.stride
+    )
     tolerance = default_tolerance("fp32")
     street = Street(0, (spec.height, spec.width)).frame(0)[0]
     images = torch.from_numpy(np.ascontiguousarray(street[None]))
@@ -93,9 +95,8 @@ def export(checkpoint: Checkpoint, destination: Path) -> Bundle:
         manifest = Manifest(
             name=destination.name.removesuffix(".knet"),
             input=spec,
-            output=output,
             labels=checkpoint.labels,
-            artefacts=(Graph(path=LOGITS_NAME, tolerance=tolerance),),
+            graphs=(Graph(path=LOGITS_NAME, outputs=(output,), tolerance=tolerance),),
             provenance=Provenance(
                 checkpoint.sha256, config.preset, {"torch": str(torch.__version__)}
             ),

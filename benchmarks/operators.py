@@ -81,7 +81,7 @@ def main() -> None:
     rows, core = [], openvino.Core()
     for path in options.bundles:
         bundle = open_bundle(path)
-        precision, spec = bundle.artefact.precision, bundle.manifest.input
+        precision, spec = bundle.manifest.precision, bundle.manifest.input
         batch = np.stack(street_frames((spec.height, spec.width), 1))
         row = {"bundle": bundle.model_id, "precision": precision}
         if precision != "bf16":  # it has no bf16 convolution

@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from knet_runtime.bundle.store import default_bundle_path, open_bundle
 from knet_runtime.drawing import blend
-from knet_runtime.engines.registry import open_engine
+from knet_runtime.engines import open_engine
 from knet_runtime.postprocess import candidates, upsampled_argmax
 from knet_runtime.preprocess import fit_to_input
 from knet_synthetic import CAMVID11, Street
@@ -56,9 +56,10 @@ def packaged(camvid: Path, engine: str) -> tuple[list[Logits], str]:
     images = [np.asarray(cv2.imread(str(file)), np.uint8)[..., ::-1] for file in files]
     images += [Street(seed, SIZES[0]).frame(0)[0] for seed in (7, 8)]
     bundle = open_bundle(default_bundle_path())
-    spec, stride = bundle.manifest.input, bundle.manifest.output.stride
+    spec = bundle.manifest.input
+    name = bundle.graph("logits").output("semantic_logits").name
     with open_engine(bundle, engine, "logits") as opened:
-        found = [opened.infer(fit_to_input(image, spec, stride)[0][None])[0] for image in images]
+        found = [opened.infer(fit_to_input(image, spec)[0][None])[name][0] for image in images]
     return [np.asarray(logits, np.float32) for logits in found], bundle.model_id
 
 

@@ -9,11 +9,10 @@ import torch
 
 from knet_export.graph.classmap import add_classmap_head
 from knet_export.graph.to_onnx import CLASSMAP_NAME, LOGITS_NAME, WEIGHTS_NAME
-from knet_export.spec import export_spec, graph_artefacts, write_logits_graph
+from knet_export.spec import bundle_graphs, export_spec, write_logits_graph
 from knet_runtime.bundle.manifest import (
     Licence,
     Manifest,
-    OutputSpec,
     Precision,
     Provenance,
     SizeRange,
@@ -49,8 +48,8 @@ def write_random(
     config = load_config(preset)
     classes = int(model.conv_seg.out_channels)
     spec = export_spec(config, size, sizes, max_batch)
-    output = OutputSpec("logits", config.model.stride)
-    artefacts = graph_artefacts(precision, classes)
+    artefacts = bundle_graphs(precision, classes, config.model.stride)
+    (output,) = artefacts[0].outputs
     names = [artefact.path for artefact in artefacts]
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
         files = Path(work)
@@ -60,13 +59,12 @@ def write_random(
         manifest = Manifest(
             name=folder.name.removesuffix(".knet"),
             input=spec,
-            output=output,
             labels=LabelMap(
                 tuple(f"class {index}" for index in range(classes)),
                 distinct_palette(classes),
                 65535,
             ),
-            artefacts=artefacts,
+            graphs=artefacts,
             provenance=Provenance("0" * 64, preset, {}),
             licence=Licence("Apache-2.0", "Apache-2.0", "none"),
         )

@@ -35,7 +35,7 @@ def open_segmenter(threads: int, spin: bool) -> Segmenter:
 
     with (
         mock.patch("knet_runtime.engines.onnxruntime.cpu_budget", return_value=threads),
-        mock.patch("knet_runtime.engines.onnxruntime.ort.SessionOptions", Options),
+        mock.patch("onnxruntime.SessionOptions", Options),
     ):
         return Segmenter(None, "onnxruntime-cpu")
 

@@ -97,9 +97,14 @@ def manifest() -> Manifest:
     return Manifest(
         name="colours",
         input=InputSpec("image", HEIGHT, WIDTH, "stretch", max_batch=3),
-        output=OutputSpec("logits", STRIDE),
         labels=LabelMap(("red", "green", "blue"), ((255, 0, 0), (0, 255, 0), (0, 0, 255)), 255),
-        artefacts=(Graph(path="model.onnx", tolerance=Tolerance(0.1, 0.5, 0.999, 1e-3)),),
+        graphs=(
+            Graph(
+                path="model.onnx",
+                outputs=(OutputSpec("logits", "semantic_logits", (3,), STRIDE),),
+                tolerance=Tolerance(0.1, 0.5, 0.999, 1e-3),
+            ),
+        ),
         provenance=Provenance("0" * 64, "none", {"onnx": onnx.__version__}),
         licence=Licence("Apache-2.0", "CC0-1.0", "CC0-1.0"),
     )
@@ -115,7 +120,7 @@ def parity() -> Callable[..., Parity]:
             device=device or processor_name(),
             passed=passed,
             miou_reference=None,
-            miou_artefact=None,
+            miou_measured=None,
             delta_miou=None,
             worst_class_delta_iou=None,
             agreement=1.0,
@@ -152,12 +157,17 @@ def make_bundle(
     ) -> Bundle:
         changed = msgspec.structs.replace(manifest, **changes)
         files = {"model.onnx": model or colour_model(), GOLDEN_NAME: golden}
-        logits = msgspec.structs.replace(changed.artefacts[0], precision=precision)
-        artefacts = [logits]
+        logits = msgspec.structs.replace(changed.graphs[0], precision=precision)
+        graphs = [logits]
         if classmap is not None:
             files["classmap.onnx"] = classmap
-            artefacts.append(msgspec.structs.replace(logits, path="classmap.onnx", kind="classmap"))
-        changed = msgspec.structs.replace(changed, artefacts=tuple(artefacts))
+            output = OutputSpec("classmap", "class_map", stride=1)
+            graphs.append(
+                msgspec.structs.replace(
+                    logits, path="classmap.onnx", kind="classmap", outputs=(output,)
+                )
+            )
+        changed = msgspec.structs.replace(changed, graphs=tuple(graphs))
         return write_bundle(tmp_path / "colours.knet", changed, files, replace=True)
 
     return make

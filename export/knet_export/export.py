@@ -25,7 +25,7 @@ from knet_export.graph.to_onnx import CLASSMAP_NAME, LOGITS_NAME, WEIGHTS_NAME
 from knet_export.int8.calibrate import open_calibration
 from knet_export.int8.search import Calibrator
 from knet_export.int8.write import QUANTISATION_NAME, Calibration, read_quantisation, write_int8
-from knet_export.spec import export_spec, graph_artefacts, model_card, write_logits_graph
+from knet_export.spec import bundle_graphs, export_spec, model_card, write_logits_graph
 from knet_export.verify.data import check_labels, pictures
 from knet_export.verify.measure import default_tolerance
 from knet_export.verify.reference import TorchReference
@@ -35,13 +35,12 @@ from knet_runtime.bundle.manifest import (
     InputSpec,
     Licence,
     Manifest,
-    OutputSpec,
     Precision,
     Provenance,
     SizeRange,
 )
 from knet_runtime.bundle.store import Bundle, write_bundle
-from knet_runtime.engines.registry import open_engine
+from knet_runtime.engines import open_engine
 from knet_runtime.errors import ConfigError, OutputError, ParityError
 from knet_runtime.golden import GOLDEN_NAME, save_golden
 from knet_runtime.preprocess import fit_to_input
@@ -98,7 +97,7 @@ def export_bundle(
         >>> from pathlib import Path
         >>> from knet_deploy import export_bundle
         >>> bundle = export_bundle(Path("best.safetensors"), Path("street.knet"))
-        >>> bundle.artefact.parity[0].passed
+        >>> bundle.graph("logits").parity[0].passed
         True
     """
     if (precision == "int8") != (calibration is not None):
@@ -183,9 +182,10 @@ def _manifest(
     return Manifest(
         name=destination.name.removesuffix(".knet"),
         input=spec,
-        output=OutputSpec(name="logits", stride=checkpoint.config.model.stride),
         labels=checkpoint.labels,
-        artefacts=graph_artefacts(precision, checkpoint.labels.num_classes),
+        graphs=bundle_graphs(
+            precision, checkpoint.labels.num_classes, checkpoint.config.model.stride
+        ),
         provenance=Provenance(checkpoint.sha256, checkpoint.config.preset, _tools()),
         licence=licence or Licence("Apache-2.0", "unstated", "unstated"),
     )
@@ -200,9 +200,10 @@ def _write_files(
     on_step: Callable[[str], None],
 ) -> dict[str, bytes | Path]:
     """Graphs, weights and golden tensors in ``work``, checked: names within the bundle -> files."""
-    spec, output, artefact = manifest.input, manifest.output, manifest.artefacts[0]
+    spec, artefact = manifest.input, manifest.graph("logits")
+    output = artefact.output("semantic_logits")
     on_step("exporting the graph")
-    names = [artefact.path for artefact in manifest.artefacts]
+    names = [artefact.path for artefact in manifest.graphs]
     others = [WEIGHTS_NAME, GOLDEN_NAME]
     traced = work if calibration is None else work / "fp32"
     traced.mkdir(exist_ok=True)
@@ -231,10 +232,8 @@ def _with_parity(draft: Bundle, checkpoint: Checkpoint, folder: LabelledFolder |
         report = verify(draft, backend, reference, _pictures(folder, checkpoint), name)
     if not report.passed:
         raise ParityError(f"nothing was written: {'; '.join(report.failures)} (on {name})")
-    proven = msgspec.structs.replace(draft.artefact, parity=(report.parity(),))
-    return msgspec.structs.replace(
-        draft.manifest, artefacts=(proven, *draft.manifest.artefacts[1:])
-    )
+    proven = msgspec.structs.replace(draft.graph("logits"), parity=(report.parity(),))
+    return msgspec.structs.replace(draft.manifest, graphs=(proven, *draft.manifest.graphs[1:]))
 
 
 def _pictures(folder: LabelledFolder | None, checkpoint: Checkpoint) -> Iterator[Picture]:
@@ -251,9 +250,8 @@ def _pictures(folder: LabelledFolder | None, checkpoint: Checkpoint) -> Iterator
 def _write_golden(
     path: Path, checkpoint: Checkpoint, manifest: Manifest, images: Iterable[Picture]
 ) -> None:
-    stride = manifest.output.stride
     fitted: NDArray[np.uint8] = np.stack(
-        [fit_to_input(image, manifest.input, stride)[0] for image, _ in images]
+        [fit_to_input(image, manifest.input)[0] for image, _ in images]
     )
     logits = reference_logits(checkpoint.model, torch.from_numpy(fitted)).numpy()
     save_golden(path, fitted, logits)

@@ -7,13 +7,14 @@ The model card that goes into a bundle when its author brings none.
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 
 import msgspec
 
 from knet_export.fuse.model import FusedKNet, fuse
 from knet_export.fuse.precision import halve
-from knet_export.graph.classmap import MOST_CLASSES
+from knet_export.graph.classmap import CLASSMAP_OUTPUT, MOST_CLASSES
 from knet_export.graph.to_onnx import CLASSMAP_NAME, LOGITS_NAME, WEIGHTS_NAME, export_onnx
 from knet_export.int8.search import Quantisation
 from knet_export.int8.write import card_lines
@@ -34,21 +35,24 @@ from knet_train.inference import input_spec
 from knet_train.models.knet import KNet
 
 
-def graph_artefacts(precision: Precision, classes: int) -> tuple[Graph, ...]:
-    """The manifest's entries, each with the precision's own tolerance: the logits graph, and the
-    class-map graph unless there are more ``classes`` than its uint8 can tell apart."""
-    graphs: dict[Kind, str] = {"logits": LOGITS_NAME}
+def bundle_graphs(precision: Precision, classes: int, stride: int) -> tuple[Graph, ...]:
+    """The manifest's entries, each with the precision's own tolerance: the graph that gives logits
+    at ``stride``, and the class-map graph unless there are more ``classes`` than its uint8 can tell
+    apart."""
+    logits = OutputSpec("logits", "semantic_logits", (classes,), stride)
+    graphs: dict[Kind, tuple[str, OutputSpec]] = {"logits": (LOGITS_NAME, logits)}
     if classes <= MOST_CLASSES:
-        graphs["classmap"] = CLASSMAP_NAME
+        graphs["classmap"] = CLASSMAP_NAME, OutputSpec(CLASSMAP_OUTPUT, "class_map", stride=1)
     return tuple(
         Graph(
             path=path,
             kind=kind,
+            outputs=(output,),
             precision=precision,
             tolerance=default_tolerance(precision),
             external_data=(WEIGHTS_NAME,),
         )
-        for kind, path in graphs.items()
+        for kind, (path, output) in graphs.items()
     )
 
 
@@ -56,8 +60,8 @@ def form_for(model: KNet, spec: InputSpec, output: OutputSpec, precision: Precis
     """The deploy form of ``model`` for all pictures that ``spec`` takes. It is float32 still; for
     fp16 its sums over pixels are rescaled so that they will fit. Raises ConfigError for Swin with
     free sizes."""
-    most = spec.sizes.most if spec.sizes else (spec.height, spec.width)
-    pixels = most[0] * most[1] // output.stride**2 if precision == "fp16" else 0
+    most = spec.sizes.max if spec.sizes else spec.size
+    pixels = prod(output.shape(most)[1:]) if precision == "fp16" else 0
     return fuse(model, None if spec.sizes else most, pixels=pixels)
 
 
@@ -117,7 +121,7 @@ def export_spec(
         )
     if sizes is not None and (height, width) not in sizes:
         raise ConfigError(
-            f"--dynamic from {_times(sizes.least)} to {_times(sizes.most)} in multiples of "
+            f"--dynamic from {_times(sizes.min)} to {_times(sizes.max)} in multiples of "
             f"{sizes.multiple} leaves out {height}x{width}, the size it would run at: "
             "widen --min and --max, or choose another --size"
         )
@@ -132,7 +136,7 @@ def _times(size: Size) -> str:
 
 def model_card(manifest: Manifest, config: Config, int8: Quantisation | None = None) -> str:
     """Markdown that states what is known: input, classes, parity, int8, recipe, licences."""
-    spec, records = manifest.input, manifest.artefacts[0].parity
+    spec, records = manifest.input, manifest.graphs[0].parity
     lines = [
         f"# {manifest.name}",
         "",
@@ -154,7 +158,7 @@ def model_card(manifest: Manifest, config: Config, int8: Quantisation | None = N
         lines.append("")
         if parity.miou_reference is not None:
             lines.append(f"- mIoU in PyTorch {parity.miou_reference:.2f} %")
-            lines.append(f"- mIoU of the artefact {parity.miou_artefact:.2f} %")
+            lines.append(f"- mIoU of the artefact {parity.miou_measured:.2f} %")
         lines.append(f"- equal pixels {100 * parity.agreement:.4f} %")
         lines.append(f"- largest logit difference {parity.max_logit_diff:.1e} of the largest logit")
     if int8 is not None:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 from pathlib import Path
 
-from knet_runtime.atomic import output_error
-from knet_runtime.bundle.manifest import CLASSMAP_OUTPUT, Manifest
-from knet_runtime.bundle.store import Bundle, artefact_files, exchange_folders
+from knet_runtime.atomic import AtomicFolder, output_error
+from knet_runtime.bundle.manifest import Manifest
+from knet_runtime.bundle.store import Bundle
 from knet_runtime.errors import BundleError, OutputError
 
 _LABELS = "labels.txt"
@@ -30,29 +29,24 @@ def write_triton(bundle: Bundle, repository: Path, *, replace: bool = False) -> 
     its folder. Raises BundleError for a bundle without a class map graph, OutputError when the
     folder can not be written.
     """
-    artefact = bundle.graph("classmap")
+    graph, *weights = bundle.graph("classmap").files
     check_triton(repository, bundle.manifest.name, replace=replace)
     destination = repository.absolute() / bundle.manifest.name
-    fresh = destination.with_name(f".{destination.name}.{secrets.token_hex(4)}.new")
-    graph, *weights = artefact_files(artefact)
     if any(Path(path).parent != Path(graph).parent for path in weights):
         raise BundleError(f"{bundle.path}: {graph} does not lie beside its weights: export again")
+    labels = "".join(f"{name}\n" for name in bundle.manifest.labels.names)
     try:
-        (fresh / _VERSION).mkdir(parents=True)
-        _write(fresh / "config.pbtxt", triton_config(bundle.manifest).encode())
-        _write(
-            fresh / _LABELS, "".join(f"{name}\n" for name in bundle.manifest.labels.names).encode()
-        )
-        _write(fresh / _VERSION / "model.onnx", bundle.file(graph))
-        for path in weights:
-            _write(fresh / _VERSION / Path(path).name, bundle.file(path))
-        exchange_folders(fresh, destination, fresh.with_suffix(".old"))
+        with AtomicFolder(destination) as fresh:
+            version = fresh.path / _VERSION
+            version.mkdir()
+            (fresh.path / "config.pbtxt").write_bytes(triton_config(bundle.manifest).encode())
+            (fresh.path / _LABELS).write_bytes(labels.encode())
+            shutil.copyfile(bundle.file(graph), version / "model.onnx")
+            for path in weights:
+                shutil.copyfile(bundle.file(path), version / Path(path).name)
+            fresh.commit()
     except OSError as error:
-        shutil.rmtree(fresh, ignore_errors=True)
         raise output_error(destination, error) from error
-    except BaseException:  # KeyboardInterrupt as well: no half-written folder is left behind
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
     return destination
 
 
@@ -73,7 +67,7 @@ def triton_config(manifest: Manifest) -> str:
     With batches the sizes do not name the batch, and requests are gathered up to ``max_batch``; a
     graph of one picture has max_batch_size 0, which is Triton's word for a fixed first size.
     """
-    spec = manifest.input
+    spec, output = manifest.input, manifest.graph("classmap").output("class_map")
     sides = [spec.height, spec.width] if spec.sizes is None else [-1, -1]
     batched = spec.max_batch > 1
     first = [] if batched else [1]
@@ -85,21 +79,10 @@ def triton_config(manifest: Manifest) -> str:
         f"  {{ name: {json.dumps(spec.name)} data_type: TYPE_UINT8 dims: {[*first, *sides, 3]} }}",
         "]",
         "output [",
-        f"  {{ name: {json.dumps(CLASSMAP_OUTPUT)} data_type: TYPE_UINT8 dims: {[*first, *sides]}"
+        f"  {{ name: {json.dumps(output.name)} data_type: TYPE_UINT8 dims: {[*first, *sides]}"
         f" label_filename: {json.dumps(_LABELS)} }}",
         "]",
     ]
     if batched:
         lines.append("dynamic_batching { }")
     return "\n".join(lines) + "\n"
-
-
-def _write(path: Path, content: bytes | Path) -> None:
-    with path.open("xb") as target:
-        if isinstance(content, bytes):
-            target.write(content)
-        else:
-            with content.open("rb") as source:
-                shutil.copyfileobj(source, target, 1 << 20)
-        target.flush()
-        os.fsync(target.fileno())

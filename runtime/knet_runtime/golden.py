@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from knet_runtime.bundle.manifest import Tolerance
 from knet_runtime.bundle.store import Bundle
-from knet_runtime.engines.registry import Engine
+from knet_runtime.engines import Engine
 from knet_runtime.errors import BundleError
 from knet_runtime.metrics import agreement
 from knet_runtime.postprocess import upsampled_argmax
@@ -39,10 +39,10 @@ class Golden(msgspec.Struct, frozen=True):
 
 
 class GoldenReport(msgspec.Struct, frozen=True):
-    """How far a backend is from the reference on ``images`` golden images.
+    """How far an engine is from the reference on ``images`` golden images.
 
     ``max_logit_diff`` is the largest difference as a share of the reference's largest logit (NaN
-    if the backend gave NaN or infinity, None if it gives class maps), ``agreement`` the fraction
+    if the engine gave NaN or infinity, None if it gives class maps), ``agreement`` the fraction
     of equal pixels of the class maps at the model's input size.
     """
 
@@ -75,12 +75,11 @@ def load_golden(bundle: Bundle) -> Golden:
     """Read the bundle's ``golden.npz``; BundleError if absent or at odds with the manifest."""
     path = bundle.file(GOLDEN_NAME)
     images, logits = _read(path)
-    manifest = bundle.manifest
-    stride, height, width = manifest.output.stride, manifest.input.height, manifest.input.width
+    size = bundle.manifest.input.size
     problem = _problem(images, logits)
-    if not problem and images.shape[1:3] != (height, width):
-        problem = f"images are {images.shape}, the model takes {height}×{width}"
-    expected = (manifest.labels.num_classes, height // stride, width // stride)
+    if not problem and images.shape[1:3] != size:
+        problem = f"images are {images.shape}, the model takes {size[0]}×{size[1]}"
+    expected = bundle.graph("logits").output("semantic_logits").shape(size)
     if not problem and logits.shape[1:] != expected:
         problem = f"logits are {logits.shape}, the model gives [K, {', '.join(map(str, expected))}]"
     if problem:
@@ -97,22 +96,24 @@ def golden_size(bundle: Bundle) -> tuple[int, int]:
     return images.shape[1], images.shape[2]
 
 
-def replay(bundle: Bundle, backend: Engine) -> GoldenReport:
-    """Run the golden images through ``backend`` and compare with the reference logits.
+def replay(bundle: Bundle, engine: Engine) -> GoldenReport:
+    """Run the golden images through ``engine`` and compare with the reference logits.
 
     Batches are as large as the model takes, so that batching is part of what is tested.
-    ``passed`` says whether logits and class maps are within the artefact's tolerance.
+    ``passed`` says whether logits and class maps are within the graph's tolerance.
     """
     golden = load_golden(bundle)
-    tolerance = bundle.artefact.tolerance
+    graph = bundle.graph(engine.kind)
+    logits = engine.kind == "logits"
+    name = graph.output("semantic_logits" if logits else "class_map").name
     step = bundle.manifest.input.max_batch
     size = (golden.images.shape[1], golden.images.shape[2])
     worst, equal = 0.0, []
     for start in range(0, len(golden.images), step):
-        outputs = backend.infer(golden.images[start : start + step])
+        outputs = engine.infer(golden.images[start : start + step])[name]
         for output, reference in zip(outputs, golden.logits[start : start + step], strict=True):
             expected = upsampled_argmax(reference, size)
-            if backend.kind == "classmap":
+            if not logits:
                 equal.append(agreement(output, expected))
                 continue
             if not np.isfinite(output).all():
@@ -124,9 +125,9 @@ def replay(bundle: Bundle, backend: Engine) -> GoldenReport:
             worst = float(np.maximum(worst, np.abs(output - reference).max() / largest))
             equal.append(agreement(upsampled_argmax(output, size), expected))
     agreed = float(np.mean(equal))
-    passed = worst <= tolerance.max_logit_diff and agreed >= tolerance.agreement
-    logits = worst if backend.kind == "logits" else None
-    return GoldenReport(len(golden.images), logits, agreed, passed, tolerance)
+    limits = graph.tolerance
+    passed = worst <= limits.max_logit_diff and agreed >= limits.agreement
+    return GoldenReport(len(golden.images), worst if logits else None, agreed, passed, limits)
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:

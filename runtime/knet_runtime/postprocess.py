@@ -15,18 +15,25 @@ from knet_runtime.types import ClassMap
 _CHUNK = 2**17  # numbers: half a megabyte of float32 stays in a core's cache
 
 
-def class_map(logits: NDArray[np.float32], geometry: Geometry, stride: int) -> ClassMap:
-    """The class map [H, W] at ``geometry.source_hw`` for the model's logits float32 [N, h, w].
+def class_map(logits: NDArray[np.float32], geometry: Geometry) -> ClassMap:
+    """The class map [H, W] at ``geometry.source_hw`` for the model's logits float32 [N, h, w], from
+    which the window goes to the source's size in one step. Raises ValueError as ``cut_window``."""
+    return upsampled_argmax(cut_window(logits, geometry), geometry.source_hw)
 
-    The window is cut out of the logits (exactly: it lies on multiples of ``stride``) and goes to
-    the source's size in one step. Raises ValueError when the logits do not fit the geometry.
-    """
-    expected = (geometry.model_hw[0] // stride, geometry.model_hw[1] // stride)
-    if logits.ndim != 3 or logits.shape[1:] != expected:
-        raise ValueError(f"logits are {logits.shape}, expected [N, {expected[0]}, {expected[1]}]")
+
+def cut_window(logits: NDArray[np.float32], geometry: Geometry) -> NDArray[np.float32]:
+    """The part of float32 [N, h, w] logits that the image fills, a view. It is exact: the window
+    lies on multiples of the logits' stride. Raises ValueError for logits that have no whole stride
+    in ``geometry.model_hw``, or another one than the window lies on."""
+    stride = geometry.model_hw[0] // logits.shape[1] if logits.ndim == 3 and logits.size else 0
+    fits = stride and tuple(stride * side for side in logits.shape[1:]) == geometry.model_hw
+    if not fits or any(side % stride for side in geometry.window):
+        raise ValueError(
+            f"logits {logits.shape} do not fit an input of {geometry.model_hw} with the image at "
+            f"{geometry.window}"
+        )
     top, left, height, width = (side // stride for side in geometry.window)
-    window = logits[:, top : top + height, left : left + width]
-    return upsampled_argmax(window, geometry.source_hw)
+    return logits[:, top : top + height, left : left + width]
 
 
 def restore_class_map(classes: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""Fit a image of any size to the model's input, and remember the way back.
+"""Fit an image of any size to the model's input, and remember the way back.
 
 Training evaluation, export verification and the device all call ``fit_to_input``: the network sees
 the very same pixels in the three of them. Nothing is normalised here; mean and standard deviation
@@ -21,11 +21,11 @@ PAD_GREY = 114  # the usual letterbox grey: near the mean of natural images in e
 
 
 class Geometry(msgspec.Struct, frozen=True):
-    """How a image was laid into the model's input.
+    """How an image was laid into the model's input.
 
     ``source_hw`` and ``model_hw`` are (height, width) in pixels. ``window`` is (top, left, height,
     width): where the whole source lies in the model's input, in model pixels. All four are
-    multiples of the output's stride, so the low-resolution logits can be cropped exactly.
+    multiples of ``InputSpec.multiple``, so the low-resolution logits can be cropped exactly.
     """
 
     source_hw: tuple[int, int]
@@ -33,26 +33,22 @@ class Geometry(msgspec.Struct, frozen=True):
     window: tuple[int, int, int, int]
 
 
-def fit_to_input(
-    image: NDArray[np.uint8], spec: InputSpec, stride: int
-) -> tuple[NDArray[np.uint8], Geometry]:
+def fit_to_input(image: NDArray[np.uint8], spec: InputSpec) -> tuple[NDArray[np.uint8], Geometry]:
     """Fit a uint8 [H, W, 3] RGB image to uint8 [spec.height, spec.width, 3], C-contiguous.
 
-    A image that already has the right size is returned as it is (not copied). "letterbox" keeps
-    the aspect ratio up to the snapping of the window to ``stride`` pixels.
+    An image that already has the right size is returned as it is (not copied). "letterbox" keeps
+    the aspect ratio up to the snapping of the window to ``spec.multiple`` pixels.
     Raises SourceError when the image has another type or shape.
     """
     check_image(image)
-    if spec.height % stride or spec.width % stride:
-        raise ValueError(f"input {spec.height}×{spec.width} is no multiple of stride {stride}")
-    model_hw = (spec.height, spec.width)
+    model_hw = spec.size
     source_hw = (image.shape[0], image.shape[1])
     match spec.resize:
         case "stretch":
             geometry = Geometry(source_hw, model_hw, (0, 0, *model_hw))
             return resize(image, model_hw), geometry
         case "letterbox":
-            top, left, height, width = window = _letterbox(source_hw, model_hw, stride)
+            top, left, height, width = window = _letterbox(source_hw, model_hw, spec.multiple)
             fitted = resize(image, (height, width))
             if (height, width) != model_hw:
                 padded = np.full((*model_hw, 3), PAD_GREY, np.uint8)
@@ -62,7 +58,7 @@ def fit_to_input(
 
 
 def check_image(image: Any) -> None:
-    """Raise SourceError, with the mend, unless ``image`` is uint8 [H, W, 3] and not empty."""
+    """Raise SourceError, with what to do, unless ``image`` is uint8 [H, W, 3] and not empty."""
     if not isinstance(image, np.ndarray):
         raise SourceError(
             f"a frame must be a NumPy array, not {type(image).__name__}: pass np.asarray(frame)"
@@ -139,20 +135,19 @@ def _cv_resize(image: NDArray[np.uint8], size: tuple[int, int], method: int) -> 
 
 
 def _letterbox(
-    source_hw: tuple[int, int], model_hw: tuple[int, int], stride: int
+    source_hw: tuple[int, int], model_hw: tuple[int, int], step: int
 ) -> tuple[int, int, int, int]:
-    """The centred window (top, left, height, width), every number a multiple of stride.
+    """The centred window (top, left, height, width), every number a multiple of ``step``.
 
     The side that limits the scale fills the model's input; the other is rounded to the nearest
-    multiple of stride and is never empty.
+    multiple of ``step`` and is never empty.
     """
     scale = min(model_hw[0] / source_hw[0], model_hw[1] / source_hw[1])
     sides = []
     for source, model in zip(source_hw, model_hw, strict=True):
-        snapped = stride * round(source * scale / stride)
-        sides.append(min(max(snapped, stride), model))
+        snapped = step * round(source * scale / step)
+        sides.append(min(max(snapped, step), model))
     top, left = (
-        stride * ((model - side) // (2 * stride))
-        for side, model in zip(sides, model_hw, strict=True)
+        step * ((model - side) // (2 * step)) for side, model in zip(sides, model_hw, strict=True)
     )
     return top, left, sides[0], sides[1]

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import msgspec
@@ -17,9 +17,7 @@ from knet_runtime.atomic import AtomicFile
 from knet_runtime.drawing import blend, colourise, encode_png
 from knet_runtime.labels import LabelMap
 from knet_runtime.rle import Rle, rles_of
-from knet_runtime.types import ClassMap, Rgb, Size
-
-Task = Literal["semantic", "instance", "panoptic"]
+from knet_runtime.types import ClassMap, Rgb, Size, Task
 
 _EXACT_PIXELS = 1 << 24  # cv2.calcHist counts in float32, which holds every whole number up to it
 

@@ -1,4 +1,4 @@
-"""The runtime's front door: a bundle and a frame in, a class map at the frame's own size out."""
+"""A bundle and an image in, its segmentation at the image's own size out."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knet_runtime.bundle.store import Bundle, default_bundle_path, open_bundle
-from knet_runtime.engines.registry import open_engine, unverified_reason
-from knet_runtime.errors import EngineError
+from knet_runtime.engines import open_engine, unverified_reason
+from knet_runtime.errors import BundleError, EngineError
 from knet_runtime.labels import LabelMap
 from knet_runtime.postprocess import class_map, restore_class_map
 from knet_runtime.preprocess import fit_to_input
 from knet_runtime.segmentation import Segmentation
-from knet_runtime.selftest import SelfTestPolicy, SelfTestResult, check_at_start
+from knet_runtime.selftest import SelfTest, SelfTestPolicy, check_at_start
 from knet_runtime.types import ClassMap, Closeable
 
 
@@ -31,16 +31,23 @@ class Segmenter(Closeable):
         (360, 480)
 
     ``bundle`` is an opened bundle, its folder, or None for the packaged model; ``engine`` is one of
-    ``knet_runtime.engines.registry.ENGINES`` or "auto". Raises BundleError for a bundle that can
-    not be trusted, EngineError when the engine does not run it, and ParityError when "auto" may
-    take none. It may be called from several threads.
+    ``knet_runtime.engines.engine_specs`` or "auto". Raises BundleError for a bundle that cannot be
+    trusted, EngineError when the engine does not run it, and ParityError when "auto" may take none.
+    It may be called from several threads.
     """
 
     def __init__(self, bundle: Bundle | Path | str | None = None, engine: str = "auto") -> None:
         if bundle is None:
             bundle = default_bundle_path()
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-        self._backend = open_engine(self.bundle, engine)
+        manifest = self.bundle.manifest
+        if manifest.task != "semantic":
+            raise BundleError(
+                f"{self.bundle.path} is for {manifest.task} segmentation; this version runs "
+                "semantic models: upgrade knet-deploy"
+            )
+        self._engine = open_engine(self.bundle, engine)
+        (self._output,) = self.bundle.graph(self._engine.kind).outputs
 
     @property
     def labels(self) -> LabelMap:
@@ -55,7 +62,7 @@ class Segmenter(Closeable):
     @property
     def engine(self) -> str:
         """The name of the engine that runs."""
-        return self._backend.name
+        return self._engine.name
 
     @property
     def max_batch(self) -> int:
@@ -66,8 +73,8 @@ class Segmenter(Closeable):
     def unverified_reason(self) -> str | None:
         """Why these masks are not proven to be the trained model's; None if verify has passed this
         bundle on this engine and device."""
-        backend = self._backend
-        return unverified_reason(self.bundle.graph(backend.kind), backend.name, backend.device)
+        engine = self._engine
+        return unverified_reason(self.bundle.graph(engine.kind), engine.name, engine.device)
 
     def __call__(self, frame: NDArray[np.uint8]) -> Segmentation:
         """Segment one uint8 [H, W, 3] RGB frame of any size; SourceError if it is none."""
@@ -87,44 +94,44 @@ class Segmenter(Closeable):
         ]
 
     def _group(self, frames: Sequence[NDArray[np.uint8]]) -> list[Segmentation]:
-        spec, stride = self.bundle.manifest.input, self.bundle.manifest.output.stride
         fitted, fit_times = [], []
         for frame in frames:
             started = perf_counter()
-            fitted.append(fit_to_input(frame, spec, stride))
+            fitted.append(fit_to_input(frame, self.bundle.manifest.input))
             fit_times.append(perf_counter() - started)
         started = perf_counter()
         images = [image for image, _ in fitted]
         # A lone frame needs no copy to become a batch.
-        outputs = self._backend.infer(images[0][None] if len(images) == 1 else np.stack(images))
+        outputs = self._engine.infer(images[0][None] if len(images) == 1 else np.stack(images))
+        found = outputs[self._output.name]
         infer_time = (perf_counter() - started) / len(frames)
         masks = []
-        for output, (_, geometry), fit_time in zip(outputs, fitted, fit_times, strict=True):
+        for output, (_, geometry), fit_time in zip(found, fitted, fit_times, strict=True):
             started = perf_counter()
             try:
-                if self._backend.kind == "classmap":
+                if self._output.meaning == "class_map":
                     classes: ClassMap = restore_class_map(output, geometry)
                 else:
-                    classes = class_map(output, geometry, stride)
+                    classes = class_map(output, geometry)
             except ValueError as error:
                 raise EngineError(f"{self.engine}: {error}; check it with verify") from error
-            tail_time = perf_counter() - started
-            seconds = {"preprocess": fit_time, "infer": infer_time, "postprocess": tail_time}
+            post_time = perf_counter() - started
+            seconds = {"preprocess": fit_time, "infer": infer_time, "postprocess": post_time}
             timings = {stage: 1000 * value for stage, value in seconds.items()}
             masks.append(Segmentation(classes, self.labels, timings))
         return masks
 
-    def self_test(self, policy: SelfTestPolicy = "refuse") -> SelfTestResult | None:
+    def self_test(self, policy: SelfTestPolicy = "refuse") -> SelfTest | None:
         """The golden tensors through this engine; see ``selftest.check_at_start``."""
-        return check_at_start(self.bundle, self._backend, policy)
+        return check_at_start(self.bundle, self._engine, policy)
 
     def warm_up(self, largest: int = 1) -> None:
         """Run blank images in batches of 1 … ``largest`` (at most ``max_batch``): what an engine
         does once for each, such as taking memory, is then done. Raises EngineError."""
-        spec = self.bundle.manifest.input
-        for size in range(1, min(largest, self.max_batch) + 1):
-            self._backend.infer(np.zeros((size, spec.height, spec.width, 3), np.uint8))
+        size = self.bundle.manifest.input.size
+        for count in range(1, min(largest, self.max_batch) + 1):
+            self._engine.infer(np.zeros((count, *size, 3), np.uint8))
 
     def close(self) -> None:
         """Free the engine; a second call does nothing."""
-        self._backend.close()
+        self._engine.close()

@@ -15,61 +15,41 @@ import sys
 from importlib import metadata
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import msgspec
 
 from knet_runtime.atomic import write_atomic
 from knet_runtime.bundle.store import Bundle
+from knet_runtime.engines import Engine, engine_spec, open_engine
 from knet_runtime.engines.hardware import this_gpu
-from knet_runtime.engines.registry import CPU_ENGINES, open_engine
+from knet_runtime.engines.plan_store import plans_digest
 from knet_runtime.errors import ParityError
 from knet_runtime.golden import GOLDEN_NAME, golden_size, replay
-
-if TYPE_CHECKING:
-    from knet_runtime.engines.registry import Engine
 
 SelfTestPolicy = Literal["refuse", "warn", "off"]
 
 _log = logging.getLogger(__name__)
 
-_MODULES = (
-    "cv2",
-    "numpy",
-    "onnxruntime",
-    "onnxruntime_ep_nv_tensorrt_rtx",
-    "openvino",
-    "tensorrt",
-    "tensorrt_rtx",
-    "tensorrt_rtx_bindings",
-)
-
 
 class SelfTest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What came out: ``detail`` in words, ``seconds`` that the replay took when it was made."""
+    """What came out: ``detail`` in words, ``seconds`` that the replay took when it was made, and
+    whether it was made before and only looked up."""
 
     passed: bool
     detail: str
     seconds: float
-
-
-class SelfTestResult(msgspec.Struct, frozen=True):
-    """A ``SelfTest``, and whether it was made before and only looked up."""
-
-    test: SelfTest
-    remembered: bool
+    remembered: bool = False
 
     def __str__(self) -> str:
-        how = "remembered" if self.remembered else f"{self.test.seconds:.1f} s"
-        return f"{'passed' if self.test.passed else 'FAILED'} ({how}): {self.test.detail}"
+        how = "remembered" if self.remembered else f"{self.seconds:.1f} s"
+        return f"{'passed' if self.passed else 'FAILED'} ({how}): {self.detail}"
 
 
-def check_at_start(
-    bundle: Bundle, backend: Engine, policy: SelfTestPolicy
-) -> SelfTestResult | None:
-    """Replay the golden tensors through ``backend``, which runs ``bundle``, unless it did pass.
+def check_at_start(bundle: Bundle, engine: Engine, policy: SelfTestPolicy) -> SelfTest | None:
+    """Replay the golden tensors through ``engine``, which runs ``bundle``, unless it did pass.
 
-    None with policy "off", and with a warning for a bundle that has no golden tensors. A backend
+    None with policy "off", and with a warning for a bundle that has no golden tensors. An engine
     that runs at another size is tested by one that is opened at theirs. A failure is a ParityError
     with "refuse", a logged warning with "warn".
     """
@@ -78,23 +58,24 @@ def check_at_start(
     if GOLDEN_NAME not in bundle.manifest.files:
         _log.warning("%s holds no golden tensors, so its results were not checked", bundle.path)
         return None
-    place = cache_folder() / f"{_key(bundle, backend)}.json"
+    place = cache_folder() / f"{_key(bundle, engine)}.json"
     with contextlib.suppress(OSError, msgspec.DecodeError):
-        return SelfTestResult(msgspec.json.decode(place.read_bytes(), type=SelfTest), True)
-    test = _replay(bundle, backend)
+        found = msgspec.json.decode(place.read_bytes(), type=SelfTest)
+        return msgspec.structs.replace(found, remembered=True)
+    test = _replay(bundle, engine)
     if test.passed:
         with contextlib.suppress(OSError):  # without a cache it is made again, no more
             place.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(place, msgspec.json.encode(test))
-        return SelfTestResult(test, False)
+        return test
     text = (
-        f"{bundle.path} on {backend.name} does not give the results that PyTorch gave "
+        f"{bundle.path} on {engine.name} does not give the results that PyTorch gave "
         f"({test.detail}); use another --engine, or export it again"
     )
     if policy == "refuse":
         raise ParityError(f"{text}; --self-test warn runs it all the same")
     _log.warning("%s", text)
-    return SelfTestResult(test, False)
+    return test
 
 
 def cache_folder() -> Path:
@@ -104,39 +85,39 @@ def cache_folder() -> Path:
     return root / "knet-deploy" / "self-test"
 
 
-def _replay(bundle: Bundle, backend: Engine) -> SelfTest:
+def _replay(bundle: Bundle, engine: Engine) -> SelfTest:
     began = perf_counter()
-    spec, size = bundle.manifest.input, golden_size(bundle)
-    if size == (spec.height, spec.width):
-        report = replay(bundle, backend)
+    size = golden_size(bundle)
+    if size == bundle.manifest.input.size:
+        report = replay(bundle, engine)
     else:
-        other = bundle.at(size)
-        with open_engine(other, backend.name, backend.kind) as same:
+        other = bundle.with_input_size(size)
+        with open_engine(other, engine.name, engine.kind) as same:
             report = replay(other, same)
     return SelfTest(report.passed, str(report), perf_counter() - began)
 
 
-def _key(bundle: Bundle, backend: Engine) -> str:
+def _key(bundle: Bundle, engine: Engine) -> str:
     """A name that changes with everything that the result may depend on."""
+    spec = engine_spec(engine.name)
     versions = {
         name: str(getattr(sys.modules[name], "__version__", ""))
-        for name in _MODULES
+        for name in ("cv2", "numpy", *spec.libraries)
         if name in sys.modules
     }
     parts: list[object] = [
         sorted((name, record.sha256) for name, record in bundle.manifest.files.items()),
         bundle.manifest.input,
-        bundle.graph(backend.kind).tolerance,
-        (backend.name, backend.kind, backend.device),
+        bundle.graph(engine.kind).tolerance,
+        (engine.name, engine.kind, engine.device),
         sorted(versions.items()),
         _package_version(),
     ]
-    if backend.name not in CPU_ENGINES:
+    if spec.device == "gpu":
         parts.append(this_gpu())
         parts.append(_gpu_libraries())
-        # Records of built engines hold the hash of each.
-        records = sorted((bundle.path / "engines").glob("*.json"))
-        parts.append([hashlib.sha256(path.read_bytes()).hexdigest() for path in records])
+    if spec.runs_plans:
+        parts.append(plans_digest(bundle))
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:32]
 
 

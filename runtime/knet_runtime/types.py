@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ ClassMap = NDArray[np.uint8] | NDArray[np.uint16]
 
 Size = tuple[int, int]
 """Height and width in pixels."""
+
+Task = Literal["semantic", "instance", "panoptic"]
+"""What a network finds: the class of each pixel, single objects, or both."""
 
 MAX_PIXELS = 200_000_000
 """A larger image is refused: as RGB it would take more than 600 MB, and a header can lie."""

@@ -72,13 +72,13 @@ def _changes() -> Iterator[tuple[str, Change]]:
         (("input", "height"), 2**40),
         (("input", "width"), -24),
         (("input", "max_batch"), 0),
-        (("output", "stride"), 0),
-        (("output", "name"), "other"),
+        (("graphs", 0, "outputs", 0, "stride"), 0),
+        (("graphs", 0, "outputs", 0, "name"), "other"),
         (("input", "name"), "other"),
         (("schema",), 2**63),
         (("labels", "names"), ["red"]),
     ):
-        yield "states-" + "-".join(keys), _edit_manifest(_stating(keys, value))
+        yield "states-" + "-".join(map(str, keys)), _edit_manifest(_stating(keys, value))
     yield "bomb", _signed(lambda bundle, _: _bomb(bundle / GOLDEN))
     yield "lying-npy", _signed(lambda bundle, _: _lying_npy(bundle / GOLDEN))
     yield "pickle-npz", _signed(lambda bundle, _: _pickled(bundle / GOLDEN))
@@ -168,8 +168,8 @@ def _listed(name: str, key: str, value: object) -> Change:
     return _edit_manifest(lambda stated: stated["files"][name].update({key: value}))
 
 
-def _stating(keys: tuple[str, ...], value: object) -> Callable[[dict[str, Any]], None]:
-    def edit(stated: dict[str, Any]) -> None:
+def _stating(keys: tuple[str | int, ...], value: object) -> Callable[[Any], None]:
+    def edit(stated: Any) -> None:
         for key in keys[:-1]:
             stated = stated[key]
         stated[keys[-1]] = value
@@ -179,7 +179,7 @@ def _stating(keys: tuple[str, ...], value: object) -> Callable[[dict[str, Any]],
 
 def _rename(stated: dict[str, Any], path: str) -> None:
     stated["files"][path] = stated["files"].pop(GRAPH)
-    stated["artefacts"][0]["path"] = path
+    stated["graphs"][0]["path"] = path
 
 
 def _signed(change: Change) -> Change:

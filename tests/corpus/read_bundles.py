@@ -13,7 +13,7 @@ from pathlib import Path
 from measured import report
 
 from knet_runtime.bundle.store import open_bundle
-from knet_runtime.engines.registry import open_engine
+from knet_runtime.engines import open_engine
 from knet_runtime.errors import KnetError, ParityError
 from knet_runtime.golden import replay
 

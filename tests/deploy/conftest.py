@@ -123,11 +123,19 @@ def free_bundle(tmp_path: Path) -> Bundle:
     manifest = Manifest(
         name="colours",
         input=InputSpec("image", 16, 24, max_batch=2, sizes=SizeRange((8, 8), (64, 96), 8)),
-        output=OutputSpec("logits", 4),
         labels=LabelMap(("red", "green", "blue"), ((255, 0, 0), (0, 255, 0), (0, 0, 255)), 255),
-        artefacts=(
-            Graph(path="logits.onnx", tolerance=limits),
-            Graph(path="classmap.onnx", kind="classmap", tolerance=limits),
+        graphs=(
+            Graph(
+                path="logits.onnx",
+                outputs=(OutputSpec("logits", "semantic_logits", (3,), 4),),
+                tolerance=limits,
+            ),
+            Graph(
+                path="classmap.onnx",
+                kind="classmap",
+                outputs=(OutputSpec("classmap", "class_map", stride=1),),
+                tolerance=limits,
+            ),
         ),
         provenance=Provenance("0" * 64, "none", {}),
         licence=Licence("", "", ""),

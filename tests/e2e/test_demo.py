@@ -49,7 +49,7 @@ def test_the_real_street_is_packaged_with_its_licence() -> None:
 def test_a_failed_golden_check_fails_the_demo(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tolerance = open_bundle(default_bundle_path()).artefact.tolerance
+    tolerance = open_bundle(default_bundle_path()).graph("logits").tolerance
     report = GoldenReport(2, 9.0, 0.5, False, tolerance)
     monkeypatch.setattr("knet_runtime.golden.replay", lambda *_: report)
     assert main(["demo", "--out", str(tmp_path), "--frames", "1"]) == 1

@@ -19,7 +19,7 @@ from knet_export.spec import size_range
 from knet_export.verify.measure import default_tolerance
 from knet_runtime.bundle.manifest import Precision, SizeRange
 from knet_runtime.bundle.store import Bundle, open_bundle
-from knet_runtime.engines.registry import open_engine
+from knet_runtime.engines import open_engine
 from knet_runtime.errors import CheckpointError, ConfigError, DataError, OutputError, ParityError
 from knet_runtime.golden import load_golden, replay
 from knet_runtime.postprocess import upsampled_argmax
@@ -54,8 +54,8 @@ def test_the_bundle_is_the_model_on_frames_of_any_size(bundle: Bundle, checkpoin
 def test_batches_other_than_the_traced_one_give_the_same_as_single_frames(bundle: Bundle) -> None:
     images = pictures(7)
     with open_engine(bundle, "onnxruntime-cpu") as backend:
-        together = backend.infer(images)
-        alone = np.concatenate([backend.infer(image[None]) for image in images])
+        together = backend.infer(images)["logits"]
+        alone = np.concatenate([backend.infer(image[None])["logits"] for image in images])
     np.testing.assert_allclose(together, alone, atol=1e-3)
     assert np.abs(together[0] - together[1]).max() > 0.1  # the content matters
 
@@ -67,7 +67,7 @@ def test_logits_are_within_a_thousandth_of_pytorch_and_classes_are_the_same(
     with torch.no_grad():
         expected = read_checkpoint(checkpoint).model(torch.from_numpy(images)).numpy()
     with open_engine(bundle, "onnxruntime-cpu") as backend:
-        got = backend.infer(images)
+        got = backend.infer(images)["logits"]
     assert np.abs(got - expected).max() <= 1e-3 * np.abs(expected).max()
     assert (got.argmax(1) == expected.argmax(1)).mean() >= 0.9999
 
@@ -78,8 +78,8 @@ def test_the_classmap_graph_gives_the_classes_of_the_logits_graph(bundle: Bundle
         open_engine(bundle, "onnxruntime-cpu") as logits,
         open_engine(bundle, "onnxruntime-cpu", "classmap") as classmap,
     ):
-        classes = classmap.infer(images)
-        expected = [upsampled_argmax(one, SIZE) for one in logits.infer(images)]
+        classes = classmap.infer(images)["classmap"]
+        expected = [upsampled_argmax(one, SIZE) for one in logits.infer(images)["logits"]]
     assert classes.dtype == np.uint8
     assert classes.shape == (3, *SIZE)
     assert (classes == np.stack(expected)).mean() >= 0.9999
@@ -87,10 +87,10 @@ def test_the_classmap_graph_gives_the_classes_of_the_logits_graph(bundle: Bundle
 
 
 def test_the_manifest_states_both_graphs_over_one_file_of_weights(bundle: Bundle) -> None:
-    kinds = [(artefact.kind, artefact.path) for artefact in bundle.manifest.artefacts]
+    kinds = [(artefact.kind, artefact.path) for artefact in bundle.manifest.graphs]
     assert kinds == [("logits", "logits.onnx"), ("classmap", "classmap.onnx")]
-    assert {artefact.external_data for artefact in bundle.manifest.artefacts} == {("weights.bin",)}
-    assert {artefact.precision for artefact in bundle.manifest.artefacts} == {"fp32"}
+    assert {artefact.external_data for artefact in bundle.manifest.graphs} == {("weights.bin",)}
+    assert {artefact.precision for artefact in bundle.manifest.graphs} == {"fp32"}
     assert set(bundle.manifest.files) == {
         "logits.onnx",
         "classmap.onnx",
@@ -110,10 +110,10 @@ def test_golden_tensors_are_the_trained_models_and_parity_is_recorded(
         trained = read_checkpoint(checkpoint).model(torch.from_numpy(golden.images))
     np.testing.assert_array_equal(golden.logits, trained.numpy())
     assert len(golden.images) == 2
-    (parity,) = bundle.artefact.parity
+    (parity,) = bundle.graph("logits").parity
     assert parity.passed
     assert parity.images >= 8
-    assert parity.agreement >= bundle.artefact.tolerance.agreement
+    assert parity.agreement >= bundle.graph("logits").tolerance.agreement
     assert parity.miou_reference is not None
 
 
@@ -121,7 +121,7 @@ def test_a_half_bundle_is_half_as_large_and_keeps_float32_golden_logits(
     bundle: Bundle, checkpoint: Path, tmp_path: Path
 ) -> None:
     half = export_bundle(checkpoint, tmp_path / "half.knet", precision="fp16", size=(64, 128))
-    assert half.artefact.precision == "fp16"
+    assert half.manifest.precision == "fp16"
     assert (half.manifest.input.height, half.manifest.input.width) == (64, 128)
     sizes = [one.manifest.files["weights.bin"].bytes for one in (half, bundle)]
     assert 0.4 < sizes[0] / sizes[1] < 0.6
@@ -142,8 +142,8 @@ def test_a_dynamic_bundle_runs_at_other_sizes(checkpoint: Path, free_bundle: Bun
     images = pictures(2, size)
     with torch.no_grad():
         expected = read_checkpoint(checkpoint).model(torch.from_numpy(images)).numpy()
-    with open_engine(free_bundle.at(size), "onnxruntime-cpu") as backend:
-        got = backend.infer(images)
+    with open_engine(free_bundle.with_input_size(size), "onnxruntime-cpu") as backend:
+        got = backend.infer(images)["logits"]
     assert np.abs(got - expected).max() <= 1e-3 * np.abs(expected).max()
 
 

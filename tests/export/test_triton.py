@@ -38,13 +38,17 @@ def manifest() -> Manifest:
     return Manifest(
         name="street",
         input=InputSpec("image", 8, 12, max_batch=4),
-        output=OutputSpec("logits", 4),
         labels=LabelMap(("road", "façade"), ((1, 2, 3), (4, 5, 6)), 255),
-        artefacts=(
-            Graph(path="logits.onnx", tolerance=LIMITS),
+        graphs=(
+            Graph(
+                path="logits.onnx",
+                outputs=(OutputSpec("logits", "semantic_logits", (2,), 4),),
+                tolerance=LIMITS,
+            ),
             Graph(
                 path="classmap.onnx",
                 kind="classmap",
+                outputs=(OutputSpec("classmap", "class_map", stride=1),),
                 tolerance=LIMITS,
                 external_data=("weights.bin",),
             ),
@@ -173,17 +177,17 @@ def test_interrupted_writing_leaves_nothing_new(
     write_triton(bundle, tmp_path / "models")
     before = {name: (tmp_path / "models/street" / name).read_bytes() for name in FILES}
 
-    def fail(source: object, target: object, length: int) -> None:
+    def fail(source: object, target: object) -> None:
         raise fault
 
-    monkeypatch.setattr(triton.shutil, "copyfileobj", fail)
+    monkeypatch.setattr(triton.shutil, "copyfile", fail)
     expected = OutputError if isinstance(fault, OSError) else KeyboardInterrupt
     for place in ("models", "new"):
         with pytest.raises(expected):
             write_triton(bundle, tmp_path / place, replace=True)
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["street"]
     assert {name: (tmp_path / "models/street" / name).read_bytes() for name in FILES} == before
-    assert not list((tmp_path / "new").iterdir())
+    assert not (tmp_path / "new").exists()
 
 
 def test_bundle_without_class_map_and_places_that_are_none_are_named(
@@ -192,7 +196,7 @@ def test_bundle_without_class_map_and_places_that_are_none_are_named(
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutputError, match="file"):
         write_triton(bundle, tmp_path / "file")
-    lone = msgspec.structs.replace(manifest, artefacts=manifest.artefacts[:1])
+    lone = msgspec.structs.replace(manifest, graphs=manifest.graphs[:1])
     other = write_bundle(tmp_path / "lone.knet", lone, {"logits.onnx": b""})
     with pytest.raises(BundleError, match="holds no classmap graph"):
         write_triton(other, tmp_path / "models")

@@ -9,7 +9,7 @@ import pytest
 
 from knet_runtime.bundle.manifest import Kind, Manifest
 from knet_runtime.bundle.store import Bundle, write_bundle
-from knet_runtime.engines.registry import open_engine
+from knet_runtime.engines import open_engine
 from knet_runtime.errors import BundleError
 from knet_runtime.golden import GOLDEN_NAME, load_golden, replay, save_golden
 from knet_runtime.types import Closeable
@@ -19,7 +19,7 @@ LOGITS = np.zeros((2, 3, 4, 6), np.float32)
 
 
 class Spoilt(Closeable):
-    """A backend whose outputs are another's, spoilt."""
+    """An engine whose outputs are another's, spoilt."""
 
     name = "spoilt"
     device = "here"
@@ -32,9 +32,9 @@ class Spoilt(Closeable):
         self.spoil = spoil
         self.batches: list[int] = []
 
-    def infer(self, batch: np.ndarray) -> np.ndarray:
+    def infer(self, batch: np.ndarray) -> dict[str, np.ndarray]:
         self.batches.append(len(batch))
-        return self.spoil(self.inner.infer(batch))
+        return {name: self.spoil(array) for name, array in self.inner.infer(batch).items()}
 
     def close(self) -> None:
         self.inner.close()
@@ -53,7 +53,7 @@ def test_real_engine_passes(make_bundle):
     assert report.images == 5
     assert report.agreement == 1.0
     assert report.max_logit_diff < 1e-3
-    assert report.tolerance == bundle.manifest.artefacts[0].tolerance
+    assert report.tolerance == bundle.manifest.graphs[0].tolerance
 
 
 def test_replay_fills_the_batches(make_bundle):

@@ -169,9 +169,10 @@ def test_other_types_and_shapes_are_refused():
 
 
 def test_logits_that_do_not_fit_the_geometry_are_refused():
-    geometry = Geometry((30, 40), (16, 24), (0, 0, 16, 24))
-    with pytest.raises(ValueError, match=r"expected \[N, 4, 6\]"):
-        class_map(np.zeros((3, 4, 5), np.float32), geometry, 4)
+    geometry = Geometry((30, 40), (16, 24), (0, 0, 16, 20))
+    for shape in ((3, 4, 5), (3, 5, 6), (4, 6), (3, 32, 48), (3, 0, 0), (3, 2, 3)):
+        with pytest.raises(ValueError, match=r"do not fit an input of \(16, 24\)"):
+            class_map(np.zeros(shape, np.float32), geometry)
 
 
 @given(shape=SHAPES, more=st.tuples(*[st.integers(0, 80)] * 2), seed=st.integers(0, 2**32 - 1))

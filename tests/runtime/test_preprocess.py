@@ -21,9 +21,8 @@ SOURCES = st.one_of(
     st.sampled_from([(1, 1), (2, 3000), (720, 1280), (1080, 1920), (360, 480)]),
 )
 SPECS = st.builds(
-    lambda cells, stride, resize: (
-        InputSpec("image", cells[0] * stride, cells[1] * stride, resize),
-        stride,
+    lambda cells, stride, resize: InputSpec(
+        "image", cells[0] * stride, cells[1] * stride, resize, multiple=stride
     ),
     st.tuples(st.integers(1, 30), st.integers(1, 30)),
     st.sampled_from([1, 4, 8]),
@@ -39,11 +38,11 @@ def spec(height: int, width: int, resize: Resize) -> InputSpec:
     return InputSpec("image", height, width, resize)
 
 
-@given(source_hw=SOURCES, spec_stride=SPECS)
+@given(source_hw=SOURCES, spec=SPECS)
 @settings(max_examples=150, deadline=None)
-def test_any_size_fits_and_the_window_lies_on_the_stride(source_hw, spec_stride):
-    spec, stride = spec_stride
-    fitted, geometry = fit_to_input(np.full((*source_hw, 3), 7, np.uint8), spec, stride)
+def test_any_size_fits_and_the_window_lies_on_the_stride(source_hw, spec):
+    stride = spec.multiple
+    fitted, geometry = fit_to_input(np.full((*source_hw, 3), 7, np.uint8), spec)
     assert fitted.shape == (spec.height, spec.width, 3)
     assert fitted.dtype == np.uint8
     assert fitted.flags.c_contiguous
@@ -63,20 +62,20 @@ def test_any_size_fits_and_the_window_lies_on_the_stride(source_hw, spec_stride)
     assert spec.resize == "letterbox" or inside.all()
 
 
-@given(source_hw=SOURCES, spec_stride=SPECS, seed=st.integers(0, 1000))
+@given(source_hw=SOURCES, spec=SPECS, seed=st.integers(0, 1000))
 @settings(max_examples=150, deadline=None)
-def test_a_point_of_the_logits_comes_back_to_where_it_came_from(source_hw, spec_stride, seed):
+def test_a_point_of_the_logits_comes_back_to_where_it_came_from(source_hw, spec, seed):
     """One cell of the logits is marked: in the class map only source pixels less than a cell from
     it may be, and the one in its middle must be (where the class map has that many pixels)."""
-    spec, stride = spec_stride
-    _, geometry = fit_to_input(np.zeros((*source_hw, 3), np.uint8), spec, stride)
+    stride = spec.multiple
+    _, geometry = fit_to_input(np.zeros((*source_hw, 3), np.uint8), spec)
     top, left, height, width = (side // stride for side in geometry.window)
     rng = np.random.default_rng(seed)
     row, column = int(rng.integers(height)), int(rng.integers(width))
     logits = np.zeros((2, spec.height // stride, spec.width // stride), np.float32)
     logits[1, top + row, left + column] = 3  # wins as far as a weight of 1/3 reaches
     logits[0] = 1
-    found = class_map(logits, geometry, stride)
+    found = class_map(logits, geometry)
     assert found.shape == source_hw
     for axis, (cell, cells) in enumerate(((row, height), (column, width))):
         size = source_hw[axis]
@@ -101,9 +100,9 @@ def test_a_half_and_half_image_comes_back_half_and_half(mode, source_hw, seed):
     split = int(np.random.default_rng(seed).integers(width + 1))
     source = np.zeros((height, width, 3), np.uint8)
     source[:, :split] = 255
-    fitted, geometry = fit_to_input(source, spec(32, 48, mode), stride)
+    fitted, geometry = fit_to_input(source, spec(32, 48, mode))
     cells = fitted.reshape(8, stride, 12, stride, 3).mean((1, 3, 4)).astype(np.float32)
-    found = class_map(np.stack([255 - cells, cells]), geometry, stride)
+    found = class_map(np.stack([255 - cells, cells]), geometry)
     columns = np.arange(width) + 0.5
     cell = width / (geometry.window[3] / stride)
     sure = np.abs(columns - split) > cell
@@ -111,16 +110,16 @@ def test_a_half_and_half_image_comes_back_half_and_half(mode, source_hw, seed):
 
 
 def test_letterbox_keeps_the_ratio_to_half_a_stride():
-    _, geometry = fit_to_input(image(720, 1280), spec(360, 480, "letterbox"), 4)
+    _, geometry = fit_to_input(image(720, 1280), spec(360, 480, "letterbox"))
     assert geometry.window == (44, 0, 272, 480)  # 270 rows, snapped to 272
-    _, geometry = fit_to_input(image(1280, 720), spec(360, 480, "letterbox"), 4)
+    _, geometry = fit_to_input(image(1280, 720), spec(360, 480, "letterbox"))
     assert geometry.window == (0, 136, 360, 204)
 
 
 def test_a_image_of_the_right_size_is_untouched():
     source = image(32, 48)
     for mode in ("stretch", "letterbox"):
-        fitted, geometry = fit_to_input(source, spec(32, 48, mode), 4)
+        fitted, geometry = fit_to_input(source, spec(32, 48, mode))
         assert (fitted == source).all()
         assert geometry.window == (0, 0, 32, 48)
 
@@ -128,8 +127,8 @@ def test_a_image_of_the_right_size_is_untouched():
 def test_a_view_is_fitted_like_its_copy():
     source = image(64, 50)
     for view in (source[::2, ::-1], source[5:40, 3:33], source[..., ::-1]):
-        fitted, _ = fit_to_input(view, spec(32, 48, "stretch"), 4)
-        expected, _ = fit_to_input(np.ascontiguousarray(view), spec(32, 48, "stretch"), 4)
+        fitted, _ = fit_to_input(view, spec(32, 48, "stretch"))
+        expected, _ = fit_to_input(np.ascontiguousarray(view), spec(32, 48, "stretch"))
         assert fitted.flags.c_contiguous
         assert (fitted == expected).all()
 
@@ -173,12 +172,12 @@ def test_shrinking_one_axis_and_growing_the_other_averages_only_the_first():
 )
 def test_what_is_no_frame_is_refused_with_the_mend(image, mend):
     with pytest.raises(SourceError, match=mend):
-        fit_to_input(image, spec(32, 48, "stretch"), 4)
+        fit_to_input(image, spec(32, 48, "stretch"))
 
 
 def test_an_input_off_the_stride_is_refused():
-    with pytest.raises(ValueError, match="multiple of stride"):
-        fit_to_input(image(4, 4), spec(30, 48, "stretch"), 4)
+    with pytest.raises(ValueError, match="must be a multiple of 4"):
+        spec(30, 48, "stretch")
 
 
 @pytest.mark.parametrize(

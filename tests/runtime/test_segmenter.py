@@ -68,7 +68,9 @@ def test_class_map_of_another_size_is_an_engine_fault(
     bundle = make_bundle(classmap=colour_model(kind="classmap"))
     with Segmenter(bundle, "onnxruntime-cpu") as segment:
         monkeypatch.setattr(
-            segment._backend, "infer", lambda batch: np.zeros((len(batch), 8, 8), np.uint8)
+            segment._engine,
+            "infer",
+            lambda batch: {"classmap": np.zeros((len(batch), 8, 8), np.uint8)},
         )
         with pytest.raises(EngineError, match=r"the class map is \(8, 8\), expected \(16, 24\)"):
             segment(plain(0, 5, 5))
@@ -126,7 +128,7 @@ def test_closed_segmenter_says_so(make_bundle):
 
 def test_engine_that_gives_nan_is_named(segment, monkeypatch):
     nothing = np.full((1, 3, 4, 6), np.nan, np.float32)
-    monkeypatch.setattr(segment._backend, "infer", lambda batch: nothing)
+    monkeypatch.setattr(segment._engine, "infer", lambda batch: {"logits": nothing})
     with pytest.raises(EngineError, match="onnxruntime-cpu: logits hold NaN"):
         segment(plain(0, 5, 5))
 

@@ -39,7 +39,7 @@ def test_a_pass_is_remembered(make_bundle: MakeBundle, cache: Path) -> None:
         first, second = segmenter.self_test(), segmenter.self_test()
     assert first is not None
     assert second is not None
-    assert first.test.passed
+    assert first.passed
     assert (first.remembered, second.remembered) == (False, True)
     assert "passed" in str(first)
     assert "remembered" in str(second)
@@ -85,13 +85,13 @@ def test_a_failure_refuses_or_warns_and_is_never_remembered(
         with caplog.at_level(logging.WARNING):
             result = segmenter.self_test("warn")
     assert result is not None
-    assert not result.test.passed
+    assert not result.passed
     assert "does not give the results that PyTorch gave" in caplog.text
     assert not list(cache.rglob("*.json"))
 
 
 @pytest.mark.parametrize("kind", ["file", "missing", "garbage"])
-def test_a_cache_that_can_not_be_used_only_costs_time(
+def test_a_cache_that_cannot_be_used_only_costs_time(
     make_bundle: MakeBundle, cache: Path, kind: str
 ) -> None:
     if kind == "file":
@@ -100,7 +100,7 @@ def test_a_cache_that_can_not_be_used_only_costs_time(
         for _ in range(2):
             result = segmenter.self_test()
             assert result is not None
-            assert result.test.passed
+            assert result.passed
             if kind == "garbage":
                 for path in cache.rglob("*.json"):
                     path.write_bytes(b'{"passed": tru')
@@ -127,8 +127,10 @@ def test_another_size_is_tested_at_that_of_the_golden_tensors(
     from knet_runtime.bundle.manifest import InputSpec, SizeRange
 
     spec = InputSpec("image", 16, 24, "stretch", max_batch=3, sizes=SizeRange((8, 8), (64, 64), 8))
-    bundle = make_bundle(model=colour_model(height="H", width="W"), input=spec).at((32, 32))
+    bundle = make_bundle(model=colour_model(height="H", width="W"), input=spec).with_input_size(
+        (32, 32)
+    )
     with Segmenter(bundle, "onnxruntime-cpu") as segmenter:
         result = segmenter.self_test()
     assert result is not None
-    assert result.test.passed
+    assert result.passed

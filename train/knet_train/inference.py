@@ -53,7 +53,12 @@ def input_spec(config: Config) -> InputSpec:
     """The network's input as export fixes it, and as images of ``eval_mode`` "fixed" see it."""
     height, width = config.data.eval_size
     return InputSpec(
-        name="image", height=height, width=width, resize=config.data.eval_resize, max_batch=16
+        name="image",
+        height=height,
+        width=width,
+        resize=config.data.eval_resize,
+        max_batch=16,
+        multiple=config.model.stride,
     )
 
 
@@ -82,9 +87,9 @@ def predict(
         return best_classes(views)
     match config.data.eval_mode:
         case "fixed":
-            fitted, geometry = fit_to_input(image, input_spec(config), config.model.stride)
+            fitted, geometry = fit_to_input(image, input_spec(config))
             logits = predict_logits(model, fitted[None])[0]
-            return class_map(logits, geometry, config.model.stride)
+            return class_map(logits, geometry)
         case "keep_ratio":
             scaled = keep_ratio(image, config.data.eval_scale)
             return upsampled_argmax(

@@ -4,7 +4,6 @@ in or resumed from."""
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 import zipfile
@@ -20,7 +19,7 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
 
-from knet_runtime.atomic import output_error, write_atomic
+from knet_runtime.atomic import AtomicFile, output_error, write_atomic
 from knet_runtime.errors import CheckpointError, ConfigError, OutputError
 from knet_train.checkpoint import save_checkpoint
 from knet_train.config import Config
@@ -216,23 +215,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
         """Raises OutputError; the state before is then as it was."""
-        target = Path(path)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
-            with partial.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(target)
-            _sync_folder(target.parent)
-        except (OSError, RuntimeError) as error:
-            # torch hides a failed write behind a RuntimeError of its own.
-            reason = next((e for e in causes(error) if isinstance(e, OSError)), None)
-            if reason is None:
-                raise
-            raise output_error(target, reason) from error
-        finally:
-            partial.unlink(missing_ok=True)
+        with AtomicFile(Path(path)) as file:
+            try:
+                with file.temporary.open("wb") as temporary:
+                    torch.save(checkpoint, temporary)
+            except (OSError, RuntimeError) as error:
+                # torch hides a failed write behind a RuntimeError of its own.
+                reason = next((e for e in causes(error) if isinstance(e, OSError)), None)
+                if reason is None:
+                    raise
+                raise output_error(file.target, reason) from error
+            file.commit(complete=True)
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
@@ -241,14 +234,3 @@ def causes(error: BaseException) -> Iterator[BaseException]:
     while seen is not None:
         yield seen
         seen = seen.__cause__ or seen.__context__
-
-
-def _sync_folder(folder: Path) -> None:
-    """Let the new name survive a power cut too, where folders can be synchronised."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,8 +20,9 @@ import torch
 from numpy.typing import NDArray
 
 from knet_export.fuse.model import reference_logits
+from knet_export.graph.classmap import CLASSMAP_OUTPUT
 from knet_export.graph.to_onnx import CLASSMAP_NAME, LOGITS_NAME
-from knet_runtime.bundle.manifest import CLASSMAP_OUTPUT, InputSpec, OutputSpec, Tolerance
+from knet_runtime.bundle.manifest import InputSpec, OutputSpec, Tolerance
 from knet_runtime.engines.hardware import cpu_budget
 from knet_runtime.errors import ParityError
 from knet_runtime.metrics import agreement
@@ -85,7 +86,7 @@ def _other_shapes(spec: InputSpec) -> list[tuple[int, Size]]:
     size = (spec.height, spec.width)
     shapes = [(min(batch, spec.max_batch), size) for batch in _BATCHES]
     if spec.sizes is not None:
-        least, most, step = spec.sizes.least, spec.sizes.most, spec.sizes.multiple
+        least, most, step = spec.sizes.min, spec.sizes.max, spec.sizes.multiple
         wide = min(least[1] + _FEW_STEPS * step, most[1])
         high = min(least[0] + _FEW_STEPS * step, most[0])
         shapes += [(shapes[-1][0], (least[0], wide)), (1, (high, least[1]))]

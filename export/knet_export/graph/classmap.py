@@ -11,10 +11,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from knet_runtime.bundle.manifest import CLASSMAP_OUTPUT, OutputSpec
+from knet_runtime.bundle.manifest import OutputSpec
 from knet_runtime.errors import ConfigError
 
 MOST_CLASSES = 256  # uint8
+CLASSMAP_OUTPUT = "classmap"  # the name of the graph's output tensor
 
 
 def add_classmap_head(logits_graph: Path, classmap_graph: Path, output: OutputSpec) -> None:

@@ -64,7 +64,7 @@ def _trace(form: FusedKNet, spec: InputSpec, output: OutputSpec) -> Any:
         axes[0] = torch.export.Dim("batch", min=1, max=spec.max_batch)
     if sizes := spec.sizes:
         for axis, name in ((0, "rows"), (1, "columns")):
-            least, most = (side // sizes.multiple for side in (sizes.least[axis], sizes.most[axis]))
+            least, most = (side // sizes.multiple for side in (sizes.min[axis], sizes.max[axis]))
             if least < most:  # else this side is fixed
                 axes[axis + 1] = sizes.multiple * torch.export.Dim(name, min=least, max=most)
     bf16 = form.classifier.weight.dtype == torch.bfloat16

@@ -179,7 +179,6 @@ def measure_ranges(
     tensors: Sequence[str],
     pictures: Iterable[Picture],
     spec: InputSpec,
-    stride: int,
     on_picture: Callable[[], None] = lambda: None,
 ) -> dict[str, Histogram]:
     """Run the float ``graph``, whose external data lies in the folder ``weights``, on fitted
@@ -191,7 +190,7 @@ def measure_ranges(
     seen = 0
     session = open_session(graph, weights, tensors)
     for image, _ in pictures:
-        values = session.run(list(tensors), {spec.name: fit_to_input(image, spec, stride)[0][None]})
+        values = session.run(list(tensors), {spec.name: fit_to_input(image, spec)[0][None]})
         for name, value in zip(tensors, values, strict=True):
             try:
                 histograms[name].add(value)

@@ -70,7 +70,7 @@ class Int8Scorer:
         self._held: list[_Held] = []
         for index in indices:
             image, label = pictures.read(index)
-            fitted, geometry = fit_to_input(image, manifest.input, manifest.output.stride)
+            fitted, geometry = fit_to_input(image, manifest.input)
             reference = self._run(session, fitted, geometry)
             self._held.append(_Held(fitted, geometry, reference, label))
         self._reference = self._confusion([held.reference for held in self._held])
@@ -101,10 +101,10 @@ class Int8Scorer:
         return Score(100 * (confusion.miou - self._reference.miou), worst.points, agreed)
 
     def _run(self, session: Any, fitted: NDArray[np.uint8], geometry: Geometry) -> ClassMap:
-        output = self._manifest.output
+        output = self._manifest.graph("logits").output("semantic_logits")
         (logits,) = session.run([output.name], {self._manifest.input.name: fitted[None]})
         try:
-            return class_map(logits[0], geometry, output.stride)
+            return class_map(logits[0], geometry)
         except ValueError as error:  # NaN
             raise CheckpointError(
                 f"the graph can not be judged: {error}; try the checkpoint with `knet-deploy eval`"

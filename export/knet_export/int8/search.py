@@ -119,7 +119,6 @@ def quantise_within(
         list(dict.fromkeys(node.activation for node in free)),
         (pictures.read(index) for index in ranged),
         manifest.input,
-        manifest.output.stride,
     )
     judge = Int8Scorer(graph, weights, manifest, pictures, judged)
     graph = with_halves(graph, weights, [node for node in nodes if node.name in half])

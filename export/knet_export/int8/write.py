@@ -46,7 +46,7 @@ def write_int8(
         source,
         manifest,
         calibration.pictures,
-        manifest.artefacts[0].tolerance,
+        manifest.graphs[0].tolerance,
         calibrator=calibration.calibrator,
         keep_fp32=calibration.keep_fp32,
         keep_fp16=calibration.keep_fp16,

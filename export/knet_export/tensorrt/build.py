@@ -23,11 +23,9 @@ from knet_export.tensorrt.audit import check_delivered, count, read_layers
 from knet_runtime.atomic import check_folder, write_atomic
 from knet_runtime.bundle.manifest import Kind
 from knet_runtime.bundle.store import Bundle
-from knet_runtime.engines.hardware import Gpu, this_gpu
+from knet_runtime.engines.hardware import this_gpu
 from knet_runtime.engines.plan_store import (
-    FOLDER,
     BuildOptions,
-    PlanEngine,
     PlanRecord,
     StoredPlan,
     digest,
@@ -35,6 +33,7 @@ from knet_runtime.engines.plan_store import (
     plan_path,
     read_record,
     store_plan,
+    timing_cache,
 )
 from knet_runtime.engines.tensorrt_library import explain, load_tensorrt, new_log, plain
 from knet_runtime.errors import ConfigError, EngineError, EngineUnavailable
@@ -50,7 +49,7 @@ _MIB = 1 << 20
 
 def build_engine(
     bundle: Bundle,
-    engine: PlanEngine,
+    engine: str,
     kind: Kind,
     options: BuildOptions,
     *,
@@ -96,7 +95,10 @@ def build_engine(
     log = new_log(module)  # outlives all that was made with it
     start = time.monotonic()
     network = _Network(module, log, bundle.file(artefact.path))
-    plan = network.build(record, gpu, bundle.path / FOLDER, on_progress)
+    timings = None
+    if gpu is not None and engine == "tensorrt":  # TensorRT-RTX times nothing when it builds
+        timings = timing_cache(bundle, engine, record.version, gpu.sm)
+    plan = network.build(record, timings, on_progress)
     layers = None
     if gpu is not None:
         information = _inspect(module, log, plan)
@@ -131,7 +133,7 @@ class _Network:
             raise EngineError(parser_reason(path, errors))
 
     def build(
-        self, record: PlanRecord, gpu: Gpu | None, folder: Path, on_progress: Callable[[], None]
+        self, record: PlanRecord, timings: Path | None, on_progress: Callable[[], None]
     ) -> bytes:
         module, options = self._module, record.options
         config = self._builder.create_builder_config()
@@ -146,10 +148,7 @@ class _Network:
         if record.engine == "tensorrt-rtx":
             _set_targets(module, config, record.targets)
         self._add_profile(config, record)
-        # TensorRT-RTX times nothing when it builds.
-        cached = None if gpu is None or record.engine == "tensorrt-rtx" else gpu
-        timings = folder / f"{record.engine}-{record.version}-{cached.sm if cached else ''}.timing"
-        if cached:
+        if timings is not None:
             _use_timings(config, timings)
         with _interruptible(module, on_progress) as monitor:
             config.progress_monitor = monitor
@@ -159,7 +158,7 @@ class _Network:
                 f"{self._path} does not become a {record.engine} engine: "
                 f"{explain(self._log.errors)}"
             )
-        if cached:
+        if timings is not None:
             _keep_timings(config, timings)
         return bytes(plan)
 
@@ -168,12 +167,12 @@ class _Network:
         profile = self._builder.create_optimization_profile()
         shapes = [
             (shape.batch, shape.height, shape.width, 3)
-            for shape in (wanted.least, wanted.usual, wanted.most)
+            for shape in (wanted.min, wanted.opt, wanted.max)
         ]
         profile.set_shape(image.name, *shapes)
         if config.add_optimization_profile(profile) < 0:
             raise EngineError(
-                f"TensorRT refuses the shapes {wanted.least} to {wanted.most}: "
+                f"TensorRT refuses the shapes {wanted.min} to {wanted.max}: "
                 f"{explain(self._log.errors)}"
             )
 
@@ -216,7 +215,7 @@ def parser_reason(path: Path, errors: Sequence[Any]) -> str:
     return f"{path}: node {node} ({operator}) can not be built: {why}; what to try: {attempt}"
 
 
-def _in_order(engine: PlanEngine, targets: Sequence[str]) -> tuple[str, ...]:
+def _in_order(engine: str, targets: Sequence[str]) -> tuple[str, ...]:
     if targets and engine != "tensorrt-rtx":
         raise ConfigError(
             f"--target is for TensorRT-RTX; {engine} builds on the GPU that it is to run on: leave "
@@ -225,7 +224,7 @@ def _in_order(engine: PlanEngine, targets: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(set(targets), key=lambda target: (len(target), target)))
 
 
-def _no_gpu(engine: PlanEngine) -> str:
+def _no_gpu(engine: str) -> str:
     if engine == "tensorrt-rtx":
         return (
             "there is no NVIDIA GPU here, or no driver: name what the engine is for, such as "

@@ -25,7 +25,7 @@ def profile_of(
     size = (spec.height, spec.width)
     smallest, largest = size, size
     if spec.sizes is not None:
-        smallest, largest = spec.sizes.least, spec.sizes.most
+        smallest, largest = spec.sizes.min, spec.sizes.max
     last = Shape(spec.max_batch, *largest) if most is None else _read("--max", most, spec, largest)
     first = Shape(1, *smallest) if least is None else _read("--min", least, spec, smallest)
     if usual is not None:
@@ -64,7 +64,7 @@ def _read(option: str, text: str, spec: InputSpec, size: tuple[int, int]) -> Sha
             "the size out, or export again with --dynamic"
         )
     if spec.sizes is not None and size not in spec.sizes:
-        low, high = spec.sizes.least, spec.sizes.most
+        low, high = spec.sizes.min, spec.sizes.max
         raise ConfigError(
             f"{option} {text}: the graph was exported for {low[0]}x{low[1]} to {high[0]}x{high[1]} "
             f"in multiples of {spec.sizes.multiple}: stay within, or export again"

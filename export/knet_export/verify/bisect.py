@@ -207,15 +207,15 @@ def bisect(
     """
     manifest, artefact = bundle.manifest, bundle.graph(kind)
     ran = artefact.precision != "bf16"
-    image, _ = fit_to_input(read_image(picture), manifest.input, manifest.output.stride)
+    image, _ = fit_to_input(read_image(picture), manifest.input)
     feed = {manifest.input.name: image[None]}
     with tempfile.TemporaryDirectory(prefix="knet-bisect-") as folder:
         if against.is_dir():
             other = open_bundle(against)
-            if (artefact.precision == "fp16") != (other.artefact.precision == "fp16"):
+            if (artefact.precision == "fp16") != (other.manifest.precision == "fp16"):
                 raise ConfigError(
                     "fp16 rescales its sums, so its tensors can not be held to those of "
-                    f"{other.artefact.precision}: --bisect it --against the checkpoint"
+                    f"{other.manifest.precision}: --bisect it --against the checkpoint"
                 )
             expected = load_graph(other.file(other.graph(kind).path))
         else:
@@ -250,9 +250,9 @@ def _export(checkpoint: Path, manifest: Manifest, kind: Kind, folder: Path) -> P
     from knet_export.spec import form_for
     from knet_train.checkpoint import read_checkpoint
 
-    spec, output = manifest.input, manifest.output
+    spec, output = manifest.input, manifest.graph("logits").output("semantic_logits")
     model = read_checkpoint(checkpoint).model
-    form = form_for(model, spec, output, manifest.artefacts[0].precision)
+    form = form_for(model, spec, output, manifest.precision)
     graph = export_onnx(form, spec, output, folder)
     if kind == "classmap":
         add_classmap_head(graph, folder / CLASSMAP_NAME, output)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knet_runtime.bundle.store import Bundle
-from knet_runtime.engines.registry import open_engine
+from knet_runtime.engines import open_engine
 from knet_runtime.errors import BundleError, CheckpointError, ParityError
 from knet_train.checkpoint import Checkpoint
 from knet_train.inference import predict_logits
@@ -52,12 +52,13 @@ class BundleReference:
 
     def __init__(self, other: Bundle, bundle: Bundle) -> None:
         ours, theirs = bundle.manifest, other.manifest
-        self._other = other.at((ours.input.height, ours.input.width))
-        self._classes, self._stride = theirs.labels.names, theirs.output.stride
+        self._other = other.with_input_size(ours.input.size)
+        self._classes, self._stride = theirs.labels.names, _stride(other)
         self._resize = theirs.input.resize
         self.check(bundle)
-        self._backend = open_engine(self._other, _ENGINE, "logits")
-        self.name = f"{other.model_id} ({other.artefact.precision}) on {_ENGINE}"
+        self._engine = open_engine(self._other, _ENGINE, "logits")
+        self._output = other.graph("logits").output("semantic_logits")
+        self.name = f"{other.model_id} ({other.manifest.precision}) on {_ENGINE}"
         self.checkpoint_sha256 = theirs.provenance.checkpoint_sha256
 
     def check(self, bundle: Bundle) -> None:
@@ -65,8 +66,8 @@ class BundleReference:
         ours = bundle.manifest
         if ours.labels.names != self._classes:
             what = f"other classes ({len(ours.labels.names)} against {len(self._classes)})"
-        elif ours.output.stride != self._stride:
-            what = f"other strides ({ours.output.stride} against {self._stride})"
+        elif _stride(bundle) != self._stride:
+            what = f"other strides ({_stride(bundle)} against {self._stride})"
         elif ours.input.resize != self._resize:
             what = f"other ways to fit a picture ({ours.input.resize} against {self._resize})"
         else:
@@ -77,7 +78,7 @@ class BundleReference:
 
     def logits(self, fitted: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See ``Reference``. Raises ParityError when they hold NaN or infinity."""
-        logits = np.asarray(self._backend.infer(fitted[None])[0], np.float32)
+        logits: NDArray[np.float32] = self._engine.infer(fitted[None])[self._output.name][0]
         if not np.isfinite(logits).all():
             raise ParityError(f"{self._other.path} gives NaN or infinity: it is no reference")
         return logits
@@ -91,7 +92,11 @@ class BundleReference:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._backend.close()
+        self._engine.close()
+
+
+def _stride(bundle: Bundle) -> int | None:
+    return bundle.graph("logits").output("semantic_logits").stride
 
 
 class TorchReference:
@@ -106,9 +111,8 @@ class TorchReference:
     def check(self, bundle: Bundle) -> None:
         """Raise CheckpointError when the two are not the same kind of model."""
         manifest, checkpoint = bundle.manifest, self.checkpoint
-        stride = manifest.output.stride
         ours = checkpoint.labels.names, checkpoint.config.model.stride
-        if ours != (manifest.labels.names, stride):
+        if ours != (manifest.labels.names, _stride(bundle)):
             raise CheckpointError(
                 f"the checkpoint ({checkpoint.config.preset}, {checkpoint.labels.num_classes} "
                 f"classes) is not the model of {bundle.path} ({manifest.provenance.preset}, "

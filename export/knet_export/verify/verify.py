@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from knet_export.verify.measure import MarginRow, ParityMeter, top_two_margin
 from knet_export.verify.reference import Reference
-from knet_runtime.atomic import output_error, write_atomic
+from knet_runtime.atomic import write_json
 from knet_runtime.bundle.manifest import Kind, Parity, Precision, Tolerance
 from knet_runtime.bundle.store import Bundle
-from knet_runtime.engines.registry import Engine
+from knet_runtime.engines import Engine
 from knet_runtime.errors import DataError, EngineError
 from knet_runtime.metrics import worst_class_delta
-from knet_runtime.postprocess import class_map, restore_class_map, upsampled_argmax
+from knet_runtime.postprocess import class_map, cut_window, restore_class_map, upsampled_argmax
 from knet_runtime.preprocess import Geometry, fit_to_input
 from knet_runtime.types import ClassMap, Size
 
@@ -89,7 +89,7 @@ class VerifyReport(msgspec.Struct, frozen=True):
             device=self.device,
             passed=self.passed,
             miou_reference=self.miou_reference,
-            miou_artefact=self.miou_artefact,
+            miou_measured=self.miou_artefact,
             delta_miou=self.delta_miou,
             worst_class_delta_iou=self.worst_class_delta_iou,
             agreement=self.agreement,
@@ -131,12 +131,12 @@ def verify(
     """
     reference.check(bundle)
     manifest = bundle.manifest
-    stride = manifest.output.stride
+    (output_spec,) = bundle.graph(backend.kind).outputs
     tally = ParityMeter(manifest.labels.num_classes, manifest.labels.ignore_index)
     for index, (image, label) in enumerate(images):
-        fitted, geometry = fit_to_input(image, manifest.input, stride)
+        fitted, geometry = fit_to_input(image, manifest.input)
         expected = reference.logits(fitted)
-        output = backend.infer(fitted[None])[0]
+        output = backend.infer(fitted[None])[output_spec.name][0]
         found: ClassMap | None = None
         if backend.kind == "classmap":
             wanted: ClassMap
@@ -148,12 +148,12 @@ def verify(
                     f"the bundle gives logits {output.shape}, {reference.name} {expected.shape}: "
                     "compare it with what it was exported from"
                 )
-            wanted = class_map(expected, geometry, stride)
-            margin = top_two_margin(_window(expected, geometry, stride), geometry.source_hw)
+            wanted = class_map(expected, geometry)
+            margin = top_two_margin(cut_window(expected, geometry), geometry.source_hw)
             logits = np.asarray(output, np.float32)
             if np.isfinite(logits).all():
                 tally.logits(expected, logits)
-                found = class_map(logits, geometry, stride)
+                found = class_map(logits, geometry)
         agreed = tally.maps(wanted, found, margin, label)
         on_picture(Compared(index, image, wanted, found, agreed))
     if not tally.images:
@@ -173,11 +173,6 @@ def _as_the_graph(
     window = margin[top : top + height, left : left + width]
     nearest = cv2.resize(window, size, interpolation=cv2.INTER_NEAREST_EXACT)
     return restore_class_map(classes, geometry), np.asarray(nearest, np.float32)
-
-
-def _window(logits: NDArray[np.float32], geometry: Geometry, stride: int) -> NDArray[np.float32]:
-    top, left, height, width = (side // stride for side in geometry.window)
-    return logits[:, top : top + height, left : left + width]
 
 
 def _report(
@@ -259,7 +254,4 @@ def _percent(value: float) -> float | None:
 
 def write_report(report: VerifyReport, path: Path) -> None:
     """Write the report as JSON; it appears whole or not at all. Raises OutputError."""
-    try:
-        write_atomic(path, msgspec.json.format(msgspec.json.encode(report)) + b"\n")
-    except OSError as error:
-        raise output_error(path, error) from error
+    write_json(path, report)

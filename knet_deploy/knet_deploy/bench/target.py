@@ -16,14 +16,12 @@ import numpy as np
 
 from knet_deploy.bench.measurement import TOTAL
 from knet_runtime.drawing import blend
-from knet_runtime.engines.registry import default_graph
+from knet_runtime.engines import default_graph, engine_spec
 from knet_runtime.errors import EngineError
 from knet_runtime.pipeline import Feed, run
 from knet_runtime.segmenter import Segmenter
 from knet_runtime.sources.open import open_source
 from knet_runtime.types import ClassMap, Rgb
-
-_IN_BF16 = {"fp32": "bf16", "bf16": "bf16", "int8": "int8, bf16"}
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -73,14 +71,11 @@ class BundleTarget:
         segmenter = self._segmenter
         bundle = segmenter.bundle
         graph = bundle.graph(default_graph(bundle, segmenter.engine))
-        # That engine computes in bf16 what a graph has in float32: the row says what is computed.
-        in_bf16 = segmenter.engine == "openvino-bf16"
-        return Facts(
-            _IN_BF16[graph.precision] if in_bf16 else graph.precision,
-            bundle.manifest.files[graph.path].sha256,
-            segmenter.unverified_reason,
-            "" if graph.kind == "logits" else "class map in the graph",
-        )
+        record = bundle.manifest.files[graph.path]
+        note = "" if graph.kind == "logits" else "class map in the graph"
+        # Some engines compute a graph in another precision: the row says what is computed.
+        precision = engine_spec(segmenter.engine).computes.get(graph.precision, graph.precision)
+        return Facts(precision, record.sha256, segmenter.unverified_reason, note)
 
     def segment(self, frame: Rgb) -> tuple[ClassMap, dict[str, float]]:
         """See ``BenchTarget``."""

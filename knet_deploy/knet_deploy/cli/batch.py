@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from knet_deploy.cli.choices import EngineOption
 from knet_deploy.cli.console import needs_extra, parse_size, say, say_error, track
-from knet_deploy.cli.run import BundleOption, RequireVerified, SizeOption, check_engine
+from knet_deploy.cli.run import BundleOption, RequireVerified, SizeOption
 
 if TYPE_CHECKING:
     from knet_runtime.batch.records import BatchResults
@@ -32,12 +33,7 @@ def batch(
         ),
     ] = None,
     bundle: BundleOption = None,
-    engine: Annotated[
-        str,
-        typer.Option(
-            "--engine", help="auto, or one that doctor lists; auto takes proven ones only."
-        ),
-    ] = "auto",
+    engine: EngineOption = "auto",
     require_verified: RequireVerified = False,
     size: SizeOption = None,
     masks: Annotated[
@@ -65,7 +61,6 @@ def batch(
     from knet_runtime.batch.worker import settings_bundle
     from knet_runtime.bundle.store import default_bundle_path
 
-    check_engine(engine)
     named = find_sources(sources)
     settings = Settings(
         bundle=str((bundle or default_bundle_path()).absolute()),

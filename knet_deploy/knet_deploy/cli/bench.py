@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
+from knet_deploy.cli.choices import EnginesOption
 from knet_deploy.cli.console import MissingExtra, needs_extra, one_line, parse_size, track
-from knet_deploy.cli.run import check_engine
 from knet_runtime.errors import BundleError, CheckpointError, ConfigError, EngineError
 
 if TYPE_CHECKING:
@@ -45,10 +45,7 @@ def bench(
             show_default=False,
         ),
     ] = None,
-    engine: Annotated[
-        list[str] | None,
-        typer.Option(help="An engine of doctor's. Repeatable; every one that works by default."),
-    ] = None,
+    engine: EnginesOption = None,
     size: Annotated[
         list[str] | None,
         typer.Option(
@@ -87,13 +84,14 @@ def bench(
     from knet_deploy.bench.machine import this_machine
     from knet_deploy.bench.report import Report
     from knet_runtime.atomic import AtomicFile
+    from knet_runtime.engines import engine_specs, probe_engines
     from knet_runtime.engines.hardware import cpu_budget
-    from knet_runtime.engines.registry import probe_engines
 
     for name in engine or []:
-        check_engine(name)
         if name == "auto":
             raise ConfigError("--engine auto: bench times engines by name; leave it out for all")
+        if name not in engine_specs():
+            raise ConfigError(f"there is no engine {name!r}: use {', '.join(engine_specs())}")
     baselines = _baselines(compare)
     cores = _threads(threads, cpu_budget())
     opened = _open(bundles)
@@ -232,7 +230,7 @@ def _images(source: str | None, sizes: list[str] | None, count: int) -> dict[str
 def _bundle_entries(bundles: dict[str, Bundle], engines: list[str]) -> list[Entry]:
     from knet_deploy.bench.benchmark import Entry
     from knet_deploy.bench.target import BundleTarget
-    from knet_runtime.engines.registry import CPU_ENGINES
+    from knet_runtime.engines import engine_spec
 
     costs = {words: _cost(bundle) for words, bundle in bundles.items()}
     return [
@@ -240,7 +238,7 @@ def _bundle_entries(bundles: dict[str, Bundle], engines: list[str]) -> list[Entr
             f"{engine}{words}",
             partial(BundleTarget, bundle.path, engine),
             ours=True,
-            gpu=engine not in CPU_ENGINES,
+            gpu=engine_spec(engine).device == "gpu",
             cost=costs[words],
         )
         for words, bundle in bundles.items()

@@ -1,12 +1,13 @@
-"""``knet-deploy build``: a bundle's graph becomes a TensorRT engine for a GPU."""
+"""``knet-deploy build``: a bundle's graph becomes a plan for a GPU."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
+from knet_deploy.cli.choices import PlanEngineOption
 from knet_deploy.cli.console import say, track
 from knet_runtime.bundle.manifest import Kind
 from knet_runtime.errors import ConfigError
@@ -14,10 +15,9 @@ from knet_runtime.errors import ConfigError
 
 def build(
     bundle: Annotated[Path, typer.Argument(help="The bundle, NAME.knet, on the device.")],
-    engine: Annotated[str, typer.Option(help="tensorrt or tensorrt-rtx.")],
+    engine: PlanEngineOption,
     graph: Annotated[
-        str | None,
-        typer.Option(help="logits or classmap; classmap by default, where the bundle has it."),
+        Kind | None, typer.Option(help="classmap by default, where the bundle has it.")
     ] = None,
     precision: Annotated[
         str | None,
@@ -43,37 +43,33 @@ def build(
         int | None, typer.Option(min=0, max=5, help="0 builds fastest, 5 runs fastest.")
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Build even if the same engine is there.")
+        bool, typer.Option("--force", help="Build even if the same plan is there.")
     ] = False,
 ) -> None:
-    """Build a TensorRT engine for this machine's GPU, and keep it in the bundle.
+    """Build a TensorRT plan for this machine's GPU, and keep it in the bundle.
 
-    What was built never ran on a GPU by the hands of its authors: let verify decide. An engine
+    What was built never ran on a GPU by the hands of its authors: let verify decide. A plan
     belongs to one GPU, driver and release of TensorRT; run refuses it elsewhere.
     """
     from knet_export.tensorrt.build import build_engine
     from knet_export.tensorrt.profile import profile_of
     from knet_runtime.bundle.store import open_bundle
-    from knet_runtime.engines.plan_store import BuildOptions, PlanEngine
-    from knet_runtime.engines.registry import default_graph
+    from knet_runtime.engines import default_graph
+    from knet_runtime.engines.plan_store import BuildOptions
 
-    if engine not in ("tensorrt", "tensorrt-rtx"):
-        raise ConfigError(f"--engine {engine}: only tensorrt and tensorrt-rtx are built")
-    if graph not in (None, "logits", "classmap"):
-        raise ConfigError(f"--graph {graph}: it is logits or classmap")
     opened = open_bundle(bundle)
-    own = opened.artefact.precision
+    own = opened.manifest.precision
     if precision not in (None, own):
         raise ConfigError(
             f"--precision {precision}: {bundle} is a bundle of {own}; the precision is in its "
             f"graph: knet-deploy export --precision {precision} makes one of {precision}"
         )
-    kind = cast(Kind, graph) if graph else default_graph(opened, engine)
+    kind = graph or default_graph(opened, engine)
     profile = profile_of(opened.manifest.input, least, usual, most)
-    with track("building the engine", None) as advance:
+    with track("building the plan", None) as advance:
         stored, fresh = build_engine(
             opened,
-            cast(PlanEngine, engine),
+            engine,
             kind,
             BuildOptions(profile, workspace, optimization_level),
             targets=[part.strip() for part in (target or "").split(",") if part.strip()],
@@ -81,12 +77,12 @@ def build(
             on_progress=advance,
         )
     record = stored.record
-    say("engine", stored.path)
+    say("plan", stored.path)
     how = "built" if fresh else "was there already, built"
     say("", f"{record.bytes / 1e6:.1f} MB, {how} in {record.seconds:.1f} s")
     say("by", f"{record.engine} {record.version}")
     say("graph", f"{record.kind}, {record.precision}")
-    say("shapes", f"{profile.least} to {profile.most}, tuned for {profile.usual}")
+    say("shapes", f"{profile.min} to {profile.max}, tuned for {profile.opt}")
     if record.gpu is not None:
         say("for", f"{record.gpu.name} ({record.gpu.sm}), driver {record.gpu.driver}")
     else:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from knet_deploy.cli.choices import EngineOption
 from knet_deploy.cli.console import say, track
-from knet_deploy.cli.run import check_engine
 from knet_deploy.cli.run_summary import say_times
 from knet_runtime.types import Closeable
 
@@ -50,9 +50,7 @@ def demo(
             "--frames", min=1, help="Length of the synthetic drive; the real street has 75 at most."
         ),
     ] = 120,
-    engine: Annotated[
-        str, typer.Option("--engine", help="auto, or an engine that doctor lists.")
-    ] = "auto",
+    engine: EngineOption = "auto",
 ) -> None:
     """Try the packaged model offline, on a real street and on a synthetic drive.
 
@@ -63,12 +61,11 @@ def demo(
     from knet_deploy.cli.demo_page import Results, render
     from knet_runtime.atomic import check_folder, output_error, write_atomic
     from knet_runtime.bundle.store import default_bundle_path, open_bundle
-    from knet_runtime.engines.registry import open_engine
+    from knet_runtime.engines import open_engine
     from knet_runtime.errors import ParityError
     from knet_runtime.golden import replay
     from knet_runtime.segmenter import Segmenter
 
-    check_engine(engine)
     check_folder(out)
     bundle = open_bundle(default_bundle_path())
     _check_labels(bundle)

@@ -1,4 +1,4 @@
-"""``knet-deploy doctor``: what works on this machine, and the mend for what does not."""
+"""``knet-deploy doctor``: what works on this machine, and the fix for what does not."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ _PACKAGES = {
     "typer": "typer",
     "torch": "torch",
 }
+_CPU_ENGINE = "onnxruntime-cpu"  # the one that the base install brings
 _EXTRAS = ("train", "export", "gpu", "openvino", "tensorrt", "serve", "ray")
 _NOT_YET_RUN = "not yet run on a GPU by its authors: knet-deploy verify shows whether it is right"
 
@@ -54,7 +55,7 @@ class Diagnosis(msgspec.Struct, frozen=True):
 def doctor(
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Show what works on this machine, and how to mend what does not.
+    """Show what works on this machine, and how to fix what does not.
 
     Exit status 0 if the base runtime works: the CPU engine, the packaged model with its golden
     check, and H.264 output.
@@ -97,7 +98,7 @@ def _check(name: str, works: Callable[[], str]) -> Check:
 
 
 def _one_onnxruntime() -> str:
-    from knet_runtime.engines.registry import onnxruntime_clash
+    from knet_runtime.engines.onnxruntime import onnxruntime_clash
 
     if clash := onnxruntime_clash():
         raise ConfigError(clash)
@@ -105,9 +106,9 @@ def _one_onnxruntime() -> str:
 
 
 def _cpu_engine() -> str:
-    from knet_runtime.engines.registry import probe_engines
+    from knet_runtime.engines import engine_spec, probe_engine
 
-    status = next(status for status in probe_engines() if status.name == "onnxruntime-cpu")
+    status = probe_engine(engine_spec(_CPU_ENGINE))
     if not status.available:
         raise ConfigError(status.detail)
     return status.detail
@@ -122,12 +123,12 @@ def _packaged_model() -> str:
 
 def _golden() -> str:
     from knet_runtime.bundle.store import default_bundle_path, open_bundle
-    from knet_runtime.engines.registry import open_engine
+    from knet_runtime.engines import open_engine
     from knet_runtime.golden import replay
 
     bundle = open_bundle(default_bundle_path())
-    with open_engine(bundle, "onnxruntime-cpu") as backend:
-        report = replay(bundle, backend)
+    with open_engine(bundle, _CPU_ENGINE) as engine:
+        report = replay(bundle, engine)
     if not report.passed:
         raise ParityError(
             f"{report}: this is not the model that was trained; "
@@ -151,7 +152,7 @@ def _h264() -> str:
             writer.write(np.zeros((*size, 3), np.uint8), tick)
         writer.close()
         if not is_playable(path):
-            raise OutputError(f"{encoder} writes a video that can not be read again")
+            raise OutputError(f"{encoder} writes a video that cannot be read again")
     return encoder
 
 
@@ -166,7 +167,7 @@ _CHECKS: dict[str, Callable[[], str]] = {
 
 def _engines() -> list[Check]:
     try:
-        from knet_runtime.engines.registry import CPU_ENGINES, probe_engines
+        from knet_runtime.engines import engine_spec, probe_engines
 
         statuses = probe_engines()
     except Exception as error:
@@ -175,7 +176,8 @@ def _engines() -> list[Check]:
         Check(
             status.name,
             status.available,
-            status.detail + ("" if status.name in CPU_ENGINES else f"; {_NOT_YET_RUN}"),
+            status.detail
+            + (f"; {_NOT_YET_RUN}" if engine_spec(status.name).device == "gpu" else ""),
         )
         for status in statuses
     ]
@@ -203,10 +205,10 @@ def _extra(extra: str) -> Check:
     if wanted and not missing:
         return Check(extra, True, ", ".join(f"{name} {_version(name)}" for name in wanted))
     if extra == "gpu":  # the two overwrite each other's files
-        mend = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+        install = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
     else:
-        mend = f'pip install "knet-deploy[{extra}]"'
-    return Check(extra, False, f"lacks {', '.join(missing) or 'its packages'}: {mend}")
+        install = f'pip install "knet-deploy[{extra}]"'
+    return Check(extra, False, f"lacks {', '.join(missing) or 'its packages'}: {install}")
 
 
 def _requirements(extra: str) -> list[str]:

@@ -115,7 +115,7 @@ def export(
     typer.echo(f"{bundle.path}  {bundle.model_id}")
     if triton is not None:
         typer.echo(f"{write_triton(bundle, triton, replace=force)}  Triton model")
-    for parity in bundle.artefact.parity:
+    for parity in bundle.graph("logits").parity:
         if parity.delta_miou is not None:
             typer.echo(f"ΔmIoU {parity.delta_miou:+.4f} points over {parity.images} pictures")
         typer.echo(

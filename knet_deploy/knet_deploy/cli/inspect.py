@@ -24,8 +24,8 @@ def inspect(
 ) -> None:
     """Check every file of a bundle and show what it holds.
 
-    Model, input and output, classes and colours, files and hashes, parity with PyTorch by engine,
-    engines that were built in it, origin and licences.
+    Model, input and outputs, classes and colours, files and hashes, parity with PyTorch by engine,
+    plans that were built in it, origin and licences.
     """
     from knet_runtime.bundle.manifest import encode_manifest
     from knet_runtime.bundle.store import default_bundle_path, open_bundle
@@ -39,34 +39,31 @@ def inspect(
 
 
 def _rows(bundle: Bundle) -> Iterator[tuple[str, str]]:
-    from knet_runtime.bundle.manifest import CLASSMAP_OUTPUT
-
     manifest = bundle.manifest
-    spec, output = manifest.input, manifest.output
+    spec = manifest.input
     yield "bundle", str(bundle.path)
     yield "name", manifest.name
     yield "model", bundle.model_id
     yield "schema", str(manifest.schema)
-    yield "precision", bundle.artefact.precision
+    yield "task", manifest.task
+    yield "precision", manifest.precision
     yield (
         "input",
         f"{spec.name}: {spec.dtype} {spec.colour} {spec.layout}, {spec.height}×{spec.width} "
         f"(height×width), batch 1 to {spec.max_batch}, other sizes: {spec.resize}",
     )
     if spec.sizes is not None:
-        least, most = spec.sizes.least, spec.sizes.most
+        low, high = spec.sizes.min, spec.sizes.max
         yield (
             "sizes",
-            f"{least[0]}×{least[1]} to {most[0]}×{most[1]} in multiples of {spec.sizes.multiple}: "
+            f"{low[0]}×{low[1]} to {high[0]}×{high[1]} in multiples of {spec.sizes.multiple}: "
             "run --size",
         )
-    for artefact in manifest.artefacts:
-        if artefact.kind == "logits":
-            low = f"{spec.height // output.stride}×{spec.width // output.stride}"
-            text = f"{output.name}: float32 logits, {manifest.labels.num_classes} classes, {low}"
-        else:
-            text = f"{CLASSMAP_OUTPUT}: uint8 classes, {spec.height}×{spec.width}"
-        yield "output", text
+    for graph in manifest.graphs:
+        for output in graph.outputs:
+            shape = "×".join(map(str, output.shape(spec.size)))
+            meaning = output.meaning.replace("_", " ")
+            yield "output", f"{output.name}: {output.dtype} {meaning}, {shape}"
     classes = zip(manifest.labels.names, manifest.labels.palette, strict=True)
     for index, (name, (red, green, blue)) in enumerate(classes):
         text = f"{index:>3}  #{red:02x}{green:02x}{blue:02x}  {name}"
@@ -75,9 +72,9 @@ def _rows(bundle: Bundle) -> Iterator[tuple[str, str]]:
     for path, record in sorted(manifest.files.items()):
         # open_bundle has read and hashed them all, or there would be nothing to show.
         yield "file", f"{path}  {record.bytes:,} bytes  sha256 {record.sha256[:12]}  ok"
-    for artefact in manifest.artefacts:
-        yield from _artefact_rows(artefact)
-    yield from _engine_rows(bundle)
+    for graph in manifest.graphs:
+        yield from _graph_rows(graph)
+    yield from _plan_rows(bundle)
     origin, licence = manifest.provenance, manifest.licence
     yield "preset", origin.preset
     yield "checkpoint", f"sha256 {origin.checkpoint_sha256[:12]}"
@@ -85,49 +82,46 @@ def _rows(bundle: Bundle) -> Iterator[tuple[str, str]]:
     yield "licence", f"code {licence.code}; weights {licence.weights}; data {licence.data}"
 
 
-def _artefact_rows(artefact: Graph) -> Iterator[tuple[str, str]]:
-    weights = f", weights in {', '.join(artefact.external_data)}" if artefact.external_data else ""
-    yield (
-        "artefact",
-        f"{artefact.path} ({artefact.kind}, {artefact.format}, {artefact.precision}{weights})",
-    )
-    limits = artefact.tolerance
+def _graph_rows(graph: Graph) -> Iterator[tuple[str, str]]:
+    weights = f", weights in {', '.join(graph.external_data)}" if graph.external_data else ""
+    yield "graph", f"{graph.path} ({graph.kind}, {graph.format}, {graph.precision}{weights})"
+    limits = graph.tolerance
     yield (
         "tolerance",
         f"mIoU ±{limits.delta_miou:g} points, worst class ±{limits.worst_class_delta_iou:g} "
         f"points, agreement ≥ {100 * limits.agreement:g} %, logits ±{limits.max_logit_diff:g} of "
         "the largest",
     )
-    if not artefact.parity:
+    if not graph.parity:
         yield "parity", "not measured: knet-deploy verify measures it"
-    for parity in artefact.parity:
+    for parity in graph.parity:
         yield "parity", _parity_line(parity)
 
 
-def _engine_rows(bundle: Bundle) -> Iterator[tuple[str, str]]:
-    """The engines that were built in the bundle; the manifest does not list them."""
-    from knet_runtime.engines.plan_store import FOLDER, read_record
+def _plan_rows(bundle: Bundle) -> Iterator[tuple[str, str]]:
+    """The plans that were built in the bundle; the manifest does not list them."""
+    from knet_runtime.engines.plan_store import read_record, stored_plans
     from knet_runtime.errors import EngineError
 
-    for path in sorted((bundle.path / FOLDER).glob("*.engine")):
+    for path in stored_plans(bundle):
         try:
             record = read_record(path)
         except EngineError as error:
-            yield "engine", f"{path.name}: {error}"
+            yield "plan", f"{path.name}: {error}"
             continue
         made_for = record.gpu.name if record.gpu else ", ".join(record.targets)
         profile = record.options.profile
         yield (
-            "engine",
+            "plan",
             f"{path.name}: {record.engine} {record.version}, {record.kind}, {record.precision}, "
-            f"for {made_for}, {profile.least} to {profile.most}, {record.bytes:,} bytes",
+            f"for {made_for}, {profile.min} to {profile.max}, {record.bytes:,} bytes",
         )
 
 
 def _parity_line(parity: Parity) -> str:
     scores = ""
-    if parity.miou_reference is not None and parity.miou_artefact is not None:
-        scores = f"mIoU {parity.miou_reference:.2f} → {parity.miou_artefact:.2f} %, "
+    if parity.miou_reference is not None and parity.miou_measured is not None:
+        scores = f"mIoU {parity.miou_reference:.2f} → {parity.miou_measured:.2f} %, "
     if parity.worst_class_delta_iou is not None:
         scores += f"worst class {parity.worst_class_delta_iou:+.3f} points, "
     scores += f"agreement {100 * parity.agreement:.4f} %, "

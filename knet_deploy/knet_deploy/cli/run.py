@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from knet_deploy.cli.choices import EngineOption
 from knet_deploy.cli.console import parse_size, say
 from knet_deploy.cli.run_options import (
     ALPHA,
@@ -94,12 +95,7 @@ def run(
     rle: RleOption = None,
     raw: Raw = None,
     push: Push = None,
-    engine: Annotated[
-        str,
-        typer.Option(
-            "--engine", help="auto, or one that doctor lists; auto takes proven ones only."
-        ),
-    ] = "auto",
+    engine: EngineOption = "auto",
     require_verified: RequireVerified = False,
     self_test: Annotated[
         str,
@@ -158,7 +154,7 @@ def run(
     written, whole. A source that fails keeps no other from going on.
     """
     from knet_runtime.bundle.store import default_bundle_path, open_bundle
-    from knet_runtime.engines.registry import reason
+    from knet_runtime.engines import why_auto
     from knet_runtime.errors import ConfigError
     from knet_runtime.pipeline import RunStats
     from knet_runtime.segmenter import Segmenter
@@ -168,7 +164,6 @@ def run(
     if not sources:
         raise ConfigError("there is no source: knet-deploy run SOURCE, or --source for several")
     # What costs nothing is checked first, and the engine, which costs most, is loaded last.
-    check_engine(engine)
     tested = _one_of("--self-test", self_test, _SELF_TESTS)
     chosen = None if policy is None else _one_of("--policy", policy, _POLICIES)
     outputs = Outputs(
@@ -196,7 +191,7 @@ def run(
     )
     opened = open_bundle(bundle or default_bundle_path())
     if size is not None:
-        opened = opened.at(parse_size(size))
+        opened = opened.with_input_size(parse_size(size))
     with ExitStack() as stack:
         listener = stack.enter_context(page_listener(serve, token, insecure))
         feeds = _open_feeds(stack, sources, options, chosen, outputs, smooth, opened)
@@ -204,7 +199,7 @@ def run(
             stack.enter_context(redirect_stdout(sys.stderr))  # words must not mix with the masks
         segmenter = stack.enter_context(Segmenter(opened, engine))
         if engine == "auto":
-            say("engine", f"{segmenter.engine}: {reason(opened, segmenter.engine)}")
+            say("engine", f"{segmenter.engine}: {why_auto(opened, segmenter.engine)}")
         _check_proof(segmenter, require_verified)
         if (result := segmenter.self_test(tested)) is not None:
             _log.info("engine %s: self-test %s", segmenter.engine, result)
@@ -220,15 +215,6 @@ def run(
         )
         stack.enter_context(page)
         run_and_say(feeds, segmenter, stats, max_frames)
-
-
-def check_engine(engine: str) -> None:
-    """ConfigError for an engine that does not exist; whether it works here shows when it loads."""
-    from knet_runtime.engines.registry import ENGINES
-    from knet_runtime.errors import ConfigError
-
-    if engine not in ("auto", *ENGINES):
-        raise ConfigError(f"there is no engine {engine!r}: use auto, {', '.join(ENGINES)}")
 
 
 def _open_feeds(
@@ -260,7 +246,7 @@ def _check_proof(segmenter: Segmenter, required: bool) -> None:
     unverified_reason = segmenter.unverified_reason
     if unverified_reason is None:
         return
-    precision = segmenter.bundle.artefact.precision
+    precision = segmenter.bundle.manifest.precision
     text = (
         f"{segmenter.bundle.path} ({precision}) on {segmenter.engine}: {unverified_reason}; "
         f"knet-deploy verify --engine {segmenter.engine} measures it"

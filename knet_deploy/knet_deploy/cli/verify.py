@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 
+from knet_deploy.cli.choices import EngineOption
 from knet_deploy.cli.console import needs_extra, one_line, parse_size, track
-from knet_deploy.cli.run import check_engine
-from knet_runtime.atomic import check_folder, output_error, write_atomic
+from knet_runtime.atomic import check_folder, write_json
 from knet_runtime.bundle.manifest import Kind, Parity
 from knet_runtime.bundle.store import Bundle, open_bundle, record_parity
-from knet_runtime.engines.registry import Engine, open_engine
+from knet_runtime.engines import Engine, open_engine
 from knet_runtime.errors import BundleError, ConfigError, OutputError, ParityError
 from knet_runtime.golden import GoldenReport, replay
 
@@ -41,10 +41,9 @@ def verify(
         str | None, typer.Option(help="HEIGHTxWIDTH to compare a --dynamic bundle at.")
     ] = None,
     graph: Annotated[
-        str | None,
-        typer.Option(help="logits or classmap; what the engine runs by itself if left out."),
+        Kind | None, typer.Option(help="What the engine runs by itself if left out.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="The engine that is to be trusted.")] = "auto",
+    engine: EngineOption = "auto",
     tolerance: Annotated[
         list[str] | None,
         typer.Option(help="Tighten a limit: delta_miou=0.01. Can be given several times."),
@@ -69,38 +68,35 @@ def verify(
         for option, given in (("--report", report), ("--bisect", bisect), ("--size", size)):
             if given:
                 raise ConfigError(f"{option} goes with --against and --data")
-    if graph not in (None, "logits", "classmap"):
-        raise ConfigError(f"--graph {graph}: it is logits or classmap")
-    check_engine(engine)
     for folder in (report, json.absolute().parent if json else None):
         if folder is not None:
             check_folder(folder)
     opened = open_bundle(bundle)
     if size is not None:
-        opened = opened.at(parse_size(size))
+        opened = opened.with_input_size(parse_size(size))
     if tolerance:
         opened = _tightened(opened, tolerance)
-    with open_engine(opened, engine, cast("Kind | None", graph)) as backend:
+    with open_engine(opened, engine, graph) as running:
         if against is None or data is None:
-            _golden(opened, backend, json)
+            _golden(opened, running, json)
         else:
-            _compare(opened, backend, against, data, split, size, json, report, bisect)
+            _compare(opened, running, against, data, split, size, json, report, bisect)
     typer.echo("passed")
 
 
 def _tightened(bundle: Bundle, settings: list[str]) -> Bundle:
     from knet_export.verify.measure import tightened
 
-    artefacts = tuple(
-        msgspec.structs.replace(artefact, tolerance=tightened(artefact.tolerance, settings))
-        for artefact in bundle.manifest.artefacts
+    graphs = tuple(
+        msgspec.structs.replace(graph, tolerance=tightened(graph.tolerance, settings))
+        for graph in bundle.manifest.graphs
     )
-    return Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, artefacts=artefacts))
+    return Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, graphs=graphs))
 
 
-def _golden(bundle: Bundle, backend: Engine, json: Path | None) -> None:
-    report = replay(bundle, backend)
-    typer.echo(f"{bundle.model_id} on {backend.name}: {report.images} golden pictures")
+def _golden(bundle: Bundle, running: Engine, json: Path | None) -> None:
+    report = replay(bundle, running)
+    typer.echo(f"{bundle.model_id} on {running.name}: {report.images} golden pictures")
     limits = report.tolerance
     typer.echo(f"agreement {100 * report.agreement:.4f} % (at least {100 * limits.agreement:g} %)")
     if report.max_logit_diff is not None:
@@ -109,29 +105,26 @@ def _golden(bundle: Bundle, backend: Engine, json: Path | None) -> None:
             f"(at most {limits.max_logit_diff:g})"
         )
     if json is not None:
-        try:
-            write_atomic(json, msgspec.json.format(msgspec.json.encode(report)) + b"\n")
-        except OSError as error:
-            raise output_error(json, error) from error
-    known = bundle.graph(backend.kind).parity_on(backend.name, backend.device)
+        write_json(json, report)
+    known = bundle.graph(running.kind).parity_on(running.name, running.device)
     # Two pictures say less than a split does: they revoke its verdict, but do not replace it.
     if known is None or known.data == _GOLDEN or not report.passed:
-        _record(bundle, backend.kind, _golden_parity(report, backend))
+        _record(bundle, running.kind, _golden_parity(report, running))
     if not report.passed:
         raise ParityError(
-            f"{bundle.path} on {backend.name} does not give its golden results: "
+            f"{bundle.path} on {running.name} does not give its golden results: "
             "do not trust its masks; try another --engine, or copy the bundle again"
         )
 
 
-def _golden_parity(report: GoldenReport, backend: Engine) -> Parity:
+def _golden_parity(report: GoldenReport, running: Engine) -> Parity:
     difference = report.max_logit_diff
     return Parity(
-        engine=backend.name,
-        device=backend.device,
+        engine=running.name,
+        device=running.device,
         passed=report.passed,
         miou_reference=None,
-        miou_artefact=None,
+        miou_measured=None,
         delta_miou=None,
         worst_class_delta_iou=None,
         agreement=report.agreement,
@@ -150,7 +143,7 @@ def _record(bundle: Bundle, kind: Kind, parity: Parity) -> None:
 
 def _compare(
     bundle: Bundle,
-    backend: Engine,
+    running: Engine,
     against: Path,
     data: Path,
     split: str,
@@ -173,14 +166,14 @@ def _compare(
             worst.keep(compared)
             advance()
 
-        measured = parity.verify(bundle, backend, reference, found, name, on_picture=on_picture)
+        measured = parity.verify(bundle, running, reference, found, name, on_picture=on_picture)
     if json is not None:
         parity.write_report(measured, json)
     if report is not None:
         page.write_page(measured, bundle.manifest.labels, worst, report)
     _show(measured)
     if measured.same_checkpoint:
-        _record(bundle, backend.kind, measured.parity())
+        _record(bundle, running.kind, measured.parity())
     else:
         typer.echo(
             "note: the bundle was not exported from the reference's checkpoint, so the verdict "
@@ -191,7 +184,7 @@ def _compare(
     if measured.passed:
         return
     if bisect:
-        _bisect(bundle, backend, against, found.images[worst.first])
+        _bisect(bundle, running, against, found.images[worst.first])
     raise ParityError("; ".join(measured.failures))
 
 
@@ -209,11 +202,11 @@ def _reference(against: Path, bundle: Bundle) -> Iterator[Reference]:
     yield TorchReference(read_checkpoint(against))
 
 
-def _bisect(bundle: Bundle, backend: Engine, against: Path, picture: Path) -> None:
+def _bisect(bundle: Bundle, running: Engine, against: Path, picture: Path) -> None:
     with needs_extra("export", "knet-deploy verify --bisect"):
         from knet_export.verify.bisect import bisect
-    found = bisect(bundle, backend.kind, against, picture, on_step=typer.echo)
-    for line in found.lines(backend.name):
+    found = bisect(bundle, running.kind, against, picture, on_step=typer.echo)
+    for line in found.lines(running.name):
         typer.echo(line)
 
 

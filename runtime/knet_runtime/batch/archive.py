@@ -20,11 +20,12 @@ from typing import Protocol
 import msgspec
 
 from knet_runtime.atomic import (
+    AtomicFolder,
     check_folder,
     make_folder,
     output_error,
     partial_path,
-    write_atomic,
+    write_json,
 )
 from knet_runtime.batch.chunks import WHOLE, Chunk
 from knet_runtime.batch.records import (
@@ -41,7 +42,6 @@ from knet_runtime.batch.records import (
     stamp,
 )
 from knet_runtime.batch.worker import settings_bundle
-from knet_runtime.bundle.store import exchange_folders
 from knet_runtime.errors import ConfigError, EngineError, SourceError
 from knet_runtime.sinks.json_lines import Record
 
@@ -146,9 +146,9 @@ def run_batch(
     target = out / RESULTS_NAME
     try:
         make_folder(out)
-        write_atomic(target, msgspec.json.format(msgspec.json.encode(whole), indent=2) + b"\n")
     except OSError as error:
         raise output_error(target, error) from error
+    write_json(target, whole)
     return whole
 
 
@@ -223,32 +223,28 @@ def join(target: Path, work: Path, pieces: Sequence[Outcome], result: SourceResu
     Frames are numbered through. An old ``target`` that a batch wrote is exchanged whole. The result
     is also in it, for the next batch. Raises OutputError.
     """
-    fresh = target.with_name(f".{target.name}.{os.getpid()}.part")
     name = partial_path(Path(LINES_NAME)) if result.error else Path(LINES_NAME)
+    totals: dict[str, float] = {}
+    count = 0
     try:
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        totals: dict[str, float] = {}
-        count = 0
-        with (fresh / name).open("wb") as lines:
-            for piece in pieces:
-                lines.writelines(_renumbered(work / piece.chunk / name, count, totals))
-                _link_masks(work / piece.chunk / MASKS_NAME, count, fresh / MASKS_NAME)
-                count += piece.frames
-        whole = msgspec.structs.replace(
-            result,
-            frames=count,
-            chunks=tuple(piece.frames for piece in pieces),
-            engines=tuple(sorted({piece.engine for piece in pieces})),
-            shares={name: round(total / count, 6) for name, total in totals.items()},
-        )
-        (fresh / FINISHED_NAME).write_bytes(msgspec.json.encode(whole))
-        exchange_folders(fresh, target, fresh.with_suffix(".old"))
+        with AtomicFolder(target) as folder:
+            with (folder.path / name).open("wb") as lines:
+                for piece in pieces:
+                    lines.writelines(_renumbered(work / piece.chunk / name, count, totals))
+                    _link_masks(work / piece.chunk / MASKS_NAME, count, folder.path / MASKS_NAME)
+                    count += piece.frames
+            whole = msgspec.structs.replace(
+                result,
+                frames=count,
+                chunks=tuple(piece.frames for piece in pieces),
+                engines=tuple(sorted({piece.engine for piece in pieces})),
+                shares={name: round(total / count, 6) for name, total in totals.items()},
+            )
+            (folder.path / FINISHED_NAME).write_bytes(msgspec.json.encode(whole))
+            folder.commit()
         shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         raise output_error(target, error) from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     return whole
 
 

@@ -18,10 +18,10 @@ import msgspec
 
 from knet_runtime.batch.records import Job, Outcome, Settings
 from knet_runtime.batch.worker import ChunkWorker
+from knet_runtime.engines import engine_spec
 from knet_runtime.errors import EngineError, first_line
 from knet_runtime.types import Closeable
 
-_CPU_ENGINES = ("onnxruntime-cpu", "openvino", "openvino-bf16")
 _READERS = 4  # files that are read at once
 _LOCAL_STORE = 100 * 2**20  # bytes; what travels is small
 
@@ -113,7 +113,9 @@ class RayPool(Closeable):
         """How many workers there are, and what each may use."""
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         nodes = [node for node in nodes if node.get("CPU", 0) >= 1]
-        gpus = 0.0 if self._settings.engine in _CPU_ENGINES else sum(n.get("GPU", 0) for n in nodes)
+        engine = self._settings.engine
+        on_cpu = engine != "auto" and engine_spec(engine).device == "cpu"
+        gpus = 0.0 if on_cpu else sum(node.get("GPU", 0) for node in nodes)
         self._workers = workers or int(gpus) or len(nodes)
         each = -(-self._workers // len(nodes))
         self._cpus: float = min(node["CPU"] for node in nodes) / each  # so that all of them fit

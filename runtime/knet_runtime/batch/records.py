@@ -109,7 +109,7 @@ def key_of(bundle: Bundle, settings: Settings, source: str, state: tuple[int, in
         bundle.model_id,
         files,
         spec,
-        bundle.manifest.output,
+        [graph.outputs for graph in bundle.manifest.graphs],
         labels,
         options,
         source,

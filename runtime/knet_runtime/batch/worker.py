@@ -152,7 +152,7 @@ def _count_attempt(work: Path, chunk: Chunk) -> None:
 def settings_bundle(settings: Settings) -> Bundle:
     """The opened bundle at the size that is asked for. Raises BundleError and ConfigError."""
     opened = open_bundle(settings.bundle)
-    return opened if settings.size is None else opened.at(settings.size)
+    return opened if settings.size is None else opened.with_input_size(settings.size)
 
 
 def finished(job: Job) -> Outcome | None:

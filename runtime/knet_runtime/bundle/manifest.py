@@ -1,50 +1,57 @@
 """The manifest: what a bundle says about itself, as frozen values that refuse unknown keys.
 
-``manifest.json`` is the contract between the rooms. It states the picture the graph takes, the
-logits it gives, the label map, the size and SHA-256 of every file, where the weights came from, the
-licences, and per artefact the tolerance it is held to and the parity that was measured on which
-engine and device.
+``manifest.json`` is the contract between the packages. It states the task, the image that the
+graphs take, the label map, the size and SHA-256 of every file, where the weights came from, the
+licences, and per graph its outputs, the tolerance it is held to, and the parity that was measured
+on which engine and device.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from knet_runtime.errors import BundleError
 from knet_runtime.labels import LabelMap
-from knet_runtime.types import Size
+from knet_runtime.types import Size, Task
 
-SCHEMA = 2
+SCHEMA = 3
+OLDEST_SCHEMA = 2  # that is read, and upgraded in memory
 MANIFEST_NAME = "manifest.json"
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Kind = Literal["logits", "classmap"]  # what a graph gives
-CLASSMAP_OUTPUT = "classmap"  # the name of the classmap graph's output tensor
+Meaning = Literal["semantic_logits", "class_map", "class_logits", "mask_logits"]
 
+_CHANNELS: dict[Meaning, int] = {  # sizes of an output before its height and width
+    "semantic_logits": 1,
+    "class_map": 0,
+    "class_logits": 2,
+    "mask_logits": 1,
+}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class SizeRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The sizes that a graph of dynamic height and width takes: each side from ``least``'s to
-    ``most``'s (height, width), in multiples of ``multiple``."""
+    """The sizes that a graph of free height and width takes: each side from ``min``'s to ``max``'s
+    (height, width), in multiples of ``multiple``."""
 
-    least: Size
-    most: Size
+    min: Size
+    max: Size
     multiple: int
 
     def __post_init__(self) -> None:
-        if self.multiple < 1 or min(self.least) < 1:
-            raise ValueError(f"sizes from {self.least} in multiples of {self.multiple}: both >= 1")
-        if self.least[0] > self.most[0] or self.least[1] > self.most[1]:
-            raise ValueError(f"sizes from {self.least} to {self.most} hold none")
-        if any(side % self.multiple for side in (*self.least, *self.most)):
+        if self.multiple < 1 or min(self.min) < 1:
+            raise ValueError(f"sizes from {self.min} in multiples of {self.multiple}: both >= 1")
+        if self.min[0] > self.max[0] or self.min[1] > self.max[1]:
+            raise ValueError(f"sizes from {self.min} to {self.max} hold none")
+        if any(side % self.multiple for side in (*self.min, *self.max)):
             raise ValueError(
-                f"{self.least} and {self.most} must be multiples of {self.multiple}, as all are"
+                f"{self.min} and {self.max} must be multiples of {self.multiple}, as all are"
             )
 
     def __contains__(self, size: object) -> bool:
@@ -52,16 +59,18 @@ class SizeRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return False
         return all(
             low <= side <= high and side % self.multiple == 0
-            for side, low, high in zip(size, self.least, self.most, strict=True)
+            for side, low, high in zip(size, self.min, self.max, strict=True)
         )
 
 
 class InputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The graph's input: uint8 [B, height, width, 3] RGB, 1 <= B <= max_batch.
+    """The graphs' input: uint8 [B, height, width, 3] RGB, 1 <= B <= max_batch.
 
-    ``resize`` says how a picture of another size is fitted: "stretch" ignores its aspect ratio,
-    "letterbox" keeps it and pads. With ``sizes`` the graph takes other heights and widths too, and
-    these are the ones that it is run at unless somebody asks for others (``Bundle.at``).
+    ``resize`` says how an image of another size is fitted: "stretch" ignores its aspect ratio,
+    "letterbox" keeps it and pads; the image then lies on multiples of ``multiple``, as height and
+    width are and as the outputs' strides ask for. With ``sizes`` the graphs take other heights and
+    widths too, and these are the ones that they are run at unless somebody asks for others
+    (``Bundle.with_input_size``).
     """
 
     name: str
@@ -69,6 +78,7 @@ class InputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     width: int
     resize: Literal["stretch", "letterbox"] = "stretch"
     max_batch: int = 1
+    multiple: int = 4  # the stride of K-Net's logits
     layout: Literal["NHWC"] = "NHWC"
     colour: Literal["RGB"] = "RGB"
     dtype: Literal["uint8"] = "uint8"
@@ -78,30 +88,75 @@ class InputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if not self.name:
             raise ValueError("the input needs the name of the graph's input tensor")
         if self.height < 1 or self.width < 1:
-            raise ValueError(f"an input of {self.height}×{self.width} pixels holds no picture")
+            raise ValueError(f"an input of {self.height}×{self.width} pixels holds no image")
         if self.max_batch < 1:
             raise ValueError(f"max_batch {self.max_batch} must be at least 1")
-        if self.sizes is not None and (self.height, self.width) not in self.sizes:
+        if self.multiple < 1:
+            raise ValueError(f"multiple {self.multiple} must be at least 1")
+        if self.height % self.multiple or self.width % self.multiple:
+            raise ValueError(
+                f"input {self.height}×{self.width} must be a multiple of {self.multiple}"
+            )
+        if self.sizes is None:
+            return
+        if self.sizes.multiple % self.multiple:
+            raise ValueError(
+                f"sizes in multiples of {self.sizes.multiple} must be multiples of {self.multiple}"
+            )
+        if self.size not in self.sizes:
             raise ValueError(
                 f"an input of {self.height}×{self.width} pixels is not among the sizes "
-                f"{_times(self.sizes.least)} … {_times(self.sizes.most)} "
+                f"{_times(self.sizes.min)} … {_times(self.sizes.max)} "
                 f"(multiples of {self.sizes.multiple})"
             )
 
+    @property
+    def size(self) -> Size:
+        """(height, width)."""
+        return self.height, self.width
+
 
 class OutputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The output of the ``logits`` graph, float32 [B, N, height / stride, width / stride] logits of
-    N classes; and of the ``classmap`` graph, uint8 [B, height, width] classes at the input's size.
+    """One output tensor of a graph: its name, what it means, and its shape per image.
+
+    - "semantic_logits": float32 [classes, height / stride, width / stride]
+    - "class_map": uint8 [height, width], the class of each pixel
+    - "class_logits": float32 [kernels, classes], the classes of each kernel's mask
+    - "mask_logits": float32 [kernels, height / stride, width / stride], the mask of each kernel
+
+    ``channels`` are the sizes before height and width; ``stride`` is in pixels of the input, None
+    where there is no height and width.
     """
 
     name: str
-    stride: int = 4
+    meaning: Meaning
+    channels: tuple[int, ...] = ()
+    stride: int | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
-            raise ValueError("the output needs the name of the graph's output tensor")
-        if self.stride < 1:
+            raise ValueError("an output needs the name of the graph's output tensor")
+        if len(self.channels) != _CHANNELS[self.meaning] or min(self.channels, default=1) < 1:
+            raise ValueError(
+                f"{self.name}: {self.meaning} has {_CHANNELS[self.meaning]} channels of at least "
+                f"1, not {list(self.channels)}"
+            )
+        if self.stride is not None and self.stride < 1:
             raise ValueError(f"stride {self.stride} must be at least 1")
+        right = {"class_logits": self.stride is None, "class_map": self.stride == 1}
+        if not right.get(self.meaning, self.stride is not None):
+            raise ValueError(f"{self.name}: {self.meaning} cannot have stride {self.stride}")
+
+    @property
+    def dtype(self) -> Literal["uint8", "float32"]:
+        """The type of its numbers."""
+        return "uint8" if self.meaning == "class_map" else "float32"
+
+    def shape(self, size: Size) -> tuple[int, ...]:
+        """Its shape for one image at the input's ``size`` (height, width)."""
+        if self.stride is None:
+            return self.channels
+        return *self.channels, size[0] // self.stride, size[1] // self.stride
 
 
 class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -114,11 +169,11 @@ class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if not _SHA256.fullmatch(self.sha256):
             raise ValueError("sha256 must be 64 lower-case hexadecimal digits")
         if self.bytes < 0:
-            raise ValueError(f"a file can not hold {self.bytes} bytes")
+            raise ValueError(f"a file cannot hold {self.bytes} bytes")
 
 
 class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How far an artefact may be from its PyTorch reference before it is refused.
+    """How far a graph may be from its PyTorch reference before it is refused.
 
     ``delta_miou`` (two-sided) and ``worst_class_delta_iou`` are in IoU points (0 … 100),
     ``agreement`` is the least fraction of equal pixels (0 … 1), ``max_logit_diff`` and
@@ -145,10 +200,10 @@ class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What was measured between an artefact on one ``engine`` and ``device`` and its reference, on
-    ``images`` pictures of ``data``, and whether that ``passed`` the tolerance of that day.
+    """What was measured between a graph on one ``engine`` and ``device`` and its reference, on
+    ``images`` images of ``data``, and whether that ``passed`` the tolerance of that day.
 
-    mIoU in percent and differences in points; None where the pictures had no labels. The logit
+    mIoU in percent and differences in points; None where the images had no labels. The logit
     difference is a share of the reference's largest logit; None for a graph that gives class maps,
     and where it gave NaN or infinity.
     """
@@ -157,7 +212,7 @@ class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     device: str
     passed: bool
     miou_reference: float | None
-    miou_artefact: float | None
+    miou_measured: float | None
     delta_miou: float | None
     worst_class_delta_iou: float | None
     agreement: float
@@ -170,18 +225,32 @@ class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """One runnable graph: its file, what it gives, the tolerance it is held to, and the parity
     measured, one record per engine and device.
 
-    ``kind`` "logits" gives the output that ``OutputSpec`` states, "classmap" carries the upsampling
-    and the argmax too, for GPUs. ``external_data`` names the files it reads weights from, when they
-    are not in the graph itself; both kinds may read the same.
+    ``kind`` "logits" gives what the network gives; "classmap" carries the upsampling and the argmax
+    too, for GPUs. ``external_data`` names the files it reads weights from, when they are not in the
+    graph itself; both kinds may read the same.
     """
 
     path: str
     kind: Kind = "logits"
+    outputs: tuple[OutputSpec, ...]
     format: Literal["onnx"] = "onnx"
     precision: Precision = "fp32"
     tolerance: Tolerance
     parity: tuple[Parity, ...] = ()
     external_data: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Its file, then those that it reads weights from: paths within the bundle."""
+        return self.path, *self.external_data
+
+    def output(self, meaning: Meaning) -> OutputSpec:
+        """The output that means this. Raises BundleError where it has none."""
+        for output in self.outputs:
+            if output.meaning == meaning:
+                return output
+        given = ", ".join(output.meaning for output in self.outputs)
+        raise BundleError(f"{self.path} gives {given}, which is not the {meaning} asked for")
 
     def parity_on(self, engine: str, device: str) -> Parity | None:
         """What was measured on this engine and device, if anything was."""
@@ -216,10 +285,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     schema: int = SCHEMA
     name: str
+    task: Task = "semantic"
     input: InputSpec
-    output: OutputSpec
     labels: LabelMap
-    artefacts: tuple[Graph, ...]
+    graphs: tuple[Graph, ...]
     files: dict[str, FileRecord] = {}
     provenance: Provenance
     licence: Licence
@@ -232,28 +301,66 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
                 f"name {self.name!r} must be 1 … 100 letters, digits, '.', '_' or '-', "
                 "and begin with a letter or digit"
             )
-        stride = self.output.stride
-        if self.input.height % stride or self.input.width % stride:
-            raise ValueError(
-                f"input {self.input.height}×{self.input.width} must be a multiple of "
-                f"the output's stride {stride}"
-            )
-        kinds = [artefact.kind for artefact in self.artefacts]
+        kinds = [graph.kind for graph in self.graphs]
         if kinds not in (["logits"], ["logits", "classmap"]):
             raise ValueError(
-                f"a bundle needs a logits artefact, and may have a classmap after it, not {kinds}"
+                f"a bundle needs a logits graph and may have a classmap graph after it, not {kinds}"
             )
-        if len({artefact.precision for artefact in self.artefacts}) > 1:
-            raise ValueError("the artefacts of one bundle have one precision")
+        if len({graph.precision for graph in self.graphs}) > 1:
+            raise ValueError("the graphs of one bundle have one precision")
+        for graph in self.graphs:
+            self._check_outputs(graph)
         check_paths(list(self.files))
         if self.files:
             self._check_listed()
 
+    @property
+    def precision(self) -> Precision:
+        """That of every graph."""
+        return self.graphs[0].precision
+
+    def graph(self, kind: Kind) -> Graph:
+        """The graph that gives logits or class maps; BundleError where there is none."""
+        for graph in self.graphs:
+            if graph.kind == kind:
+                return graph
+        raise BundleError(f"{self.name} holds no {kind} graph: export it again")
+
+    def _check_outputs(self, graph: Graph) -> None:
+        """The outputs are those of the task and the graph's kind, and fit the labels and input."""
+        expected: tuple[Meaning, ...] = ("class_logits", "mask_logits")
+        if self.task == "semantic":
+            expected = ("semantic_logits",) if graph.kind == "logits" else ("class_map",)
+        elif graph.kind == "classmap":
+            raise ValueError(f"a classmap graph is for semantic bundles, this one is {self.task}")
+        found = [output.meaning for output in graph.outputs]
+        if sorted(found) != sorted(expected):
+            raise ValueError(
+                f"a {graph.kind} graph of a {self.task} bundle gives {' and '.join(expected)}, "
+                f"not {', '.join(found) or 'nothing'}"
+            )
+        if len({output.name for output in graph.outputs}) < len(graph.outputs):
+            raise ValueError(f"the outputs of {graph.path} must have different names")
+        for output in graph.outputs:
+            if output.stride is not None and self.input.multiple % output.stride:
+                raise ValueError(
+                    f"the input's multiple {self.input.multiple} must be a multiple of "
+                    f"{output.name}'s stride {output.stride}"
+                )
+            with_classes = output.meaning in ("semantic_logits", "class_logits")
+            if with_classes and output.channels[-1] != self.labels.num_classes:
+                raise ValueError(
+                    f"{output.name} has {output.channels[-1]} classes, "
+                    f"the labels have {self.labels.num_classes}"
+                )
+        if self.task != "semantic" and len({output.channels[0] for output in graph.outputs}) > 1:
+            raise ValueError(f"the outputs of {graph.path} have different numbers of kernels")
+
     def _check_listed(self) -> None:
-        for artefact in self.artefacts:
-            for path in (artefact.path, *artefact.external_data):
+        for graph in self.graphs:
+            for path in graph.files:
                 if path not in self.files:
-                    raise ValueError(f"artefact file {path!r} is not listed in files")
+                    raise ValueError(f"graph file {path!r} is not listed in files")
 
 
 def check_paths(paths: list[str]) -> None:
@@ -272,7 +379,7 @@ def check_paths(paths: list[str]) -> None:
             if "/".join(parts[:depth]) in seen:
                 raise ValueError(f"{seen['/'.join(parts[:depth])]!r} is both a file and a folder")
     if MANIFEST_NAME in seen:
-        raise ValueError(f"{MANIFEST_NAME} can not list itself")
+        raise ValueError(f"{MANIFEST_NAME} cannot list itself")
 
 
 def _unsafe(path: str) -> str | None:
@@ -294,29 +401,59 @@ class _Schema(msgspec.Struct):
 
 
 def decode_manifest(data: bytes) -> Manifest:
-    """Read the bytes of a ``manifest.json``.
+    """Read the bytes of a ``manifest.json``; one of schema 2 is upgraded.
 
-    Raises BundleError when they are not valid JSON, were written by a newer version, or hold an
-    unknown key, a wrong type, an unsafe path, or an artefact that ``files`` does not list.
+    Raises BundleError when they are not valid JSON, were written by a newer or too old version, or
+    hold an unknown key, a wrong type, an unsafe path, or a graph that ``files`` does not list.
     """
     try:
         # The number is read first: a newer schema may have fields that are unknown here.
         schema = msgspec.json.decode(data, type=_Schema).schema
-        if schema != SCHEMA:
+        if not OLDEST_SCHEMA <= schema <= SCHEMA:
             newer = schema > SCHEMA
             raise BundleError(
                 f"{MANIFEST_NAME} was written by {'a newer' if newer else 'an older'} version "
-                f"(schema {schema}, this one reads {SCHEMA}): "
+                f"(schema {schema}, this one reads {OLDEST_SCHEMA} to {SCHEMA}): "
                 f"{'upgrade knet-deploy' if newer else 'export the bundle again'}"
             )
-        manifest = msgspec.json.decode(data, type=Manifest)
+        if schema == SCHEMA:
+            manifest = msgspec.json.decode(data, type=Manifest)
+        else:
+            manifest = msgspec.convert(_upgraded(msgspec.json.decode(data)), Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(
-            f"{MANIFEST_NAME} can not be read: {error}; copy or export the bundle again"
+            f"{MANIFEST_NAME} cannot be read: {error}; copy or export the bundle again"
         ) from error
     if not manifest.files:
         raise BundleError(f"{MANIFEST_NAME} lists no files; export the bundle again")
     return manifest
+
+
+def _upgraded(old: dict[str, Any]) -> dict[str, Any]:
+    """The JSON of schema 2 as that of schema 3. It knew the semantic task only, stated the logits
+    of one graph for all of them, and called some things by other words."""
+    try:
+        new = old | {"schema": SCHEMA, "graphs": old["artefacts"]}
+        del new["artefacts"]
+        logits = {"stride": 4} | new.pop("output")
+        outputs = {
+            "logits": logits
+            | {"meaning": "semantic_logits", "channels": [len(old["labels"]["names"])]},
+            "classmap": {"name": "classmap", "meaning": "class_map", "stride": 1},
+        }
+        new["input"]["multiple"] = logits["stride"]
+        if sizes := new["input"].get("sizes"):
+            sizes["min"], sizes["max"] = sizes.pop("least"), sizes.pop("most")
+        for graph in new["graphs"]:
+            graph["outputs"] = [outputs[graph.get("kind", "logits")]]
+            for record in graph.get("parity", []):
+                record["miou_measured"] = record.pop("miou_artefact")
+    except (KeyError, TypeError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise msgspec.ValidationError(
+            f"it is not as schema {old['schema']} has it ({what})"
+        ) from error
+    return new
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

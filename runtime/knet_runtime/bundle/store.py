@@ -4,17 +4,15 @@ and that never looks whole when it is half written."""
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
-import secrets
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 
-from knet_runtime.atomic import output_error, write_atomic
+from knet_runtime.atomic import AtomicFolder, output_error, write_atomic
 from knet_runtime.bundle.manifest import (
     MANIFEST_NAME,
     FileRecord,
@@ -29,9 +27,8 @@ from knet_runtime.bundle.manifest import (
 from knet_runtime.errors import BundleError, ConfigError, OutputError
 from knet_runtime.types import Size
 
-_log = logging.getLogger(__name__)
 _BLOCK = 1 << 20
-_MOST_MANIFEST = 1 << 26  # bytes; a real one has some thousands
+_MAX_MANIFEST = 1 << 26  # bytes; a real one has some thousands
 
 
 class Bundle:
@@ -51,22 +48,14 @@ class Bundle:
     def __repr__(self) -> str:
         return f"Bundle({self.model_id}, {str(self.path)!r})"
 
-    @property
-    def artefact(self) -> Graph:
-        """The artefact that gives logits; every bundle has one."""
-        return self.manifest.artefacts[0]
-
     def graph(self, kind: Kind) -> Graph:
-        """The artefact that gives logits or class maps; BundleError where there is none."""
-        for artefact in self.manifest.artefacts:
-            if artefact.kind == kind:
-                return artefact
-        raise BundleError(f"{self.path} holds no {kind} graph: export it again")
+        """The graph that gives logits or class maps; BundleError where there is none."""
+        return self.manifest.graph(kind)
 
-    def at(self, size: Size) -> Bundle:
+    def with_input_size(self, size: Size) -> Bundle:
         """This bundle run at another (height, width); ConfigError for one that its graph lacks."""
         spec = self.manifest.input
-        if size == (spec.height, spec.width):
+        if size == spec.size:
             return self
         if spec.sizes is None:
             raise ConfigError(
@@ -74,10 +63,10 @@ class Bundle:
                 "size, or export it with --dynamic"
             )
         if size not in spec.sizes:
-            least, most = spec.sizes.least, spec.sizes.most
+            low, high = spec.sizes.min, spec.sizes.max
             raise ConfigError(
-                f"{self.path} takes heights {least[0]} … {most[0]} and widths {least[1]} … "
-                f"{most[1]} in multiples of {spec.sizes.multiple}, not {size[0]}×{size[1]}"
+                f"{self.path} takes heights {low[0]} … {high[0]} and widths {low[1]} … "
+                f"{high[1]} in multiples of {spec.sizes.multiple}, not {size[0]}×{size[1]}"
             )
         changed = msgspec.structs.replace(spec, height=size[0], width=size[1])
         return Bundle(self.path, msgspec.structs.replace(self.manifest, input=changed))
@@ -89,8 +78,7 @@ class Bundle:
         With external data the digits are of the hashes of the graph and of its data together, so
         that equal graphs with other weights have other names.
         """
-        artefact = self.artefact
-        hashes = [self.manifest.files[path].sha256 for path in artefact_files(artefact)]
+        hashes = [self.manifest.files[path].sha256 for path in self.graph("logits").files]
         digest = hashes[0]
         if len(hashes) > 1:
             digest = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
@@ -102,11 +90,6 @@ class Bundle:
             listed = ", ".join(sorted(self.manifest.files))
             raise BundleError(f"{self.path}: {relative!r} is not listed in it (it lists {listed})")
         return self.path / relative
-
-
-def artefact_files(artefact: Graph) -> tuple[str, ...]:
-    """The graph's file, then the files it reads weights from: paths within the bundle."""
-    return (artefact.path, *artefact.external_data)
 
 
 def open_bundle(path: Path | str) -> Bundle:
@@ -126,40 +109,49 @@ def open_bundle(path: Path | str) -> Bundle:
         raise BundleError(f"{path}: there is no such bundle; check the path")
     if not root.is_dir():
         raise BundleError(f"{path}: this is a file; a bundle is a folder: unpack it first")
-    try:
-        data = _read_manifest(_inside(root, MANIFEST_NAME))
-    except FileNotFoundError as error:
+    if not os.path.lexists(root / MANIFEST_NAME):
         raise BundleError(
             f"{path}: this is no bundle, it holds no {MANIFEST_NAME}; "
             "pass the folder that the export wrote"
-        ) from error
-    except OSError as error:
-        raise BundleError(f"{path}: {MANIFEST_NAME} can not be read: {_why(error)}") from error
-    except BundleError as error:
-        raise BundleError(f"{path}: {MANIFEST_NAME} {error}") from error
+        )
+    with _naming(f"{path}: {MANIFEST_NAME}"):
+        data = _read_manifest(_inside(root, MANIFEST_NAME))
     try:
         manifest = decode_manifest(data)
     except BundleError as error:
         raise BundleError(f"{path}: {error}") from error
     for relative, record in manifest.files.items():
-        try:
+        with _naming(f"{path}: {relative}"):
             _check_file(_inside(root, relative), record)
-        except FileNotFoundError as error:
-            raise BundleError(f"{path}: {relative} is missing; copy the bundle again") from error
-        except OSError as error:
-            raise BundleError(f"{path}: {relative} can not be read: {_why(error)}") from error
-        except BundleError as error:
-            raise BundleError(f"{path}: {relative} {error}") from error
     return Bundle(root, manifest)
 
 
+@contextmanager
+def _naming(file: str) -> Iterator[None]:
+    """BundleError, with the file's name, for whatever is wrong with it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise BundleError(f"{file} is missing; copy the bundle again") from error
+    except OSError as error:
+        raise BundleError(f"{file} cannot be read: {_why(error)}") from error
+    except BundleError as error:
+        raise BundleError(f"{file} {error}") from error
+
+
 def _read_manifest(path: Path) -> bytes:
-    size = path.stat().st_size
-    if not path.is_file():  # reading a pipe would wait for ever
-        raise BundleError("is no plain file; copy the bundle again")
-    if size > _MOST_MANIFEST:
+    size = _size(path)
+    if size > _MAX_MANIFEST:
         raise BundleError(f"has {size} bytes, which no manifest has; copy the bundle again")
     return path.read_bytes()
+
+
+def _size(path: Path) -> int:
+    """Its bytes; BundleError for a pipe or folder: to read a pipe would wait for ever."""
+    size = path.stat().st_size
+    if not path.is_file():
+        raise BundleError("is no plain file; copy the bundle again")
+    return size
 
 
 def default_bundle_path() -> Path:
@@ -174,23 +166,22 @@ def default_bundle_path() -> Path:
 
 
 def record_parity(bundle: Bundle, kind: Kind, parity: Parity) -> None:
-    """Store what was measured of the ``kind`` artefact in ``manifest.json`` on disk, in place of
+    """Store what was measured of the ``kind`` graph in ``manifest.json`` on disk, in place of
     what was measured on the same engine and device before. The file is exchanged whole.
 
-    Raises BundleError when it can not be read, OutputError when it can not be written.
+    Raises BundleError when it cannot be read, OutputError when it cannot be written.
     """
     path = bundle.path / MANIFEST_NAME
-    try:
-        manifest = decode_manifest(path.read_bytes())
-    except OSError as error:
-        raise BundleError(f"{path} can not be read: {_why(error)}") from error
+    with _naming(str(path)):
+        data = path.read_bytes()
+    manifest = decode_manifest(data)
     same = (parity.engine, parity.device)
-    artefacts = []
-    for artefact in manifest.artefacts:
-        kept = [record for record in artefact.parity if (record.engine, record.device) != same]
-        fresh = msgspec.structs.replace(artefact, parity=(*kept, parity))
-        artefacts.append(fresh if artefact.kind == kind else artefact)
-    changed = msgspec.structs.replace(manifest, artefacts=tuple(artefacts))
+    graphs = []
+    for graph in manifest.graphs:
+        kept = [record for record in graph.parity if (record.engine, record.device) != same]
+        fresh = msgspec.structs.replace(graph, parity=(*kept, parity))
+        graphs.append(fresh if graph.kind == kind else graph)
+    changed = msgspec.structs.replace(manifest, graphs=tuple(graphs))
     try:
         write_atomic(path, encode_manifest(changed))
     except OSError as error:
@@ -210,29 +201,21 @@ def write_bundle(
     measured here, whatever it held. All is written to a hidden folder beside ``destination`` and
     renamed: at no time is there half a bundle under that name. An existing bundle is exchanged
     only with ``replace``, and stays if anything fails.
-    Raises BundleError when the files do not fit the manifest, OutputError when the folder can not
+    Raises BundleError when the files do not fit the manifest, OutputError when the folder cannot
     be written.
     """
     destination = Path(destination).absolute()
     _check_files(manifest, files)
     _check_destination(destination, replace)
-    mark = secrets.token_hex(4)
-    fresh = destination.with_name(f".{destination.name}.{mark}.new")
     try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        fresh.mkdir()
-        records = {name: _write_file(fresh / name, content) for name, content in files.items()}
-        whole = msgspec.structs.replace(manifest, files=records)
-        _write_file(fresh / MANIFEST_NAME, encode_manifest(whole))
-        _sync_folders(fresh)
-        bundle = open_bundle(fresh)
-        exchange_folders(fresh, destination, fresh.with_suffix(".old"))
+        with AtomicFolder(destination) as fresh:
+            records = {name: _write(fresh.path / name, content) for name, content in files.items()}
+            whole = msgspec.structs.replace(manifest, files=records)
+            _write(fresh.path / MANIFEST_NAME, encode_manifest(whole))
+            bundle = open_bundle(fresh.path)
+            fresh.commit()
     except OSError as error:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise OutputError(f"{destination}: can not be written: {_why(error)}") from error
-    except BaseException:  # KeyboardInterrupt as well: no half-written folder is left behind
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
+        raise OutputError(f"{destination}: cannot be written: {_why(error)}") from error
     return Bundle(destination, bundle.manifest)
 
 
@@ -241,10 +224,10 @@ def _check_files(manifest: Manifest, files: Mapping[str, bytes | Path]) -> None:
         check_paths(list(files))
     except ValueError as error:
         raise BundleError(str(error)) from error
-    for artefact in manifest.artefacts:
-        for path in artefact_files(artefact):
+    for graph in manifest.graphs:
+        for path in graph.files:
             if path not in files:
-                raise BundleError(f"artefact file {path!r} is not among the files to write: add it")
+                raise BundleError(f"graph file {path!r} is not among the files to write: add it")
 
 
 def _check_destination(destination: Path, replace: bool) -> None:
@@ -257,41 +240,13 @@ def _check_destination(destination: Path, replace: bool) -> None:
         raise OutputError(f"{destination} exists and is no bundle: choose another name")
 
 
-def exchange_folders(fresh: Path, destination: Path, aside: Path) -> None:
-    """Rename ``fresh`` to ``destination``; what was there goes through ``aside`` into nothing, and
-    is back in its place if that fails."""
-    old = os.path.lexists(destination)
-    try:
-        if old:
-            destination.rename(aside)
-        fresh.rename(destination)
-    except BaseException:
-        if os.path.lexists(aside) and not os.path.lexists(destination):
-            aside.rename(destination)
-        raise
-    _sync_folder(destination.parent)
-    if old:
-        try:
-            aside.unlink() if aside.is_symlink() else shutil.rmtree(aside)
-        except OSError as error:
-            _log.warning("the replaced bundle is left as %s: %s", aside, error)
-        except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
-
-
-def _write_file(path: Path, content: bytes | Path) -> FileRecord:
+def _write(path: Path, content: bytes | Path) -> FileRecord:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("xb") as target:
-        if isinstance(content, bytes):
-            target.write(content)
-            record = FileRecord(hashlib.sha256(content).hexdigest(), len(content))
-        else:
-            with content.open("rb") as source:
-                record = _measure(source, target)
-        target.flush()
-        os.fsync(target.fileno())
-    return record
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+        return FileRecord(hashlib.sha256(content).hexdigest(), len(content))
+    with path.open("xb") as target, content.open("rb") as source:
+        return _measure(source, target)
 
 
 def _measure(source: BinaryIO, copy: BinaryIO | None = None) -> FileRecord:
@@ -306,10 +261,7 @@ def _measure(source: BinaryIO, copy: BinaryIO | None = None) -> FileRecord:
 
 
 def _check_file(path: Path, expected: FileRecord) -> None:
-    if not path.is_file():
-        path.stat()  # a missing file raises its own error
-        raise BundleError("is no plain file; copy the bundle again")
-    size = path.stat().st_size
+    size = _size(path)
     if size != expected.bytes:
         raise BundleError(
             f"is damaged (it has {size} bytes, the manifest says {expected.bytes}); "
@@ -332,25 +284,6 @@ def _inside(root: Path, relative: str) -> Path:
     if not inside:
         raise BundleError("is a link that leaves the bundle; put the file itself there")
     return path
-
-
-def _sync_folders(root: Path) -> None:
-    for folder, _, _ in os.walk(root):
-        _sync_folder(Path(folder))
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make renames and new names in a folder durable; some systems can not, which is no error."""
-    if os.name != "posix":
-        return
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    except OSError as error:
-        _log.debug("%s can not be synced: %s", folder, error)
 
 
 def _why(error: OSError) -> str:

@@ -1,16 +1,88 @@
-"""What every engine holds its graph, a batch and the outputs to: the manifest."""
+"""What an engine is: the protocol of one that is loaded, the data that describes one that can be,
+and the checks that hold graph, batch and outputs of every engine to the manifest."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from knet_runtime.bundle.manifest import CLASSMAP_OUTPUT, InputSpec, Kind, Manifest
+from knet_runtime.bundle.manifest import InputSpec, Kind, Manifest, Precision
+from knet_runtime.bundle.store import Bundle
 from knet_runtime.errors import EngineError
+
+
+class Engine(Protocol):
+    """A loaded engine. A context manager; ``infer`` may be called from several threads."""
+
+    @property
+    def name(self) -> str:
+        """The name of its ``EngineSpec``."""
+
+    @property
+    def device(self) -> str:
+        """What it runs on, in words that tell two machines apart: the processor's or GPU's name."""
+
+    @property
+    def kind(self) -> Kind:
+        """Which of the bundle's graphs it runs."""
+
+    def infer(self, batch: NDArray[np.uint8]) -> Mapping[str, NDArray[Any]]:
+        """uint8 [B, H, W, 3] RGB at the model's size, 1 <= B <= max_batch, to the graph's outputs
+        by name: [B, *shape] each, as its ``OutputSpec`` says. Raises EngineError for another batch,
+        or when the engine fails."""
+
+    def close(self) -> None:
+        """Free the engine; a second call does nothing."""
+
+    def __enter__(self) -> Engine: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """All that the file which defines an engine (its ``SPECS``) says of it, to those who choose,
+    list, measure and test engines. That file is light to import: what an engine runs on is imported
+    by ``open`` and ``probe``.
+    """
+
+    name: str
+    device: Literal["cpu", "gpu"]
+    open: Callable[[Bundle, str, Kind], Engine]
+    """Loads this graph of a bundle; it is given the engine's name. Raises EngineUnavailable when
+    the engine cannot run here, EngineError when the graph is not what the manifest says."""
+    probe: Callable[[str], str]
+    """Tries the engine on something tiny, given its name, and says what works; EngineUnavailable
+    with what to do."""
+    libraries: tuple[str, ...]
+    """The modules that its results depend on, first the one that it cannot do without."""
+    install: str
+    """The command that brings them."""
+    conflict: Callable[[], str | None] = lambda: None
+    """What is wrong between packages that are installed, and the fix."""
+    graph: Kind = "logits"
+    """What it runs when nobody says, where the bundle has it."""
+    refuses: Mapping[Precision, str] = {}
+    """Why a bundle of this precision would not run, or be computed in another one."""
+    computes: Mapping[Precision, str] = {}
+    """What a bundle of this precision is computed in, where that is not its own."""
+    rank: int | None = None
+    """Its place in the order in which "auto" tries, from the lowest; None: never by itself."""
+    verified_by_export: bool = False
+    """Every export is compared with PyTorch on this very engine: what passed on one machine holds
+    on others, and "auto" asks for no record."""
+    runs_plans: bool = False
+    """It runs a plan, which ``knet-deploy build`` makes first."""
 
 
 class Tensor(NamedTuple):
@@ -21,23 +93,6 @@ class Tensor(NamedTuple):
     shape: tuple[int | str | None, ...]
 
 
-def output_name(manifest: Manifest, kind: Kind) -> str:
-    """The name of the output tensor of a graph of this kind."""
-    return manifest.output.name if kind == "logits" else CLASSMAP_OUTPUT
-
-
-def output_shape(manifest: Manifest, kind: Kind) -> tuple[int, ...]:
-    """The shape of one picture's output: [N, h, w] logits or [H, W] classes."""
-    spec, stride = manifest.input, manifest.output.stride
-    if kind == "classmap":
-        return spec.height, spec.width
-    return manifest.labels.num_classes, spec.height // stride, spec.width // stride
-
-
-def _freed(sides: Sequence[int | str], free: Sequence[bool]) -> list[int | str]:
-    return ["any" if one else side for side, one in zip(sides, free, strict=True)]
-
-
 def check_graph(
     path: Path,
     manifest: Manifest,
@@ -46,75 +101,84 @@ def check_graph(
     outputs: Sequence[Tensor],
 ) -> None:
     """Hold the graph's names, types and static sizes to the manifest; EngineError names both."""
-    if [tensor.name for tensor in inputs] != [manifest.input.name]:
+    spec = manifest.input
+    if [tensor.name for tensor in inputs] != [spec.name]:
         names = ", ".join(tensor.name for tensor in inputs)
         raise EngineError(
-            f"{path}: the graph's inputs are [{names}], the manifest says {manifest.input.name!r}: "
+            f"{path}: the graph's inputs are [{names}], the manifest says {spec.name!r}: "
             "export again"
         )
-    by_name = {tensor.name: tensor for tensor in outputs}
-    output = output_name(manifest, kind)
-    if output not in by_name:
-        raise EngineError(
-            f"{path}: the graph's outputs are [{', '.join(by_name)}], the manifest says "
-            f"{output!r}: export again"
-        )
+    found = {tensor.name: tensor for tensor in outputs}
     # A batch frozen in tracing must not pass for a free one, nor a size.
-    batch = 1 if manifest.input.max_batch == 1 else "any"
-    picture: tuple[int | str, ...] = (manifest.input.height, manifest.input.width, 3)
-    result: tuple[int | str, ...] = output_shape(manifest, kind)
-    if sizes := manifest.input.sizes:
-        free = [least < most for least, most in zip(sizes.least, sizes.most, strict=True)]
-        picture = (*_freed(picture[:2], free), 3)
-        result = (*result[:-2], *_freed(result[-2:], free))
-    element = "float32" if kind == "logits" else "uint8"
-    expected = (
-        (inputs[0], "uint8", (batch, *picture)),
-        (by_name[output], element, (batch, *result)),
-    )
-    for tensor, dtype, shape in expected:
-        if tensor.dtype != dtype:
+    batch = 1 if spec.max_batch == 1 else "any"
+    free = (False, False)
+    if spec.sizes is not None:
+        free = spec.sizes.min[0] < spec.sizes.max[0], spec.sizes.min[1] < spec.sizes.max[1]
+    _check_tensor(path, inputs[0], "uint8", (batch, *_freed(spec.size, free), 3))
+    for output in manifest.graph(kind).outputs:
+        if output.name not in found:
             raise EngineError(
-                f"{path}: {tensor.name} is {tensor.dtype}, the manifest says {dtype}: export again"
+                f"{path}: the graph's outputs are [{', '.join(found)}], the manifest says "
+                f"{output.name!r}: export again"
             )
-        # Free sizes may turn out to be anything: that is checked in check_output.
-        if len(tensor.shape) != len(shape) or any(
-            isinstance(actual, int) and actual != stated
-            for actual, stated in zip(tensor.shape, shape, strict=True)
-        ):
-            raise EngineError(
-                f"{path}: {tensor.name} is {list(tensor.shape)}, the manifest says {list(shape)}: "
-                "export again"
-            )
+        shape = output.shape(spec.size)
+        if output.stride is None:
+            expected: tuple[int | str, ...] = shape
+        else:
+            expected = (*shape[:-2], *_freed(shape[-2:], free))
+        _check_tensor(path, found[output.name], output.dtype, (batch, *expected))
+
+
+def _freed(sides: Sequence[int], free: Sequence[bool]) -> list[int | str]:
+    return ["any" if one else side for side, one in zip(sides, free, strict=True)]
+
+
+def _check_tensor(path: Path, tensor: Tensor, dtype: str, shape: tuple[int | str, ...]) -> None:
+    if tensor.dtype != dtype:
+        raise EngineError(
+            f"{path}: {tensor.name} is {tensor.dtype}, the manifest says {dtype}: export again"
+        )
+    # Free sizes may turn out to be anything: that is checked in check_outputs.
+    if len(tensor.shape) != len(shape) or any(
+        isinstance(actual, int) and actual != stated
+        for actual, stated in zip(tensor.shape, shape, strict=True)
+    ):
+        raise EngineError(
+            f"{path}: {tensor.name} is {list(tensor.shape)}, the manifest says {list(shape)}: "
+            "export again"
+        )
 
 
 def check_batch(engine: str, spec: InputSpec, batch: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The batch, C-contiguous; EngineError unless it is uint8 [B, height, width, 3] with
     1 <= B <= max_batch."""
-    expected = (spec.height, spec.width, 3)
+    expected = (*spec.size, 3)
     if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[1:] != expected:
         raise EngineError(
             f"the batch is {batch.dtype} {batch.shape}; this bundle takes uint8 [B, "
-            f"{', '.join(map(str, expected))}]: fit the frames with preprocess.fit"
+            f"{', '.join(map(str, expected))}]: fit the images with preprocess.fit_to_input"
         )
     if not 1 <= len(batch) <= spec.max_batch:
         raise EngineError(
-            f"the batch holds {len(batch)} pictures; {engine} with this bundle takes 1 to "
+            f"the batch holds {len(batch)} images; {engine} with this bundle takes 1 to "
             f"{spec.max_batch}: split it, or export with a larger max_batch"
         )
     return np.ascontiguousarray(batch)
 
 
-def check_output(
-    engine: str, manifest: Manifest, kind: Kind, batch: int, output: NDArray[Any]
-) -> NDArray[np.float32] | NDArray[np.uint8]:
-    """The engine's output as float32 logits or uint8 classes; EngineError when its shape is not
-    the manifest's."""
-    shape = (batch, *output_shape(manifest, kind))
-    if output.shape != shape:
-        raise EngineError(
-            f"{engine} gave {kind} {output.shape}, the manifest says {shape}: export again"
-        )
-    if kind == "classmap":
-        return np.asarray(output, np.uint8)
-    return np.asarray(output, np.float32)
+def check_outputs(
+    engine: str, manifest: Manifest, kind: Kind, batch: int, outputs: Mapping[str, NDArray[Any]]
+) -> dict[str, NDArray[Any]]:
+    """What the engine gave, each output in its type; EngineError when a shape is not the
+    manifest's."""
+    checked = {}
+    for output in manifest.graph(kind).outputs:
+        shape = (batch, *output.shape(manifest.input.size))
+        found = outputs[output.name]
+        if found.shape != shape:
+            raise EngineError(
+                f"{engine} gave {output.name} {found.shape}, the manifest says {shape}: "
+                "export again"
+            )
+        checked[output.name] = np.asarray(found, output.dtype)
+    return checked

@@ -71,7 +71,7 @@ class Cuda:
 
     def capture(self, work: Callable[[], None]) -> None:
         """Keep what ``work`` puts on the stream as the graph, in place of the last one; nothing of
-        it is run. Raises EngineError, with no graph kept, when it can not be captured."""
+        it is run. Raises EngineError, with no graph kept, when it cannot be captured."""
         self.forget()
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", self.stream, mode)

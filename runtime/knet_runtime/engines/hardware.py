@@ -1,7 +1,5 @@
-"""What this machine has: processors and GPU by name, and how many cores may be used.
-
-The NVIDIA GPU of this machine, as far as an engine that was built for it depends on it.
-"""
+"""What this machine has: how many cores may be used, the processor, and the NVIDIA GPU as far as
+plans depend on it."""
 
 from __future__ import annotations
 
@@ -14,6 +12,8 @@ from pathlib import Path
 import msgspec
 
 DRIVER_LIBRARY = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
+_MODULE_VERSION = Path("/sys/module/nvidia/version")
+_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 
 
 def cpu_budget() -> int:
@@ -45,25 +45,6 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def gpu_name() -> str | None:
-    """The first NVIDIA GPU's name as its driver gives it, or None without a driver or a GPU."""
-    try:
-        driver = ctypes.CDLL(DRIVER_LIBRARY)
-    except OSError:
-        return None
-    device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
-    failed = (
-        driver.cuInit(0)
-        or driver.cuDeviceGet(ctypes.byref(device), 0)
-        or driver.cuDeviceGetName(name, len(name), device)
-    )
-    return None if failed else name.value.decode(errors="replace")
-
-
-_MODULE_VERSION = Path("/sys/module/nvidia/version")
-_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
-
-
 class Gpu(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A GPU's name, its architecture as "sm86", and its driver's version."""
 
@@ -73,15 +54,17 @@ class Gpu(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def this_gpu() -> Gpu | None:
-    """The first GPU of this machine; None without one or without its driver."""
-    name = gpu_name()
-    if name is None:
+    """The first NVIDIA GPU of this machine, as its driver describes it; None without either."""
+    try:
+        driver = ctypes.CDLL(DRIVER_LIBRARY)
+    except OSError:
         return None
-    driver = ctypes.CDLL(DRIVER_LIBRARY)
-    device, version = ctypes.c_int(), ctypes.c_int()
-    major, minor = ctypes.c_int(), ctypes.c_int()
+    name = ctypes.create_string_buffer(256)
+    device, version, major, minor = (ctypes.c_int() for _ in range(4))
     failed = (
-        driver.cuDeviceGet(ctypes.byref(device), 0)
+        driver.cuInit(0)
+        or driver.cuDeviceGet(ctypes.byref(device), 0)
+        or driver.cuDeviceGetName(name, len(name), device)
         or driver.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device)
         or driver.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device)
         or driver.cuDriverGetVersion(ctypes.byref(version))
@@ -93,4 +76,10 @@ def this_gpu() -> Gpu | None:
         text = f"{_MODULE_VERSION.read_text().strip()} ({cuda})"
     except OSError:  # Windows, and some Jetsons
         text = cuda
-    return Gpu(name, f"sm{major.value}{minor.value}", text)
+    return Gpu(name.value.decode(errors="replace"), f"sm{major.value}{minor.value}", text)
+
+
+def gpu_name() -> str | None:
+    """The first NVIDIA GPU's name, or None without a driver or a GPU."""
+    gpu = this_gpu()
+    return None if gpu is None else gpu.name

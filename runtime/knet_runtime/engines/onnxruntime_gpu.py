@@ -16,9 +16,19 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import onnxruntime as ort
-
-from knet_runtime.bundle.manifest import InputSpec, Precision
+from knet_runtime.bundle.manifest import InputSpec, Kind, Precision
+from knet_runtime.bundle.store import Bundle
+from knet_runtime.engines.base import EngineSpec
+from knet_runtime.engines.hardware import gpu_name
+from knet_runtime.engines.onnxruntime import (
+    TINY_GRAPH,
+    BoundSession,
+    OnnxRuntimeEngine,
+    first_line,
+    onnxruntime_clash,
+    session_options,
+    try_session,
+)
 from knet_runtime.errors import EngineError, EngineUnavailable
 
 _log = logging.getLogger(__name__)
@@ -30,8 +40,10 @@ _PROVIDERS = {
     "onnxruntime-tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
 }
 _PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
+# That plugin brings no allocator that onnxruntime could bind.
+_BOUND = ("onnxruntime-cuda", "onnxruntime-tensorrt")
 _INSTALL_GPU = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
-_MENDS = {
+_NEEDS = {
     "onnxruntime-cuda": (
         "it needs an NVIDIA driver, CUDA and cuDNN in the versions of this onnxruntime-gpu: "
         'pip install "onnxruntime-gpu[cuda,cudnn]"'
@@ -44,25 +56,40 @@ _MENDS = {
 }
 
 
+def _open_engine(bundle: Bundle, name: str, kind: Kind) -> OnnxRuntimeEngine:
+    graph, spec = bundle.graph(kind), bundle.manifest.input
+    session = open_gpu_session(str(bundle.file(graph.path)), name, spec, graph.precision)
+    buffers = None
+    if name in _BOUND:
+        buffers = BoundSession(session, spec, graph.outputs, graphs=_makes_cuda_graphs(session))
+    return OnnxRuntimeEngine(bundle, name, kind, gpu_name() or "unknown GPU", session, buffers)
+
+
+def _probe(name: str) -> str:
+    session = open_gpu_session(TINY_GRAPH, name, None, "fp32")
+    return try_session(name, session, gpu_name() or "unknown GPU")
+
+
 def cuda_is_built_in() -> bool:
     """Whether the installed onnxruntime has CUDA at all (not: whether it works here)."""
+    import onnxruntime as ort
+
     return _CUDA in ort.get_available_providers()
 
 
 def open_gpu_session(
-    model: str | bytes,
-    options: Any,
-    engine: str,
-    spec: InputSpec | None,
-    precision: Precision,
+    model: str | bytes, engine: str, spec: InputSpec | None, precision: Precision
 ) -> Any:
     """An InferenceSession of ``model`` (its path or bytes) whose nodes really run on ``engine``.
 
-    TensorRT builds its engine here, for batches 1 … max_batch at the size of ``spec``. Raises
-    EngineUnavailable, with the mend, when the engine can not run here or would not be used.
+    TensorRT builds its plan here, in memory, for batches 1 … max_batch at the size of ``spec``.
+    Raises EngineUnavailable, with what to do, when the engine cannot run here or would not be used.
     """
+    import onnxruntime as ort
+
     # Failed providers are reported by ONNX Runtime's own logger, which ignores the session's level.
     ort.set_default_logger_severity(4)
+    options = session_options()
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
         session = _open(model, options, engine, spec, precision)
@@ -74,15 +101,11 @@ def open_gpu_session(
     return session
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's text, or its type's name if it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 def _open(
     model: str | bytes, options: Any, engine: str, spec: InputSpec | None, precision: Precision
 ) -> Any:
+    import onnxruntime as ort
+
     if engine == "onnxruntime-tensorrt-rtx":
         options.add_provider_for_devices(_plugin_devices(), _profile("nv", spec))
         return ort.InferenceSession(model, options, enable_fallback=0)
@@ -110,7 +133,7 @@ def _open(
     return ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
 
 
-def makes_cuda_graphs(session: Any) -> bool:
+def _makes_cuda_graphs(session: Any) -> bool:
     """Whether the session was opened to capture what it runs."""
     options = session.get_provider_options().get(_CUDA, {})
     return bool(options.get("enable_cuda_graph") == "1")
@@ -120,15 +143,17 @@ def _profile(prefix: str, spec: InputSpec | None) -> dict[str, str]:
     """The shapes that TensorRT builds for, or it would build again for each new batch."""
     if spec is None:
         return {}
-    picture = f"{spec.height}x{spec.width}x3"
+    image = f"{spec.height}x{spec.width}x3"
     return {
-        f"{prefix}_profile_{which}_shapes": f"{spec.name}:{batch}x{picture}"
+        f"{prefix}_profile_{which}_shapes": f"{spec.name}:{batch}x{image}"
         for which, batch in (("min", 1), ("opt", 1), ("max", spec.max_batch))
     }
 
 
 def _plugin_devices() -> list[Any]:
     """The GPUs that the TensorRT-RTX plugin takes; it is registered once per process."""
+    import onnxruntime as ort
+
     name = _PROVIDERS["onnxruntime-tensorrt-rtx"]
     if not hasattr(ort, "get_ep_devices"):
         raise EngineUnavailable(
@@ -151,6 +176,8 @@ def _plugin_devices() -> list[Any]:
 
 def _load_libraries(engine: str) -> None:
     """CUDA, cuDNN and TensorRT from pip's packages are found only when loaded first."""
+    import onnxruntime as ort
+
     if (preload := getattr(ort, "preload_dlls", None)) is not None:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
@@ -162,15 +189,17 @@ def _load_libraries(engine: str) -> None:
 
 
 def _check_used(session: Any, engine: str) -> None:
+    import onnxruntime as ort
+
     provider = _PROVIDERS[engine]
     if provider not in session.get_providers():
         raise _unavailable(engine, _missing_library(engine) or "it fell back to the CPU")
     ask = getattr(session, "get_provider_graph_assignment_info", None)
     if ask is None:
         if engine == "onnxruntime-cuda":
-            return  # the least version that this package takes can not say it
+            return  # the oldest version that this package takes cannot say it
         raise EngineUnavailable(
-            f"{engine}: onnxruntime {ort.__version__} can not say whether it is used: "
+            f"{engine}: onnxruntime {ort.__version__} cannot say whether it is used: "
             "pip install --upgrade onnxruntime-gpu"
         )
     nodes = Counter[str]()
@@ -184,11 +213,13 @@ def _check_used(session: Any, engine: str) -> None:
 
 
 def _unavailable(engine: str, reason: str) -> EngineUnavailable:
-    return EngineUnavailable(f"{engine} can not start: {reason}; {_MENDS[engine]}")
+    return EngineUnavailable(f"{engine} cannot start: {reason}; {_NEEDS[engine]}")
 
 
 def _missing_library(engine: str) -> str | None:
     """Which library the provider lacks, in the loader's words: ONNX Runtime does not give them."""
+    import onnxruntime as ort
+
     if engine == "onnxruntime-tensorrt-rtx":  # a plugin: its error says it
         return None
     part = "cuda" if engine == "onnxruntime-cuda" else "tensorrt"
@@ -199,3 +230,23 @@ def _missing_library(engine: str) -> str | None:
         if "cannot open shared object file" in str(error) and library.name not in str(error):
             return str(error)
     return None
+
+
+SPECS = tuple(
+    EngineSpec(
+        name=name,
+        device="gpu",
+        open=_open_engine,
+        probe=_probe,
+        libraries=("onnxruntime", *libraries),
+        install="pip install --force-reinstall onnxruntime",
+        conflict=onnxruntime_clash,
+        graph="classmap",
+        rank=rank,
+    )
+    for rank, name, libraries in (
+        (50, "onnxruntime-cuda", ()),
+        (30, "onnxruntime-tensorrt", ("tensorrt",)),
+        (40, "onnxruntime-tensorrt-rtx", (_PLUGIN,)),
+    )
+)

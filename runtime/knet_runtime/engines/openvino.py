@@ -3,6 +3,7 @@
 Left to itself OpenVINO computes fp32 graphs in bf16 where the processor has it. So the precision is
 set, and what was compiled is looked at: an engine that would run at another one is refused. So is a
 graph of the one form that OpenVINO is known to compute wrongly (``_check_shared_weights``).
+It compiles anew whenever it is opened: no cache of its models is kept on disk.
 """
 
 from __future__ import annotations
@@ -10,22 +11,16 @@ from __future__ import annotations
 import functools
 import threading
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 from numpy.typing import NDArray
 
 from knet_runtime.bundle.manifest import Kind
 from knet_runtime.bundle.store import Bundle
-from knet_runtime.engines.base import (
-    Tensor,
-    check_batch,
-    check_graph,
-    check_output,
-    output_name,
-)
+from knet_runtime.engines.base import EngineSpec, Tensor, check_batch, check_graph, check_outputs
 from knet_runtime.engines.hardware import cpu_budget, processor_name
 from knet_runtime.errors import EngineError, EngineUnavailable
 from knet_runtime.types import Closeable
@@ -38,7 +33,7 @@ _DTYPES = {"f32": "float32", "u8": "uint8"}
 
 
 class OpenVinoEngine(Closeable):
-    """The bundle's graph, compiled by OpenVINO for this processor and for one picture; for more at
+    """The bundle's graph, compiled by OpenVINO for this processor and for one image; for more at
     once when they come. With all sizes known OpenVINO takes less time than with a free batch."""
 
     def __init__(self, bundle: Bundle, engine: str, kind: Kind) -> None:
@@ -52,16 +47,15 @@ class OpenVinoEngine(Closeable):
         check_graph(path, self._manifest, kind, _tensors(self._model.inputs), outputs)
         if engine == "openvino":
             _check_shared_weights(self._model, path)
-        wanted = output_name(self._manifest, kind)
-        self._output = next(at for at, port in enumerate(outputs) if port.name == wanted)
+        names = [port.name for port in outputs]
+        stated = [output.name for output in bundle.graph(kind).outputs]
+        self._outputs = {name: names.index(name) for name in stated}
         self._requests: dict[int, Any] = {1: self._compiled(1)}
         # One request: the LATENCY hint gives it every thread, so two at once would gain nothing.
         self._lock = threading.Lock()
 
-    def infer(self, batch: NDArray[np.uint8]) -> NDArray[np.float32] | NDArray[np.uint8]:
-        """uint8 [B, H, W, 3] RGB at the model's size, 1 <= B <= max_batch, to logits float32
-        [B, N, h, w] or classes uint8 [B, H, W]. Raises EngineError for another batch, or when the
-        engine fails."""
+    def infer(self, batch: NDArray[np.uint8]) -> Mapping[str, NDArray[Any]]:
+        """See ``Engine.infer``."""
         checked = check_batch(self.name, self._manifest.input, batch)
         with self._lock:
             if self._model is None:
@@ -73,15 +67,18 @@ class OpenVinoEngine(Closeable):
             try:
                 request.infer({0: checked}, share_inputs=True)
                 # The request's own memory is written again by the next call.
-                output = request.get_output_tensor(self._output).data.copy()
+                outputs = {
+                    name: request.get_output_tensor(at).data.copy()
+                    for name, at in self._outputs.items()
+                }
             except RuntimeError as error:
                 raise EngineError(
                     f"{self.name} failed on a batch of {len(batch)}: {_last_line(error)}"
                 ) from error
-        return check_output(self.name, self._manifest, self.kind, len(batch), output)
+        return check_outputs(self.name, self._manifest, self.kind, len(batch), outputs)
 
     def _compiled(self, batch: int) -> Any:
-        """A request for ``batch`` pictures, in the precision that the engine's name says."""
+        """A request for ``batch`` images, in the precision that the engine's name says."""
         spec, model = self._manifest.input, self._model.clone()
         model.reshape({0: [batch, spec.height, spec.width, 3]})
         compiled = _compile(model, self._path, self.name)
@@ -95,8 +92,9 @@ class OpenVinoEngine(Closeable):
             self._requests = {}
 
 
-def try_openvino(engine: str) -> str:
-    """Words for `doctor`, or EngineUnavailable when this processor does not have the precision."""
+def _probe(engine: str) -> str:
+    import openvino
+
     _check_processor(_core(), engine)
     version = openvino.get_version().partition("-")[0]
     return f"openvino {version}, {_HINTS[engine]}, {cpu_budget()} threads"
@@ -116,6 +114,8 @@ def _core() -> Any:
     """OpenVINO, once for the process and to its end. Its CPU plugin gives the thread that loads it
     an alternate stack for signals and puts the former one back when it is freed: of two, the second
     puts back the freed one of the first, and the next signal is a segmentation fault."""
+    import openvino
+
     return openvino.Core()
 
 
@@ -144,7 +144,7 @@ def _compile(model: Any, path: Path, engine: str) -> Any:
 
 def _not_loaded(engine: str, path: Path, error: Exception) -> EngineError:
     return EngineError(
-        f"{engine} can not load {path}: {_last_line(error)}; export it again, or upgrade openvino"
+        f"{engine} cannot load {path}: {_last_line(error)}; export it again, or upgrade openvino"
     )
 
 
@@ -206,3 +206,26 @@ def _last_line(error: Exception) -> str:
     """OpenVINO begins with where in its source it raised; what happened stands in the last line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
+
+
+SPECS = (
+    EngineSpec(
+        name="openvino",
+        device="cpu",
+        open=OpenVinoEngine,
+        probe=_probe,
+        libraries=("openvino",),
+        install='pip install "knet-deploy[openvino]"',
+        refuses={"bf16": "it computes such a graph in bf16, not in f32: use openvino-bf16"},
+    ),
+    EngineSpec(
+        name="openvino-bf16",
+        device="cpu",
+        open=OpenVinoEngine,
+        probe=_probe,
+        libraries=("openvino",),
+        install='pip install "knet-deploy[openvino]"',
+        computes={"fp32": "bf16", "fp16": "bf16", "int8": "int8, bf16"},
+        rank=60,
+    ),
+)

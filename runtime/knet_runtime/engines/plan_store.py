@@ -1,9 +1,12 @@
-"""TensorRT engines, kept in the bundle under a key of all that they depend on.
+"""Plans, kept in the bundle under a key of all that they depend on.
 
-An engine is machine code for one graph, one release of TensorRT and one GPU. What was built stands
-in ``NAME.knet/engines/`` as ``ENGINE-KEY.engine`` with a ``.json`` of the same name that says all
-of this. Only an engine whose record fits this machine and whose bytes have the recorded hash is
-handed out: a plan is code, so a foreign or damaged one is never given to TensorRT.
+A plan is machine code for one graph, one release of an engine and one GPU. What was built stands in
+``NAME.knet/engines/`` as ``ENGINE-KEY.plan`` with a ``.json`` of the same name that says all of
+this. Only a plan whose record fits this machine and whose bytes have the recorded hash is handed
+out: a plan is code, so a foreign or damaged one is never given to its engine.
+
+What else an engine or its builder keeps for the next time has its place here too: a
+``StoredPlan.runtime_cache`` beside the plan, and ``timing_cache`` for the builder.
 """
 
 from __future__ import annotations
@@ -11,24 +14,23 @@ from __future__ import annotations
 import hashlib
 import shlex
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from knet_runtime.atomic import make_folder, output_error, remove_empty, write_atomic
 from knet_runtime.bundle.manifest import Kind, Precision
-from knet_runtime.bundle.store import Bundle, artefact_files
+from knet_runtime.bundle.store import Bundle
 from knet_runtime.engines.hardware import Gpu
 from knet_runtime.errors import EngineError, EngineUnavailable
 
-PlanEngine = Literal["tensorrt", "tensorrt-rtx"]
 FOLDER = "engines"
 _KEY_DIGITS = 16
-_NAME = f"-{'[0-9a-f]' * _KEY_DIGITS}.engine"  # not those of tensorrt-rtx for tensorrt
+_NAME = f"-{'[0-9a-f]' * _KEY_DIGITS}.plan"  # not those of tensorrt-rtx for tensorrt
 
 
 class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, order=True):
-    """So many pictures of so many pixels."""
+    """So many images of so many pixels."""
 
     batch: int
     height: int
@@ -39,15 +41,15 @@ class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, order=True)
 
 
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The shapes that an engine takes, from ``least`` to ``most``; it is fastest at ``usual``."""
+    """The shapes that a plan takes, from ``min`` to ``max``; it is fastest at ``opt``."""
 
-    least: Shape
-    usual: Shape
-    most: Shape
+    min: Shape
+    opt: Shape
+    max: Shape
 
 
 class BuildOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the builder was told. ``workspace`` is in MiB; None leaves a choice to TensorRT."""
+    """What the builder was told. ``workspace`` is in MiB; None leaves a choice to the builder."""
 
     profile: Profile
     workspace: int | None = None
@@ -55,14 +57,15 @@ class BuildOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PlanRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """All that is known of an engine.
+    """All that is known of a plan.
 
-    ``files`` are the SHA-256 of the graph and of its external data. ``gpu`` is the one it was built
-    on, or None when it was built ahead of time for the architectures in ``targets``. ``layers``
-    counts its layers, "type precision" each, where a GPU was there to look into it.
+    ``engine`` runs it, of release ``version``. ``files`` are the SHA-256 of the graph and of its
+    external data. ``gpu`` is the one it was built on, or None when it was built ahead of time for
+    the architectures in ``targets``. ``layers`` counts its layers, "type precision" each, where a
+    GPU was there to look into it.
     """
 
-    engine: PlanEngine
+    engine: str
     version: str
     kind: Kind
     precision: Precision
@@ -86,8 +89,7 @@ class PlanRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             "for": msgspec.to_builtins(self.gpu) if self.gpu else sorted(self.targets),
             "options": msgspec.to_builtins(self.options),
         }
-        canonical = msgspec.json.encode(decides, order="sorted")
-        return hashlib.sha256(canonical).hexdigest()[:_KEY_DIGITS]
+        return digest(msgspec.json.encode(decides, order="sorted"))[:_KEY_DIGITS]
 
 
 class StoredPlan(NamedTuple):
@@ -95,6 +97,11 @@ class StoredPlan(NamedTuple):
 
     path: Path
     record: PlanRecord
+
+    @property
+    def runtime_cache(self) -> Path:
+        """Where the engine may keep what it compiles when the plan first runs."""
+        return self.path.with_suffix(".cache")
 
     def read(self) -> bytes:
         """The plan. Raises EngineUnavailable when its bytes are not those that were built."""
@@ -106,9 +113,9 @@ class StoredPlan(NamedTuple):
             plan = self.path.read_bytes()
         except OSError as error:
             raise EngineUnavailable(
-                f"{self.path} can not be read ({error.strerror}): {rebuild}"
+                f"{self.path} cannot be read ({error.strerror}): {rebuild}"
             ) from error
-        if hashlib.sha256(plan).hexdigest() != self.record.sha256:
+        if digest(plan) != self.record.sha256:
             raise EngineUnavailable(
                 f"{self.path} is damaged (its SHA-256 is not the recorded one), so it is not "
                 f"loaded: {rebuild}"
@@ -116,20 +123,36 @@ class StoredPlan(NamedTuple):
         return plan
 
 
-def graph_hashes(bundle: Bundle, kind: Kind) -> dict[str, str]:
-    """The SHA-256 of the files that an engine of this kind is made from."""
-    files = bundle.manifest.files
-    return {name: files[name].sha256 for name in artefact_files(bundle.graph(kind))}
-
-
 def digest(plan: bytes) -> str:
     """The SHA-256 that a record states of its plan."""
     return hashlib.sha256(plan).hexdigest()
 
 
+def graph_hashes(bundle: Bundle, kind: Kind) -> dict[str, str]:
+    """The SHA-256 of the files that a plan of this kind is made from."""
+    return {name: bundle.manifest.files[name].sha256 for name in bundle.graph(kind).files}
+
+
 def plan_path(bundle: Bundle, record: PlanRecord) -> Path:
-    """Where the engine of this record stands."""
-    return bundle.path / FOLDER / f"{record.engine}-{record.key}.engine"
+    """Where the plan of this record stands."""
+    return bundle.path / FOLDER / f"{record.engine}-{record.key}.plan"
+
+
+def stored_plans(bundle: Bundle) -> list[Path]:
+    """The plans in the bundle, of whatever engine, by name."""
+    return sorted((bundle.path / FOLDER).glob("*.plan"))
+
+
+def plans_digest(bundle: Bundle) -> str:
+    """A SHA-256 that changes with every plan that is built in the bundle: of all records, which
+    hold the hash of each."""
+    records = sorted((bundle.path / FOLDER).glob("*.json"))
+    return digest(b"".join(path.read_bytes() for path in records))
+
+
+def timing_cache(bundle: Bundle, engine: str, version: str, sm: str) -> Path:
+    """Where this builder may keep what it measured on GPUs of this architecture."""
+    return bundle.path / FOLDER / f"{engine}-{version}-{sm}.timing"
 
 
 def store_plan(bundle: Bundle, plan: bytes, record: PlanRecord) -> StoredPlan:
@@ -163,14 +186,14 @@ def read_record(path: Path) -> PlanRecord:
     except OSError as error:
         raise EngineError(f"has no record that can be read ({error.strerror})") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise EngineError(f"has a record that can not be understood ({error})") from error
+        raise EngineError(f"has a record that cannot be understood ({error})") from error
 
 
-def find_plan(bundle: Bundle, engine: PlanEngine, kind: Kind, version: str, gpu: Gpu) -> StoredPlan:
-    """The latest engine in ``bundle`` that fits this release of TensorRT, this GPU and the size
+def find_plan(bundle: Bundle, engine: str, kind: Kind, version: str, gpu: Gpu) -> StoredPlan:
+    """The latest plan in ``bundle`` that fits this release of the engine, this GPU and the size
     that the bundle runs at.
 
-    Raises EngineUnavailable that names the engine that comes nearest, all in which it differs, and
+    Raises EngineUnavailable that names the plan that comes nearest, all in which it differs, and
     the command that builds the right one.
     """
     fitting: list[StoredPlan] = []
@@ -189,12 +212,12 @@ def find_plan(bundle: Bundle, engine: PlanEngine, kind: Kind, version: str, gpu:
             nearest, name = reasons, path.name
     if fitting:
         return max(fitting, key=lambda stored: (stored.record.built, stored.path.name))
-    mend = f"knet-deploy build {shlex.quote(str(bundle.path))} --engine {engine} --graph {kind}"
+    build = f"knet-deploy build {shlex.quote(str(bundle.path))} --engine {engine} --graph {kind}"
     if nearest is None:
-        raise EngineUnavailable(f"{bundle.path} holds no {engine} engine for this machine: {mend}")
+        raise EngineUnavailable(f"{bundle.path} holds no {engine} plan for this machine: {build}")
     raise EngineUnavailable(
-        f"{bundle.path} holds no {engine} engine for this machine: {name} "
-        f"{'; it '.join(nearest)}: {mend}"
+        f"{bundle.path} holds no {engine} plan for this machine: {name} "
+        f"{'; it '.join(nearest)}: {build}"
     )
 
 
@@ -220,11 +243,11 @@ def _differences(
         if record.gpu.driver != gpu.driver:
             reasons.append(f"was built with driver {record.gpu.driver}, this is {gpu.driver}")
     profile, spec = record.options.profile, bundle.manifest.input
-    rows = profile.least.height <= spec.height <= profile.most.height
-    columns = profile.least.width <= spec.width <= profile.most.width
+    rows = profile.min.height <= spec.height <= profile.max.height
+    columns = profile.min.width <= spec.width <= profile.max.width
     if not (rows and columns):
         reasons.append(
-            f"takes {profile.least} to {profile.most}, not {spec.height}x{spec.width} pixels"
+            f"takes {profile.min} to {profile.max}, not {spec.height}x{spec.width} pixels"
         )
     return reasons
 

@@ -1,7 +1,7 @@
-"""TensorRT and TensorRT-RTX: an engine that ``knet-deploy build`` made for this GPU.
+"""TensorRT and TensorRT-RTX: a plan that ``knet-deploy build`` made for this GPU.
 
 Written against NVIDIA's documented interface and never run on a GPU by its authors: trust it when
-``knet-deploy verify`` passes. Builds nothing and loads nothing but what the engine store hands out.
+``knet-deploy verify`` passes. Builds nothing and loads nothing but what the plan store hands out.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,18 +20,11 @@ from numpy.typing import NDArray
 from knet_runtime.atomic import write_atomic
 from knet_runtime.bundle.manifest import Kind
 from knet_runtime.bundle.store import Bundle
-from knet_runtime.engines.base import (
-    Tensor,
-    check_batch,
-    check_graph,
-    check_output,
-    output_name,
-    output_shape,
-)
+from knet_runtime.engines.base import EngineSpec, Tensor, check_batch, check_graph, check_outputs
 from knet_runtime.engines.cuda import Cuda
 from knet_runtime.engines.hardware import Gpu, this_gpu
-from knet_runtime.engines.plan_store import PlanEngine, find_plan
-from knet_runtime.engines.tensorrt_library import explain, load_tensorrt, new_log
+from knet_runtime.engines.plan_store import find_plan
+from knet_runtime.engines.tensorrt_library import INSTALL, explain, load_tensorrt, new_log
 from knet_runtime.errors import EngineError, EngineUnavailable
 from knet_runtime.types import Closeable
 
@@ -40,7 +34,7 @@ _DTYPES = {"FLOAT": "float32", "UINT8": "uint8"}
 
 
 class TensorRTEngine(Closeable):
-    """The engine in the bundle that fits this GPU, on a stream of its own.
+    """The plan in the bundle that fits this GPU, on a stream of its own.
 
     One execution context behind a lock: calls from several threads take turns. Two batches of one
     size in a row make a CUDA graph of upload, network and download, which the next ones of that
@@ -48,51 +42,50 @@ class TensorRTEngine(Closeable):
     """
 
     def __init__(self, bundle: Bundle, engine: str, kind: Kind) -> None:
-        flavour = cast(PlanEngine, engine)
-        self._module = load_tensorrt(flavour)
+        self._module = load_tensorrt(engine)
         gpu = _gpu(engine)
-        stored = find_plan(bundle, flavour, kind, self._module.__version__, gpu)
+        stored = find_plan(bundle, engine, kind, self._module.__version__, gpu)
         self.name, self.kind, self.device = engine, kind, gpu.name
         self._manifest = bundle.manifest
-        self._least = stored.record.options.profile.least.batch
-        most = stored.record.options.profile.most.batch
+        profile = stored.record.options.profile
+        self._min_batch, most = profile.min.batch, profile.max.batch
         self._spec = msgspec.structs.replace(bundle.manifest.input, max_batch=most)
-        self._output = output_name(bundle.manifest, kind)
         self._lock = threading.Lock()
         self._log = new_log(self._module)
         self._runtime: Any = self._module.Runtime(self._log)
         self._engine: Any = self._runtime.deserialize_cuda_engine(stored.read())
         if self._engine is None:
-            raise EngineUnavailable(f"{stored.path} can not be loaded: {explain(self._log.errors)}")
+            raise EngineUnavailable(f"{stored.path} cannot be loaded: {explain(self._log.errors)}")
         inputs, outputs = self._tensors()
         check_graph(stored.path, self._manifest, kind, inputs, outputs)
-        self._cache = _RuntimeCache(stored.path.with_suffix(".cache"))
+        self._cache = _RuntimeCache(stored.runtime_cache)
         self._context: Any = self._cache.create_context(self._engine, self._module)
         if self._context is None:
-            raise EngineError(f"{engine} has no room to run: {explain(self._log.errors)}")
+            raise EngineError(f"{engine} has too little memory to run: {explain(self._log.errors)}")
         self._cuda = Cuda()
         self._size = 0  # of the last batch
-        self._makes_graphs = flavour == "tensorrt"
-        picture = (most, self._spec.height, self._spec.width, 3)
-        result = (most, *output_shape(self._manifest, kind))
-        element = np.dtype(np.float32 if kind == "logits" else np.uint8)
+        self._makes_graphs = engine == "tensorrt"
+        size = self._spec.size
         try:
-            self._in = self._cuda.allocate(picture, np.dtype(np.uint8))
-            self._out = self._cuda.allocate(result, element)
+            self._in = self._cuda.allocate((most, *size, 3), np.dtype(np.uint8))
+            self._out = {
+                output.name: self._cuda.allocate(
+                    (most, *output.shape(size)), np.dtype(output.dtype)
+                )
+                for output in bundle.graph(kind).outputs
+            }
         except EngineError:
             self.close()
             raise
 
-    def infer(self, batch: NDArray[np.uint8]) -> NDArray[np.float32] | NDArray[np.uint8]:
-        """uint8 [B, H, W, 3] RGB at the model's size, B within the engine's profile, to logits
-        float32 [B, N, h, w] or classes uint8 [B, H, W]. Raises EngineError for another batch, or
-        when the engine fails."""
+    def infer(self, batch: NDArray[np.uint8]) -> Mapping[str, NDArray[Any]]:
+        """See ``Engine.infer``; B must be within the plan's profile."""
         images = check_batch(self.name, self._spec, batch)
         size = len(images)
-        if size < self._least:
+        if size < self._min_batch:
             raise EngineError(
-                f"the batch holds {size} pictures; this engine was built for at least "
-                f"{self._least}: build it with a smaller --min"
+                f"the batch holds {size} images; this plan was built for at least "
+                f"{self._min_batch}: build it with a smaller --min"
             )
         with self._lock:
             if self._context is None:
@@ -100,11 +93,12 @@ class TensorRTEngine(Closeable):
             self._log.errors.clear()
             self._in.host[:size] = images
             self._run(size)
-            output = self._out.host[:size].copy()  # the next call writes there again
-        return check_output(self.name, self._manifest, self.kind, size, output)
+            # The next call writes there again.
+            outputs = {name: buffer.host[:size].copy() for name, buffer in self._out.items()}
+        return check_outputs(self.name, self._manifest, self.kind, size, outputs)
 
     def _run(self, size: int) -> None:
-        """From one pinned buffer to the other."""
+        """From the pinned buffer of the input to those of the outputs."""
         cuda = self._cuda
         if size == self._size and cuda.captured:
             cuda.launch()
@@ -124,11 +118,11 @@ class TensorRTEngine(Closeable):
 
     def _set_shape(self, size: int) -> None:
         context, spec = self._context, self._spec
+        buffers = {spec.name: self._in, **self._out}
         if not (
-            context.set_input_shape(spec.name, (size, spec.height, spec.width, 3))
+            context.set_input_shape(spec.name, (size, *spec.size, 3))
             and not context.infer_shapes()
-            and context.set_tensor_address(spec.name, self._in.device)
-            and context.set_tensor_address(self._output, self._out.device)
+            and all(context.set_tensor_address(name, at.device) for name, at in buffers.items())
         ):
             raise self._failure(size)
 
@@ -136,7 +130,8 @@ class TensorRTEngine(Closeable):
         self._cuda.upload(self._in, size)
         if not self._context.execute_async_v3(self._cuda.stream):
             raise self._failure(size)
-        self._cuda.download(self._out, size)
+        for buffer in self._out.values():
+            self._cuda.download(buffer, size)
 
     def _failure(self, size: int) -> EngineError:
         return EngineError(f"{self.name} failed on a batch of {size}: {explain(self._log.errors)}")
@@ -166,9 +161,8 @@ class TensorRTEngine(Closeable):
         return tensors[modes.INPUT], tensors[modes.OUTPUT]
 
 
-def try_tensorrt(engine: str) -> str:
-    """Words for `doctor`; EngineUnavailable, with the mend, when engines can not run here."""
-    module = load_tensorrt(cast(PlanEngine, engine))
+def _probe(engine: str) -> str:
+    module = load_tensorrt(engine)
     gpu = _gpu(engine)
     Cuda().close()
     return f"{engine} {module.__version__}, {gpu.name} ({gpu.sm}); knet-deploy build comes first"
@@ -185,8 +179,8 @@ def _gpu(engine: str) -> Gpu:
 
 
 class _RuntimeCache:
-    """What TensorRT-RTX compiled for this GPU when it first ran, beside the engine; TensorRT
-    proper compiles nothing then."""
+    """What TensorRT-RTX compiled for this GPU when it first ran, beside the plan; TensorRT proper
+    compiles nothing then."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -211,3 +205,22 @@ class _RuntimeCache:
         if self._cache is not None:
             with contextlib.suppress(OSError):  # it saves time, no more
                 write_atomic(self._path, bytes(self._cache.serialize()))
+
+
+SPECS = tuple(
+    EngineSpec(
+        name=name,
+        device="gpu",
+        open=TensorRTEngine,
+        probe=_probe,
+        libraries=libraries,
+        install=INSTALL[name],
+        graph="classmap",
+        rank=rank,
+        runs_plans=True,
+    )
+    for rank, name, libraries in (
+        (10, "tensorrt", ("tensorrt",)),
+        (20, "tensorrt-rtx", ("tensorrt_rtx", "tensorrt_rtx_bindings")),
+    )
+)

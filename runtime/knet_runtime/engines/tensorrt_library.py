@@ -1,6 +1,6 @@
 """TensorRT's Python module, of either flavour, and what it says in its log.
 
-``tensorrt`` (10.3 or newer) and ``tensorrt_rtx`` have one API. They are imported when an engine is
+``tensorrt`` (10.3 or newer) and ``tensorrt_rtx`` have one API. They are imported when a plan is
 built or opened, never before.
 """
 
@@ -13,11 +13,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from knet_runtime.engines.plan_store import PlanEngine
 from knet_runtime.errors import EngineUnavailable
 
-_LEAST = (10, 3)
-_MENDS: dict[PlanEngine, str] = {
+_OLDEST = (10, 3)
+INSTALL = {
     "tensorrt": (
         'pip install "knet-deploy[tensorrt]" (on a Jetson: apt install python3-libnvinfer, and a '
         "virtual environment with --system-site-packages)"
@@ -53,16 +52,19 @@ _ADVICE = (
 )
 
 
-def load_tensorrt(engine: PlanEngine) -> Any:
-    """The module for ``engine``. Raises EngineUnavailable with what to install."""
+def load_tensorrt(engine: str) -> Any:
+    """The module for ``engine``, "tensorrt" or "tensorrt-rtx". Raises EngineUnavailable with what
+    to install."""
     try:
         module = importlib.import_module("tensorrt") if engine == "tensorrt" else _load_rtx()
     except (ImportError, OSError) as error:
-        raise EngineUnavailable(f"{engine} is not installed ({error}): {_MENDS[engine]}") from error
-    version = tuple(int(part) for part in module.__version__.split(".")[:2])
-    if engine == "tensorrt" and version < _LEAST:
         raise EngineUnavailable(
-            f"tensorrt {module.__version__} is too old, 10.3 is the least: {_MENDS[engine]}"
+            f"{engine} is not installed ({error}): {INSTALL[engine]}"
+        ) from error
+    version = tuple(int(part) for part in module.__version__.split(".")[:2])
+    if engine == "tensorrt" and version < _OLDEST:
+        raise EngineUnavailable(
+            f"tensorrt {module.__version__} is too old, 10.3 is the oldest: {INSTALL[engine]}"
         )
     return module
 

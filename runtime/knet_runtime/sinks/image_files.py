@@ -67,7 +67,7 @@ class MaskFolder:
             if not self._written:
                 self._created = make_folder(self.path)
             for file, data in files.items():
-                write_atomic(file, data)
+                write_atomic(file, data, durable=False)  # to wait for the disk takes 5 ms a frame
         except ValueError as error:
             raise OutputError(f"{target}: {error}; scale the frames down") from error
         except OSError as error:

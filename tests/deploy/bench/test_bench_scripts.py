@@ -68,9 +68,9 @@ def test_a_random_bundle_is_whole_and_sees_several_classes(
     folder = tmp_path / "random.knet"
     random_bundle.write_random(folder, model, PRESET, size=(64, 96), sizes=sizes, max_batch=2)
     bundle = open_bundle(folder)
-    assert [one.kind for one in bundle.manifest.artefacts] == ["logits", "classmap"]
+    assert [one.kind for one in bundle.manifest.graphs] == ["logits", "classmap"]
     frames = [Street(seed, (100, 140)).frame(0)[0] for seed in range(2)]
-    for opened in (bundle, bundle.at((128, 64))):
+    for opened in (bundle, bundle.with_input_size((128, 64))):
         with Segmenter(opened, "onnxruntime-cpu") as segmenter:
             found = segmenter.batch(frames)
         size = (opened.manifest.input.height, opened.manifest.input.width)
@@ -90,7 +90,7 @@ def test_half_precision_and_more_classes_than_a_byte_holds(
     model = random_bundle.random_model(PRESET, 300)
     folder = tmp_path / "many.knet"
     bundle = random_bundle.write_random(folder, model, PRESET, size=(64, 64), precision="fp16")
-    (only,) = bundle.manifest.artefacts
+    (only,) = bundle.manifest.graphs
     assert (only.kind, only.precision) == ("logits", "fp16")
     with Segmenter(bundle, "onnxruntime-cpu") as segmenter:
         assert segmenter(Street(1, (64, 64)).frame(0)[0]).class_map.dtype == np.uint16

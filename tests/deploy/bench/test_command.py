@@ -13,7 +13,7 @@ import pytest
 
 from knet_deploy.cli.bench import BASELINES
 from knet_runtime.bundle.store import Bundle, default_bundle_path
-from knet_runtime.engines.registry import probe_engines
+from knet_runtime.engines import probe_engines
 
 FEW = ("--engine", "onnxruntime-cpu", "--rounds", "1", "--frames", "2")
 

@@ -29,7 +29,10 @@ def test_batch_says_what_is_wrong_before_ray_is_started(call: Call, tmp_path: Pa
     out = tmp_path / "out"
     for words, expected in (
         ((tmp_path / "none/**/*.mp4",), "no file is found"),
-        ((tmp_path / "x.mp4", "--engine", "nope"), "no engine 'nope'"),
+        (
+            (tmp_path / "x.mp4", "--engine", "nope"),
+            "'nope' is not one of 'auto', 'onnxruntime-cpu'",
+        ),
         ((tmp_path / "x.mp4", "--bundle", tmp_path / "none.knet"), "no such bundle"),
         ((tmp_path / "x.mp4", "--size", "big"), "HEIGHTxWIDTH"),
     ):

@@ -19,6 +19,7 @@ import typer
 from knet_deploy.cli import console
 from knet_deploy.cli.main import app, main
 from knet_runtime.bundle.store import Bundle, open_bundle, record_parity
+from knet_runtime.engines import engine_specs
 from knet_runtime.engines.plan_store import (
     BuildOptions,
     PlanRecord,
@@ -27,7 +28,6 @@ from knet_runtime.engines.plan_store import (
     graph_hashes,
     store_plan,
 )
-from knet_runtime.engines.registry import CPU_ENGINES, ENGINES
 from knet_runtime.errors import EngineError, EngineUnavailable, ParityError
 
 Call = Callable[..., Any]
@@ -148,9 +148,9 @@ def test_doctor_reports_as_lines_and_as_json(call: Call) -> None:
     assert found["ok"]
     assert {check["name"] for check in found["checks"]} >= {"CPU engine", "golden", "H.264"}
     engines = {engine["name"]: engine["detail"] for engine in found["engines"]}
-    assert tuple(engines) == ENGINES
+    assert list(engines) == list(engine_specs())
     for name, detail in engines.items():
-        assert ("not yet run on a GPU" in detail) == (name not in CPU_ENGINES), name
+        assert ("not yet run on a GPU" in detail) == (engine_specs()[name].device == "gpu"), name
     extras = {"train", "export", "gpu", "openvino", "tensorrt", "serve", "ray"}
     assert {extra["name"] for extra in found["extras"]} == extras
 
@@ -173,17 +173,21 @@ def test_inspect_shows_the_bundle_and_prints_its_manifest(call: Call, copied_bun
     assert table.code == 0
     for text in (
         *("Bicyclist", "#0080c0", ".onnx", "sha256", "tolerance", "licence", "360×480"),
-        *("precision    fp32", "logits: float32 logits, 11 classes", "passed on onnxruntime-cpu"),
+        *(
+            "precision    fp32",
+            "logits: float32 semantic logits, 11×90×120",
+            "passed on onnxruntime-cpu",
+        ),
     ):
         assert text in table.out
     manifest = call("inspect", copied_bundle, "--json").out
     assert manifest == (copied_bundle / "manifest.json").read_text(encoding="utf-8")
 
 
-def test_inspect_shows_sizes_kinds_parity_by_engine_and_built_engines(
+def test_inspect_shows_sizes_kinds_parity_by_engine_and_plans(
     call: Call, free_bundle: Bundle, copied_bundle: Path
 ) -> None:
-    measured = open_bundle(copied_bundle).artefact.parity[0]
+    measured = open_bundle(copied_bundle).graph("logits").parity[0]
     for passed, engine in ((True, "openvino"), (False, "openvino-bf16")):
         record_parity(
             free_bundle,
@@ -208,24 +212,24 @@ def test_inspect_shows_sizes_kinds_parity_by_engine_and_built_engines(
         built="2026-01-01",
     )
     stored = store_plan(free_bundle, b"plan", record)
-    (free_bundle.path / "engines" / "tensorrt-lost.engine").write_bytes(b"")
+    (free_bundle.path / "engines" / "tensorrt-lost.plan").write_bytes(b"")
     table = call("inspect", free_bundle.path)
     assert (table.code, table.err) == (0, "")
     for text in (
         "8×8 to 64×96 in multiples of 8",
-        "logits: float32 logits, 3 classes, 4×6",
-        "classmap: uint8 classes, 16×24",
+        "logits: float32 semantic logits, 3×4×6",
+        "classmap: uint8 class map, 16×24",
         "passed on openvino (some processor)",
         "FAILED on openvino-bf16 (some processor)",
         "not measured: knet-deploy verify",
         f"{stored.path.name}: tensorrt-rtx 1.7, classmap, fp32, for sm86, sm120, 1x16x24 to 2x16x",
-        "tensorrt-lost.engine: has no record",
+        "tensorrt-lost.plan: has no record",
     ):
         assert text in table.out, text
 
 
 def test_a_flipped_byte_in_a_bundle_names_the_file(call: Call, copied_bundle: Path) -> None:
-    graph = open_bundle(copied_bundle).artefact.path
+    graph = open_bundle(copied_bundle).graph("logits").path
     data = bytearray((copied_bundle / graph).read_bytes())
     data[1000] ^= 1
     (copied_bundle / graph).write_bytes(data)

@@ -150,7 +150,10 @@ def test_a_source_that_is_none_is_refused(
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--engine", "onnxruntime-gpu"], "there is no engine 'onnxruntime-gpu'"),
+        (
+            ["--engine", "onnxruntime-gpu"],
+            "'onnxruntime-gpu' is not one of 'auto', 'onnxruntime-cpu'",
+        ),
         (["--engine", "onnxruntime-tensorrt-rtx"], "onnxruntime-ep-nv-tensorrt-rtx"),
         (["--self-test", "maybe"], "use refuse, warn, off"),
         (["--policy", "fast"], "use file, live"),
@@ -187,7 +190,7 @@ def test_options_that_can_not_work_are_refused_in_one_line(
 def _record(bundle: Path, engine: str, passed: bool) -> None:
     """As if verify had measured this engine here."""
     opened = open_bundle(bundle)
-    measured = opened.artefact.parity[0]
+    measured = opened.graph("logits").parity[0]
     changes = {"engine": engine, "device": processor_name(), "passed": passed}
     record_parity(opened, "logits", msgspec.structs.replace(measured, **changes))
 
@@ -195,8 +198,8 @@ def _record(bundle: Path, engine: str, passed: bool) -> None:
 def _forget(bundle: Path) -> None:
     path = bundle / "manifest.json"
     manifest = json.loads(path.read_text(encoding="utf-8"))
-    for artefact in manifest["artefacts"]:
-        artefact["parity"] = []
+    for graph in manifest["graphs"]:
+        graph["parity"] = []
     path.write_text(json.dumps(manifest), encoding="utf-8")
 
 

@@ -26,7 +26,10 @@ from knet_train.models.knet import KNet
 
 SIZE = (64, 96)
 PIXELS = SIZE[0] * SIZE[1] // 16
-SPEC, OUTPUT = InputSpec("image", *SIZE, max_batch=8), OutputSpec("logits", 4)
+SPEC, OUTPUT = (
+    InputSpec("image", *SIZE, max_batch=8),
+    OutputSpec("logits", "semantic_logits", (7,), 4),
+)
 
 
 def a_config(*settings: str) -> Config:

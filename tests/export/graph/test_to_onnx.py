@@ -28,7 +28,7 @@ from knet_train.models.build import build_model
 from knet_train.models.knet import KNet
 
 SIZE = (64, 96)
-OUTPUT = OutputSpec("logits", 4)
+OUTPUT = OutputSpec("logits", "semantic_logits", (7,), 4)
 SPEC = InputSpec("image", *SIZE, max_batch=8)
 FP32 = default_tolerance("fp32")
 

@@ -157,9 +157,15 @@ def manifest() -> Manifest:
     return Manifest(
         name="small",
         input=InputSpec(name="image", height=SIZE[0], width=SIZE[1], max_batch=4),
-        output=OutputSpec(name="logits", stride=2),
         labels=LabelMap(NAMES, distinct_palette(8), 255),
-        artefacts=(Graph(path="logits.onnx", precision="int8", tolerance=TOLERANCE),),
+        graphs=(
+            Graph(
+                path="logits.onnx",
+                outputs=(OutputSpec("logits", "semantic_logits", (len(NAMES),), 2),),
+                precision="int8",
+                tolerance=TOLERANCE,
+            ),
+        ),
         provenance=Provenance("0" * 64, "small", {}),
         licence=Licence("Apache-2.0", "unstated", "unstated"),
     )
@@ -204,7 +210,6 @@ def minmax(network: onnx.ModelProto, pictures: CalibrationSet) -> dict[str, floa
         list(dict.fromkeys(node.activation for node in nodes)),
         [pictures.read(index) for index in range(4)],
         InputSpec(name="image", height=SIZE[0], width=SIZE[1]),
-        2,
     )
     return {name: histogram.threshold("minmax") for name, histogram in histograms.items()}
 

@@ -16,7 +16,7 @@ from knet_export.int8.search import Quantisation
 from knet_export.int8.write import QUANTISATION_NAME
 from knet_runtime.bundle.manifest import SizeRange
 from knet_runtime.bundle.store import Bundle
-from knet_runtime.engines.registry import open_engine
+from knet_runtime.engines import open_engine
 from knet_runtime.errors import ConfigError, DataError
 from knet_runtime.metrics import agreement
 from knet_runtime.postprocess import upsampled_argmax
@@ -47,9 +47,9 @@ def bundle(checkpoint: Path, streets: Path, tmp_path_factory: pytest.TempPathFac
 
 
 def test_the_bundle_is_int8_and_proven(bundle: Bundle) -> None:
-    for artefact in bundle.manifest.artefacts:
+    for artefact in bundle.manifest.graphs:
         assert artefact.precision == "int8"
-    (parity,) = bundle.artefact.parity
+    (parity,) = bundle.graph("logits").parity
     assert parity.passed
     graph = onnx.load(bundle.path / "logits.onnx", load_external_data=False).graph
     inputs = {node.output[0]: node.op_type for node in graph.node}
@@ -80,15 +80,15 @@ def test_both_graphs_see_the_same_classes(bundle: Bundle) -> None:
         open_engine(bundle, "onnxruntime-cpu") as logits,
         open_engine(bundle, "onnxruntime-cpu", kind="classmap") as classmap,
     ):
-        classes = classmap.infer(images)
-        for output, found in zip(logits.infer(images), classes, strict=True):
+        classes = classmap.infer(images)["classmap"]
+        for output, found in zip(logits.infer(images)["logits"], classes, strict=True):
             assert agreement(upsampled_argmax(output, SIZE), found) > 0.9999
 
 
 def test_a_graph_of_free_sizes_can_be_int8(bundle: Bundle) -> None:
     image = Street(5, (96, 128)).frame(0)[0][None]
-    with open_engine(bundle.at((96, 128)), "onnxruntime-cpu") as backend:
-        assert backend.infer(image).shape == (1, 11, 24, 32)
+    with open_engine(bundle.with_input_size((96, 128)), "onnxruntime-cpu") as backend:
+        assert backend.infer(image)["logits"].shape == (1, 11, 24, 32)
 
 
 def test_int8_and_its_pictures_go_together(checkpoint: Path, streets: Path, tmp_path: Path) -> None:

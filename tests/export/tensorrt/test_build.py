@@ -19,7 +19,7 @@ from knet_deploy.cli.main import main
 from knet_export.graph.classmap import add_classmap_head
 from knet_export.graph.to_onnx import CLASSMAP_NAME, LOGITS_NAME, WEIGHTS_NAME
 from knet_export.int8.quantise import multiply_adds, quantisable, quantise, save
-from knet_export.spec import graph_artefacts, write_logits_graph
+from knet_export.spec import bundle_graphs, write_logits_graph
 from knet_export.tensorrt.build import _Network, build_engine, parser_reason
 from knet_export.tensorrt.profile import profile_of
 from knet_runtime.bundle.manifest import (
@@ -60,9 +60,8 @@ def manifest_of(spec: InputSpec, stride: int, classes: int, precision: Precision
     return Manifest(
         name="random",
         input=spec,
-        output=OutputSpec("logits", stride),
         labels=LabelMap(names, distinct_palette(classes), 255),
-        artefacts=graph_artefacts(precision, classes),
+        graphs=bundle_graphs(precision, classes, stride),
         provenance=Provenance("0" * 64, "random", {}),
         licence=Licence("Apache-2.0", "CC0-1.0", "CC0-1.0"),
     )
@@ -82,7 +81,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
         config = load_config(preset)
         classes = 11 if preset == "knet-edge" else 150
         spec = InputSpec("image", SIDE, SIDE, max_batch=max_batch, sizes=sizes)
-        output = OutputSpec("logits", config.model.stride)
+        output = OutputSpec("logits", "semantic_logits", (classes,), config.model.stride)
         folder = tmp_path_factory.mktemp(name)
         work = folder / "work"
         work.mkdir()
@@ -201,9 +200,9 @@ def test_build_by_its_command(
         (["--max", "5"], "batches of 1 to 4"),
         (["--max", "2x128x128"], "for 64x64 only"),
         (["--target", "sm87"], "this release builds for sm75, sm80"),
-        (["--engine", "openvino"], "only tensorrt and tensorrt-rtx"),
+        (["--engine", "openvino"], "'openvino' is not one of 'tensorrt', 'tensorrt-rtx'"),
         (["--engine", "tensorrt"], "--target is for TensorRT-RTX"),
-        (["--graph", "masks"], "it is logits or classmap"),
+        (["--graph", "masks"], "is not one of 'logits', 'classmap'"),
     ],
 )
 def test_build_says_in_one_line_what_is_wrong_before_any_work(

@@ -22,13 +22,13 @@ def test_by_default_all_that_was_exported() -> None:
 def test_narrower_shapes_are_taken() -> None:
     wanted = profile_of(FREE, least="2x64x64", usual="4x64×96", most="4x128x128")
     assert wanted == Profile(Shape(2, 64, 64), Shape(4, 64, 96), Shape(4, 128, 128))
-    assert profile_of(FIXED, most="4").most == Shape(4, 64, 96)
-    assert profile_of(FIXED, least="4").least == Shape(4, 64, 96)
+    assert profile_of(FIXED, most="4").max == Shape(4, 64, 96)
+    assert profile_of(FIXED, least="4").min == Shape(4, 64, 96)
 
 
 def test_the_usual_shape_moves_into_the_range() -> None:
-    assert profile_of(FREE, least="2x128x128").usual == Shape(2, 128, 128)
-    assert profile_of(FREE, most="4x32x64").usual == Shape(1, 32, 64)
+    assert profile_of(FREE, least="2x128x128").opt == Shape(2, 128, 128)
+    assert profile_of(FREE, most="4x32x64").opt == Shape(1, 32, 64)
 
 
 @pytest.mark.parametrize(

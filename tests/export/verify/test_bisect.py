@@ -135,11 +135,11 @@ def test_a_missing_stage_is_found(
     loaded = read_checkpoint(checkpoint)
     loaded.model.stages = loaded.model.stages[:-1]
     size = (manifest.input.height, manifest.input.width)
-    export_onnx(fuse(loaded.model, size), manifest.input, manifest.output, tmp_path)
+    export_onnx(fuse(loaded.model, size), manifest.input, manifest.graphs[0].outputs[0], tmp_path)
     files: dict[str, Any] = {name: small_bundle.file(name) for name in manifest.files}
     del files["classmap.onnx"]
     files |= {name: tmp_path / name for name in (LOGITS_NAME, WEIGHTS_NAME)}
-    short = msgspec.structs.replace(manifest, artefacts=manifest.artefacts[:1])
+    short = msgspec.structs.replace(manifest, graphs=manifest.graphs[:1])
     bad = write_bundle(tmp_path / "short.knet", short, files)
     words = ["verify", str(bad.path), "--against", str(small_bundle.path), "--data", str(streets)]
     assert main([*words, "--split", "all", "--engine", CPU]) == 1
@@ -167,21 +167,21 @@ def half(
     manifest, folder = small_bundle.manifest, tmp_path_factory.mktemp("half")
     size = (manifest.input.height, manifest.input.width)
     form = halve(fuse(read_checkpoint(checkpoint).model, size, pixels=16 * 24), "fp16")
-    graph = export_onnx(form, manifest.input, manifest.output, folder)
+    graph = export_onnx(form, manifest.input, manifest.graphs[0].outputs[0], folder)
     model = onnx.load(graph)
     weight = constant(model, "head.fuse.5.weight")
     values = numpy_helper.to_array(weight).astype(np.float32)
     step = np.abs(values).max() / 2
     coarse = (np.round(values / step) * step).astype(np.float16)
     weight.CopyFrom(numpy_helper.from_array(coarse, weight.name))
-    limits = msgspec.structs.replace(small_bundle.artefact.tolerance, max_logit_diff=0.02)
+    limits = msgspec.structs.replace(small_bundle.graph("logits").tolerance, max_logit_diff=0.02)
     artefact = msgspec.structs.replace(
-        small_bundle.artefact, precision="fp16", tolerance=limits, parity=()
+        small_bundle.graph("logits"), precision="fp16", tolerance=limits, parity=()
     )
     files: dict[str, Any] = {name: small_bundle.file(name) for name in manifest.files}
     files[LOGITS_NAME] = model.SerializeToString()
     del files["classmap.onnx"]
-    lower = msgspec.structs.replace(manifest, artefacts=(artefact,))
+    lower = msgspec.structs.replace(manifest, graphs=(artefact,))
     return write_bundle(folder / "half.knet", lower, files)
 
 

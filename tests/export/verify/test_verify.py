@@ -21,9 +21,9 @@ from knet_deploy.cli.main import main
 from knet_export.verify.data import open_data
 from knet_export.verify.reference import TorchReference
 from knet_export.verify.verify import Picture, VerifyReport, verify
-from knet_runtime.bundle.manifest import Kind
+from knet_runtime.bundle.manifest import Graph, Kind
 from knet_runtime.bundle.store import Bundle, default_bundle_path, open_bundle, write_bundle
-from knet_runtime.engines.registry import open_engine
+from knet_runtime.engines import open_engine
 from knet_runtime.errors import BundleError, CheckpointError, ConfigError, DataError
 from knet_train.checkpoint import read_checkpoint
 
@@ -45,10 +45,10 @@ def measure(bundle: Bundle, checkpoint: Path, streets: Path, kind: Kind = "logit
 
 def changed(bundle: Bundle, path: Path, change: Callable[[onnx.ModelProto], None]) -> Bundle:
     """The bundle with another logits graph, its weights inside."""
-    model = onnx.load(bundle.file(bundle.artefact.path))
+    model = onnx.load(bundle.file(bundle.graph("logits").path))
     change(model)
     files: dict[str, Any] = {name: bundle.file(name) for name in bundle.manifest.files}
-    files[bundle.artefact.path] = model.SerializeToString()
+    files[bundle.graph("logits").path] = model.SerializeToString()
     return write_bundle(path, bundle.manifest, files)
 
 
@@ -105,7 +105,7 @@ def test_nan_logits_fail_and_are_stored_as_failed(
     page = tmp_path / "page"
     answer = main(["verify", str(broken.path), *arguments, "--engine", CPU, "--report", str(page)])
     assert answer == 1
-    (record,) = open_bundle(broken.path).artefact.parity
+    (record,) = open_bundle(broken.path).graph("logits").parity
     assert (record.passed, record.max_logit_diff) == (False, None)
     assert json.loads((page / "report.json").read_text())["max_logit_diff"] is None
 
@@ -120,7 +120,7 @@ def test_the_verdict_is_stored_and_a_tighter_limit_fails(
     words = ["verify", str(copied), "--against", str(checkpoint), "--data", str(streets)]
     words += ["--split", "all", "--engine", CPU]
     assert main([*words, "--json", str(tmp_path / "x.json")]) == 0
-    (record,) = open_bundle(copied).artefact.parity
+    (record,) = open_bundle(copied).graph("logits").parity
     assert record.passed
     assert (record.images, record.data) == (8, "streets, split all")
     assert json.loads((tmp_path / "x.json").read_text())["images"] == 8
@@ -129,20 +129,20 @@ def test_the_verdict_is_stored_and_a_tighter_limit_fails(
     error = capsys.readouterr().err
     assert "largest logit difference" in error
     assert "above 1e-12" in error
-    (record,) = open_bundle(copied).artefact.parity
+    (record,) = open_bundle(copied).graph("logits").parity
     assert not record.passed
 
 
 def test_a_golden_verdict_does_not_clear_one_on_pictures(copied: Path, checkpoint: Path) -> None:
     golden = ["verify", str(copied), "--engine", CPU]
-    before = open_bundle(copied).artefact.parity
+    before = open_bundle(copied).graph("logits").parity
     assert main(golden) == 0
-    assert open_bundle(copied).artefact.parity == before  # the export's own says more
+    assert open_bundle(copied).graph("logits").parity == before  # the export's own says more
     assert main([*golden, "--tolerance", "max_logit_diff=1e-12"]) == 1
-    (record,) = open_bundle(copied).artefact.parity
+    (record,) = open_bundle(copied).graph("logits").parity
     assert (record.passed, record.data) == (False, "golden pictures")
     assert main(golden) == 0
-    (record,) = open_bundle(copied).artefact.parity
+    (record,) = open_bundle(copied).graph("logits").parity
     assert record.passed
 
 
@@ -226,12 +226,21 @@ def test_models_of_another_kind_are_refused_and_never_resized(
     labels = small_bundle.manifest.labels
     few = msgspec.structs.replace(labels, names=labels.names[:3], palette=labels.palette[:3])
     spec = small_bundle.manifest.input
-    for field, value, words in (
-        ("labels", few, r"other classes \(11 against 3\)"),
-        ("input", msgspec.structs.replace(spec, resize="letterbox"), "other ways to fit"),
-        ("output", msgspec.structs.replace(small_bundle.manifest.output, stride=8), "strides"),
+    graph = small_bundle.graph("logits")
+
+    def graphs(**changes: object) -> tuple[Graph, ...]:
+        output = msgspec.structs.replace(graph.outputs[0], **changes)
+        return (msgspec.structs.replace(graph, outputs=(output,)),)
+
+    at_8 = {"graphs": graphs(stride=8), "input": msgspec.structs.replace(spec, multiple=8)}
+    three = {"graphs": graphs(channels=(3,)), "labels": few}
+    letterbox = {"input": msgspec.structs.replace(spec, resize="letterbox")}
+    for field, changes, words in (
+        ("labels", three, r"other classes \(11 against 3\)"),
+        ("input", letterbox, "other ways to fit"),
+        ("output", at_8, "strides"),
     ):
-        manifest = msgspec.structs.replace(small_bundle.manifest, **{field: value})
+        manifest = msgspec.structs.replace(small_bundle.manifest, **changes)
         other = Bundle(small_bundle.path, manifest)
         with pytest.raises(BundleError, match=words):
             BundleReference(other, small_bundle)
@@ -277,7 +286,7 @@ def test_options_that_do_not_fit_are_named(
         (["--report", str(tmp_path / "r")], "--report goes with --against"),
         (["--size", "64x64"], "--size goes with"),
         (["--against", str(checkpoint)], "go together"),
-        (["--graph", "both"], "it is logits or classmap"),
+        (["--graph", "both"], "is not one of 'logits', 'classmap'"),
         (["--tolerance", "miou=1"], "write NAME=VALUE"),
         ([*both, "--size", "128x96"], "exported for 64×96 only"),
         ([*both, "--report", str(tmp_path / "file" / "x")], "a part of this path is a file"),

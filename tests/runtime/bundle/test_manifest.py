@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -26,6 +28,7 @@ from knet_runtime.bundle.manifest import (
 from knet_runtime.errors import BundleError
 from knet_runtime.labels import LabelMap, distinct_palette
 
+OLD = Path(__file__).parent / "schema2.json"
 RECORD = FileRecord("a" * 64, 3)
 WORDS = st.text(max_size=12)
 POSITIVE = st.floats(1e-9, 1e6)
@@ -46,7 +49,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
             device="a processor",
             passed=draw(st.booleans()),
             miou_reference=draw(score),
-            miou_artefact=draw(score),
+            miou_measured=draw(score),
             delta_miou=None,
             worst_class_delta_iou=None,
             agreement=0.5,
@@ -58,10 +61,22 @@ def manifests(draw: st.DrawFn) -> Manifest:
     ]
     paths = draw(st.lists(PATHS, min_size=2, max_size=4, unique=True))
     precision = draw(st.sampled_from(["fp32", "fp16", "bf16", "int8"]))
-    artefacts = [
+    task = draw(st.sampled_from(["semantic", "instance", "panoptic"]))
+    outputs: dict[str, tuple[OutputSpec, ...]] = {
+        "logits": (OutputSpec("logits", "semantic_logits", (n,), stride),),
+        "classmap": (OutputSpec("classmap", "class_map", stride=1),),
+    }
+    if task != "semantic":
+        kernels = draw(st.integers(1, 200))
+        outputs["logits"] = (
+            OutputSpec("scores", "class_logits", (kernels, n)),
+            OutputSpec("masks", "mask_logits", (kernels,), stride),
+        )
+    graphs = [
         Graph(
             path=path,
             kind=kind,
+            outputs=outputs[kind],
             precision=precision,
             tolerance=tolerance,
             parity=tuple(records),
@@ -73,25 +88,26 @@ def manifests(draw: st.DrawFn) -> Manifest:
     sizes = SizeRange((stride, stride), (height, width), stride)
     return Manifest(
         name=draw(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)),
+        task=task,
         input=InputSpec(
             draw(st.text(min_size=1, max_size=5)),
             height,
             width,
             draw(st.sampled_from(["stretch", "letterbox"])),
             draw(st.integers(1, 64)),
+            stride,
             sizes=draw(st.sampled_from([None, sizes])),
         ),
-        output=OutputSpec("logits", stride),
         labels=LabelMap(tuple(f"class {i}" for i in range(n)), distinct_palette(n), 255),
-        artefacts=tuple(artefacts[: draw(st.integers(1, 2))]),
+        graphs=tuple(graphs[: draw(st.integers(1, 2)) if task == "semantic" else 1]),
         files={p: FileRecord(draw(SHA256), draw(st.integers(0, 2**40))) for p in paths},
         provenance=Provenance(draw(SHA256), draw(WORDS), draw(st.dictionaries(WORDS, WORDS))),
         licence=Licence(draw(WORDS), draw(WORDS), draw(WORDS)),
     )
 
 
-def size_range(least: list[int], most: list[int], multiple: int) -> dict[str, Any]:
-    return {"least": least, "most": most, "multiple": multiple}
+def size_range(low: list[int], high: list[int], multiple: int) -> dict[str, Any]:
+    return {"min": low, "max": high, "multiple": multiple}
 
 
 @pytest.mark.parametrize("size", [(8, 8), (16, 24), (12, 8), (16, 8)])
@@ -104,6 +120,11 @@ def test_sizes_of_the_range_are_in_it(size):
 )
 def test_other_sizes_are_not(size):
     assert size not in SizeRange((8, 8), (16, 24), 4)
+
+
+def output(plain: Any) -> Any:
+    """The one output of the one graph, in plain JSON."""
+    return plain["graphs"][0]["outputs"][0]
 
 
 @pytest.fixture
@@ -138,14 +159,14 @@ def test_text_is_stable_and_readable(whole: Manifest):
     first = msgspec.structs.replace(whole, files=records)
     second = msgspec.structs.replace(whole, files=dict(reversed(records.items())))
     assert encode_manifest(first) == encode_manifest(second)
-    assert encode_manifest(first).startswith(b'{\n  "schema": 2,\n')
+    assert encode_manifest(first).startswith(b'{\n  "schema": 3,\n')
     assert encode_manifest(first).endswith(b"}\n")
 
 
 def test_newer_schema_says_upgrade_even_with_unknown_fields(decode_changed):
     with pytest.raises(BundleError) as caught:
-        decode_changed(lambda plain: plain.update(schema=3, quantum=True))
-    assert "written by a newer version (schema 3, this one reads 2): upgrade knet-deploy" in str(
+        decode_changed(lambda plain: plain.update(schema=4, quantum=True))
+    assert "written by a newer version (schema 4, this one reads 2 to 3): upgrade" in str(
         caught.value
     )
 
@@ -153,12 +174,70 @@ def test_newer_schema_says_upgrade_even_with_unknown_fields(decode_changed):
 def test_older_schema_says_export_again(decode_changed):
     """The first schema had fields that this one lacks: it is named before they are."""
     with pytest.raises(BundleError) as caught:
-        decode_changed(
-            lambda plain: (plain.update(schema=1), plain["output"].update(kind="logits"))
-        )
-    assert "an older version (schema 1, this one reads 2): export the bundle again" in str(
+        decode_changed(lambda plain: plain.update(schema=1, output={"kind": "logits"}))
+    assert "an older version (schema 1, this one reads 2 to 3): export the bundle again" in str(
         caught.value
     )
+
+
+@pytest.fixture
+def old() -> dict[str, Any]:
+    """The packaged model's manifest as it was before schema 3."""
+    plain: dict[str, Any] = json.loads(OLD.read_text(encoding="utf-8"))
+    assert plain["schema"] == 2
+    return plain
+
+
+def test_schema_2_is_upgraded_and_nothing_of_it_lost(old: dict[str, Any]):
+    old["input"]["sizes"] = {"least": [32, 32], "most": [512, 512], "multiple": 8}
+    manifest = decode_manifest(json.dumps(old).encode())
+    assert (manifest.schema, manifest.task) == (3, "semantic")
+    assert manifest.input.multiple == 4
+    assert manifest.input.sizes == SizeRange((32, 32), (512, 512), 8)
+    logits, classmap = manifest.graphs
+    assert logits.outputs == (OutputSpec("logits", "semantic_logits", (11,), 4),)
+    assert classmap.outputs == (OutputSpec("classmap", "class_map", stride=1),)
+    assert logits.parity[0].miou_measured == old["artefacts"][0]["parity"][0]["miou_artefact"]
+    new = json.loads(encode_manifest(manifest))
+    assert new["labels"].pop("things") == []
+    for field in ("name", "labels", "files", "provenance", "licence"):
+        assert new[field] == old[field]
+    assert decode_manifest(encode_manifest(manifest)) == manifest
+
+
+def test_schema_2_is_held_to_what_it_knew(old: dict[str, Any]):
+    for change, reason in (
+        (lambda m: m.pop("output"), "KeyError: 'output'"),
+        (lambda m: m["output"].update(kind="logits"), "unknown field `kind`"),
+        (lambda m: m["output"].update(stride=7), "multiple of 7"),
+        (lambda m: m["artefacts"][0].update(kind="masks"), "KeyError: 'masks'"),
+        (lambda m: m["artefacts"][0]["parity"][0].pop("miou_artefact"), "'miou_artefact'"),
+        (lambda m: m.update(quantum=True), "unknown field `quantum`"),
+    ):
+        changed = json.loads(json.dumps(old))
+        change(changed)
+        with pytest.raises(BundleError, match=reason):
+            decode_manifest(json.dumps(changed).encode())
+
+
+@given(data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_schema_2_with_anything_anywhere_is_a_manifest_or_a_bundle_error(data):
+    changed = json.loads(OLD.read_text(encoding="utf-8"))
+    at: Any = changed
+    while True:
+        keys = list(at) if isinstance(at, dict) else range(len(at))
+        key = data.draw(st.sampled_from(list(keys)))
+        if not isinstance(at[key], dict | list) or not at[key] or data.draw(st.booleans()):
+            break
+        at = at[key]
+    if key == "schema":
+        return
+    at[key] = data.draw(
+        st.sampled_from([None, [], {}, "x", -1, 0.5, True, [[]], [{}], {"name": 1}, ["x"]])
+    )
+    with contextlib.suppress(BundleError):
+        decode_manifest(json.dumps(changed).encode())
 
 
 @pytest.mark.parametrize(
@@ -172,29 +251,46 @@ def test_older_schema_says_export_again(decode_changed):
         (lambda m: m["input"].update(height="360"), r"input\.height"),
         (lambda m: m["input"].update(layout="NCHW"), "NCHW"),
         (lambda m: m["input"].update(max_batch=0), "max_batch 0"),
-        (lambda m: m["input"].update(width=22), "multiple of the output's stride 4"),
-        (lambda m: m["output"].update(stride=0), "stride 0"),
+        (lambda m: m["input"].update(width=22), "16×22 must be a multiple of 4"),
+        (lambda m: m["input"].update(multiple=0), "multiple 0 must be at least 1"),
+        (lambda m: m["input"].update(multiple=2), "multiple 2 must be a multiple of logits's stri"),
+        (lambda m: output(m).update(stride=0), "stride 0"),
+        (lambda m: output(m).update(stride=None), "semantic_logits cannot have stride None"),
+        (lambda m: output(m).update(name=""), "name of the graph's output"),
+        (lambda m: output(m).update(meaning="depth"), "depth"),
+        (lambda m: output(m).update(channels=[]), "has 1 channels of at least 1, not"),
+        (lambda m: output(m).update(channels=[4]), "logits has 4 classes, the labels have 3"),
+        (lambda m: output(m).update(meaning="class_map", channels=[]), "class_map cannot have str"),
+        (
+            lambda m: output(m).update(meaning="class_map", channels=[], stride=1),
+            "a logits graph of a semantic bundle gives semantic_logits, not class_map",
+        ),
+        (lambda m: m["graphs"][0].update(outputs=[]), "gives semantic_logits, not nothing"),
+        (lambda m: m["graphs"][0].update(outputs=2 * [output(m)]), "not semantic_logits, semantic"),
+        (lambda m: m.update(task="panoptic"), "gives class_logits and mask_logits, not semantic_l"),
+        (lambda m: m.update(task="depth"), "depth"),
         (lambda m: m["input"].update(name=""), "name of the graph's input"),
         (lambda m: m.update(name="../x"), "name"),
-        (lambda m: m.update(artefacts=[]), "needs a logits artefact"),
+        (lambda m: m.update(graphs=[]), "needs a logits graph"),
         (lambda m: m.update(files={}), "lists no files"),
-        (lambda m: m["artefacts"][0].update(path="other.onnx"), "'other.onnx' is not listed"),
-        (lambda m: m["artefacts"][0].update(external_data=["w"]), "'w' is not listed"),
-        (lambda m: m["artefacts"][0].update(precision="fp64"), "fp64"),
-        (lambda m: m["artefacts"][0].update(kind="classmap"), "needs a logits artefact"),
-        (lambda m: m["artefacts"].append(m["artefacts"][0]), "may have a classmap after it"),
+        (lambda m: m["graphs"][0].update(path="other.onnx"), "'other.onnx' is not listed"),
+        (lambda m: m["graphs"][0].update(external_data=["w"]), "'w' is not listed"),
+        (lambda m: m["graphs"][0].update(precision="fp64"), "fp64"),
+        (lambda m: m["graphs"][0].update(kind="classmap"), "needs a logits graph"),
+        (lambda m: m["graphs"].append(m["graphs"][0]), "may have a classmap graph after it"),
         (
-            lambda m: m["artefacts"].append(
-                m["artefacts"][0] | {"kind": "classmap", "precision": "fp16"}
+            lambda m: m["graphs"].append(
+                m["graphs"][0] | {"kind": "classmap", "precision": "fp16"}
             ),
             "have one precision",
         ),
         (lambda m: m["input"].update(sizes=size_range([8, 8], [16, 20], 4)), "16×24 .*not among"),
         (lambda m: m["input"].update(sizes=size_range([8, 8], [16, 24], 5)), "multiples of 5"),
+        (lambda m: m["input"].update(sizes=size_range([2, 2], [16, 24], 2)), "multiples of 4"),
         (lambda m: m["input"].update(sizes=size_range([32, 8], [16, 24], 4)), "hold none"),
         (lambda m: m["input"].update(sizes=size_range([8, 8], [16, 24], 0)), "multiples of 0"),
-        (lambda m: m["artefacts"][0]["tolerance"].update(delta_miou=0), "delta_miou"),
-        (lambda m: m["artefacts"][0]["tolerance"].update(agreement=1.5), "agreement"),
+        (lambda m: m["graphs"][0]["tolerance"].update(delta_miou=0), "delta_miou"),
+        (lambda m: m["graphs"][0]["tolerance"].update(agreement=1.5), "agreement"),
         (lambda m: m["files"]["model.onnx"].update(sha256="A" * 64), "hexadecimal"),
         (lambda m: m["files"]["model.onnx"].update(bytes=-1), "-1 bytes"),
         (lambda m: m["provenance"].update(checkpoint_sha256="12"), "checkpoint_sha256"),
@@ -212,22 +308,65 @@ def test_manifest_that_does_not_hold_is_refused_with_its_fault(decode_changed, c
     ids=["empty", "cut", "list", "null", "text-schema", "utf16", "utf8", "deep"],
 )
 def test_what_is_no_manifest_is_one_clear_error(data):
-    with pytest.raises(BundleError, match=r"manifest\.json can not be read"):
+    with pytest.raises(BundleError, match=r"manifest\.json cannot be read"):
         decode_manifest(data)
+
+
+def kernels(task: str = "instance", **changes: Any) -> Manifest:
+    """A manifest of 5 kernels and 3 classes; ``changes`` are of its mask logits."""
+    masks = OutputSpec("masks", "mask_logits", (5,), 4)
+    scores = OutputSpec("scores", "class_logits", (5, 3))
+    outputs = (scores, msgspec.structs.replace(masks, **changes))
+    return Manifest(
+        name="x",
+        task=task,
+        input=InputSpec("i", 8, 12),
+        labels=LabelMap(("a", "b", "c"), distinct_palette(3), 255),
+        graphs=(Graph(path="m", outputs=outputs, tolerance=Tolerance(1, 1, 1, 1)),),
+        provenance=Provenance("0" * 64, "", {}),
+        licence=Licence("", "", ""),
+    )
+
+
+@pytest.mark.parametrize("task", ["instance", "panoptic"])
+def test_kernels_have_class_logits_and_mask_logits(task):
+    (graph,) = kernels(task).graphs
+    assert graph.output("mask_logits").shape((8, 12)) == (5, 2, 3)
+    assert graph.output("class_logits").shape((8, 12)) == (5, 3)
+    assert graph.output("class_logits").dtype == "float32"
+    with pytest.raises(BundleError, match="m gives class_logits, mask_logits, which is not"):
+        graph.output("class_map")
+    for changes, reason in (
+        ({"channels": (6,)}, "different numbers of kernels"),
+        ({"name": "scores"}, "must have different names"),
+        ({"stride": 3}, "multiple of masks's stride 3"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            kernels(task, **changes)
+    with pytest.raises(ValueError, match="gives semantic_logits, not class_logits, mask_logits"):
+        kernels("semantic")
+    classmap = Graph(
+        path="c",
+        kind="classmap",
+        outputs=(OutputSpec("c", "class_map", stride=1),),
+        tolerance=graph.tolerance,
+    )
+    with pytest.raises(ValueError, match="a classmap graph is for semantic bundles"):
+        msgspec.structs.replace(kernels(task), graphs=(graph, classmap))
 
 
 @given(cut=st.integers(0, 2000))
 @settings(max_examples=40, deadline=None)
 def test_truncated_manifest_is_refused(cut):
     labels = LabelMap(("a",), ((0, 0, 0),), 255)
-    artefact = Graph(path="m", tolerance=Tolerance(1, 1, 1, 1))
+    output = OutputSpec("o", "semantic_logits", (1,), 4)
+    graph = Graph(path="m", outputs=(output,), tolerance=Tolerance(1, 1, 1, 1))
     data = encode_manifest(
         Manifest(
             name="x",
             input=InputSpec("i", 4, 4),
-            output=OutputSpec("o"),
             labels=labels,
-            artefacts=(artefact,),
+            graphs=(graph,),
             files={"m": RECORD},
             provenance=Provenance("0" * 64, "", {}),
             licence=Licence("", "", ""),

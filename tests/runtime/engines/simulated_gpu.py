@@ -1,4 +1,4 @@
-"""CUDA and TensorRT as the backend calls them, carried out on this machine's memory.
+"""CUDA and TensorRT as the engine calls them, carried out on this machine's memory.
 
 What is put on the stream runs at once, or is recorded while a graph is being captured and runs at
 each launch, on what the buffers hold then. Calls that NVIDIA forbids fail the test.

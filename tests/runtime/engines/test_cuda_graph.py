@@ -1,4 +1,4 @@
-"""TensorRT's backend over a simulated GPU: buffers, CUDA graphs, and what is freed."""
+"""TensorRT's engine over a simulated GPU: buffers, CUDA graphs, and what is freed."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 
 from knet_deploy.cli.main import main
 from knet_runtime.bundle.store import Bundle
-from knet_runtime.engines import tensorrt as tensorrt_backend
+from knet_runtime.engines import open_engine, tensorrt as tensorrt_module
 from knet_runtime.engines.cuda import Cuda
 from knet_runtime.engines.hardware import Gpu, this_gpu
 from knet_runtime.engines.plan_store import (
     BuildOptions,
-    PlanEngine,
     PlanRecord,
     Profile,
     Shape,
@@ -29,7 +28,6 @@ from knet_runtime.engines.plan_store import (
     graph_hashes,
     store_plan,
 )
-from knet_runtime.engines.registry import open_engine
 from knet_runtime.engines.tensorrt import TensorRTEngine
 from knet_runtime.engines.tensorrt_library import load_tensorrt
 from knet_runtime.errors import EngineError, EngineUnavailable
@@ -47,18 +45,18 @@ class Machine:
         self.bundle = bundle
         self.cuda = SimulatedCuda()
         self.cpu = open_engine(bundle, "onnxruntime-cpu", "logits")
-        self.context = SimulatedContext(self.cuda, self.cpu.infer)
-        spec, output = bundle.manifest.input, bundle.manifest.output
-        height, width = spec.height // output.stride, spec.width // output.stride
+        self.context = SimulatedContext(self.cuda, lambda batch: self.cpu.infer(batch)["logits"])
+        spec = bundle.manifest.input
+        logits = bundle.graph("logits").outputs[0].shape(spec.size)
         self.module = SimulatedTensorRT(
             self.context,
-            {"image": (-1, spec.height, spec.width, 3), "logits": (-1, 3, height, width)},
+            {"image": (-1, spec.height, spec.width, 3), "logits": (-1, *logits)},
         )
         self._monkeypatch = monkeypatch
         monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", self.cuda)
-        monkeypatch.setattr(tensorrt_backend, "this_gpu", lambda: GPU)
+        monkeypatch.setattr(tensorrt_module, "this_gpu", lambda: GPU)
 
-    def open(self, engine: PlanEngine = "tensorrt") -> TensorRTEngine:
+    def open(self, engine: str = "tensorrt") -> TensorRTEngine:
         spec = self.bundle.manifest.input
         least = Shape(1, spec.height, spec.width)
         most = msgspec.structs.replace(least, batch=3)
@@ -76,7 +74,7 @@ class Machine:
             built="2026-01-01T00:00:00+00:00",
         )
         store_plan(self.bundle, PLAN, record)
-        self._monkeypatch.setattr(tensorrt_backend, "load_tensorrt", lambda _: self.module)
+        self._monkeypatch.setattr(tensorrt_module, "load_tensorrt", lambda _: self.module)
         return TensorRTEngine(self.bundle, engine, "logits")
 
     def pictures(self, size: int, seed: int) -> NDArray[np.uint8]:
@@ -87,9 +85,9 @@ class Machine:
     def check(self, backend: TensorRTEngine, sizes: list[int]) -> None:
         """Every batch gives its own result, and earlier ones stay what they were."""
         batches = [self.pictures(size, seed) for seed, size in enumerate(sizes)]
-        results = [backend.infer(batch) for batch in batches]
+        results = [backend.infer(batch)["logits"] for batch in batches]
         for batch, result in zip(batches, results, strict=True):
-            np.testing.assert_array_equal(result, self.cpu.infer(batch))
+            np.testing.assert_array_equal(result, self.cpu.infer(batch)["logits"])
 
 
 @pytest.fixture

@@ -13,13 +13,17 @@ import onnxruntime
 import pytest
 
 import knet_runtime.engines.onnxruntime as ort_module
-from knet_runtime.bundle.manifest import InputSpec, OutputSpec, SizeRange
-from knet_runtime.engines import onnxruntime_gpu as ort_gpu
-from knet_runtime.engines.base import output_shape
+from knet_runtime.bundle.manifest import SizeRange
+from knet_runtime.engines import (
+    engine_spec,
+    engine_specs,
+    onnxruntime_gpu as ort_gpu,
+    open_engine,
+    probe_engines,
+)
 from knet_runtime.engines.hardware import gpu_name, processor_name
-from knet_runtime.engines.onnxruntime import BoundSession, try_provider
+from knet_runtime.engines.onnxruntime import BoundSession, onnxruntime_clash
 from knet_runtime.engines.onnxruntime_gpu import cuda_is_built_in
-from knet_runtime.engines.registry import ENGINES, onnxruntime_clash, open_engine, probe_engines
 from knet_runtime.errors import EngineError, EngineUnavailable
 from knet_runtime.metrics import agreement
 from knet_runtime.postprocess import upsampled_argmax
@@ -50,7 +54,7 @@ def batch(count: int) -> np.ndarray:
 
 def test_logits_are_those_of_the_graph(opened):
     images = batch(2)
-    logits = opened.infer(images)
+    logits = opened.infer(images)["logits"]
     assert logits.dtype == np.float32
     assert logits.shape == (2, 3, 4, 6)
     expected = images.reshape(2, 4, 4, 6, 4, 3).mean((2, 4)).transpose(0, 3, 1, 2)
@@ -59,39 +63,43 @@ def test_logits_are_those_of_the_graph(opened):
 
 def test_every_batch_up_to_the_largest_gives_the_same_logits(opened):
     images = batch(3)
-    together = opened.infer(images)
+    together = opened.infer(images)["logits"]
     for count in (1, 2):
-        np.testing.assert_allclose(opened.infer(images[:count]), together[:count], rtol=1e-6)
+        np.testing.assert_allclose(
+            opened.infer(images[:count])["logits"], together[:count], rtol=1e-6
+        )
 
 
 def test_batch_need_not_be_contiguous(opened):
     images = batch(3)[:, :, ::-1]
-    np.testing.assert_array_equal(opened.infer(images), opened.infer(np.ascontiguousarray(images)))
+    np.testing.assert_array_equal(
+        opened.infer(images)["logits"], opened.infer(np.ascontiguousarray(images))["logits"]
+    )
 
 
 @pytest.mark.parametrize(
     ("images", "reason"),
     [
-        (batch(4), r"holds 4 pictures; \S+ with this bundle takes 1 to 3"),
-        (batch(1)[:0], "holds 0 pictures"),
+        (batch(4), r"holds 4 images; \S+ with this bundle takes 1 to 3"),
+        (batch(1)[:0], "holds 0 images"),
         (batch(1).astype(np.float32), r"takes uint8 \[B, 16, 24, 3\]"),
-        (batch(1)[0], "preprocess.fit"),
-        (batch(1)[:, :8], "preprocess.fit"),
-        (batch(1).transpose(0, 3, 1, 2), "preprocess.fit"),
+        (batch(1)[0], "preprocess.fit_to_input"),
+        (batch(1)[:, :8], "preprocess.fit_to_input"),
+        (batch(1).transpose(0, 3, 1, 2), "preprocess.fit_to_input"),
     ],
 )
-def test_batch_that_does_not_fit_is_refused_with_the_mend(opened, images, reason):
+def test_batch_that_does_not_fit_is_refused_with_the_fix(opened, images, reason):
     with pytest.raises(EngineError, match=reason):
         opened.infer(images)
 
 
 def test_threads_may_share_an_engine(opened):
     images = batch(2)
-    expected = opened.infer(images)
+    expected = opened.infer(images)["logits"]
     results: list[np.ndarray] = []
 
     def work() -> None:
-        results.extend(opened.infer(images) for _ in range(20))
+        results.extend(opened.infer(images)["logits"] for _ in range(20))
 
     threads = [threading.Thread(target=work) for _ in range(3)]
     for thread in threads:
@@ -107,7 +115,7 @@ def test_engine_says_what_and_where_it_is(opened, engine):
 
 
 def test_results_stay_when_the_engine_runs_again(opened):
-    first = opened.infer(batch(2))
+    first = opened.infer(batch(2))["logits"]
     before = first.copy()
     opened.infer(255 - batch(2))
     np.testing.assert_array_equal(first, before)
@@ -118,9 +126,9 @@ def test_class_maps_are_those_of_the_graph(make_bundle, colour_model, engine):
     bundle = make_bundle(classmap=colour_model(kind="classmap"))
     with open_engine(bundle, engine, "classmap") as backend:
         assert backend.kind == "classmap"
-        classes = backend.infer(images)
+        classes = backend.infer(images)["classmap"]
     with open_engine(bundle, engine) as backend:
-        logits = backend.infer(images)
+        logits = backend.infer(images)["logits"]
     assert (classes.dtype, classes.shape) == (np.uint8, (2, 16, 24))
     for got, planes in zip(classes, logits, strict=True):
         assert agreement(got, upsampled_argmax(planes, (16, 24))) > 0.99
@@ -130,9 +138,9 @@ def test_graph_of_free_size_runs_at_each(make_bundle, manifest, colour_model, en
     spec = msgspec.structs.replace(manifest.input, sizes=SizeRange((8, 8), (64, 64), 4))
     bundle = make_bundle(colour_model(height="H", width="W"), input=spec)
     for size in ((16, 24), (8, 64)):
-        with open_engine(bundle.at(size), engine) as backend:
+        with open_engine(bundle.with_input_size(size), engine) as backend:
             images = np.full((2, *size, 3), (9, 200, 30), np.uint8)
-            logits = backend.infer(images)
+            logits = backend.infer(images)["logits"]
         assert logits.shape == (2, 3, size[0] // 4, size[1] // 4)
         np.testing.assert_allclose(logits[:, 1], 200, rtol=1e-5)
 
@@ -142,8 +150,8 @@ def test_graph_with_one_free_side_runs_and_its_other_side_is_held(
 ):
     spec = msgspec.structs.replace(manifest.input, sizes=SizeRange((8, 24), (64, 24), 4))
     bundle = make_bundle(colour_model(height="H"), input=spec)
-    with open_engine(bundle.at((40, 24)), engine) as backend:
-        assert backend.infer(np.zeros((2, 40, 24, 3), np.uint8)).shape == (2, 3, 10, 6)
+    with open_engine(bundle.with_input_size((40, 24)), engine) as backend:
+        assert backend.infer(np.zeros((2, 40, 24, 3), np.uint8))["logits"].shape == (2, 3, 10, 6)
     wider = msgspec.structs.replace(spec, width=28, sizes=SizeRange((8, 28), (64, 28), 4))
     with pytest.raises(EngineError, match=r"24, 3\], the manifest says .*'any', 28, 3\]"):
         open_engine(make_bundle(colour_model(height="H"), input=wider), engine)
@@ -166,10 +174,6 @@ def test_closed_engine_says_so(make_bundle, engine):
         backend.infer(batch(1))
 
 
-def changed_spec(spec: InputSpec | OutputSpec, **changes: object) -> InputSpec | OutputSpec:
-    return msgspec.structs.replace(spec, **changes)
-
-
 @pytest.mark.parametrize(
     ("part", "changes", "reason"),
     [
@@ -182,7 +186,14 @@ def changed_spec(spec: InputSpec | OutputSpec, **changes: object) -> InputSpec |
 def test_graph_at_odds_with_the_manifest_is_refused_naming_both(
     make_bundle, manifest, engine, part, changes, reason
 ):
-    bundle = make_bundle(**{part: changed_spec(getattr(manifest, part), **changes)})
+    if part == "input":
+        changed = {"input": msgspec.structs.replace(manifest.input, **changes)}
+    else:
+        (graph,) = manifest.graphs
+        output = msgspec.structs.replace(graph.outputs[0], **changes)
+        spec = msgspec.structs.replace(manifest.input, multiple=8)
+        changed = {"input": spec, "graphs": (msgspec.structs.replace(graph, outputs=(output,)),)}
+    bundle = make_bundle(**changed)
     with pytest.raises(EngineError, match=reason) as caught:
         open_engine(bundle, engine)
     assert "model.onnx" in str(caught.value)
@@ -196,7 +207,7 @@ def test_frozen_batch_is_refused_where_the_manifest_promises_batches(
         open_engine(make_bundle(frozen), engine)
     alone = msgspec.structs.replace(manifest.input, max_batch=1)
     with open_engine(make_bundle(frozen, input=alone), engine) as backend:
-        assert backend.infer(batch(1)).shape == (1, 3, 4, 6)
+        assert backend.infer(batch(1))["logits"].shape == (1, 3, 4, 6)
 
 
 def test_graph_of_another_type_is_refused(make_bundle, colour_model, engine):
@@ -222,7 +233,7 @@ def test_output_that_comes_out_in_another_shape_is_an_error(make_bundle, colour_
 
 @pytest.mark.parametrize("model", [b"not a graph", b"\0" * 100])
 def test_what_is_no_graph_is_one_clear_error(make_bundle, model, capfd, engine):
-    with pytest.raises(EngineError, match=r"can not load .*model\.onnx") as caught:
+    with pytest.raises(EngineError, match=r"cannot load .*model\.onnx") as caught:
         open_engine(make_bundle(model), engine)
     assert "\n" not in str(caught.value)
     if engine == CPU:  # OpenVINO tries every format that it knows, and each complains for itself
@@ -246,16 +257,16 @@ def test_external_weights_are_read_from_the_bundle(tmp_path: Path, manifest, col
         location="model.onnx.data",
         size_threshold=0,
     )
-    artefact = msgspec.structs.replace(manifest.artefacts[0], external_data=("model.onnx.data",))
-    changed = msgspec.structs.replace(manifest, artefacts=(artefact,))
+    graph = msgspec.structs.replace(manifest.graphs[0], external_data=("model.onnx.data",))
+    changed = msgspec.structs.replace(manifest, graphs=(graph,))
     files = {name: tmp_path / name for name in ("model.onnx", "model.onnx.data")}
     bundle = write_bundle(tmp_path / "x.knet", changed, files)
     with open_engine(bundle, engine) as backend:
-        assert backend.infer(batch(1)).shape == (1, 3, 4, 6)
+        assert backend.infer(batch(1))["logits"].shape == (1, 3, 4, 6)
 
 
 @no_cuda_build
-def test_cuda_without_a_cuda_build_names_the_mend(make_bundle):
+def test_cuda_without_a_cuda_build_names_the_fix(make_bundle):
     with pytest.raises(EngineUnavailable, match="pip install onnxruntime-gpu"):
         open_engine(make_bundle(), "onnxruntime-cuda")
 
@@ -288,12 +299,12 @@ def test_provider_that_takes_no_node_is_refused(make_bundle, monkeypatch):
 
 
 @no_cuda_build
-def test_tensorrt_without_its_provider_names_the_mend(make_bundle):
+def test_tensorrt_without_its_provider_names_the_fix(make_bundle):
     with pytest.raises(EngineUnavailable, match=r"without TensorRT: .*install onnxruntime-gpu"):
         open_engine(make_bundle(), "onnxruntime-tensorrt")
 
 
-def test_tensorrt_rtx_without_its_plugin_names_the_mend(make_bundle, monkeypatch):
+def test_tensorrt_rtx_without_its_plugin_names_the_fix(make_bundle, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime_ep_nv_tensorrt_rtx", None)
     with pytest.raises(EngineUnavailable, match=r"pip install onnxruntime-ep-nv-tensorrt-rtx$"):
         open_engine(make_bundle(), "onnxruntime-tensorrt-rtx")
@@ -330,14 +341,13 @@ def test_a_graph_that_can_not_be_captured_is_opened_without(make_bundle, monkeyp
 def test_bound_buffers_give_what_a_plain_run_gives(make_bundle, colour_model, kind, graphs):
     bundle = make_bundle(classmap=colour_model(kind="classmap"))
     session = onnxruntime.InferenceSession(str(bundle.file(bundle.graph(kind).path)))
-    shape = output_shape(bundle.manifest, kind)
-    element = np.float32 if kind == "logits" else np.uint8
-    bound = BoundSession(session, "image", kind, shape, element, graphs=graphs, device="cpu")
+    outputs = bundle.graph(kind).outputs
+    bound = BoundSession(session, bundle.manifest.input, outputs, graphs=graphs, device="cpu")
     with open_engine(bundle, CPU, kind) as plain:
         batches = [np.roll(batch(count), turn) for turn, count in enumerate((3, 1, 2, 1, 1, 3))]
-        results = [bound.run(images) for images in batches]
+        results = [array for images in batches for array in bound.run(images)]
         for images, result in zip(batches, results, strict=True):
-            np.testing.assert_array_equal(result, plain.infer(images))
+            np.testing.assert_array_equal(result, plain.infer(images)[kind])
 
 
 @pytest.mark.gpu
@@ -355,14 +365,14 @@ def test_gpu_engine_gives_the_results_of_the_cpu(make_bundle, colour_model, gpu,
         assert opened.device == gpu_name()
         for turn, count in enumerate((3, 1, 2, 1, 1, 1, 2)):  # what was captured runs anew
             images = np.roll(batch(count), turn)
-            got, expected = opened.infer(images), cpu.infer(images)
+            got, expected = opened.infer(images)[kind], cpu.infer(images)[kind]
             if kind == "classmap":  # where two colours are level, rounding decides
                 assert (got == expected).mean() > 0.99
             else:
                 np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
-def test_two_onnxruntimes_are_named_with_the_mend(monkeypatch):
+def test_two_onnxruntimes_are_named_with_the_fix(monkeypatch):
     def version(name: str) -> str:
         if name in ("onnxruntime", "onnxruntime-gpu"):
             return "1.0"
@@ -374,7 +384,7 @@ def test_two_onnxruntimes_are_named_with_the_mend(monkeypatch):
     assert "onnxruntime and onnxruntime-gpu are both installed" in clash
     assert "pip install onnxruntime-gpu" in clash
     assert {status.name for status in probe_engines() if clash in status.detail} == {
-        name for name in ENGINES if name.startswith("onnxruntime")
+        name for name in engine_specs() if name.startswith("onnxruntime")
     }
 
 
@@ -389,5 +399,5 @@ def test_one_onnxruntime_is_no_clash(monkeypatch):
 
 
 def test_tiny_graph_is_a_real_one():
-    onnx.checker.check_model(onnx.load_from_string(ort_module._TINY_GRAPH))
-    assert "onnxruntime" in try_provider(CPU)
+    onnx.checker.check_model(onnx.load_from_string(ort_module.TINY_GRAPH))
+    assert "onnxruntime" in engine_spec(CPU).probe(CPU)

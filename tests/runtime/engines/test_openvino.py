@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from knet_runtime.bundle.store import default_bundle_path, open_bundle
-from knet_runtime.engines.registry import open_engine
+from knet_runtime.engines import engine_spec, open_engine
 from knet_runtime.errors import EngineError, EngineUnavailable
 from knet_runtime.golden import load_golden, replay
 
@@ -33,7 +33,7 @@ def test_packaged_model_gives_its_golden_results_in_f32():
 
 _SIGNAL_AFTER_TWO = """
 import faulthandler, gc, os, signal
-from knet_runtime.engines.registry import open_engine
+from knet_runtime.engines import open_engine
 from knet_runtime.bundle.store import default_bundle_path, open_bundle
 
 faulthandler.enable()
@@ -60,7 +60,7 @@ def test_bf16_is_really_bf16_and_another_precision_than_f32():
     bundle = open_bundle(default_bundle_path())
     images = load_golden(bundle).images[:1]
     with open_engine(bundle, "openvino") as exact, open_engine(bundle, "openvino-bf16") as short:
-        full, half = exact.infer(images), short.infer(images)
+        full, half = exact.infer(images)["logits"], short.infer(images)["logits"]
     difference = np.abs(full - half).max() / np.abs(full).max()
     assert 1e-3 < difference < 0.2
 
@@ -87,6 +87,23 @@ def test_precision_that_was_not_delivered_is_an_error(make_bundle, monkeypatch):
         open_engine(make_bundle(), "openvino")
     with pytest.raises(EngineError, match="openvino-bf16 was to compute in bf16 but does not"):
         open_engine(make_bundle(), "openvino-bf16")
+
+
+@pytest.mark.skipif(not HAS_BF16, reason="this processor has no bf16")
+@pytest.mark.parametrize(
+    ("precision", "element"), [("fp32", TensorProto.FLOAT), ("fp16", TensorProto.FLOAT16)]
+)
+def test_what_is_computed_is_what_the_engine_says(make_bundle, colour_model, precision, element):
+    """An fp16 bundle too is computed in bf16, and bench's rows say so."""
+    path = make_bundle(colour_model(element=element), precision=precision).file("model.onnx")
+    compiled = module._compile(module._read(path, "openvino-bf16"), path, "openvino-bf16")
+    found = {
+        operation.get_rt_info()["runtimePrecision"].astype(str)
+        for operation in compiled.get_runtime_model().get_ops()
+    }
+    assert "bf16" in found
+    assert "f16" not in found
+    assert engine_spec("openvino-bf16").computes[precision] == "bf16"
 
 
 def shared_weight(transposed: bool) -> bytes:
@@ -124,4 +141,6 @@ def test_weight_that_is_shared_the_same_way_is_right(make_bundle):
     bundle = make_bundle(shared_weight(transposed=False))
     images = np.random.default_rng(1).integers(0, 256, (2, 16, 24, 3)).astype(np.uint8)
     with open_engine(bundle, "openvino") as backend, open_engine(bundle, CPU) as expected:
-        np.testing.assert_allclose(backend.infer(images), expected.infer(images), rtol=1e-4)
+        np.testing.assert_allclose(
+            backend.infer(images)["logits"], expected.infer(images)["logits"], rtol=1e-4
+        )

@@ -13,7 +13,12 @@ import pytest
 
 from knet_runtime.bundle.manifest import SizeRange
 from knet_runtime.bundle.store import Bundle, open_bundle
-from knet_runtime.engines import hardware as gpu_module, tensorrt as tensorrt_backend
+from knet_runtime.engines import (
+    engine_spec,
+    hardware as gpu_module,
+    open_engine,
+    tensorrt as tensorrt_module,
+)
 from knet_runtime.engines.cuda import Cuda
 from knet_runtime.engines.hardware import Gpu, this_gpu
 from knet_runtime.engines.plan_store import (
@@ -26,7 +31,6 @@ from knet_runtime.engines.plan_store import (
     graph_hashes,
     store_plan,
 )
-from knet_runtime.engines.registry import open_engine
 from knet_runtime.engines.tensorrt_library import explain, load_tensorrt, plain
 from knet_runtime.errors import EngineError, EngineUnavailable, OutputError
 
@@ -63,12 +67,12 @@ def find(bundle: Bundle, version: str = "10.3.0", gpu: Gpu = ORIN) -> Any:
 
 def test_stored_engine_is_found_and_the_bundle_stays_whole(bundle: Bundle) -> None:
     stored = store_plan(bundle, PLAN, record_of(bundle))
-    assert stored.path.name == f"tensorrt-{stored.record.key}.engine"
+    assert stored.path.name == f"tensorrt-{stored.record.key}.plan"
     assert len(stored.record.key) == 16
     found = find(open_bundle(bundle.path))
     assert found == stored
     assert found.read() == PLAN
-    assert sorted(path.suffix for path in stored.path.parent.iterdir()) == [".engine", ".json"]
+    assert sorted(path.suffix for path in stored.path.parent.iterdir()) == [".json", ".plan"]
 
 
 @pytest.mark.parametrize(
@@ -144,9 +148,9 @@ def test_engine_of_a_range_is_found_at_every_size_in_it(make_bundle: Callable[..
     bundle = make_bundle(input=spec)
     narrow = Profile(Shape(1, 16, 16), Shape(1, 16, 24), Shape(3, 32, 32))
     store_plan(bundle, PLAN, record_of(bundle, options=BuildOptions(narrow)))
-    assert find(bundle.at((32, 32)))
+    assert find(bundle.with_input_size((32, 32)))
     with pytest.raises(EngineUnavailable, match="not 64x32 pixels"):
-        find(bundle.at((64, 32)))
+        find(bundle.with_input_size((64, 32)))
 
 
 def test_flipped_byte_in_a_plan_is_refused(bundle: Bundle) -> None:
@@ -162,7 +166,7 @@ def test_flipped_byte_in_a_plan_is_refused(bundle: Bundle) -> None:
 def test_engine_with_a_broken_record_is_refused(bundle: Bundle, text: str) -> None:
     stored = store_plan(bundle, PLAN, record_of(bundle))
     stored.path.with_suffix(".json").write_text(text)
-    with pytest.raises(EngineUnavailable, match="record that can not be understood"):
+    with pytest.raises(EngineUnavailable, match="record that cannot be understood"):
         find(bundle)
 
 
@@ -182,7 +186,7 @@ def test_record_that_was_edited_no_longer_fits_its_name(bundle: Bundle) -> None:
 
 
 def test_bundle_without_engines_says_how_to_build_one(bundle: Bundle) -> None:
-    with pytest.raises(EngineUnavailable, match=r"no tensorrt engine .*knet-deploy build"):
+    with pytest.raises(EngineUnavailable, match=r"no tensorrt plan .*knet-deploy build"):
         find(bundle)
 
 
@@ -197,10 +201,10 @@ def test_store_that_can_not_be_written_leaves_nothing(bundle: Bundle) -> None:
             raise OSError(28, "No space left on device")
         path.write_bytes(data)
 
-    from knet_runtime.engines import plan_store as engine_store
+    from knet_runtime.engines import plan_store
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_store, "write_atomic", fail)
+        patch.setattr(plan_store, "write_atomic", fail)
         with pytest.raises(OutputError, match="free some space"):
             store_plan(bundle, PLAN, record_of(bundle))
     assert not (bundle.path / "engines").exists()
@@ -230,16 +234,16 @@ def test_reasons_lose_the_places_in_the_source_and_gain_advice() -> None:
 
 
 def test_machine_without_a_gpu_is_told_so(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_module, "gpu_name", lambda: None)
+    monkeypatch.setattr(gpu_module, "DRIVER_LIBRARY", "libno-such-driver.so.1")
     assert this_gpu() is None
-    monkeypatch.setattr(tensorrt_backend, "load_tensorrt", lambda _: np)  # any module
+    monkeypatch.setattr(tensorrt_module, "load_tensorrt", lambda _: np)  # any module
     with pytest.raises(EngineUnavailable, match="finds no NVIDIA GPU"):
         open_engine(bundle, "tensorrt", "logits")
     with pytest.raises(EngineUnavailable, match="finds no NVIDIA GPU"):
-        tensorrt_backend.try_tensorrt("tensorrt-rtx")
+        engine_spec("tensorrt-rtx").probe("tensorrt-rtx")
 
 
-def test_missing_and_old_tensorrt_are_named_with_the_mend(
+def test_missing_and_old_tensorrt_are_named_with_the_fix(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "tensorrt.py").write_text("__version__ = '8.6.1'\n")
