@@ -125,7 +125,7 @@ class CheckpointError(KnetError):
     >>> from knet_deploy import load_checkpoint
     >>> load_checkpoint("street.png")
     Traceback (most recent call last):
-    knet_runtime.errors.CheckpointError: street.png is not a readable safetensors checkpoint ...
+    knet_runtime.errors.CheckpointError: street.png is not a readable safetensors file ...
     """
 
 

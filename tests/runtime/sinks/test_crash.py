@@ -27,7 +27,8 @@ from knet_runtime.sinks import JsonLines, OverlayVideo
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
 info = SourceInfo("video", (96, 128), Fraction(5), None, Fraction(1, 5))
-mask = Segmentation(np.zeros((96, 128), np.uint8), LabelMap(("Road",), ((9, 9, 9),), 255), {})
+labels = LabelMap(tuple("abcdefghijk"), ((9, 9, 9),) * 11, 255)
+mask = Segmentation(np.zeros((96, 128), np.uint8), labels, {})
 random = np.random.default_rng(0)
 video = OverlayVideo(sys.argv[1] + "/o." + sys.argv[3], info)
 for sink in (video, JsonLines(sys.argv[1] + "/o.jsonl", "m")):
