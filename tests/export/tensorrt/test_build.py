@@ -80,7 +80,8 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
             return made[name]
         config = load_config(preset)
         classes = 11 if preset == "knet-edge" else 150
-        spec = InputSpec("image", SIDE, SIDE, max_batch=max_batch, sizes=sizes)
+        stride = config.model.stride
+        spec = InputSpec("image", SIDE, SIDE, max_batch=max_batch, multiple=stride, sizes=sizes)
         output = OutputSpec("logits", "semantic_logits", (classes,), config.model.stride)
         folder = tmp_path_factory.mktemp(name)
         work = folder / "work"
@@ -171,7 +172,7 @@ def test_build_by_its_command(
     said = capsys.readouterr().out
     assert "sm86, sm89" in said
     assert "1x64x64 to 2x64x64" in said
-    (plan,) = (edge.path / "engines").glob("*.engine")
+    (plan,) = (edge.path / "engines").glob("*.plan")
     written = plan.stat().st_mtime_ns
     assert main(words) == 0
     assert "was there already" in capsys.readouterr().out
@@ -237,7 +238,7 @@ def test_interrupted_build_leaves_nothing(edge: Bundle, number: signal.Signals) 
     """The signal arrives in the midst of TensorRT's work."""
     program = (
         "import os, sys\n"
-        "from knet_deploy import build\n"
+        "from knet_deploy.cli import build\n"
         "from knet_deploy.cli.main import main\n"
         "from contextlib import contextmanager\n"
         "@contextmanager\n"
