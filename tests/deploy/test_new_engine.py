@@ -14,6 +14,7 @@ import pytest
 
 import knet_runtime.engines
 from knet_deploy.bench.target import BundleTarget
+from knet_deploy.cli import bench
 from knet_runtime.bundle.manifest import Parity
 from knet_runtime.bundle.store import Bundle, open_bundle, record_parity
 from knet_runtime.engines import engine_specs, open_engine, probe_engines, why_auto
@@ -117,6 +118,9 @@ def test_it_is_opened_chosen_tested_and_measured(
     assert ("abacus", True, "ten beads a wire") in [
         (status.name, status.available, status.detail) for status in probe_engines()
     ]
+    working = [status.name for status in probe_engines() if status.available]
+    entries = {entry.name: entry for entry in bench._bundle_entries({"": bundle}, working)}
+    assert not entries["abacus"].gpu
     assert BundleTarget(bundle.path, "abacus").facts.precision == "beads"
     precise = make_bundle(precision="bf16")
     with pytest.raises(Exception, match=r"abacus cannot run .* its beads are whole"):

@@ -47,8 +47,8 @@ def write(tmp_path: Path, manifest: Manifest, golden: bytes) -> Bundle:
 
 def test_real_engine_passes(make_bundle):
     bundle = make_bundle()
-    with open_engine(bundle, "onnxruntime-cpu") as backend:
-        report = replay(bundle, backend)
+    with open_engine(bundle, "onnxruntime-cpu") as loaded:
+        report = replay(bundle, loaded)
     assert report.passed
     assert report.images == 5
     assert report.agreement == 1.0
@@ -58,9 +58,9 @@ def test_real_engine_passes(make_bundle):
 
 def test_replay_fills_the_batches(make_bundle):
     bundle = make_bundle()
-    with Spoilt(bundle, lambda logits: logits) as backend:
-        assert replay(bundle, backend).passed
-        assert backend.batches == [3, 2]
+    with Spoilt(bundle, lambda logits: logits) as loaded:
+        assert replay(bundle, loaded).passed
+        assert loaded.batches == [3, 2]
 
 
 def last_off(logits: np.ndarray) -> np.ndarray:
@@ -78,8 +78,8 @@ def last_nan(logits: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("spoil", [last_off, last_nan, lambda logits: logits[:, ::-1]])
 def test_engine_that_differs_does_not_pass(make_bundle, spoil):
     bundle = make_bundle()
-    with Spoilt(bundle, spoil) as backend:
-        report = replay(bundle, backend)
+    with Spoilt(bundle, spoil) as loaded:
+        report = replay(bundle, loaded)
     assert not report.passed
     assert not report.max_logit_diff <= 1e-3
 
@@ -95,8 +95,8 @@ def test_small_differences_that_turn_pixels_do_not_pass(make_bundle, manifest, g
     save_golden(buffer, arrays["images"], flat)
     files = {"model.onnx": bundle.file("model.onnx"), GOLDEN_NAME: buffer.getvalue()}
     bundle = write_bundle(bundle.path, manifest, files, replace=True)
-    with Spoilt(bundle, np.ones_like) as backend:
-        report = replay(bundle, backend)
+    with Spoilt(bundle, np.ones_like) as loaded:
+        report = replay(bundle, loaded)
     assert report.max_logit_diff <= report.tolerance.max_logit_diff
     assert report.agreement == 0
     assert not report.passed
@@ -104,13 +104,13 @@ def test_small_differences_that_turn_pixels_do_not_pass(make_bundle, manifest, g
 
 def test_engine_that_gives_class_maps_is_held_to_their_agreement(make_bundle, colour_model):
     bundle = make_bundle(classmap=colour_model(kind="classmap"))
-    with open_engine(bundle, "onnxruntime-cpu", "classmap") as backend:
-        report = replay(bundle, backend)
+    with open_engine(bundle, "onnxruntime-cpu", "classmap") as loaded:
+        report = replay(bundle, loaded)
     assert (report.passed, report.max_logit_diff) == (True, None)
     assert report.agreement >= 0.999
     for spoil, agreement in ((lambda classes: 2 - classes, 0.5), (np.zeros_like, 0.5)):
-        with Spoilt(bundle, spoil, "classmap") as backend:
-            report = replay(bundle, backend)
+        with Spoilt(bundle, spoil, "classmap") as loaded:
+            report = replay(bundle, loaded)
         assert not report.passed
         assert report.agreement < agreement
 
@@ -164,7 +164,7 @@ def test_file_without_golden_tensors_is_refused_by_name(tmp_path, manifest):
     pickled, single, other = io.BytesIO(), io.BytesIO(), io.BytesIO()
     np.savez(pickled, images=np.array([{}], object), logits=LOGITS)
     np.save(single, LOGITS)
-    np.savez(other, images=IMAGES)
+    np.savez(other, photos=IMAGES)
     for data in (b"", b"words", pickled.getvalue(), single.getvalue(), other.getvalue()):
         with pytest.raises(BundleError, match=r"golden\.npz: no golden tensors"):
             load_golden(write(tmp_path, manifest, data))

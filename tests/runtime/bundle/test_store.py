@@ -345,7 +345,7 @@ def test_parity_is_recorded_once_per_engine_and_device(make_bundle, colour_model
     assert opened.graph("classmap").parity == ()
 
 
-def test_parity_that_can_not_be_recorded_leaves_the_manifest(
+def test_parity_that_cannot_be_recorded_leaves_the_manifest(
     make_bundle, parity, monkeypatch: pytest.MonkeyPatch
 ):
     bundle = make_bundle()

@@ -69,8 +69,8 @@ def test_unknown_engine_is_named_with_those_that_there_are(make_bundle):
 
 
 def test_auto_takes_the_cpu_when_nothing_was_measured(make_bundle, caplog):
-    with caplog.at_level(logging.INFO), open_engine(make_bundle()) as backend:
-        assert backend.name == CPU
+    with caplog.at_level(logging.INFO), open_engine(make_bundle()) as loaded:
+        assert loaded.name == CPU
     assert "engine tensorrt: not taken, " in caplog.text
     assert "engine onnxruntime-cpu: the first that may be taken here" in caplog.text
 
@@ -96,26 +96,26 @@ def test_auto_passes_over_an_engine_that_failed_or_passed_elsewhere(
 ):
     bundle = recorded(parity("openvino-bf16", passed, device))
     assert why_not_auto(bundle, "openvino-bf16") is not None
-    with open_engine(bundle) as backend:
-        assert backend.name == CPU
+    with open_engine(bundle) as loaded:
+        assert loaded.name == CPU
 
 
 def test_auto_runs_nothing_that_failed_even_on_the_cpu(recorded, parity):
     bundle = recorded(parity(CPU, passed=False))
     with pytest.raises(ParityError, match="passes verify on no engine of this machine"):
         open_engine(bundle)
-    with open_engine(bundle, CPU) as backend:  # whoever names it may have it
-        assert backend.name == CPU
-    with open_engine(recorded(parity(CPU, False, "another processor"))) as backend:
-        assert backend.name == CPU
+    with open_engine(bundle, CPU) as loaded:  # whoever names it may have it
+        assert loaded.name == CPU
+    with open_engine(recorded(parity(CPU, False, "another processor"))) as loaded:
+        assert loaded.name == CPU
 
 
 @pytest.mark.usefixtures("with_gpu")
 def test_proven_engine_that_does_not_open_is_passed_over_aloud(recorded, parity, caplog):
     bundle = recorded(parity("onnxruntime-tensorrt-rtx", device=GPU))
     assert why_not_auto(bundle, "onnxruntime-tensorrt-rtx") is None
-    with open_engine(bundle) as backend:
-        assert backend.name == CPU
+    with open_engine(bundle) as loaded:
+        assert loaded.name == CPU
     (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert "onnxruntime-tensorrt-rtx does not work" in warning.getMessage()
     assert "onnxruntime-tensorrt-rtx: it passed verify but does not work now" in why_auto(
@@ -167,7 +167,7 @@ def test_segmenter_knows_its_doubt(recorded, parity):
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime-cpu", "openvino"])
-def test_precision_that_an_engine_can_not_compute_is_refused(make_bundle, colour_model, engine):
+def test_precision_that_an_engine_cannot_compute_is_refused(make_bundle, colour_model, engine):
     bundle = make_bundle(colour_model(element=16), precision="bf16")  # onnx.TensorProto.BFLOAT16
     with pytest.raises(EngineError, match=f"{engine} cannot run .* a bf16 bundle: .*openvino-bf"):
         open_engine(bundle, engine)
@@ -189,8 +189,8 @@ def test_fp16_bundle_runs_on_the_cpu(make_bundle, colour_model, engine):
     if engine == "openvino":
         pytest.importorskip("openvino")
     bundle = make_bundle(colour_model(element=10), precision="fp16")  # onnx.TensorProto.FLOAT16
-    with open_engine(bundle, engine) as backend:
-        logits = backend.infer(np.full((1, 16, 24, 3), 200, np.uint8))["logits"]
+    with open_engine(bundle, engine) as loaded:
+        logits = loaded.infer(np.full((1, 16, 24, 3), 200, np.uint8))["logits"]
     np.testing.assert_allclose(logits, 200, rtol=1e-3)
 
 
@@ -213,7 +213,7 @@ def test_probe_tries_every_engine(monkeypatch):
     assert "pip install onnxruntime-ep-nv-tensorrt-rtx" in plugin.detail
 
 
-def test_probe_reports_an_onnxruntime_that_can_not_be_imported(monkeypatch):
+def test_probe_reports_an_onnxruntime_that_cannot_be_imported(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     broken = [status for status in probe_engines() if status.name.startswith("onnxruntime")]
     assert len(broken) == 4

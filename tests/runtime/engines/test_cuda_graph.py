@@ -77,15 +77,15 @@ class Machine:
         self._monkeypatch.setattr(tensorrt_module, "load_tensorrt", lambda _: self.module)
         return TensorRTEngine(self.bundle, engine, "logits")
 
-    def pictures(self, size: int, seed: int) -> NDArray[np.uint8]:
+    def images(self, size: int, seed: int) -> NDArray[np.uint8]:
         spec = self.bundle.manifest.input
         shape = (size, spec.height, spec.width, 3)
         return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
-    def check(self, backend: TensorRTEngine, sizes: list[int]) -> None:
+    def check(self, loaded: TensorRTEngine, sizes: list[int]) -> None:
         """Every batch gives its own result, and earlier ones stay what they were."""
-        batches = [self.pictures(size, seed) for seed, size in enumerate(sizes)]
-        results = [backend.infer(batch)["logits"] for batch in batches]
+        batches = [self.images(size, seed) for seed, size in enumerate(sizes)]
+        results = [loaded.infer(batch)["logits"] for batch in batches]
         for batch, result in zip(batches, results, strict=True):
             np.testing.assert_array_equal(result, self.cpu.infer(batch)["logits"])
 
@@ -100,8 +100,8 @@ def machine(
 
 
 def test_two_batches_of_a_size_make_a_graph_that_computes_anew_each_time(machine: Machine) -> None:
-    with machine.open() as backend:
-        machine.check(backend, [1, 1, 1, 1, 1])
+    with machine.open() as loaded:
+        machine.check(loaded, [1, 1, 1, 1, 1])
     calls = machine.cuda.calls
     assert calls.count("execute_async_v3") == 3  # plainly, plainly, and once to be captured
     assert calls.count("cudaGraphLaunch") == 3
@@ -109,8 +109,8 @@ def test_two_batches_of_a_size_make_a_graph_that_computes_anew_each_time(machine
 
 
 def test_batches_of_changing_size_never_meet_another_ones_graph(machine: Machine) -> None:
-    with machine.open() as backend:
-        machine.check(backend, [1, 2, 1, 1, 1, 2, 2, 2, 3, 1, 3, 3, 3, 1])
+    with machine.open() as loaded:
+        machine.check(loaded, [1, 2, 1, 1, 1, 2, 2, 2, 3, 1, 3, 3, 3, 1])
     assert machine.cuda.calls.count("cudaGraphLaunch") == 3
 
 
@@ -125,16 +125,16 @@ def test_without_a_graph_it_runs_plainly_and_says_so_once(
         machine.cuda.cudaStreamBeginCapture = lambda stream, mode: (1,)  # type: ignore[method-assign]
     else:
         machine.cuda.failing.add(call)
-    with caplog.at_level(logging.INFO), machine.open() as backend:
-        machine.check(backend, [1, 1, 1, 2, 2, 2])
+    with caplog.at_level(logging.INFO), machine.open() as loaded:
+        machine.check(loaded, [1, 1, 1, 2, 2, 2])
     told = [text for text in caplog.messages if "without a CUDA graph" in text]
     assert len(told) == 1
     assert "operation not permitted" in told[0]
     assert machine.cuda.calls.count("cudaGraphLaunch") == 0
 
 
-def test_a_network_that_can_not_be_captured_runs_plainly(machine: Machine) -> None:
-    with machine.open() as backend:
+def test_a_network_that_cannot_be_captured_runs_plainly(machine: Machine) -> None:
+    with machine.open() as loaded:
         begin = machine.cuda.cudaStreamBeginCapture
 
         def refuse(stream: int, mode: int) -> object:
@@ -149,33 +149,33 @@ def test_a_network_that_can_not_be_captured_runs_plainly(machine: Machine) -> No
             return end(stream)
 
         machine.cuda.cudaStreamEndCapture = recover  # type: ignore[method-assign,assignment]
-        machine.check(backend, [1, 1, 1])
+        machine.check(loaded, [1, 1, 1])
     assert "cudaGetLastError" in machine.cuda.calls
 
 
 def test_an_engine_that_fails_in_the_middle_is_an_error_and_no_other_engine(
     machine: Machine,
 ) -> None:
-    with machine.open() as backend:
-        machine.check(backend, [1, 1])
+    with machine.open() as loaded:
+        machine.check(loaded, [1, 1])
         machine.cuda.failing.add("cudaGraphLaunch")
         with pytest.raises(EngineError, match="cudaGraphLaunch failed: operation not permitted"):
-            backend.infer(machine.pictures(1, 9))
+            loaded.infer(machine.images(1, 9))
         machine.context.refuses = True
         with pytest.raises(EngineError, match="failed on a batch of 2"):
-            backend.infer(machine.pictures(2, 9))
+            loaded.infer(machine.images(2, 9))
     with pytest.raises(EngineError, match="was closed"):
-        backend.infer(machine.pictures(1, 9))
+        loaded.infer(machine.images(1, 9))
 
 
 def test_a_gpu_that_fails_midway_ends_the_run_and_no_other_engine_takes_over(
     machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine.open().close()
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    for index, picture in enumerate(machine.pictures(9, 0)):
-        cv2.imwrite(str(pictures / f"{index}.png"), picture)
+    images = tmp_path / "images"
+    images.mkdir()
+    for index, image in enumerate(machine.images(9, 0)):
+        cv2.imwrite(str(images / f"{index}.png"), image)
     launch = machine.cuda.cudaGraphLaunch
 
     def tire(graph: int, stream: int) -> tuple[object, ...]:
@@ -185,18 +185,18 @@ def test_a_gpu_that_fails_midway_ends_the_run_and_no_other_engine_takes_over(
 
     machine.cuda.cudaGraphLaunch = tire  # type: ignore[method-assign,assignment]
     words = ["--bundle", str(machine.bundle.path), "--engine", "tensorrt", "--self-test", "off"]
-    code = main(["run", str(pictures), *words, "--masks", str(tmp_path / "masks")])
+    code = main(["run", str(images), *words, "--masks", str(tmp_path / "masks")])
     assert code == 1
     assert "error: CUDA: cudaGraphLaunch failed: operation not permitted" in capsys.readouterr().err
-    # The warm-up and the first picture ran plainly; the second to fourth were the graph's.
+    # The warm-up and the first image ran plainly; the second to fourth were the graph's.
     assert len(list((tmp_path / "masks").glob("*.png"))) == 4
     assert (tmp_path / "masks" / "PARTIAL.txt").exists()
 
 
 def test_tensorrt_rtx_is_told_to_make_graphs_itself(machine: Machine) -> None:
     machine.module.rtx()
-    with machine.open("tensorrt-rtx") as backend:
-        machine.check(backend, [1, 1, 1, 2, 2])
+    with machine.open("tensorrt-rtx") as loaded:
+        machine.check(loaded, [1, 1, 1, 2, 2])
     assert machine.module.config.cuda_graph_strategy == "whole"
     assert "cudaStreamBeginCapture" not in machine.cuda.calls
 
@@ -204,8 +204,8 @@ def test_tensorrt_rtx_is_told_to_make_graphs_itself(machine: Machine) -> None:
 def test_tensorrt_rtx_before_graphs_runs_plainly(machine: Machine) -> None:
     machine.module.rtx()
     del machine.module.config.cuda_graph_strategy
-    with machine.open("tensorrt-rtx") as backend:
-        machine.check(backend, [1, 1, 1, 2])
+    with machine.open("tensorrt-rtx") as loaded:
+        machine.check(loaded, [1, 1, 1, 2])
     assert not hasattr(machine.module.config, "cuda_graph_strategy")
     assert "cudaStreamBeginCapture" not in machine.cuda.calls
 

@@ -43,8 +43,8 @@ def engine(request):
 
 @pytest.fixture
 def opened(make_bundle, engine):
-    with open_engine(make_bundle(), engine) as backend:
-        yield backend
+    with open_engine(make_bundle(), engine) as loaded:
+        yield loaded
 
 
 def batch(count: int) -> np.ndarray:
@@ -124,11 +124,11 @@ def test_results_stay_when_the_engine_runs_again(opened):
 def test_class_maps_are_those_of_the_graph(make_bundle, colour_model, engine):
     images = batch(2)
     bundle = make_bundle(classmap=colour_model(kind="classmap"))
-    with open_engine(bundle, engine, "classmap") as backend:
-        assert backend.kind == "classmap"
-        classes = backend.infer(images)["classmap"]
-    with open_engine(bundle, engine) as backend:
-        logits = backend.infer(images)["logits"]
+    with open_engine(bundle, engine, "classmap") as loaded:
+        assert loaded.kind == "classmap"
+        classes = loaded.infer(images)["classmap"]
+    with open_engine(bundle, engine) as loaded:
+        logits = loaded.infer(images)["logits"]
     assert (classes.dtype, classes.shape) == (np.uint8, (2, 16, 24))
     for got, planes in zip(classes, logits, strict=True):
         assert agreement(got, upsampled_argmax(planes, (16, 24))) > 0.99
@@ -138,9 +138,9 @@ def test_graph_of_free_size_runs_at_each(make_bundle, manifest, colour_model, en
     spec = msgspec.structs.replace(manifest.input, sizes=SizeRange((8, 8), (64, 64), 4))
     bundle = make_bundle(colour_model(height="H", width="W"), input=spec)
     for size in ((16, 24), (8, 64)):
-        with open_engine(bundle.with_input_size(size), engine) as backend:
+        with open_engine(bundle.with_input_size(size), engine) as loaded:
             images = np.full((2, *size, 3), (9, 200, 30), np.uint8)
-            logits = backend.infer(images)["logits"]
+            logits = loaded.infer(images)["logits"]
         assert logits.shape == (2, 3, size[0] // 4, size[1] // 4)
         np.testing.assert_allclose(logits[:, 1], 200, rtol=1e-5)
 
@@ -150,8 +150,8 @@ def test_graph_with_one_free_side_runs_and_its_other_side_is_held(
 ):
     spec = msgspec.structs.replace(manifest.input, sizes=SizeRange((8, 24), (64, 24), 4))
     bundle = make_bundle(colour_model(height="H"), input=spec)
-    with open_engine(bundle.with_input_size((40, 24)), engine) as backend:
-        assert backend.infer(np.zeros((2, 40, 24, 3), np.uint8))["logits"].shape == (2, 3, 10, 6)
+    with open_engine(bundle.with_input_size((40, 24)), engine) as loaded:
+        assert loaded.infer(np.zeros((2, 40, 24, 3), np.uint8))["logits"].shape == (2, 3, 10, 6)
     wider = msgspec.structs.replace(spec, width=28, sizes=SizeRange((8, 28), (64, 28), 4))
     with pytest.raises(EngineError, match=r"24, 3\], the manifest says .*'any', 28, 3\]"):
         open_engine(make_bundle(colour_model(height="H"), input=wider), engine)
@@ -167,17 +167,17 @@ def test_graph_of_one_size_is_refused_where_the_manifest_promises_more(
 
 
 def test_closed_engine_says_so(make_bundle, engine):
-    with open_engine(make_bundle(), engine) as backend:
-        assert backend.name == engine
-    backend.close()
+    with open_engine(make_bundle(), engine) as loaded:
+        assert loaded.name == engine
+    loaded.close()
     with pytest.raises(EngineError, match="was closed"):
-        backend.infer(batch(1))
+        loaded.infer(batch(1))
 
 
 @pytest.mark.parametrize(
     ("part", "changes", "reason"),
     [
-        ("input", {"name": "picture"}, r"inputs are \[image\], the manifest says 'picture'"),
+        ("input", {"name": "frame"}, r"inputs are \[image\], the manifest says 'frame'"),
         ("output", {"name": "scores"}, r"outputs are \[logits\], the manifest says 'scores'"),
         ("input", {"height": 32}, r"image is \[.*, 16, 24, 3\], .* \['any', 32, 24, 3\]"),
         ("output", {"stride": 8}, r"logits is \[.*, 3, 4, 6\], .* \['any', 3, 2, 3\]"),
@@ -206,8 +206,8 @@ def test_frozen_batch_is_refused_where_the_manifest_promises_batches(
     with pytest.raises(EngineError, match=r"image is \[1, 16, 24, 3\], the manifest says \['any'"):
         open_engine(make_bundle(frozen), engine)
     alone = msgspec.structs.replace(manifest.input, max_batch=1)
-    with open_engine(make_bundle(frozen, input=alone), engine) as backend:
-        assert backend.infer(batch(1))["logits"].shape == (1, 3, 4, 6)
+    with open_engine(make_bundle(frozen, input=alone), engine) as loaded:
+        assert loaded.infer(batch(1))["logits"].shape == (1, 3, 4, 6)
 
 
 def test_graph_of_another_type_is_refused(make_bundle, colour_model, engine):
@@ -225,10 +225,10 @@ def test_output_that_comes_out_in_another_shape_is_an_error(make_bundle, colour_
     convolution = next(node for node in model.graph.node if node.op_type == "Conv")
     convolution.attribute.append(onnx.helper.make_attribute("pads", [0, 0, 4, 0]))
     with (
-        open_engine(make_bundle(model.SerializeToString()), engine) as backend,
+        open_engine(make_bundle(model.SerializeToString()), engine) as loaded,
         pytest.raises(EngineError, match=r"gave logits \(1, 3, 5, 6\), the manifest says"),
     ):
-        backend.infer(batch(1))
+        loaded.infer(batch(1))
 
 
 @pytest.mark.parametrize("model", [b"not a graph", b"\0" * 100])
@@ -241,8 +241,8 @@ def test_what_is_no_graph_is_one_clear_error(make_bundle, model, capfd, engine):
 
 
 def test_loading_and_running_print_nothing(make_bundle, capfd, engine):
-    with open_engine(make_bundle(), engine) as backend:
-        backend.infer(batch(3))
+    with open_engine(make_bundle(), engine) as loaded:
+        loaded.infer(batch(3))
     assert capfd.readouterr() == ("", "")
 
 
@@ -261,8 +261,8 @@ def test_external_weights_are_read_from_the_bundle(tmp_path: Path, manifest, col
     changed = msgspec.structs.replace(manifest, graphs=(graph,))
     files = {name: tmp_path / name for name in ("model.onnx", "model.onnx.data")}
     bundle = write_bundle(tmp_path / "x.knet", changed, files)
-    with open_engine(bundle, engine) as backend:
-        assert backend.infer(batch(1))["logits"].shape == (1, 3, 4, 6)
+    with open_engine(bundle, engine) as loaded:
+        assert loaded.infer(batch(1))["logits"].shape == (1, 3, 4, 6)
 
 
 @no_cuda_build
@@ -320,7 +320,7 @@ def test_tensorrt_rtx_without_a_driver_says_what_is_missing(make_bundle, capfd):
 
 
 @no_cuda_build
-def test_a_graph_that_can_not_be_captured_is_opened_without(make_bundle, monkeypatch, caplog):
+def test_a_graph_that_cannot_be_captured_is_opened_without(make_bundle, monkeypatch, caplog):
     listed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
     asked = []

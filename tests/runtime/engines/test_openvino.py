@@ -24,8 +24,8 @@ HAS_BF16 = "BF16" in module._core().get_property("CPU", "OPTIMIZATION_CAPABILITI
 
 def test_packaged_model_gives_its_golden_results_in_f32():
     bundle = open_bundle(default_bundle_path())
-    with open_engine(bundle, "openvino") as backend:
-        report = replay(bundle, backend)
+    with open_engine(bundle, "openvino") as loaded:
+        report = replay(bundle, loaded)
     assert report.passed
     assert report.max_logit_diff is not None
     assert report.max_logit_diff < 1e-4
@@ -140,7 +140,7 @@ def test_form_that_openvino_computes_wrongly_is_refused_by_name(make_bundle):
 def test_weight_that_is_shared_the_same_way_is_right(make_bundle):
     bundle = make_bundle(shared_weight(transposed=False))
     images = np.random.default_rng(1).integers(0, 256, (2, 16, 24, 3)).astype(np.uint8)
-    with open_engine(bundle, "openvino") as backend, open_engine(bundle, CPU) as expected:
+    with open_engine(bundle, "openvino") as loaded, open_engine(bundle, CPU) as expected:
         np.testing.assert_allclose(
-            backend.infer(images)["logits"], expected.infer(images)["logits"], rtol=1e-4
+            loaded.infer(images)["logits"], expected.infer(images)["logits"], rtol=1e-4
         )

@@ -190,7 +190,7 @@ def test_bundle_without_engines_says_how_to_build_one(bundle: Bundle) -> None:
         find(bundle)
 
 
-def test_store_that_can_not_be_written_leaves_nothing(bundle: Bundle) -> None:
+def test_store_that_cannot_be_written_leaves_nothing(bundle: Bundle) -> None:
     (bundle.path / "engines").write_text("a file where the folder is to be")
     with pytest.raises(OutputError):
         store_plan(bundle, PLAN, record_of(bundle))
