@@ -30,15 +30,16 @@ import numpy as np
 import torch
 from curve_variants import DEFAULT, VARIANTS, Variant, builder
 from numpy.typing import NDArray
+from operations import count_operations
 from result import parser_of, write_result
 from torch.utils.flop_counter import FlopCounterMode
 
 from knet_deploy.bench.measurement import TOTAL, Measurement, Spread, interleave, stages
+from knet_export.data import open_images
 from knet_export.export import export_bundle
-from knet_export.graph.cost import count_operations
-from knet_export.verify.data import open_data
 from knet_export.verify.reference import TorchReference
-from knet_export.verify.verify import VerifyReport, verify, write_report
+from knet_export.verify.verify import VerifyReport, verify
+from knet_runtime.atomic import write_json
 from knet_runtime.bundle.store import Bundle, open_bundle
 from knet_runtime.engines import open_engine
 from knet_runtime.segmenter import Segmenter
@@ -138,11 +139,11 @@ def scores(variant: Variant, run: Path, data: Path) -> tuple[dict[str, Any], Bun
             report = msgspec.json.decode(written.read_bytes(), type=VerifyReport)
         else:
             with open_engine(bundle, engine) as opened:
-                images = open_data(data, "val", bundle)
+                images = open_images(data, "val", bundle.manifest.labels)
                 report = verify(bundle, opened, TorchReference(checkpoint), images, images.name)
-            write_report(report, written)
+            write_json(written, report)
         row["miou"] = report.miou_reference
-        row["engines"][engine] = {"miou": report.miou_artefact, "agreement": report.agreement}
+        row["engines"][engine] = {"miou": report.miou_measured, "agreement": report.agreement}
     return row, bundle
 
 
@@ -160,7 +161,7 @@ def multiply_adds(variant: Variant, checkpoint: Checkpoint) -> int:
     config, classes = checkpoint.config, checkpoint.labels.num_classes
     size = config.data.eval_size
     if variant.family != "lr-aspp":
-        return count_operations(config, classes, size).deployed
+        return count_operations(config, classes, size).fused
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         checkpoint.model(torch.zeros(1, *size, 3, dtype=torch.uint8))
     return counter.get_total_flops() // 2  # it counts an addition and a multiplication

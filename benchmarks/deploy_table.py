@@ -105,13 +105,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def _parity(bundle: Any, model: Any, folder: Path, count: int) -> dict[str, Any]:
     """Both graphs in ONNX Runtime against PyTorch: logits, and classes at the input's size."""
     import numpy as np
-    import torch
 
-    from knet_export.fuse.model import reference_logits
     from knet_runtime.engines import open_engine
     from knet_runtime.postprocess import upsampled_argmax
     from knet_runtime.preprocess import fit_to_input
     from knet_runtime.sources.images import list_images, read_image
+    from knet_train.inference import predict_logits
 
     spec = bundle.manifest.input
     paths = list_images(folder)
@@ -123,7 +122,7 @@ def _parity(bundle: Any, model: Any, folder: Path, count: int) -> dict[str, Any]
     with logits_engine, map_engine:
         for path in paths:
             batch = fit_to_input(read_image(path), spec)[0][None]
-            expected = reference_logits(model, torch.from_numpy(batch)).numpy()
+            expected = predict_logits(model, batch)
             got = logits_engine.infer(batch)[outputs[0]]
             worst = max(worst, float(np.abs(got - expected).max() / np.abs(expected).max()))
             reference = upsampled_argmax(expected[0], (spec.height, spec.width))
@@ -138,12 +137,12 @@ def _parity(bundle: Any, model: Any, folder: Path, count: int) -> dict[str, Any]
 
 
 def _build(bundle: Any, targets: list[str]) -> dict[str, Any]:
-    from knet_export.tensorrt.build import build_engine
+    from knet_export.tensorrt.build import build_plan
     from knet_export.tensorrt.profile import profile_of
     from knet_runtime.engines.plan_store import BuildOptions
 
     options = BuildOptions(profile_of(bundle.manifest.input))
-    stored, _ = build_engine(bundle, "tensorrt-rtx", "classmap", options, targets=targets)
+    stored, _ = build_plan(bundle, "tensorrt-rtx", "classmap", options, targets=targets)
     record = stored.record
     return {
         "version": record.version,

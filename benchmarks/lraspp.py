@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torchvision.models.segmentation.lraspp import LRASPPHead
 
-from knet_export.fuse.model import reference_logits
 from knet_export.graph.check import check_onnx
 from knet_export.graph.to_onnx import LOGITS_NAME, OPSET
 from knet_export.spec import export_spec
@@ -27,6 +26,7 @@ from knet_runtime.golden import GOLDEN_NAME, save_golden
 from knet_synthetic import Street
 from knet_train.checkpoint import Checkpoint
 from knet_train.config import ModelConfig
+from knet_train.inference import predict_logits
 from knet_train.models.backbones import build_backbone, level_channels
 from knet_train.models.heads import upsample_to
 from knet_train.models.knet import KNet
@@ -75,8 +75,8 @@ def export(checkpoint: Checkpoint, destination: Path) -> Bundle:
         "logits", "semantic_logits", (checkpoint.labels.num_classes,), config.model.stride
     )
     tolerance = default_tolerance("fp32")
-    street = Street(0, (spec.height, spec.width)).frame(0)[0]
-    images = torch.from_numpy(np.ascontiguousarray(street[None]))
+    street = np.ascontiguousarray(Street(0, spec.size).frame(0)[0])
+    images = torch.from_numpy(street[None])
     with tempfile.TemporaryDirectory() as work:
         graph, golden = Path(work) / LOGITS_NAME, Path(work) / GOLDEN_NAME
         torch.onnx.export(
@@ -91,7 +91,7 @@ def export(checkpoint: Checkpoint, destination: Path) -> Bundle:
             verbose=False,
         )
         check_onnx(model, spec, output, Path(work), tolerance)
-        save_golden(golden, images.numpy(), reference_logits(model, images).numpy())
+        save_golden(golden, street[None], predict_logits(model, street[None]))
         manifest = Manifest(
             name=destination.name.removesuffix(".knet"),
             input=spec,

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import torch
 
+from knet_export.fuse.model import fuse_for
+from knet_export.fuse.precision import to_precision
 from knet_export.graph.classmap import add_classmap_head
-from knet_export.graph.to_onnx import CLASSMAP_NAME, LOGITS_NAME, WEIGHTS_NAME
-from knet_export.spec import bundle_graphs, export_spec, write_logits_graph
+from knet_export.graph.to_onnx import CLASSMAP_NAME, LOGITS_NAME, WEIGHTS_NAME, export_onnx
+from knet_export.spec import bundle_graphs, export_spec
 from knet_runtime.bundle.manifest import (
     Licence,
     Manifest,
@@ -48,12 +50,13 @@ def write_random(
     config = load_config(preset)
     classes = int(model.conv_seg.out_channels)
     spec = export_spec(config, size, sizes, max_batch)
-    artefacts = bundle_graphs(precision, classes, config.model.stride)
-    (output,) = artefacts[0].outputs
-    names = [artefact.path for artefact in artefacts]
+    graphs = bundle_graphs(precision, classes, config.model.stride)
+    (output,) = graphs[0].outputs
+    names = [graph.path for graph in graphs]
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
         files = Path(work)
-        write_logits_graph(model, spec, output, precision, files)
+        fused = to_precision(fuse_for(model, spec, output, precision), precision)
+        export_onnx(fused, spec, output, files)
         if CLASSMAP_NAME in names:
             add_classmap_head(files / LOGITS_NAME, files / CLASSMAP_NAME, output)
         manifest = Manifest(
@@ -64,7 +67,7 @@ def write_random(
                 distinct_palette(classes),
                 65535,
             ),
-            graphs=artefacts,
+            graphs=graphs,
             provenance=Provenance("0" * 64, preset, {}),
             licence=Licence("Apache-2.0", "Apache-2.0", "none"),
         )

@@ -1,6 +1,6 @@
-"""A Triton Inference Server model repository from a bundle: pictures in, class maps out.
+"""A Triton Inference Server model repository from a bundle: images in, class maps out.
 
-The ``classmap`` graph takes uint8 pictures and gives uint8 classes, so it is served as it is, by
+The ``classmap`` graph takes uint8 images and gives uint8 classes, so it is served as it is, by
 Triton's ONNX Runtime backend, which gathers requests into batches. The folder is laid out as the
 server's documentation of model repositories and ``model_config.proto`` say.
 """
@@ -27,7 +27,7 @@ def write_triton(bundle: Bundle, repository: Path, *, replace: bool = False) -> 
 
     The model appears whole or not at all; ``replace`` allows it to take the place of one. Returns
     its folder. Raises BundleError for a bundle without a class map graph, OutputError when the
-    folder can not be written.
+    folder cannot be written.
     """
     graph, *weights = bundle.graph("classmap").files
     check_triton(repository, bundle.manifest.name, replace=replace)
@@ -65,7 +65,7 @@ def triton_config(manifest: Manifest) -> str:
     """The text of ``config.pbtxt``, a ModelConfig of Triton's model_config.proto.
 
     With batches the sizes do not name the batch, and requests are gathered up to ``max_batch``; a
-    graph of one picture has max_batch_size 0, which is Triton's word for a fixed first size.
+    graph of one image has max_batch_size 0, which is Triton's word for a fixed first size.
     """
     spec, output = manifest.input, manifest.graph("classmap").output("class_map")
     sides = [spec.height, spec.width] if spec.sizes is None else [-1, -1]

@@ -11,7 +11,7 @@
     ├── ConfigError          a configuration is misspelt or contradicts itself
     ├── CheckpointError      a training checkpoint cannot be used
     ├── TrainingError        a training run broke off
-    └── ParityError          an artefact does not agree with its reference
+    └── ParityError          a graph does not agree with its reference
 
 The text of each says what to do. Libraries raise; only the command line prints.
 """
@@ -139,7 +139,7 @@ class TrainingError(KnetError):
 
 
 class ParityError(KnetError):
-    """An artefact differs from its reference by more than its tolerance.
+    """A graph differs from its reference by more than its tolerance.
 
     >>> from knet_deploy import KnetError, ParityError
     >>> issubclass(ParityError, KnetError)

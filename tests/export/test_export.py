@@ -37,7 +37,7 @@ def bundle(small_bundle: Bundle) -> Bundle:
     return small_bundle
 
 
-def pictures(count: int, size: Size = SIZE) -> NDArray[np.uint8]:
+def street_images(count: int, size: Size = SIZE) -> NDArray[np.uint8]:
     return np.stack([Street(seed, size).frame(0)[0] for seed in range(count)])
 
 
@@ -52,7 +52,7 @@ def test_the_bundle_is_the_model_on_frames_of_any_size(bundle: Bundle, checkpoin
 
 
 def test_batches_other_than_the_traced_one_give_the_same_as_single_frames(bundle: Bundle) -> None:
-    images = pictures(7)
+    images = street_images(7)
     with open_engine(bundle, "onnxruntime-cpu") as backend:
         together = backend.infer(images)["logits"]
         alone = np.concatenate([backend.infer(image[None])["logits"] for image in images])
@@ -63,7 +63,7 @@ def test_batches_other_than_the_traced_one_give_the_same_as_single_frames(bundle
 def test_logits_are_within_a_thousandth_of_pytorch_and_classes_are_the_same(
     bundle: Bundle, checkpoint: Path
 ) -> None:
-    images = pictures(4)
+    images = street_images(4)
     with torch.no_grad():
         expected = read_checkpoint(checkpoint).model(torch.from_numpy(images)).numpy()
     with open_engine(bundle, "onnxruntime-cpu") as backend:
@@ -73,7 +73,7 @@ def test_logits_are_within_a_thousandth_of_pytorch_and_classes_are_the_same(
 
 
 def test_the_classmap_graph_gives_the_classes_of_the_logits_graph(bundle: Bundle) -> None:
-    images = pictures(3)
+    images = street_images(3)
     with (
         open_engine(bundle, "onnxruntime-cpu") as logits,
         open_engine(bundle, "onnxruntime-cpu", "classmap") as classmap,
@@ -87,10 +87,10 @@ def test_the_classmap_graph_gives_the_classes_of_the_logits_graph(bundle: Bundle
 
 
 def test_the_manifest_states_both_graphs_over_one_file_of_weights(bundle: Bundle) -> None:
-    kinds = [(artefact.kind, artefact.path) for artefact in bundle.manifest.graphs]
+    kinds = [(graph.kind, graph.path) for graph in bundle.manifest.graphs]
     assert kinds == [("logits", "logits.onnx"), ("classmap", "classmap.onnx")]
-    assert {artefact.external_data for artefact in bundle.manifest.graphs} == {("weights.bin",)}
-    assert {artefact.precision for artefact in bundle.manifest.graphs} == {"fp32"}
+    assert {graph.external_data for graph in bundle.manifest.graphs} == {("weights.bin",)}
+    assert {graph.precision for graph in bundle.manifest.graphs} == {"fp32"}
     assert set(bundle.manifest.files) == {
         "logits.onnx",
         "classmap.onnx",
@@ -139,7 +139,7 @@ def test_a_half_bundle_is_half_as_large_and_keeps_float32_golden_logits(
 def test_a_dynamic_bundle_runs_at_other_sizes(checkpoint: Path, free_bundle: Bundle) -> None:
     assert free_bundle.manifest.input.sizes == SizeRange((64, 64), (256, 512), 8)
     size = (136, 88)
-    images = pictures(2, size)
+    images = street_images(2, size)
     with torch.no_grad():
         expected = read_checkpoint(checkpoint).model(torch.from_numpy(images)).numpy()
     with open_engine(free_bundle.with_input_size(size), "onnxruntime-cpu") as backend:

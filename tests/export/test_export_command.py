@@ -13,7 +13,7 @@ from knet_runtime.bundle.store import open_bundle
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--precision", "half"], "it is fp32, fp16, bf16 or int8"),
+        (["--precision", "half"], "is not one of 'fp32', 'fp16', 'bf16', 'int8'"),
         (["--precision", "int8"], "--calibration"),
         (["--size", "big"], "write HEIGHTxWIDTH"),
         (["--size", "66x96"], "64x96 is near"),
@@ -38,7 +38,7 @@ def test_options_that_can_not_be_are_one_line_that_says_what_can(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_exports_at_a_size_for_one_picture_at_a_time(
+def test_the_command_exports_at_a_size_for_one_image_at_a_time(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--size", "32x64", "--max-batch", "1", "-o", str(tmp_path / "one.knet")]

@@ -60,7 +60,7 @@ def manifest() -> Manifest:
 
 @pytest.fixture
 def bundle(tmp_path: Path, manifest: Manifest) -> Bundle:
-    """A bundle whose class map says where the picture's first channel passes a threshold, which is
+    """A bundle whose class map says where the image's first channel passes a threshold, which is
     kept in ``weights.bin``."""
     nodes = [
         helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
@@ -113,9 +113,9 @@ def test_repository_parses_under_tritons_schema_and_says_what_the_graph_is(
     config = parsed((folder / "config.pbtxt").read_text(encoding="utf-8"))
     assert (config.name, config.backend, config.max_batch_size) == ("street", "onnxruntime", 4)
     assert config.HasField("dynamic_batching")
-    (picture,), (classes,) = config.input, config.output
+    (image,), (classes,) = config.input, config.output
     uint8 = config.input[0].DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_name
-    assert picture.data_type == classes.data_type == uint8["TYPE_UINT8"].number
+    assert image.data_type == classes.data_type == uint8["TYPE_UINT8"].number
     labels = (folder / classes.label_filename).read_text(encoding="utf-8")
     assert labels.splitlines() == ["road", "façade"]
 
@@ -125,9 +125,9 @@ def test_repository_parses_under_tritons_schema_and_says_what_the_graph_is(
     )
     (taken,), (given,) = session.get_inputs(), session.get_outputs()
     assert (taken.name, taken.type, taken.shape[1:]) == (
-        picture.name,
+        image.name,
         "tensor(uint8)",
-        list(picture.dims),
+        list(image.dims),
     )
     assert (given.name, given.shape[1:]) == (classes.name, list(classes.dims))
     images = np.zeros((3, 8, 12, 3), np.uint8)
@@ -136,7 +136,7 @@ def test_repository_parses_under_tritons_schema_and_says_what_the_graph_is(
     assert found.sum() == found[1, 2, 3] == 1
 
 
-def test_one_picture_a_request_and_free_sizes_are_said_in_tritons_words(manifest: Manifest):
+def test_one_image_a_request_and_free_sizes_are_said_in_tritons_words(manifest: Manifest):
     alone = msgspec.structs.replace(manifest.input, max_batch=1)
     config = parsed(triton_config(msgspec.structs.replace(manifest, input=alone)))
     assert config.max_batch_size == 0

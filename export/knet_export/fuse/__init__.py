@@ -1,1 +1,1 @@
-"""The deploy form: a trained K-Net as the operations that a graph should have."""
+"""The fused model: a trained K-Net as the operations that a graph should have."""

@@ -1,6 +1,6 @@
 """The algebra that makes K-Net's dynamic kernels cheap to deploy. Every rewrite is exact.
 
-Notation: one picture has P pixels, features X [C, P], N kernels K_s [N, C] after stage s, and masks
+Notation: one image has P pixels, features X [C, P], N kernels K_s [N, C] after stage s, and masks
 M_s [N, P]. As published, stage s computes
 
     X' = T X + t 1ᵀ          a 1×1 convolution of its own, without norm or activation
@@ -9,14 +9,14 @@ M_s [N, P]. As published, stage s computes
     K_s = update(G, K_{s-1})
     M_s = Q X'               with Q = F q(K_s) + f, the last linear of the mask branch
 
-1. **One batched product.** A 1×1 convolution by kernels of the picture's own is Q X: a matrix
-   product per picture, so the batch stays free.
+1. **One batched product.** A 1×1 convolution by kernels of the image's own is Q X: a matrix
+   product per image, so the batch stays free.
 2. **The feature transform moves into the kernels.** Both products take X' linearly:
    G = A (T X + t 1ᵀ)ᵀ = (A Xᵀ) Tᵀ + (A 1) tᵀ and M = Q (T X + t 1ᵀ) = (Q T) X + (Q t) 1ᵀ.
    The C×C product over P pixels becomes one over N kernels, as in training
    (``knet_train.models.knet``). And on both sides a linear layer stands next to T, so here T
    disappears into that layer's weights and costs nothing at all.
-3. **Constants.** The kernels that enter the first stage are weights, the same for every picture.
+3. **Constants.** The kernels that enter the first stage are weights, the same for every image.
    Whatever reads only them is computed once, here.
 4. **Layout.** With X as [C, P] and once as [P, C], and masks as [P, N], the softmax runs along the
    last axis and the big products, [P, C]·[C, N], [C, P]·[P, N] and (last stage) [N, C]·[C, P], need

@@ -1,10 +1,10 @@
-"""BatchNorm folded into the convolution before it: one operation, and one set of weights to round.
+"""Layers around the kernels in cheaper or plainer form: BatchNorm, and pyramid pooling.
 
-In evaluation BatchNorm is y = (x - μ) γ / √(σ² + ε) + β per channel; after a convolution
-x = W * z + b that is a convolution with W γ / √(σ² + ε) and bias (b - μ) γ / √(σ² + ε) + β.
+BatchNorm is folded into the convolution before it: one operation, and one set of weights to round.
+In evaluation it is y = (x - μ) γ / √(σ² + ε) + β per channel; after a convolution x = W * z + b
+that is a convolution with W γ / √(σ² + ε) and bias (b - μ) γ / √(σ² + ε) + β.
 
-Pyramid pooling as matrix products: exact for every size, and for sizes that are not known yet.
-
+Pyramid pooling becomes matrix products, exact for every size, and for sizes that are not known yet.
 ``adaptive_avg_pool2d`` to s×s cells averages rows ⌊iH/s⌋ … ⌈(i+1)H/s⌉ - 1 into row i, and columns
 alike. The cells of 2, 3 and 6 overlap where they do not divide H, and no ONNX operation does that.
 Row h is in cell i exactly if (h+1) s > i H and h s < (i+1) H, so the averages are a product with a

@@ -1,14 +1,15 @@
-"""The deploy form: the function of a trained K-Net, in the operations that a graph should have.
+"""The fused model: the function of a trained K-Net, in the operations that a graph should have.
 
 A separate module made from a trained model, which stays as it is. What is rewritten, and why that
-is exact, stands in ``rewrites`` (the dynamic kernels), ``fold_norms`` (BatchNorm), ``pooling``
-(pyramid pooling) and ``windows`` (Swin). The auxiliary classifier and dropout are left out, and
-upsampling and argmax are not part of it: ``tail`` or the runtime's exact tail add them.
+is exact, stands in ``kernels`` (the dynamic kernels), ``layers`` (BatchNorm and pyramid pooling)
+and ``swin`` (windows). The auxiliary classifier and dropout are left out; upsampling and argmax are
+not part of it: ``graph.classmap`` or the runtime's exact postprocessing add them.
 """
 
 from __future__ import annotations
 
 import copy
+from math import prod
 from typing import cast
 
 import torch
@@ -24,24 +25,25 @@ from knet_export.fuse.kernels import (
 )
 from knet_export.fuse.layers import MatrixPyramid, fold_batch_norms
 from knet_export.fuse.swin import StaticSwin
+from knet_runtime.bundle.manifest import InputSpec, OutputSpec, Precision
 from knet_runtime.errors import ConfigError
 from knet_runtime.types import Size
 from knet_train.models.backbones import SwinBackbone, level_channels
 from knet_train.models.heads import PyramidPooling
 from knet_train.models.knet import KernelUpdateStage, KNet
 
-_PROBE = 64  # pixels a side of the pictures that show which norm follows which convolution
+_PROBE = 64  # pixels a side of the images that show which norm follows which convolution
 
 
 class FusedStage(nn.Module):
     """A ``KernelUpdateStage`` without its feature transform. All its tensors are of the size of the
-    kernels, none of the size of the picture; its weights' dtype is the one it computes in."""
+    kernels, none of the size of the image; its weights' dtype is the one it computes in."""
 
     gate: Tensor
     candidate: Tensor
 
     def __init__(self, stage: KernelUpdateStage, scale: float, initial: Tensor | None) -> None:
-        """``scale`` is ``rewrites.sum_scale``; ``initial`` are the kernels [N, C] if this is the
+        """``scale`` is ``kernels.sum_scale``; ``initial`` are the kernels [N, C] if this is the
         first stage, whose kernels are constants."""
         super().__init__()
         stage = copy.deepcopy(stage)
@@ -94,7 +96,7 @@ class FusedStage(nn.Module):
 class FusedKNet(nn.Module):
     """uint8 [B, H, W, 3] RGB -> float32 logits [B, N, H/s, W/s] of the last stage.
 
-    Whatever has the picture's size is of the dtype of the classifier's weights; the input's
+    Whatever has the image's size is of the dtype of the classifier's weights; the input's
     normalisation, everything in ``stages`` and the logits are of the dtype of the stages' weights.
     """
 
@@ -149,12 +151,20 @@ class FusedKNet(nn.Module):
         return logits
 
 
+def fuse_for(model: KNet, spec: InputSpec, output: OutputSpec, precision: Precision) -> FusedKNet:
+    """The fused model for all images that ``spec`` takes. It is float32 still; for fp16 its sums
+    over pixels are rescaled so that they will fit. Raises ConfigError for Swin with free sizes."""
+    largest = spec.sizes.max if spec.sizes else spec.size
+    pixels = prod(output.shape(largest)[1:]) if precision == "fp16" else 0
+    return fuse(model, None if spec.sizes else largest, pixels=pixels)
+
+
 @torch.no_grad()
 def fuse(model: KNet, size: Size | None, *, pixels: int = 0) -> FusedKNet:
-    """The deploy form of ``model`` (in evaluation mode, float32 or float64), for pictures of
-    ``size`` or, where that is None, of any.
+    """The fused model of ``model`` (in evaluation mode, float32 or float64), for images of ``size``
+    or, where that is None, of any.
 
-    ``pixels`` is the largest number of logits' pixels of a picture if sums over them must fit into
+    ``pixels`` is the largest number of logits' pixels of an image if sums over them must fit into
     fp16; 0 leaves them unscaled. Raises ConfigError for Swin without a size.
     """
     backbone = model.backbone
@@ -173,7 +183,7 @@ def fuse(model: KNet, size: Size | None, *, pixels: int = 0) -> FusedKNet:
     assert model.conv_seg.bias is not None
     classifier.bias = nn.Parameter(model.conv_seg.bias.clone())
     scale = sum_scale(pixels) if pixels else 1.0
-    form = FusedKNet(
+    fused = FusedKNet(
         backbone,
         _with_matrices(copy.deepcopy(model.head)),
         classifier,
@@ -185,21 +195,21 @@ def fuse(model: KNet, size: Size | None, *, pixels: int = 0) -> FusedKNet:
         model.mean.clone(),
         model.std.clone(),
     ).eval()
-    _fold_norms(form, level_channels(model.backbone))
-    for module in form.modules():  # a graph has no "in place", and tracing it costs time
+    _fold_norms(fused, level_channels(model.backbone))
+    for module in fused.modules():  # a graph has no "in place", and tracing it costs time
         if isinstance(module, nn.ReLU | nn.ReLU6):
             module.inplace = False
-    return form.requires_grad_(False)
+    return fused.requires_grad_(False)
 
 
-def _fold_norms(form: FusedKNet, channels: list[int]) -> None:
+def _fold_norms(fused: FusedKNet, channels: list[int]) -> None:
     """Fold the BatchNorms of backbone and head, by examples that are as small as can be."""
-    probe = form.mean.new_zeros(1, 3, _PROBE, _PROBE)
-    if not isinstance(form.backbone, StaticSwin):  # which has none, and one size
-        fold_batch_norms(form.backbone, probe)
+    probe = fused.mean.new_zeros(1, 3, _PROBE, _PROBE)
+    if not isinstance(fused.backbone, StaticSwin):  # which has none, and one size
+        fold_batch_norms(fused.backbone, probe)
     sides = (_PROBE >> (level + 2) for level in range(len(channels)))
     levels = [probe.new_zeros(1, c, side, side) for c, side in zip(channels, sides, strict=True)]
-    fold_batch_norms(form.head, levels)
+    fold_batch_norms(fused.head, levels)
 
 
 def _with_matrices(head: nn.Module) -> nn.Module:
@@ -207,10 +217,3 @@ def _with_matrices(head: nn.Module) -> nn.Module:
         if isinstance(child, PyramidPooling):
             setattr(head, name, MatrixPyramid(child))
     return head
-
-
-@torch.no_grad()
-def reference_logits(model: KNet, images: Tensor) -> Tensor:
-    """What the graph must give for uint8 [B, H, W, 3]: PyTorch's own logits in float32."""
-    result: Tensor = model(images).float()
-    return result

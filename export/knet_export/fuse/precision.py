@@ -1,4 +1,4 @@
-"""Precision by size: what has the picture's size in half precision, what has the kernels' in full.
+"""Precision by size: what has the image's size in half precision, what has the kernels' in full.
 
 fp16 ends at 65,504 and keeps 11 bits, bf16 keeps 8. So the backbone, the head, the features, the
 masks and the products over pixels are half; the gates, attention and feed-forward of the N kernels
@@ -9,18 +9,16 @@ the graph: a float32 operation has float32 weights.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
 from knet_export.fuse.model import FusedKNet
 from knet_export.fuse.swin import WindowSoftmax
+from knet_runtime.bundle.manifest import Precision
 from knet_runtime.errors import CheckpointError
 
-Half = Literal["fp16", "bf16"]
-_DTYPES: dict[Half, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}
-_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d)  # what fold_norms left of the last
+_DTYPES: dict[Precision, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d)  # what ``layers`` left of the last
 
 
 class ExactNorm(nn.Module):
@@ -45,16 +43,16 @@ def check_finite(module: nn.Module, what: str) -> None:
             )
 
 
-def halve(form: FusedKNet, precision: Half) -> FusedKNet:
-    """``form`` with everything of the picture's size in half precision; it is changed in place.
+def to_precision(fused: FusedKNet, precision: Precision) -> FusedKNet:
+    """``fused`` with everything of the image's size in half precision, if that is fp16 or bf16; it
+    is changed in place.
 
-    Raises CheckpointError that names a weight which fp16 can not hold.
+    Raises CheckpointError that names a weight which fp16 cannot hold.
     """
-    dtype = _DTYPES[precision]
-    for name in ("backbone", "head", "classifier"):
-        part = getattr(form, name)
-        setattr(form, name, _halved(part, dtype, name))
-    return form
+    if dtype := _DTYPES.get(precision):
+        for name in ("backbone", "head", "classifier"):
+            setattr(fused, name, _halved(getattr(fused, name), dtype, name))
+    return fused
 
 
 def _halved(module: nn.Module, dtype: torch.dtype, path: str) -> nn.Module:

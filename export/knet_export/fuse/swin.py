@@ -2,7 +2,7 @@
 
 The same function as ``knet_train.models.backbones`` at that size. What depends on the size alone
 is made here, once: which sides are padded, and the masks that keep a shifted window from attending
-across the picture's edge. The relative positions' biases are looked up, and the query's weights
+across the image's edge. The relative positions' biases are looked up, and the query's weights
 hold 1/√d.
 """
 

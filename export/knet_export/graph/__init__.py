@@ -1,1 +1,1 @@
-"""The deploy form as ONNX files, and the check that they are still the function."""
+"""The fused model as ONNX files, and the check that they are still the function."""

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from knet_runtime.bundle.manifest import OutputSpec
 from knet_runtime.errors import ConfigError
 
-MOST_CLASSES = 256  # uint8
+MAX_CLASSES = 256  # uint8
 CLASSMAP_OUTPUT = "classmap"  # the name of the graph's output tensor
 
 
@@ -24,41 +24,31 @@ def add_classmap_head(logits_graph: Path, classmap_graph: Path, output: OutputSp
 
     Bilinear with half-pixel centres by the factor s, and the first of equal classes: the map that
     ``knet_runtime.postprocess`` gives. Raises ConfigError for more than 256 classes, OSError when
-    it can not be written.
+    it cannot be written.
     """
     model = onnx.load(logits_graph, load_external_data=False)
     graph = model.graph
     (logits,) = graph.output
     dims = logits.type.tensor_type.shape.dim
-    if dims[1].dim_value > MOST_CLASSES:
+    if dims[1].dim_value > MAX_CLASSES:
         raise ConfigError(
             f"{dims[1].dim_value} classes do not fit a uint8 class map: only the logits graph "
             "can be exported"
         )
     scales = np.array([1, 1, output.stride, output.stride], np.float32)
-    graph.initializer.append(numpy_helper.from_array(scales, "tail/scales"))
-    graph.node.extend(
-        [
-            helper.make_node(
-                "Resize",
-                [output.name, "", "tail/scales"],
-                ["tail/Resize"],
-                name="tail/Resize",
-                mode="linear",
-                coordinate_transformation_mode="half_pixel",
-            ),
-            helper.make_node(
-                "ArgMax", ["tail/Resize"], ["tail/ArgMax"], name="tail/ArgMax", axis=1, keepdims=0
-            ),
-            helper.make_node(
-                "Cast",
-                ["tail/ArgMax"],
-                [CLASSMAP_OUTPUT],
-                name="tail/Cast",
-                to=TensorProto.UINT8,
-            ),
-        ]
-    )
+    graph.initializer.append(numpy_helper.from_array(scales, "classmap/scales"))
+    for operator, inputs, result, attributes in (
+        (
+            "Resize",
+            [output.name, "", "classmap/scales"],
+            "classmap/Resize",
+            {"mode": "linear", "coordinate_transformation_mode": "half_pixel"},
+        ),
+        ("ArgMax", ["classmap/Resize"], "classmap/ArgMax", {"axis": 1, "keepdims": 0}),
+        ("Cast", ["classmap/ArgMax"], CLASSMAP_OUTPUT, {"to": TensorProto.UINT8}),
+    ):
+        name = f"classmap/{operator}"
+        graph.node.append(helper.make_node(operator, inputs, [result], name, **attributes))
     batch, height, width, _ = (
         dim.dim_param or dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim
     )

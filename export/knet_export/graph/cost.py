@@ -1,81 +1,83 @@
-"""What a graph costs: the multiply-adds of its convolutions and matrix products, and their traffic.
+"""What an ONNX graph costs: the multiply-adds of its convolutions and matrix products, and their
+traffic.
 
 These are nearly all of a network's work. The traffic is the least there can be when everything
 else is fused into them: each of them reads its inputs and writes its output once.
-
-Multiply-adds of a K-Net, as published and in its deploy form, and where they are.
-
-Counted are convolutions and matrix products, which are nearly all of the work; the networks are
-run without numbers (PyTorch's "meta" device), so a large one costs no more than a small one.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import onnx
-import torch
 from onnx import TensorProto, helper
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from knet_export.fuse.model import fuse
+from knet_export.graph.onnx_graph import OnnxGraph
 from knet_runtime.errors import BundleError
 from knet_runtime.types import Size
-from knet_train.config import Config
-from knet_train.models.build import build_model
-from knet_train.models.knet import KNet
 
-_NAMED = ("batch", "height", "width")
+_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 Shape = tuple[int, ...]
 
 
 class Cost(msgspec.Struct, frozen=True):
-    """What a graph costs for one picture: multiply-adds of its convolutions and matrix products,
-    and the bytes that these read and write at least, each once."""
+    """Multiply-adds for one image, and the bytes that are read and written at least, each once."""
 
     multiply_adds: int
     bytes: int
 
 
-def count_cost(graph: Path, size: tuple[int, int]) -> Cost:
-    """For one picture of ``size`` (height, width). Raises BundleError where a shape can not be
-    found from the graph alone."""
-    model = onnx.load(graph, load_external_data=False)
-    _fix_input(model, size)
-    # Shapes that are computed in the graph are followed through it (data_prop).
-    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    shapes, bytes_each = _tensors(model.graph)
-    multiply_adds = traffic = 0
-    for node in model.graph.node:
-        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+def count_cost(graph: Path, size: Size) -> Cost:
+    """The cost of an ONNX file for one image of ``size`` (height, width). Raises BundleError where
+    a shape cannot be found from the graph alone."""
+    costs = [cost for _, cost in node_costs(OnnxGraph.load(graph), size)]
+    return Cost(sum(cost.multiply_adds for cost in costs), sum(cost.bytes for cost in costs))
+
+
+def node_costs(graph: OnnxGraph, size: Size) -> Iterator[tuple[str, Cost]]:
+    """The name and the cost of every convolution and matrix product, for one image of ``size``
+    (height, width). Raises BundleError as ``count_cost``."""
+    inferred = _with_shapes(graph.model, size)
+    shapes, bytes_each = _tensors(inferred)
+    for node in inferred.node:
+        if node.op_type not in _PRODUCTS:
             continue
         names = [name for name in (*node.input, *node.output) if name]
         unknown = [name for name in names if name not in shapes]
         if unknown:
             raise BundleError(
-                f"{graph}: the shape of {unknown[0]} depends on values, so its cost is not known"
+                f"the shape of {unknown[0]} depends on values, so the cost of {node.name or 'a'} "
+                f"{node.op_type} is not known"
             )
-        multiply_adds += _multiply_adds(node, shapes)
-        traffic += sum(math.prod(shapes[name]) * bytes_each[name] for name in names)
-    return Cost(multiply_adds, traffic)
+        traffic = sum(math.prod(shapes[name]) * bytes_each[name] for name in names)
+        yield node.name, Cost(_multiply_adds(node, shapes), traffic)
 
 
-def _fix_input(model: onnx.ModelProto, size: tuple[int, int]) -> None:
-    values = dict(zip(_NAMED, (1, *size), strict=True))
-    dims = model.graph.input[0].type.tensor_type.shape.dim
-    for name, dim in zip(_NAMED, dims, strict=False):
-        dim.dim_value = values[name]
+def _with_shapes(model: onnx.ModelProto, size: Size) -> onnx.GraphProto:
+    """The graph for one image of ``size``, with the shape of every tensor that can be known."""
+    from onnxscript import ir, optimizer
+
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    dims = fixed.graph.input[0].type.tensor_type.shape.dim
+    for dim, side in zip(dims, (1, *size), strict=False):
+        dim.dim_value = side
     # What was inferred for free sizes would stand in the way.
-    del model.graph.value_info[:]
-    for output in model.graph.output:
+    del fixed.graph.value_info[:]
+    for output in fixed.graph.output:
         for dim in output.type.tensor_type.shape.dim:
             dim.Clear()
+    # Shapes that are computed in the graph are constants now that the size is one.
+    folded = ir.from_proto(fixed)
+    optimizer.fold_constants(folded, onnx_shape_inference=True)
+    return onnx.shape_inference.infer_shapes(ir.to_proto(folded), data_prop=True).graph
 
 
 def _tensors(graph: onnx.GraphProto) -> tuple[dict[str, Shape], dict[str, int]]:
+    """By name: the shape of every tensor that has a known one, and the bytes of one number."""
     shapes: dict[str, Shape] = {}
     types: dict[str, int] = {}
     for value in (*graph.input, *graph.value_info, *graph.output):
@@ -112,65 +114,3 @@ def _multiply_adds(node: onnx.NodeProto, shapes: dict[str, Shape]) -> int:
             return math.prod(out) * left[0 if turned else 1]
         case _:
             return math.prod(out) * left[-1]
-
-
-class Operations(msgspec.Struct, frozen=True):
-    """Multiply-adds for one picture of ``size``: as published and deployed, each in all and without
-    backbone and head (``kernels``: initial masks and update stages)."""
-
-    preset: str
-    size: Size
-    published: int
-    published_kernels: int
-    deployed: int
-    deployed_kernels: int
-
-
-def count_operations(config: Config, classes: int, size: Size) -> Operations:
-    """Count for a K-Net of ``classes`` classes, on one picture of ``size`` (height, width)."""
-    with torch.device("meta"):
-        model = build_model(config.model, classes).eval().requires_grad_(False)
-    image = torch.zeros(1, *size, 3, dtype=torch.uint8, device="meta")
-    form = fuse(model, size)
-    total, kernels = _count(model, image)
-    moved = _transforms(model, size, config.model.stride)
-    return Operations(config.preset, size, total + moved, kernels + moved, *_count(form, image))
-
-
-def _transforms(model: KNet, size: Size, stride: int) -> int:
-    """What a published network does more than ours: its feature transforms work on pixels, ours
-    (``knet_train.models.knet``) on the kernels, once for the sums and once for the masks."""
-    kernels, channels = model.conv_seg.weight.shape[:2]
-    pixels = size[0] * size[1] // stride**2
-    return len(model.stages) * int(channels) ** 2 * (pixels - 2 * int(kernels))
-
-
-@torch.no_grad()
-def _count(network: nn.Module, image: torch.Tensor) -> tuple[int, int]:
-    """All multiply-adds, and those outside of backbone and head."""
-    with FlopCounterMode(display=False) as counter:
-        network(image)
-    parts = counter.get_flop_counts()
-    name = type(network).__name__
-    features = sum(sum(parts[f"{name}.{part}"].values()) for part in ("backbone", "head"))
-    total = counter.get_total_flops()  # it counts an addition and a multiplication
-    return total // 2, (total - features) // 2
-
-
-def operations_row(counted: Operations) -> str:
-    """A row of the table in docs/results/models.md: giga multiply-adds, before and after."""
-    giga = [
-        f"{count / 1e9:.1f}"
-        for count in (
-            counted.published,
-            counted.deployed,
-            counted.published_kernels,
-            counted.deployed_kernels,
-        )
-    ]
-    height, width = counted.size
-    saved = 1 - counted.deployed / counted.published
-    return (
-        f"| {counted.preset} | {height}×{width} | {giga[0]} | {giga[1]} | −{100 * saved:.1f} % | "
-        f"{giga[2]} | {giga[3]} |"
-    )

@@ -1,7 +1,7 @@
-"""The deploy form as an ONNX graph over a file of weights.
+"""The fused model as an ONNX graph over a file of weights.
 
 Weights stand in ``weights.bin`` from the start: the class-map graph reads the same file, and a
-protobuf can not hold more than 2 GB. Nodes, tensors and weights are named after the modules that
+protobuf cannot hold more than 2 GB. Nodes, tensors and weights are named after the modules that
 they come from (``stages.0.gather.linear/MatMul``): parity reports, quantisation patterns and
 engines' layer lists speak of them by these names.
 """
@@ -27,24 +27,24 @@ LOGITS_NAME, CLASSMAP_NAME, WEIGHTS_NAME = "logits.onnx", "classmap.onnx", "weig
 OPSET = 18
 _BF16_OPSET = 22  # the first whose convolutions take bfloat16
 _TRACED_BATCH = 2  # 1 would be taken for a constant
-_LEAST_EXTERNAL = 1024  # bytes; shapes and other small constants stay in the graph
+_MIN_EXTERNAL = 1024  # bytes; shapes and other small constants stay in the graph
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
-def export_onnx(form: FusedKNet, spec: InputSpec, output: OutputSpec, folder: Path) -> Path:
+def export_onnx(fused: FusedKNet, spec: InputSpec, output: OutputSpec, folder: Path) -> Path:
     """Write ``logits.onnx`` and ``weights.bin`` into ``folder``; the graph's path.
 
     The batch is 1 … ``spec.max_batch`` (frozen at 1 when that is 1); height and width are free
-    within ``spec.sizes``, or fixed without it. Raises OSError when it can not be written.
+    within ``spec.sizes``, or fixed without it. Raises OSError when it cannot be written.
     """
     from onnxscript import ir
 
     path = folder / LOGITS_NAME
     ir.save(
-        _trace(form, spec, output).model,
+        _trace(fused, spec, output).model,
         path,
         external_data=WEIGHTS_NAME,
-        size_threshold_bytes=_LEAST_EXTERNAL,
+        size_threshold_bytes=_MIN_EXTERNAL,
     )
     if not (folder / WEIGHTS_NAME).exists():  # a network of nothing but small weights
         (folder / WEIGHTS_NAME).touch()
@@ -56,7 +56,7 @@ def export_onnx(form: FusedKNet, spec: InputSpec, output: OutputSpec, folder: Pa
     return path
 
 
-def _trace(form: FusedKNet, spec: InputSpec, output: OutputSpec) -> Any:
+def _trace(fused: FusedKNet, spec: InputSpec, output: OutputSpec) -> Any:
     single = spec.max_batch == 1
     image = torch.zeros(1 if single else _TRACED_BATCH, spec.height, spec.width, 3).byte()
     axes: dict[int, Any] = {}
@@ -64,14 +64,14 @@ def _trace(form: FusedKNet, spec: InputSpec, output: OutputSpec) -> Any:
         axes[0] = torch.export.Dim("batch", min=1, max=spec.max_batch)
     if sizes := spec.sizes:
         for axis, name in ((0, "rows"), (1, "columns")):
-            least, most = (side // sizes.multiple for side in (sizes.min[axis], sizes.max[axis]))
-            if least < most:  # else this side is fixed
-                axes[axis + 1] = sizes.multiple * torch.export.Dim(name, min=least, max=most)
-    bf16 = form.classifier.weight.dtype == torch.bfloat16
+            low, high = (side // sizes.multiple for side in (sizes.min[axis], sizes.max[axis]))
+            if low < high:  # else this side is fixed
+                axes[axis + 1] = sizes.multiple * torch.export.Dim(name, min=low, max=high)
+    bf16 = fused.classifier.weight.dtype == torch.bfloat16
     # Evaluated in this thread's default precision: no autocast may leak into the graph.
     with ignored_warnings(), torch.no_grad(), torch.autocast("cpu", enabled=False):
         traced = torch.export.export(
-            form,
+            fused,
             (image,),
             dynamic_shapes=(axes,),
             # "This map is larger than that one" is true of every size, but not provable from all
@@ -90,11 +90,11 @@ def _trace(form: FusedKNet, spec: InputSpec, output: OutputSpec) -> Any:
 
 
 def _name_axes(model: onnx.ModelProto) -> None:
-    """Free axes have names that a person knows: batch, height and width of the picture and of the
+    """Free axes have names that a person knows: batch, height and width of the image and of the
     logits; not what the tracer called them."""
     names = ("batch", "height", "width")
-    picture = model.graph.input[0].type.tensor_type.shape.dim
-    for dim, name in zip(picture, names, strict=False):
+    image = model.graph.input[0].type.tensor_type.shape.dim
+    for dim, name in zip(image, names, strict=False):
         if dim.dim_param:
             dim.dim_param = name
     logits = model.graph.output[0].type.tensor_type.shape.dim

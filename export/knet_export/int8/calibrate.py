@@ -1,41 +1,81 @@
-"""Activation ranges of a float graph, measured in ONNX Runtime on the user's own pictures.
+"""What the activations of a float graph hold on the user's own images, and which ranges int8 needs.
 
-How large a tensor's values are, and the largest that int8 should still tell apart.
-
-A histogram of |x| that grows with what it sees, in bounded memory; minmax, percentile and entropy
-thresholds are all read from it, so one pass over the pictures serves every method.
+Some images give the ranges, others score the result. Of every tensor a histogram of |x| is kept,
+from which minmax, percentile and entropy thresholds are all read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
-from knet_export.graph.check import open_session
+from knet_export.data import LabelledImage
+from knet_export.graph.onnx_graph import OnnxGraph
+from knet_export.int8 import Method
 from knet_runtime.bundle.manifest import InputSpec
-from knet_runtime.errors import CheckpointError, DataError, SourceError
-from knet_runtime.labels import LabelMap
+from knet_runtime.errors import CheckpointError, DataError
 from knet_runtime.preprocess import fit_to_input
-from knet_runtime.sources.images import list_images, read_image
-from knet_train.data.dataset import LabelledFolder, open_folder
-from knet_train.evaluate import check_classes
 
-Method = Literal["minmax", "percentile", "entropy"]
-METHODS: tuple[Method, ...] = get_args(Method)
-
+_MAX_RANGED = 64  # images
+_MAX_SCORED = 48
 _BINS = 4096
 _LEVELS = 128  # of |x| in symmetric int8
 _STEP = 32  # bins between two thresholds that entropy tries
 
+Item = TypeVar("Item")
+
+
+def split_images(count: int) -> tuple[list[int], list[int]]:
+    """Which of ``count`` images give the ranges, and which others score the result, both spread
+    over the whole. A lone image has to serve as both."""
+    scored = spread(range(count), min(_MAX_SCORED, count // 2))
+    rest = sorted(set(range(count)) - set(scored))
+    return spread(rest, _MAX_RANGED), scored or rest
+
+
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """At most ``count`` of ``items``, evenly over the whole."""
+    count = min(count, len(items))
+    return [items[(2 * place + 1) * len(items) // (2 * count)] for place in range(count)]
+
+
+def measure_ranges(
+    graph: OnnxGraph,
+    tensors: Sequence[str],
+    images: Iterable[LabelledImage],
+    spec: InputSpec,
+) -> dict[str, Histogram]:
+    """Run the float ``graph`` on fitted images, one at a time, and count what ``tensors`` hold.
+
+    Raises CheckpointError when one holds NaN or infinity, DataError without an image.
+    """
+    histograms = {name: Histogram() for name in tensors}
+    seen = 0
+    session = graph.session(tensors)
+    for image, _ in images:
+        seen += 1
+        values = session.run(list(tensors), {spec.name: fit_to_input(image, spec)[0][None]})
+        for name, value in zip(tensors, values, strict=True):
+            try:
+                histograms[name].add(value)
+            except ValueError as error:
+                raise CheckpointError(
+                    f"the tensor {name} cannot be quantised: {error} on calibration image {seen}; "
+                    "check the checkpoint with `knet-deploy eval`"
+                ) from error
+    if not seen:
+        raise DataError("there is no image to calibrate on: name at least one")
+    return histograms
+
 
 class Histogram:
-    """Counts of |x| in equal bins of [0, limit); the limit doubles when a larger value comes."""
+    """Counts of |x| in equal bins of [0, limit); the limit doubles when a larger value comes.
+
+    So one pass over the images, in bounded memory, serves every method.
+    """
 
     def __init__(self) -> None:
         self.counts: NDArray[np.int64] = np.zeros(_BINS, np.int64)
@@ -82,25 +122,25 @@ class Histogram:
                 enough = self.counts.cumsum() >= percent / 100 * self.counts.sum()
                 return min(self.largest, self._edge(int(enough.argmax()) + 1))
             case "entropy":
-                return min(self.largest, self._edge(_least_divergence(self.counts)))
+                return min(self.largest, self._edge(_min_divergence(self.counts)))
 
     def _edge(self, bins: int) -> float:
         return bins * self.limit / _BINS
 
 
-def _least_divergence(counts: NDArray[np.int64]) -> int:
+def _min_divergence(counts: NDArray[np.int64]) -> int:
     """How many of the first bins to keep, so that the counts and what 128 levels make of them
     differ least. Ties go to the fewest clipped."""
     density = counts.astype(np.float64)
     density[0] = density[1]  # exact zeros (ReLU's, padding's) stay zeros in int8 at any scale
     used = int(np.flatnonzero(density).max(initial=0)) + 1
-    best, least = used, np.inf
+    best, lowest = used, np.inf
     for bins in range(used, _LEVELS - 1, -_STEP):
         kept = density[:bins].copy()
         kept[-1] += density[bins:].sum()  # what is clipped counts as the largest
         divergence = _divergence(kept, density[:bins])
-        if divergence < least:
-            best, least = bins, divergence
+        if divergence < lowest:
+            best, lowest = bins, divergence
     return best
 
 
@@ -117,96 +157,3 @@ def _divergence(reference: NDArray[np.float64], counts: NDArray[np.float64]) -> 
         return float(np.inf)
     p, q = reference[seen] / reference.sum(), spread[seen] / spread.sum()
     return float((p * np.log(p / q)).sum())
-
-
-_SPLIT = "train"  # "val" is what verify judges by: nothing may be chosen on it
-_RANGED = 64  # pictures at most
-_JUDGED = 48
-
-Item = TypeVar("Item")
-Picture = tuple[NDArray[np.uint8], NDArray[np.uint8] | None]
-
-
-@dataclass(frozen=True)
-class CalibrationSet:
-    """Pictures to calibrate on, read when asked for: a folder of images, or a data set's split."""
-
-    name: str
-    images: tuple[Path, ...]
-    folder: LabelledFolder | None = None
-
-    def read(self, index: int) -> Picture:
-        """uint8 [H, W, 3] RGB and its label [H, W] or None; SourceError names a broken file."""
-        if self.folder is not None:
-            return self.folder.read(index)
-        return read_image(self.images[index]), None
-
-    def parts(self) -> tuple[list[int], list[int]]:
-        """Indices to measure ranges on, and others to judge by, both spread over the whole.
-
-        A lone picture has to serve as both.
-        """
-        count = len(self.images)
-        judged = spread(range(count), min(_JUDGED, count // 2))
-        rest = sorted(set(range(count)) - set(judged))
-        return spread(rest, _RANGED), judged or rest
-
-
-def open_calibration(path: Path, labels: LabelMap) -> CalibrationSet:
-    """The pictures of ``path``: a folder of images, or a data set, whose split "train" is taken.
-
-    Raises DataError when there is none, or when a data set has other classes than ``labels``.
-    """
-    if not path.is_dir():
-        raise DataError(f"--calibration {path} is not a folder: name one with pictures of your own")
-    if any((path / inner).is_dir() for inner in ("images", "leftImg8bit")):
-        folder = open_folder(path, _SPLIT)
-        check_classes(labels, folder)
-        images = tuple(sample.image for sample in folder.samples)
-        return CalibrationSet(f"{path.resolve().name}, split {_SPLIT}", images, folder)
-    try:
-        images = tuple(list_images(path))
-    except SourceError as error:
-        raise DataError(
-            f"--calibration {error}, or name a data set with images/ and labels/"
-        ) from error
-    return CalibrationSet(path.resolve().name, images)
-
-
-def measure_ranges(
-    graph: onnx.ModelProto,
-    weights: Path,
-    tensors: Sequence[str],
-    pictures: Iterable[Picture],
-    spec: InputSpec,
-    on_picture: Callable[[], None] = lambda: None,
-) -> dict[str, Histogram]:
-    """Run the float ``graph``, whose external data lies in the folder ``weights``, on fitted
-    pictures, one at a time, and count what ``tensors`` hold.
-
-    Raises CheckpointError when one holds NaN or infinity, DataError without a picture.
-    """
-    histograms = {name: Histogram() for name in tensors}
-    seen = 0
-    session = open_session(graph, weights, tensors)
-    for image, _ in pictures:
-        values = session.run(list(tensors), {spec.name: fit_to_input(image, spec)[0][None]})
-        for name, value in zip(tensors, values, strict=True):
-            try:
-                histograms[name].add(value)
-            except ValueError as error:
-                raise CheckpointError(
-                    f"the tensor {name} can not be quantised: {error} on calibration picture "
-                    f"{seen + 1}; check the checkpoint with `knet-deploy eval`"
-                ) from error
-        seen += 1
-        on_picture()
-    if not seen:
-        raise DataError("there is no picture to calibrate on: name at least one")
-    return histograms
-
-
-def spread(items: Sequence[Item], count: int) -> list[Item]:
-    """At most ``count`` of ``items``, evenly over the whole."""
-    count = min(count, len(items))
-    return [items[(2 * place + 1) * len(items) // (2 * count)] for place in range(count)]

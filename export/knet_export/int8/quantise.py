@@ -1,7 +1,8 @@
-"""A float graph as a quantised one: static Q/DQ, as TensorRT, ONNX Runtime and OpenVINO take it.
+"""A float graph with some of its nodes in int8 or fp16.
 
-The type of every operand stands in the graph (DESIGN §6). For each chosen convolution or product
-with a constant weight W and an input X:
+The type of every operand stands in the graph. For each chosen convolution or product with a
+constant weight W and an input X, int8 is static Q/DQ, as TensorRT, ONNX Runtime and OpenVINO take
+it:
 
     X ── QuantizeLinear ── DequantizeLinear ──┐
     W (int8) ───────────── DequantizeLinear ──┴── Conv / MatMul / Gemm
@@ -11,33 +12,31 @@ of 0 (TensorRT takes no other) and -127 … 127. Biases and outputs stay as they
 the next Q into the convolution before it, and what is not followed by one keeps its precision
 (residual sums, normalisations, softmax, the kernels and the products with them).
 
-Nodes that compute in fp16 where the rest of the graph is int8.
+What int8 would cost too much of can be fp16 on GPUs, at half the price of fp32:
 
     X ── Cast ── Conv / MatMul / Gemm (W in fp16) ── Cast ── Y
-
-For GPUs: what int8 would cost too much of, at half the price of fp32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from math import isfinite, prod
-from pathlib import Path
-from typing import Any
+from math import isfinite
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from knet_export.graph.onnx_graph import OnnxGraph
 from knet_runtime.errors import CheckpointError, ConfigError
 
 _LARGEST = 127
 _PRODUCTS = ("Conv", "MatMul", "Gemm")
 # int8 units work on 8 channels or more at once; pyramid pooling's matrices have fewer, too.
-_FEWEST_OUTPUTS = 8
+_MIN_OUTPUTS = 8
 
 
 @dataclass(frozen=True)
@@ -50,35 +49,23 @@ class Weighted:
     activation: str  # the tensor that would be quantised
     weight: str  # the initializer
     axis: int  # of the weight's output channels
-    macs: int  # multiply-adds for one picture
+    macs: int  # multiply-adds for one image
 
 
-def multiply_adds(graph: onnx.ModelProto, input_name: str, size: tuple[int, int]) -> dict[str, int]:
-    """By node: the multiply-adds of every convolution and product, for one picture of ``size``
-    (height, width)."""
-    shapes = _shapes(graph, input_name, size)
-    shapes |= {tensor.name: tuple(tensor.dims) for tensor in graph.graph.initializer}
-    return {
-        node.name: prod(shapes[node.output[0]]) * _depth(node, shapes)
-        for node in graph.graph.node
-        if node.op_type in _PRODUCTS
-    }
-
-
-def quantisable(graph: onnx.ModelProto, macs: Mapping[str, int]) -> tuple[Weighted, ...]:
+def quantisable(graph: OnnxGraph, macs: Mapping[str, int]) -> tuple[Weighted, ...]:
     """The nodes of a float ``graph`` that can be int8, in its order: what has a constant weight and
-    works on pixels. ``macs`` is ``multiply_adds``'s.
+    works on pixels. ``macs`` are the multiply-adds of the nodes by name.
 
     What works on the N kernels stays float: it is tiny, and it holds the gates and normalisations.
     """
-    weights = {tensor.name: tuple(tensor.dims) for tensor in graph.graph.initializer}
+    weights = {name: tuple(tensor.dims) for name, tensor in graph.constants().items()}
     found = []
-    for node in graph.graph.node:
+    for node in graph.nodes:
         weight = weights.get(node.input[1]) if node.op_type in _PRODUCTS else None
         if weight is None or node.input[0] in weights or _block(node).startswith("stages."):
             continue
         axis = _output_axis(node, len(weight))
-        if weight[axis] < _FEWEST_OUTPUTS:
+        if weight[axis] < _MIN_OUTPUTS:
             continue
         found.append(
             Weighted(
@@ -117,48 +104,68 @@ def matching(nodes: Sequence[Weighted], patterns: Iterable[str], option: str) ->
 
 
 def quantise(
-    graph: onnx.ModelProto,
-    weights: Path,
-    nodes: Iterable[Weighted],
-    thresholds: Mapping[str, float],
-) -> onnx.ModelProto:
-    """A copy of ``graph``, whose external data lies in the folder ``weights``, with ``nodes`` in
-    int8. ``thresholds`` has the |x| of every activation that becomes 127.
+    graph: OnnxGraph, nodes: Iterable[Weighted], thresholds: Mapping[str, float]
+) -> OnnxGraph:
+    """A copy of ``graph`` with ``nodes`` in int8. ``thresholds`` has the |x| of every activation
+    that becomes 127.
 
     Raises CheckpointError for a threshold or a weight that is no finite number.
     """
-    quantised = onnx.ModelProto()
-    quantised.CopyFrom(graph)
-    body = quantised.graph
     chosen = {node.name: node for node in nodes}
-    before: dict[str, list[onnx.NodeProto]] = {}
+    stored = graph.constants()
+    ordered: list[onnx.NodeProto] = []
     constants: list[onnx.TensorProto] = []
-    stored = {tensor.name: tensor for tensor in body.initializer}
     done: dict[str, str] = {}
-    for node in body.node:
-        weighted = chosen.get(node.name)
-        if weighted is None:
+    for original in graph.nodes:
+        node, weighted = deepcopy(original), chosen.get(original.name)
+        if weighted is not None:
+            if weighted.activation not in done:
+                added, tensors = _activation(weighted.activation, thresholds[weighted.activation])
+                ordered += added
+                constants += tensors
+                done[weighted.activation] = added[-1].output[0]
+            if weighted.weight not in done:
+                values = graph.value(stored[weighted.weight])
+                dequantise, tensors = _weight(weighted.weight, values, weighted.axis)
+                ordered.append(dequantise)
+                constants += tensors
+                done[weighted.weight] = dequantise.output[0]
+            node.input[0], node.input[1] = done[weighted.activation], done[weighted.weight]
+        ordered.append(node)
+    return graph.rebuilt(ordered, constants)
+
+
+def with_halves(graph: OnnxGraph, nodes: Iterable[Weighted]) -> OnnxGraph:
+    """A copy of the float32 ``graph`` with ``nodes`` in fp16; between two that follow each other
+    nothing is cast. Raises CheckpointError for a weight that fp16 cannot hold."""
+    chosen = {node.name for node in nodes}
+    stored = graph.constants()
+    constants: dict[str, onnx.TensorProto] = {}
+    halves: set[str] = set()  # tensors that there are in fp16, too
+    ordered: list[onnx.NodeProto] = []
+    for original in graph.nodes:
+        node = deepcopy(original)
+        if node.name not in chosen:
+            ordered.append(node)
             continue
-        added = before.setdefault(node.name, [])
-        if weighted.activation not in done:
-            nodes_, tensors = _activation(weighted.activation, thresholds[weighted.activation])
-            added += nodes_
-            constants += tensors
-            done[weighted.activation] = nodes_[-1].output[0]
-        if weighted.weight not in done:
-            values = numpy_helper.to_array(stored[weighted.weight], str(weights))
-            dequantise, tensors = _weight(weighted.weight, values, weighted.axis)
-            added.append(dequantise)
-            constants += tensors
-            done[weighted.weight] = dequantise.output[0]
-        node.input[0], node.input[1] = done[weighted.activation], done[weighted.weight]
-    ordered = [item for node in body.node for item in (*before.get(node.name, ()), node)]
+        for place, name in enumerate(node.input):
+            half = f"{name}_fp16"
+            if name in stored:
+                if half not in constants:
+                    constants[half] = _half(name, half, graph.value(stored[name]))
+            elif name not in halves:
+                halves.add(name)
+                ordered.append(_cast(name, half, TensorProto.FLOAT16))
+            node.input[place] = half
+        (result,) = node.output
+        node.output[0] = f"{result}_fp16"
+        halves.add(result)
+        ordered += [node, _cast(node.output[0], result, TensorProto.FLOAT)]
     read = {name for node in ordered for name in node.input}
-    kept = [tensor for tensor in body.initializer if tensor.name in read]
-    replace(body.node, ordered)
-    replace(body.initializer, [*kept, *constants])
-    del body.value_info[:]
-    return quantised
+    read.update(output.name for output in graph.model.graph.output)
+    return graph.rebuilt(
+        [node for node in ordered if not read.isdisjoint(node.output)], constants.values()
+    )
 
 
 def _activation(name: str, threshold: float) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
@@ -218,19 +225,8 @@ def _weight(
 
 def _output_axis(node: onnx.NodeProto, rank: int) -> int:
     """The axis of the output channels in the weight."""
-    return 0 if node.op_type == "Conv" or _transposed(node) else rank - 1
-
-
-def _depth(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """How many products are summed for one output."""
-    weight = shapes[node.input[1]]
-    if node.op_type == "Conv":  # [out, in / groups, ...]
-        return prod(weight[1:])
-    return weight[-1] if _transposed(node) else weight[-2]
-
-
-def _transposed(node: onnx.NodeProto) -> bool:
-    return any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+    turned = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+    return 0 if node.op_type == "Conv" or turned else rank - 1
 
 
 def _block(node: onnx.NodeProto) -> str:
@@ -243,79 +239,8 @@ def _block(node: onnx.NodeProto) -> str:
     return ".".join(parts)
 
 
-def _shapes(
-    graph: onnx.ModelProto, input_name: str, size: tuple[int, int]
-) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor for one picture of ``size``, as far as it can be inferred."""
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(graph)
-    del fixed.graph.value_info[:]
-    (image,) = (tensor for tensor in fixed.graph.input if tensor.name == input_name)
-    for dimension, value in zip(image.type.tensor_type.shape.dim, (1, *size, 3), strict=True):
-        dimension.dim_value = value
-    for output in fixed.graph.output:
-        output.type.tensor_type.ClearField("shape")
-    inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph
-    return {
-        value.name: tuple(dimension.dim_value for dimension in value.type.tensor_type.shape.dim)
-        for value in (*inferred.value_info, *inferred.output)
-    }
-
-
-def save(graph: onnx.ModelProto, weights: Path, path: Path, data_name: str) -> None:
-    """Write ``graph``, whose external data lies in the folder ``weights``, to ``path``, with its
-    own external data beside it in the file ``data_name``. Raises OSError."""
-    onnx.load_external_data_for_model(graph, str(weights))
-    onnx.save(graph, path, save_as_external_data=True, location=data_name, size_threshold=1024)
-
-
-def replace(field: Any, items: Sequence[Any]) -> None:
-    """Put ``items`` in the place of all that a repeated field holds."""
-    del field[:]
-    field.extend(items)
-
-
-def with_halves(
-    graph: onnx.ModelProto, weights: Path, nodes: Iterable[Weighted]
-) -> onnx.ModelProto:
-    """A copy of the float32 ``graph``, whose external data lies in the folder ``weights``, with
-    ``nodes`` in fp16. Raises CheckpointError for a weight that fp16 can not hold."""
-    halved = onnx.ModelProto()
-    halved.CopyFrom(graph)
-    body = halved.graph
-    chosen = {node.name for node in nodes}
-    stored = {tensor.name: tensor for tensor in body.initializer}
-    constants: dict[str, onnx.TensorProto] = {}
-    casts: set[str] = set()
-    ordered: list[onnx.NodeProto] = []
-    for node in body.node:
-        if node.name not in chosen:
-            ordered.append(node)
-            continue
-        for place, name in enumerate(node.input):
-            half = f"{name}_fp16"
-            if name in stored:
-                if half not in constants:
-                    values = numpy_helper.to_array(stored[name], str(weights))
-                    constants[half] = _half(name, half, values)
-            elif half not in casts:
-                casts.add(half)
-                ordered.append(
-                    helper.make_node("Cast", [name], [half], f"{half}_Cast", to=TensorProto.FLOAT16)
-                )
-            node.input[place] = half
-        (result,) = node.output
-        node.output[0] = f"{result}_fp16"
-        back = helper.make_node(
-            "Cast", [node.output[0]], [result], f"{result}_Cast", to=TensorProto.FLOAT
-        )
-        ordered += [node, back]
-    read = {name for node in ordered for name in node.input}
-    kept = [tensor for tensor in body.initializer if tensor.name in read]
-    replace(body.node, ordered)
-    replace(body.initializer, [*kept, *constants.values()])
-    del body.value_info[:]
-    return halved
+def _cast(source: str, target: str, kind: int) -> onnx.NodeProto:
+    return helper.make_node("Cast", [source], [target], f"{target}_Cast", to=kind)
 
 
 def _half(name: str, half: str, values: np.ndarray) -> onnx.TensorProto:

@@ -1,19 +1,18 @@
-"""What a changed graph costs, measured against the float graph on pictures held out for it."""
+"""What a changed graph costs, measured against the float graph on images held out for it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
-from knet_export.graph.check import open_session
-from knet_export.int8.calibrate import CalibrationSet, spread
+from knet_export.data import ImageSet
+from knet_export.graph.onnx_graph import OnnxGraph
+from knet_export.int8.calibrate import spread
 from knet_runtime.bundle.manifest import Manifest, Tolerance
 from knet_runtime.errors import CheckpointError
 from knet_runtime.metrics import ConfusionMatrix, agreement, worst_class_delta
@@ -32,18 +31,11 @@ class Score(msgspec.Struct, frozen=True):
 
     def inside(self, tolerance: Tolerance) -> bool:
         """Whether all that was measured is within ``tolerance``."""
-        return (
-            (self.delta_miou is None or abs(self.delta_miou) <= tolerance.delta_miou)
-            and (
-                self.worst_class_delta_iou is None
-                or abs(self.worst_class_delta_iou) <= tolerance.worst_class_delta_iou
-            )
-            and self.agreement >= tolerance.agreement
-        )
+        return not tolerance.failures(**msgspec.structs.asdict(self))
 
 
 class _Held(msgspec.Struct, frozen=True):
-    """One picture as the graph takes it, and what the float graph makes of it."""
+    """One image as the graph takes it, and what the float graph makes of it."""
 
     fitted: NDArray[np.uint8]
     geometry: Geometry
@@ -52,24 +44,20 @@ class _Held(msgspec.Struct, frozen=True):
 
 
 class Int8Scorer:
-    """Held-out pictures, kept in memory with the float graph's class maps at the pictures' sizes.
-
-    ``weights`` is the folder of the graphs' external data.
-    """
+    """Held-out images, kept in memory with the float graph's class maps at the images' sizes."""
 
     def __init__(
         self,
-        graph: onnx.ModelProto,
-        weights: Path,
+        graph: OnnxGraph,
         manifest: Manifest,
-        pictures: CalibrationSet,
+        images: ImageSet,
         indices: Sequence[int],
     ) -> None:
-        self._manifest, self._weights = manifest, weights
-        session = open_session(graph, weights)
+        self._manifest = manifest
+        session = graph.session()
         self._held: list[_Held] = []
         for index in indices:
-            image, label = pictures.read(index)
+            image, label = images.read(index)
             fitted, geometry = fit_to_input(image, manifest.input)
             reference = self._run(session, fitted, geometry)
             self._held.append(_Held(fitted, geometry, reference, label))
@@ -79,15 +67,15 @@ class Int8Scorer:
         return len(self._held)
 
     def spread(self, count: int) -> Int8Scorer:
-        """A judge with at most ``count`` of the pictures, spread over them."""
+        """A scorer with at most ``count`` of the images, spread over them."""
         fewer = copy(self)
         fewer._held = spread(self._held, count)
         fewer._reference = fewer._confusion([held.reference for held in fewer._held])
         return fewer
 
-    def score(self, graph: onnx.ModelProto) -> Score:
-        """Run ``graph`` on every held-out picture. Raises CheckpointError for logits with NaN."""
-        session = open_session(graph, self._weights)
+    def score(self, graph: OnnxGraph) -> Score:
+        """Run ``graph`` on every held-out image. Raises CheckpointError for logits with NaN."""
+        session = graph.session()
         maps = [self._run(session, held.fitted, held.geometry) for held in self._held]
         pairs = [
             (agreement(found, held.reference), found.size)
@@ -107,7 +95,7 @@ class Int8Scorer:
             return class_map(logits[0], geometry)
         except ValueError as error:  # NaN
             raise CheckpointError(
-                f"the graph can not be judged: {error}; try the checkpoint with `knet-deploy eval`"
+                f"the graph cannot be scored: {error}; try the checkpoint with `knet-deploy eval`"
             ) from error
 
     def _confusion(self, maps: Sequence[ClassMap]) -> ConfusionMatrix:

@@ -1,9 +1,9 @@
 """Which parts of a network can be int8: measured, not guessed.
 
 1. Every calibration method quantises everything; the one whose mIoU is nearest the float graph's on
-   held-out pictures is taken.
+   held-out images is taken.
 2. Every block (a stage of the backbone, a part of the head) is quantised alone, and the blocks are
-   ranked by how many pixels that changes. A few pictures do: what one block costs in mIoU drowns in
+   ranked by how many pixels that changes. A few images do: what one block costs in mIoU drowns in
    chance on them, the changed pixels do not.
 3. The worst blocks stay float, as few as possible, until the rest is inside the tolerance.
 """
@@ -11,32 +11,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Literal
 
 import msgspec
-import onnx
 
-from knet_export.int8.calibrate import CalibrationSet, Histogram, Method, measure_ranges
-from knet_export.int8.quantise import (
-    Weighted,
-    matching,
-    multiply_adds,
-    quantisable,
-    quantise,
-    with_halves,
-)
+from knet_export.data import ImageSet
+from knet_export.graph.cost import node_costs
+from knet_export.graph.onnx_graph import OnnxGraph
+from knet_export.int8 import Calibrator, Method
+from knet_export.int8.calibrate import Histogram, measure_ranges, split_images
+from knet_export.int8.quantise import Weighted, matching, quantisable, quantise, with_halves
 from knet_export.int8.score import Int8Scorer, Score
 from knet_runtime.bundle.manifest import Manifest, Tolerance
 from knet_runtime.errors import ConfigError, ParityError
 
-Calibrator = Literal["auto", "minmax", "percentile", "entropy"]
-
+QUANTISATION_NAME = "quantisation.json"
 PERCENTILES = (99.9, 99.99, 99.999)
-_SWEPT_PICTURES = 8
-# The search aims at this share of the tolerance: verify judges on other pictures than it.
+_SWEPT_IMAGES = 8
+# The search aims at this share of the tolerance: verify measures on other images.
 _AIM = 0.5
-_CHANCE = 0.1  # points of mIoU: on some dozens of pictures, smaller differences are no difference
+_CHANCE = 0.1  # points of mIoU: on some dozens of images, smaller differences are no difference
 
 
 class Tried(msgspec.Struct, frozen=True):
@@ -59,12 +52,12 @@ class BlockCost(msgspec.Struct, frozen=True):
 class Quantisation(msgspec.Struct, frozen=True, kw_only=True):
     """How an int8 graph came about; a bundle has it as ``quantisation.json``.
 
-    Scores are against the float graph, on ``held_out`` pictures that the ranges were not measured
+    Scores are against the float graph, on ``held_out`` images that the ranges were not measured
     on (unless there was only one). ``blocks`` are ranked by ``swept`` of them, the costliest first.
     Nodes are named as in the graph.
     """
 
-    pictures: str
+    data: str
     calibrated: int
     held_out: int
     swept: int
@@ -84,56 +77,53 @@ class Quantisation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def quantise_within(
-    graph: onnx.ModelProto,
-    weights: Path,
+    graph: OnnxGraph,
     manifest: Manifest,
-    pictures: CalibrationSet,
+    images: ImageSet,
     tolerance: Tolerance,
     *,
     calibrator: Calibrator = "auto",
     keep_fp32: Sequence[str] = (),
     keep_fp16: Sequence[str] = (),
     on_step: Callable[[str], None] = lambda _: None,
-) -> tuple[onnx.ModelProto, Quantisation]:
-    """Quantise as much of a float ``graph`` (external data in the folder ``weights``) as the
-    tolerance allows; nodes that match a pattern of ``keep_fp32`` stay float32 in any case, others
-    that match one of ``keep_fp16`` compute in fp16.
+) -> tuple[OnnxGraph, Quantisation]:
+    """Quantise as much of a float ``graph`` as the tolerance allows; nodes that match a pattern of
+    ``keep_fp32`` stay float32 in any case, others that match one of ``keep_fp16`` compute in fp16.
 
-    The same pictures give the same graph. Raises ParityError when no int8 graph is inside the
+    The same images give the same graph. Raises ParityError when no int8 graph is inside the
     tolerance, ConfigError for patterns that match nothing or leave nothing, CheckpointError for
-    values that are no numbers, and what reading pictures raises.
+    values that are no numbers, and what reading images raises.
     """
-    size = (manifest.input.height, manifest.input.width)
-    macs = multiply_adds(graph, manifest.input.name, size)
+    costs = node_costs(graph, manifest.input.size)
+    macs = {name: cost.multiply_adds for name, cost in costs}
     nodes = quantisable(graph, macs)
     fixed = matching(nodes, keep_fp32, "--keep-fp32")
     half = matching(nodes, keep_fp16, "--keep-fp16") - fixed
     free = tuple(node for node in nodes if node.name not in fixed | half)
     if not free:
         raise ConfigError("nothing is left to be int8: keep less in fp32 or fp16")
-    ranged, judged = pictures.parts()
-    on_step(f"measuring ranges on {len(ranged)} pictures")
+    ranged, scored = split_images(len(images))
+    on_step(f"measuring ranges on {len(ranged)} images")
     histograms = measure_ranges(
         graph,
-        weights,
         list(dict.fromkeys(node.activation for node in free)),
-        (pictures.read(index) for index in ranged),
+        (images.read(index) for index in ranged),
         manifest.input,
     )
-    judge = Int8Scorer(graph, weights, manifest, pictures, judged)
-    graph = with_halves(graph, weights, [node for node in nodes if node.name in half])
+    scorer = Int8Scorer(graph, manifest, images, scored)
+    graph = with_halves(graph, [node for node in nodes if node.name in half])
 
     tried = []
     for method, percent in _methods(calibrator):
         thresholds = _thresholds(histograms, method, percent)
-        score = judge.score(quantise(graph, weights, free, thresholds))
-        on_step(f"int8 by {_name(method, percent)}: {describe(score)}")
+        score = scorer.score(quantise(graph, free, thresholds))
+        on_step(f"int8 by {method_name(method, percent)}: {describe(score)}")
         tried.append(Tried(method, percent, score))
     best = min(tried, key=lambda one: _distance(one.score))
     thresholds = _thresholds(histograms, best.method, best.percent)
 
-    few = judge.spread(_SWEPT_PICTURES)
-    blocks = _rank(graph, weights, free, thresholds, few, sum(macs.values()), on_step)
+    few = scorer.spread(_SWEPT_IMAGES)
+    blocks = _rank(graph, free, thresholds, few, sum(macs.values()), on_step)
     aim = msgspec.structs.replace(tolerance, delta_miou=_AIM * tolerance.delta_miou)
     worst = [cost.block for cost in blocks]
 
@@ -141,18 +131,17 @@ def quantise_within(
         if count == 0:
             return best.score
         chosen = [node for node in free if node.block not in worst[:count]]
-        score = judge.score(quantise(graph, weights, chosen, thresholds))
+        score = scorer.score(quantise(graph, chosen, thresholds))
         on_step(f"the {count} costliest of {len(worst)} blocks in fp32: {describe(score)}")
         return score
 
     count, score = _fewest(without, len(worst) - 1, aim)
     chosen = [node for node in free if node.block not in worst[:count]]
-    quantised = quantise(graph, weights, chosen, thresholds)
     names = {node.name for node in chosen}
-    return quantised, Quantisation(
-        pictures=pictures.name,
+    return quantise(graph, chosen, thresholds), Quantisation(
+        data=images.name,
         calibrated=len(ranged),
-        held_out=len(judged),
+        held_out=len(scored),
         swept=len(few),
         tried=tuple(tried),
         method=best.method,
@@ -176,12 +165,16 @@ def describe(score: Score) -> str:
     return f"{delta}agreement {100 * score.agreement:.2f} %"
 
 
+def method_name(method: Method, percent: float | None) -> str:
+    """The method in words."""
+    return method if percent is None else f"{method} {percent:g}"
+
+
 def _rank(
-    graph: onnx.ModelProto,
-    weights: Path,
+    graph: OnnxGraph,
     nodes: Sequence[Weighted],
     thresholds: Mapping[str, float],
-    judge: Int8Scorer,
+    scorer: Int8Scorer,
     all_macs: int,
     on_step: Callable[[str], None],
 ) -> tuple[BlockCost, ...]:
@@ -189,28 +182,28 @@ def _rank(
     costs = []
     for block in dict.fromkeys(node.block for node in nodes):
         inside = [node for node in nodes if node.block == block]
-        score = judge.score(quantise(graph, weights, inside, thresholds))
+        score = scorer.score(quantise(graph, inside, thresholds))
         on_step(f"{block} alone in int8: {describe(score)}")
         share = sum(node.macs for node in inside) / all_macs
         costs.append(BlockCost(block, len(inside), share, score))
     return tuple(sorted(costs, key=lambda cost: cost.score.agreement))
 
 
-def _fewest(without: Callable[[int], Score], most: int, aim: Tolerance) -> tuple[int, Score]:
+def _fewest(without: Callable[[int], Score], limit: int, aim: Tolerance) -> tuple[int, Score]:
     """How few of the worst blocks have to stay float for ``aim``, by halving, and the score then.
 
-    Raises ParityError when not even ``most`` are enough.
+    Raises ParityError when not even ``limit`` are enough.
     """
     score = without(0)
     if score.inside(aim):
         return 0, score
-    low, high = 0, most  # low is outside
+    low, high = 0, limit  # low is outside
     score = without(high)
     if not score.inside(aim):
         raise ParityError(
             f"int8 is not near enough: even with a single block of it {describe(score)}; the aim "
             f"is ±{aim.delta_miou:g} points (half the tolerance) and {100 * aim.agreement:g} %: "
-            "calibrate on other pictures, allow more, or export fp16"
+            "calibrate on other images, allow more, or export fp16"
         )
     while high - low > 1:
         middle = (low + high) // 2
@@ -246,7 +239,3 @@ def _thresholds(
         name: histogram.threshold(method, 100.0 if percent is None else percent)
         for name, histogram in histograms.items()
     }
-
-
-def _name(method: Method, percent: float | None) -> str:
-    return method if percent is None else f"{method} {percent:g}"

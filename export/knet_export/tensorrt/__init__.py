@@ -1,1 +1,1 @@
-"""TensorRT engines, built on the device or ahead of time, and looked into."""
+"""TensorRT plans, built on the device or ahead of time, and looked into."""

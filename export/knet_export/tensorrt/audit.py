@@ -1,4 +1,4 @@
-"""Which layers of a TensorRT engine really run in which precision.
+"""Which layers of a TensorRT plan really run in which precision.
 
 The engine inspector describes layers in JSON, but no field says in what they compute, and the form
 has changed between releases. What decides, in this order: the tactic's name (kernels are named
@@ -43,7 +43,7 @@ _FINEST_FIRST = ("int8", "fp8", "fp16", "bf16", "fp32")
 
 
 class Layer(msgspec.Struct, frozen=True):
-    """A layer of an engine, the precision it computes in, and the ONNX nodes it was made from."""
+    """A layer of a plan, the precision it computes in, and the ONNX nodes it was made from."""
 
     name: str
     type: str
@@ -52,7 +52,7 @@ class Layer(msgspec.Struct, frozen=True):
 
 
 def read_layers(information: str) -> list[Layer]:
-    """The inspector's JSON of a whole engine, of TensorRT 10, 11 or RTX.
+    """The inspector's JSON of a whole plan, of TensorRT 10, 11 or RTX.
 
     Raises EngineError when it is none, or holds no more than names.
     """
@@ -64,7 +64,7 @@ def read_layers(information: str) -> list[Layer]:
         ) from error
     if not layers or not all(isinstance(layer, dict) for layer in layers):
         raise EngineError(
-            "the engine inspector gives names only: the engine was built without details"
+            "the engine inspector gives names only: the plan was built without details"
         )
     return [
         Layer(
@@ -84,7 +84,7 @@ def count(layers: list[Layer]) -> dict[str, int]:
 
 
 def check_delivered(layers: list[Layer], wanted: Mapping[str, str]) -> None:
-    """Hold an engine to the graph: ``wanted`` gives convolutions and products (ONNX nodes) the
+    """Hold a plan to the graph: ``wanted`` gives convolutions and products (ONNX nodes) the
     precision that their tensors have in the graph.
 
     fp32, fp16 and bf16 must be what each of them runs in. Q/DQ nodes allow int8 and do not force
@@ -99,14 +99,14 @@ def check_delivered(layers: list[Layer], wanted: Mapping[str, str]) -> None:
             others.append(f"{node} ({want}) runs in {layer.precision}")
     if others:
         raise EngineError(
-            f"the engine does not have the precision of its graph: {'; '.join(others[:3])}"
+            f"the plan does not have the precision of its graph: {'; '.join(others[:3])}"
             f"{f' and {len(others) - 3} more' if len(others) > 3 else ''}; it was not kept: "
             "use another release of TensorRT, or export in another precision"
         )
     quantised = "int8" in wanted.values()
     if quantised and not any(layer.precision == "int8" for layer in layers):
         raise EngineError(
-            "the graph is quantised, but no layer of the engine runs in int8; it was not kept: "
+            "the graph is quantised, but no layer of the plan runs in int8; it was not kept: "
             "this GPU or release does not do it, export with --precision fp16"
         )
 

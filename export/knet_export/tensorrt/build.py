@@ -1,4 +1,4 @@
-"""A bundle's graph becomes a TensorRT engine: on the device, or for TensorRT-RTX ahead of time.
+"""A bundle's graph becomes a TensorRT plan: on the device, or for TensorRT-RTX ahead of time.
 
 One path for ``tensorrt`` 10.3 and newer, 11.x and ``tensorrt_rtx``. Networks are strongly typed:
 precision is what the graph says, no flag of the builder. Needs neither torch nor onnx.
@@ -47,7 +47,7 @@ _EMPTY = re.compile(r"^\s*(false)?\s*$|Invalid Node - |cudaError 35")
 _MIB = 1 << 20
 
 
-def build_engine(
+def build_plan(
     bundle: Bundle,
     engine: str,
     kind: Kind,
@@ -57,15 +57,15 @@ def build_engine(
     force: bool = False,
     on_progress: Callable[[], None] = lambda: None,
 ) -> tuple[StoredPlan, bool]:
-    """Build the ``kind`` graph of ``bundle`` and keep it under its key; the engine, and whether it
+    """Build the ``kind`` graph of ``bundle`` and keep it under its key; the plan, and whether it
     was built now (False: it stood there already, whole, and ``force`` was not asked for).
 
-    ``targets`` ("sm86", ...) builds a TensorRT-RTX engine without a GPU for those architectures;
+    ``targets`` ("sm86", ...) builds a TensorRT-RTX plan without a GPU for those architectures;
     without them it is for this machine's GPU, and what was built is looked into (``audit``).
     ``on_progress`` is called now and then while it builds; Ctrl-C ends it with nothing written.
     Raises ConfigError for options that contradict each other, EngineUnavailable without TensorRT
-    or a GPU, EngineError with the reason when the graph can not be built or comes out in another
-    precision, OutputError when it can not be written.
+    or a GPU, EngineError with the reason when the graph cannot be built or comes out in another
+    precision, OutputError when it cannot be written.
     """
     targets = _in_order(engine, targets)
     module = load_tensorrt(engine)
@@ -73,12 +73,12 @@ def build_engine(
     gpu = None if targets else this_gpu()
     if not targets and gpu is None:
         raise EngineUnavailable(_no_gpu(engine))
-    artefact = bundle.graph(kind)
+    graph = bundle.graph(kind)
     record = PlanRecord(
         engine=engine,
         version=module.__version__,
         kind=kind,
-        precision=artefact.precision,
+        precision=graph.precision,
         files=graph_hashes(bundle, kind),
         gpu=gpu,
         targets=targets,
@@ -94,7 +94,7 @@ def build_engine(
     check_folder(path.parent)  # before minutes of work
     log = new_log(module)  # outlives all that was made with it
     start = time.monotonic()
-    network = _Network(module, log, bundle.file(artefact.path))
+    network = _Network(module, log, bundle.file(graph.path))
     timings = None
     if gpu is not None and engine == "tensorrt":  # TensorRT-RTX times nothing when it builds
         timings = timing_cache(bundle, engine, record.version, gpu.sm)
@@ -123,7 +123,7 @@ class _Network:
         self._module, self._log, self._path = module, log, path
         self._builder = module.Builder(log)
         if self._builder is None:
-            raise EngineError(f"TensorRT can not start: {explain(log.errors)}")
+            raise EngineError(f"TensorRT cannot start: {explain(log.errors)}")
         # By its name: the bit is another one in each major release.
         typed = 1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         self.network = self._builder.create_network(typed)
@@ -155,7 +155,7 @@ class _Network:
             plan = self._builder.build_serialized_network(self.network, config)
         if plan is None:
             raise EngineError(
-                f"{self._path} does not become a {record.engine} engine: "
+                f"{self._path} does not become a plan for {record.engine}: "
                 f"{explain(self._log.errors)}"
             )
         if timings is not None:
@@ -198,28 +198,28 @@ class _Network:
 def parser_reason(path: Path, errors: Sequence[Any]) -> str:
     """The parser's first error as one line: node, operation, why, and what to try."""
     if not errors:
-        return f"{path} can not be parsed, and the parser gives no reason: export it again"
+        return f"{path} cannot be parsed, and the parser gives no reason: export it again"
     error = errors[0]
     operator, node = error.node_operator(), error.node_name()
     if not operator:
-        return f"{path} can not be read as ONNX ({plain(error.desc())}): export it again"
+        return f"{path} cannot be read as ONNX ({plain(error.desc())}): export it again"
     said = [plain(line) for line in error.desc().splitlines() if not _EMPTY.search(line)]
     why = said[0] if said else "TensorRT has no such operation"
     attempt = "run this bundle with --engine onnxruntime-cuda, or try a newer TensorRT"
     if operator in _DYNAMIC_INT8:
         attempt = "export with --precision int8, which quantises with fixed ranges (Q/DQ)"
     elif "UInt8" in why:
-        attempt = "cast the picture to float before anything else: export it again"
+        attempt = "cast the image to float before anything else: export it again"
     elif "zero point" in why.lower():
         attempt = "quantise symmetrically to int8: export with --precision int8"
-    return f"{path}: node {node} ({operator}) can not be built: {why}; what to try: {attempt}"
+    return f"{path}: node {node} ({operator}) cannot be built: {why}; what to try: {attempt}"
 
 
 def _in_order(engine: str, targets: Sequence[str]) -> tuple[str, ...]:
     if targets and engine != "tensorrt-rtx":
         raise ConfigError(
-            f"--target is for TensorRT-RTX; {engine} builds on the GPU that it is to run on: leave "
-            "--target out, or take --engine tensorrt-rtx"
+            f"--target is for TensorRT-RTX; {engine} builds on the GPU that the plan is to run on: "
+            "leave --target out, or take --engine tensorrt-rtx"
         )
     return tuple(sorted(set(targets), key=lambda target: (len(target), target)))
 
@@ -227,11 +227,11 @@ def _in_order(engine: str, targets: Sequence[str]) -> tuple[str, ...]:
 def _no_gpu(engine: str) -> str:
     if engine == "tensorrt-rtx":
         return (
-            "there is no NVIDIA GPU here, or no driver: name what the engine is for, such as "
+            "there is no NVIDIA GPU here, or no driver: name what the plan is for, such as "
             "--target sm86,sm89"
         )
     return (
-        "there is no NVIDIA GPU here, or no driver: tensorrt builds on the device that the engine "
+        "there is no NVIDIA GPU here, or no driver: tensorrt builds on the device that the plan "
         "is to run on; TensorRT-RTX builds without one: --engine tensorrt-rtx --target sm86"
     )
 
@@ -279,7 +279,7 @@ def _keep_timings(config: Any, path: Path) -> None:
 def _inspect(module: Any, log: Any, plan: bytes) -> str:
     engine = module.Runtime(log).deserialize_cuda_engine(plan)
     if engine is None:
-        raise EngineError(f"the engine can not be loaded here: {explain(log.errors)}")
+        raise EngineError(f"the plan cannot be loaded here: {explain(log.errors)}")
     inspector = engine.create_engine_inspector()
     return str(inspector.get_engine_information(module.LayerInformationFormat.JSON))
 

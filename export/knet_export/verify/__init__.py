@@ -1,1 +1,1 @@
-"""The proof: an artefact against its reference, measured, judged, shown and bisected."""
+"""The proof: a bundle against its reference, measured, held to a tolerance, shown and bisected."""

@@ -5,48 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import helper
 
-from knet_export.graph.check import open_session
+from knet_export.graph.onnx_graph import OnnxGraph
 
 # Nodes that change a type: another precision has others, and they are no step of the model.
 _TYPE_NODES = ("Cast", "QuantizeLinear", "DequantizeLinear")
 
 
 @dataclass(frozen=True, eq=False)
-class Graph:
-    """A graph whose external data lies in ``folder``."""
-
-    model: onnx.ModelProto
-    folder: Path
-
-    def constants(self) -> dict[str, onnx.TensorProto]:
-        """The weights and other constants by name."""
-        return {tensor.name: tensor for tensor in self.model.graph.initializer}
-
-    def value(self, constant: onnx.TensorProto) -> NDArray[np.generic]:
-        """A constant's value."""
-        return numpy_helper.to_array(constant, str(self.folder))
-
-    def run(self, feed: dict[str, NDArray[Any]], names: list[str]) -> list[NDArray[Any]]:
-        """The tensors ``names``, computed by ONNX Runtime on the CPU."""
-        session = open_session(self.model, self.folder, names)
-        results: list[NDArray[Any]] = session.run(names, feed)
-        return results
-
-
-@dataclass(frozen=True, eq=False)
 class Pair:
-    """A node of the reference's graph, and the artefact's node that does the same."""
+    """A node of the reference's graph, and the examined graph's node that does the same."""
 
     reference: onnx.NodeProto
-    artefact: onnx.NodeProto
+    found: onnx.NodeProto
 
     @property
     def module(self) -> str:
@@ -59,7 +35,7 @@ class Parting:
     """A node that only one of the graphs has; the pair ``before`` is the next that both have."""
 
     before: int
-    missing: bool  # from the artefact; else it is the reference that lacks it
+    missing: bool  # from the examined graph; else it is the reference that lacks it
     node: str
     module: str | None  # the module that the other graph lacks altogether
 
@@ -72,20 +48,15 @@ class Alignment:
     partings: tuple[Parting, ...]
 
 
-def load_graph(path: Path) -> Graph:
-    """Read an ONNX file, without its external data."""
-    return Graph(onnx.load(path, load_external_data=False), path.parent)
-
-
 def scope(node: onnx.NodeProto) -> str:
     """The module that a node of ``to_onnx`` comes from. ``precision`` wraps a normalisation in a
     module of its own, which is left out."""
     return node.name.rpartition("/")[0].removesuffix(".norm")
 
 
-def align(reference: Graph, artefact: Graph) -> Alignment:
+def align(reference: OnnxGraph, found: OnnxGraph) -> Alignment:
     """Pair the nodes by kind and module, in their order."""
-    ours, theirs = _steps(reference), _steps(artefact)
+    ours, theirs = _steps(reference), _steps(found)
     keys = [[(node.op_type, scope(node)) for node in nodes] for nodes in (ours, theirs)]
     pairs: list[Pair] = []
     alone: list[tuple[int, bool, onnx.NodeProto]] = []
@@ -108,30 +79,29 @@ def align(reference: Graph, artefact: Graph) -> Alignment:
 
 
 def static_differences(
-    pair: Pair, reference: Graph, artefact: Graph, rounding: float
+    pair: Pair, reference: OnnxGraph, found: OnnxGraph, rounding: float
 ) -> Iterator[str]:
     """In words: attributes of a pair that differ, and weights that differ by more than ``rounding``
     times the largest."""
     before, after = (
         {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-        for node in (pair.reference, pair.artefact)
+        for node in (pair.reference, pair.found)
     )
     for name in sorted(before.keys() | after.keys()):
-        if before.get(name) != after.get(name):
-            there, here = _word(before.get(name)), _word(after.get(name))
-            yield f"its {name} is {here}, in the reference {there}"
-    stored, others = reference.constants(), artefact.constants()
-    for name, other in zip(pair.reference.input, pair.artefact.input, strict=False):
+        was, now = before.get(name), after.get(name)
+        if was != now:
+            yield f"its {name} is {_word(now)}, in the reference {_word(was)}"
+    stored, others = reference.constants(), found.constants()
+    for name, other in zip(pair.reference.input, pair.found.input, strict=False):
         if name not in stored or other not in others:
             continue
-        expected = reference.value(stored[name])
-        found = artefact.value(others[other])
-        if difference := _difference(expected, found, rounding):
+        values = reference.value(stored[name]), found.value(others[other])
+        if difference := _difference(*values, rounding):
             yield f"its constant {other} {difference}"
 
 
-def _steps(graph: Graph) -> list[onnx.NodeProto]:
-    return [node for node in graph.model.graph.node if node.op_type not in _TYPE_NODES]
+def _steps(graph: OnnxGraph) -> list[onnx.NodeProto]:
+    return [node for node in graph.nodes if node.op_type not in _TYPE_NODES]
 
 
 def _absent(name: str, present: set[str]) -> str | None:

@@ -1,14 +1,13 @@
 """Where a graph that failed ``verify`` leaves its reference: the first tensor, and why.
 
-Both graphs run in ONNX Runtime on the picture that agreed least. The reference's graph is exported
+Both graphs run in ONNX Runtime on the image that agreed least. The reference's graph is exported
 afresh from the checkpoint in fp32 (or is the other bundle's), so that intermediate tensors have the
 same names, and a fault of the file, its weights or its structure shows at its own place.
 
-Rounds of keeping a part of a graph in fp32: how much of it has to be, for it to be right?
-
-The first part's tensors are taken from the fp32 graph and fed to the rest of the graph of lower
-precision. A prefix that is long enough brings the result inside the tolerance; its length is
-halved from both sides until the one tensor is found that makes the difference.
+Of a graph of lower precision it is also found how much has to be fp32 for it to be right. The first
+part's tensors are taken from the fp32 graph and fed to the rest; a prefix that is long enough
+brings the result inside the tolerance, and its length is halved from both sides until the one
+tensor is found that makes the difference.
 """
 
 from __future__ import annotations
@@ -24,124 +23,14 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from knet_export.verify.align import (
-    Alignment,
-    Graph,
-    align,
-    load_graph,
-    modules_apart,
-    static_differences,
-)
+from knet_export.graph.onnx_graph import OnnxGraph
+from knet_export.verify.align import Alignment, align, modules_apart, static_differences
 from knet_runtime.bundle.manifest import Kind, Manifest, Precision, Tolerance
 from knet_runtime.bundle.store import Bundle, open_bundle
 from knet_runtime.errors import ConfigError
 from knet_runtime.metrics import agreement
 from knet_runtime.preprocess import fit_to_input
 from knet_runtime.sources.images import read_image
-
-
-def keep_halves(
-    expected: Graph,
-    found: Graph,
-    aligned: Alignment,
-    feed: dict[str, NDArray[Any]],
-    tolerance: Tolerance,
-    on_step: Callable[[str], None],
-) -> str:
-    """The finding in words: the first tensors of ``found`` that must be fp32, so that its result on
-    ``feed`` is inside ``tolerance`` of that of ``expected``."""
-    pairs = aligned.pairs
-    (wanted,) = expected.run(feed, [expected.model.graph.output[0].name])
-
-    def inside(count: int) -> bool:
-        result = with_prefix(expected, found, aligned, feed, count)
-        good, words = _judge(wanted, result, tolerance)
-        state = "inside" if good else "outside"
-        on_step(f"bisect: first {count} of {len(pairs)} tensors in fp32: {words}, {state}")
-        return good
-
-    if inside(0):
-        return "this picture alone is inside the tolerance: nothing has to be kept in fp32 for it"
-    low, high = 0, len(pairs)  # outside with ``low``, inside with ``high``: that is all of them
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if inside(middle) else (middle, high)
-    pair = pairs[high - 1]
-    return (
-        f"it is inside the tolerance once the first {high} of {len(pairs)} tensors are fp32; the "
-        f"last of them is {pair.artefact.output[0]} (module {pair.module or 'unnamed'})"
-    )
-
-
-def with_prefix(
-    expected: Graph,
-    found: Graph,
-    aligned: Alignment,
-    feed: dict[str, NDArray[Any]],
-    count: int,
-) -> NDArray[Any]:
-    """The result of ``found`` when its first ``count`` paired tensors are those of ``expected``."""
-    (output,) = found.model.graph.output
-    mates = {
-        after: before
-        for pair in aligned.pairs[:count]
-        for after, before in zip(pair.artefact.output, pair.reference.output, strict=True)
-        if after != output.name
-    }
-    nodes, fed = _rest(found.model.graph, set(mates))
-    types = dict(zip(fed, found.run(feed, fed), strict=True)) if fed else {}
-    values = expected.run(feed, [mates[name] for name in fed]) if fed else []
-    inputs = {
-        name: value.astype(types[name].dtype) for name, value in zip(fed, values, strict=True)
-    }
-    rest = onnx.ModelProto()
-    rest.CopyFrom(found.model)
-    del rest.graph.node[:]
-    rest.graph.node.extend(nodes)
-    read = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in rest.graph.initializer if tensor.name in read]
-    del rest.graph.initializer[:]
-    rest.graph.initializer.extend(kept)
-    del rest.graph.value_info[:]
-    rest.graph.input.extend(
-        helper.make_tensor_value_info(
-            name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim
-        )
-        for name, value in inputs.items()
-    )
-    unused = [tensor for tensor in rest.graph.input if tensor.name not in read]
-    for tensor in unused:
-        rest.graph.input.remove(tensor)
-    needed = {name: value for name, value in {**feed, **inputs}.items() if name in read}
-    (result,) = Graph(rest, found.folder).run(needed, [output.name])
-    return result
-
-
-def _rest(graph: onnx.GraphProto, given: set[str]) -> tuple[list[onnx.NodeProto], list[str]]:
-    """The nodes that are still needed for the graph's output when the tensors ``given`` are there,
-    and those of ``given`` that they read."""
-    makers = {name: node for node in graph.node for name in node.output}
-    wanted, needed = [graph.output[0].name], set()
-    fed: dict[str, None] = {}
-    while wanted:
-        name = wanted.pop()
-        if name in given:
-            fed[name] = None
-        elif name in makers and makers[name].output[0] not in needed:
-            needed.add(makers[name].output[0])
-            wanted += makers[name].input
-    return [node for node in graph.node if node.output[0] in needed], list(fed)
-
-
-def _judge(expected: NDArray[Any], found: NDArray[Any], tolerance: Tolerance) -> tuple[bool, str]:
-    if not np.issubdtype(expected.dtype, np.floating):  # class maps
-        agreed = agreement(expected, found)
-        return agreed >= tolerance.agreement, f"agreement {agreed:.5f}"
-    worst = float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-30))
-    agreed = agreement(expected.argmax(1), found.argmax(1))
-    good = worst <= tolerance.max_logit_diff and agreed >= tolerance.agreement
-    return good, f"largest logit difference {worst:.1e}, agreement {agreed:.5f}"
-
 
 _AT_ONCE = 32  # pairs of tensors in memory
 _NAMED = 4  # of several causes
@@ -154,7 +43,7 @@ Feed = dict[str, NDArray[Any]]
 class Bisection(msgspec.Struct, frozen=True):
     """What was found. ``tensor`` is the first whose ``difference``, as a share of the reference's
     largest value there, leaves the tolerance, and ``module`` where it comes from; None where all
-    stay inside, and for a bf16 graph, which ONNX Runtime can not run on the CPU (``ran``).
+    stay inside, and for a bf16 graph, which ONNX Runtime cannot run on the CPU (``ran``).
     ``causes`` are differences of the graphs themselves up to there, in words; ``kept`` says how
     much of a graph of lower precision has to be fp32."""
 
@@ -169,7 +58,7 @@ class Bisection(msgspec.Struct, frozen=True):
         """The finding in words, for a bundle that failed on ``engine``."""
         if not self.ran:
             yield (
-                "ONNX Runtime can not run bf16 on the CPU: only the structure, the attributes and "
+                "ONNX Runtime cannot run bf16 on the CPU: only the structure, the attributes and "
                 f"the weights were compared{'' if self.causes else ', and they are equal'}"
             )
         elif self.tensor is not None:
@@ -196,46 +85,46 @@ def bisect(
     bundle: Bundle,
     kind: Kind,
     against: Path,
-    picture: Path,
+    image: Path,
     on_step: Callable[[str], None] = lambda _: None,
 ) -> Bisection:
     """Find where the ``kind`` graph of ``bundle`` leaves ``against``, a checkpoint or a bundle, on
-    the image file ``picture``.
+    the file ``image``.
 
     Raises ConfigError where one of two bundles is fp16 and the other is not: fp16 rescales its
     sums, so that tensors in between are other numbers by right.
     """
-    manifest, artefact = bundle.manifest, bundle.graph(kind)
-    ran = artefact.precision != "bf16"
-    image, _ = fit_to_input(read_image(picture), manifest.input)
-    feed = {manifest.input.name: image[None]}
+    manifest, graph = bundle.manifest, bundle.graph(kind)
+    ran = graph.precision != "bf16"
+    fitted, _ = fit_to_input(read_image(image), manifest.input)
+    feed = {manifest.input.name: fitted[None]}
     with tempfile.TemporaryDirectory(prefix="knet-bisect-") as folder:
         if against.is_dir():
             other = open_bundle(against)
-            if (artefact.precision == "fp16") != (other.manifest.precision == "fp16"):
+            if (graph.precision == "fp16") != (other.manifest.precision == "fp16"):
                 raise ConfigError(
-                    "fp16 rescales its sums, so its tensors can not be held to those of "
+                    "fp16 rescales its sums, so its tensors cannot be held to those of "
                     f"{other.manifest.precision}: --bisect it --against the checkpoint"
                 )
-            expected = load_graph(other.file(other.graph(kind).path))
+            expected = OnnxGraph.load(other.file(other.graph(kind).path))
         else:
             on_step("bisect: exporting the checkpoint afresh")
-            expected = load_graph(_export(against, manifest, kind, Path(folder)))
-        found = load_graph(bundle.file(artefact.path))
+            expected = OnnxGraph.load(_export(against, manifest, kind, Path(folder)))
+        found = OnnxGraph.load(bundle.file(graph.path))
         aligned = align(expected, found)
-        on_step(f"bisect: comparing {len(aligned.pairs)} tensors on {picture.name}")
-        limit, first, difference = artefact.tolerance.max_logit_diff, None, None
+        on_step(f"bisect: comparing {len(aligned.pairs)} tensors on {image.name}")
+        first, difference = None, None
         if ran:
-            first, difference = _first_outside(expected, found, aligned, feed, limit)
-        causes = _causes(expected, found, aligned, first, _ROUNDING[artefact.precision])
-        if first is not None and _agree_if_swapped(expected, found, feed, limit):
+            first, difference = _first_outside(expected, found, aligned, feed, graph.tolerance)
+        causes = _causes(expected, found, aligned, first, _ROUNDING[graph.precision])
+        if first is not None and _agree_if_swapped(expected, found, feed, graph.tolerance):
             causes.insert(0, "with red and blue exchanged the two agree: one of them takes BGR")
         kept = None
-        if ran and artefact.precision != "fp32":
-            kept = keep_halves(expected, found, aligned, feed, artefact.tolerance, on_step)
+        if ran and graph.precision != "fp32":
+            kept = _what_must_be_fp32(expected, found, aligned, feed, graph.tolerance, on_step)
     pair = None if first is None else aligned.pairs[first]
     return Bisection(
-        tensor=pair.artefact.output[0] if pair else None,
+        tensor=pair.found.output[0] if pair else None,
         module=(pair.module or "unnamed") if pair else None,
         difference=difference,
         causes=tuple(causes),
@@ -245,15 +134,15 @@ def bisect(
 
 
 def _export(checkpoint: Path, manifest: Manifest, kind: Kind, folder: Path) -> Path:
+    from knet_export.fuse.model import fuse_for
     from knet_export.graph.classmap import add_classmap_head
     from knet_export.graph.to_onnx import CLASSMAP_NAME, export_onnx
-    from knet_export.spec import form_for
     from knet_train.checkpoint import read_checkpoint
 
     spec, output = manifest.input, manifest.graph("logits").output("semantic_logits")
     model = read_checkpoint(checkpoint).model
-    form = form_for(model, spec, output, manifest.precision)
-    graph = export_onnx(form, spec, output, folder)
+    fused = fuse_for(model, spec, output, manifest.precision)
+    graph = export_onnx(fused, spec, output, folder)
     if kind == "classmap":
         add_classmap_head(graph, folder / CLASSMAP_NAME, output)
         return folder / CLASSMAP_NAME
@@ -261,21 +150,16 @@ def _export(checkpoint: Path, manifest: Manifest, kind: Kind, folder: Path) -> P
 
 
 def _first_outside(
-    expected: Graph, found: Graph, aligned: Alignment, feed: Feed, limit: float
+    expected: OnnxGraph, found: OnnxGraph, aligned: Alignment, feed: Feed, tolerance: Tolerance
 ) -> tuple[int | None, float | None]:
-    """Index of the first pair outside ``limit``, and by how much it is."""
+    """Index of the first pair outside the tolerance, and by how much it is."""
     for start in range(0, len(aligned.pairs), _AT_ONCE):
         chunk = aligned.pairs[start : start + _AT_ONCE]
-        sides = [
-            graph.run(feed, [side.output[0] for side in nodes])
-            for graph, nodes in (
-                (expected, [pair.reference for pair in chunk]),
-                (found, [pair.artefact for pair in chunk]),
-            )
-        ]
-        for index, (before, after) in enumerate(zip(*sides, strict=True)):
+        befores = expected.run(feed, [pair.reference.output[0] for pair in chunk])
+        afters = found.run(feed, [pair.found.output[0] for pair in chunk])
+        for index, (before, after) in enumerate(zip(befores, afters, strict=True)):
             difference = tensor_difference(before, after)
-            if not difference <= limit:
+            if tolerance.failures(max_logit_diff=difference):
                 return start + index, difference
     return None, None
 
@@ -295,7 +179,7 @@ def tensor_difference(expected: NDArray[Any], found: NDArray[Any]) -> float:
 
 
 def _causes(
-    expected: Graph, found: Graph, aligned: Alignment, first: int | None, rounding: float
+    expected: OnnxGraph, found: OnnxGraph, aligned: Alignment, first: int | None, rounding: float
 ) -> list[str]:
     end = len(aligned.pairs) if first is None else first + 1
     # A module that one graph lacks is a fault wherever it stands. A lone node may be another way to
@@ -305,14 +189,115 @@ def _causes(
     )
     for pair in aligned.pairs[:end]:
         for difference in static_differences(pair, expected, found, rounding):
-            causes.append(f"{pair.artefact.name}: {difference}")
+            causes.append(f"{pair.found.name}: {difference}")
     return causes
 
 
-def _agree_if_swapped(expected: Graph, found: Graph, feed: Feed, limit: float) -> bool:
+def _agree_if_swapped(
+    expected: OnnxGraph, found: OnnxGraph, feed: Feed, tolerance: Tolerance
+) -> bool:
     swapped = {name: np.ascontiguousarray(image[..., ::-1]) for name, image in feed.items()}
-    before, after = (
-        graph.run(picture, [graph.model.graph.output[0].name])[0]
-        for graph, picture in ((expected, feed), (found, swapped))
+    before, after = _result(expected, feed), _result(found, swapped)
+    return not tolerance.failures(max_logit_diff=tensor_difference(before, after))
+
+
+def _result(graph: OnnxGraph, feed: Feed) -> NDArray[Any]:
+    (result,) = graph.run(feed, [graph.model.graph.output[0].name])
+    return result
+
+
+def _what_must_be_fp32(
+    expected: OnnxGraph,
+    found: OnnxGraph,
+    aligned: Alignment,
+    feed: Feed,
+    tolerance: Tolerance,
+    on_step: Callable[[str], None],
+) -> str:
+    """The finding in words: the first tensors of ``found`` that must be fp32, so that its result on
+    ``feed`` is inside ``tolerance`` of that of ``expected``."""
+    pairs = aligned.pairs
+    wanted = _result(expected, feed)
+
+    def inside(count: int) -> bool:
+        result = with_prefix(expected, found, aligned, feed, count)
+        good, words = _compared(wanted, result, tolerance)
+        state = "inside" if good else "outside"
+        on_step(f"bisect: first {count} of {len(pairs)} tensors in fp32: {words}, {state}")
+        return good
+
+    if inside(0):
+        return "this image alone is inside the tolerance: nothing has to be kept in fp32 for it"
+    low, high = 0, len(pairs)  # outside with ``low``, inside with ``high``: that is all of them
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if inside(middle) else (middle, high)
+    pair = pairs[high - 1]
+    return (
+        f"it is inside the tolerance once the first {high} of {len(pairs)} tensors are fp32; the "
+        f"last of them is {pair.found.output[0]} (module {pair.module or 'unnamed'})"
     )
-    return tensor_difference(before, after) <= limit
+
+
+def _compared(
+    expected: NDArray[Any], found: NDArray[Any], tolerance: Tolerance
+) -> tuple[bool, str]:
+    """Whether a result is inside the tolerance, and its measures in words."""
+    worst, words = None, ""
+    if np.issubdtype(expected.dtype, np.floating):  # not class maps
+        worst = tensor_difference(expected, found)
+        words = f"largest logit difference {worst:.1e}, "
+        expected, found = expected.argmax(1), found.argmax(1)
+    agreed = agreement(expected, found)
+    inside = not tolerance.failures(max_logit_diff=worst, agreement=agreed)
+    return inside, f"{words}agreement {agreed:.5f}"
+
+
+def with_prefix(
+    expected: OnnxGraph, found: OnnxGraph, aligned: Alignment, feed: Feed, count: int
+) -> NDArray[Any]:
+    """The result of ``found`` when its first ``count`` paired tensors are those of ``expected``."""
+    (output,) = found.model.graph.output
+    mates = {
+        after: before
+        for pair in aligned.pairs[:count]
+        for after, before in zip(pair.found.output, pair.reference.output, strict=True)
+        if after != output.name
+    }
+    nodes, fed = _rest(found.model.graph, set(mates))
+    inputs: Feed = {}
+    if fed:
+        types = [value.dtype for value in found.run(feed, fed)]
+        values = expected.run(feed, [mates[name] for name in fed])
+        inputs = {
+            name: value.astype(kind) for name, kind, value in zip(fed, types, values, strict=True)
+        }
+    rest = found.rebuilt(nodes)
+    read = {name for node in nodes for name in node.input}
+    declared = [
+        helper.make_tensor_value_info(
+            name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim
+        )
+        for name, value in inputs.items()
+    ]
+    declared += [tensor for tensor in found.model.graph.input if tensor.name in read]
+    del rest.model.graph.input[:]
+    rest.model.graph.input.extend(declared)
+    needed = {name: value for name, value in {**feed, **inputs}.items() if name in read}
+    return _result(rest, needed)
+
+
+def _rest(graph: onnx.GraphProto, given: set[str]) -> tuple[list[onnx.NodeProto], list[str]]:
+    """The nodes that are still needed for the graph's output when the tensors ``given`` are there,
+    and those of ``given`` that they read."""
+    makers = {name: node for node in graph.node for name in node.output}
+    wanted, needed = [graph.output[0].name], set()
+    fed: dict[str, None] = {}
+    while wanted:
+        name = wanted.pop()
+        if name in given:
+            fed[name] = None
+        elif name in makers and makers[name].output[0] not in needed:
+            needed.add(makers[name].output[0])
+            wanted += makers[name].input
+    return [node for node in graph.node if node.output[0] in needed], list(fed)

@@ -1,11 +1,9 @@
-"""What is measured between two sides that saw the same pictures: sums over pictures, in NumPy.
+"""What is measured between two sides that saw the same images, and how far they may differ.
 
-How far an artefact may be from the model that was trained, by precision, and why so far.
-
-A tolerance is there to tell a fault from rounding. So each stands above what a right artefact of
-its precision was measured to differ by, the default model on CamVid's 101 validation pictures:
-fp32, fp16 and int8 in ONNX Runtime (whose CPU computes fp16 in fp32: only what is stored rounds),
-bf16 in OpenVINO.
+A tolerance is there to tell a fault from rounding. So each stands above what a right graph of its
+precision was measured to differ by, the default model on CamVid's 101 validation images: fp32, fp16
+and int8 in ONNX Runtime (whose CPU computes fp16 in fp32: only what is stored rounds), bf16 in
+OpenVINO.
 
 |                   | fp32   | fp16    | bf16    | int8    |
 |-------------------|--------|---------|---------|---------|
@@ -32,6 +30,13 @@ from knet_runtime.bundle.manifest import Precision, Tolerance
 from knet_runtime.errors import ConfigError
 from knet_runtime.metrics import ConfusionMatrix
 
+_TOLERANCES: dict[Precision, Tolerance] = {
+    # ΔmIoU, worst class, agreement, largest logit, where confident, mean logit
+    "fp32": Tolerance(0.02, 0.2, 0.9999, 1e-3, 0.99999, 1e-4),  # another order of sums
+    "fp16": Tolerance(0.05, 0.5, 0.995, 2e-2, 0.9999, 2e-3),  # 11 bits for pixel-sized tensors
+    "bf16": Tolerance(0.2, 1.0, 0.99, 3e-1, 0.999, 2e-2),  # 8 bits
+    "int8": Tolerance(0.5, 5.0, 0.95, 5e-1, 0.995, 5e-2),  # 255 steps, as many as the search allows
+}
 CONFIDENT_MARGIN = 1.0  # logits: e times as likely as the runner-up
 MARGINS = (0.0, 0.1, 0.5, CONFIDENT_MARGIN, 2.0, 4.0)  # lower ends of the bins
 _RESAMPLES = 1000
@@ -40,10 +45,10 @@ Counts = NDArray[np.int64]
 
 
 class MarginRow(msgspec.Struct, frozen=True):
-    """Agreement of the pixels whose best two reference logits differ by ``least`` … ``below`` (or
+    """Agreement of the pixels whose best two reference logits differ by ``above`` … ``below`` (or
     any more, for None): their share of all, and the share of them that agrees, None for none."""
 
-    least: float
+    above: float
     below: float | None
     share: float
     agreement: float | None
@@ -62,21 +67,21 @@ def top_two_margin(logits: NDArray[np.float32], size: tuple[int, int]) -> NDArra
 
 
 class ParityMeter:
-    """Sums over pictures; per picture only what the bootstrap needs, [3, N] counts a side."""
+    """Sums over images; per image only what the bootstrap needs, [3, N] counts a side."""
 
     def __init__(self, classes: int, ignore_index: int) -> None:
         self.classes, self.ignore_index = classes, ignore_index
         self.reference = ConfusionMatrix(classes, ignore_index)
-        self.artefact = ConfusionMatrix(classes, ignore_index)
+        self.measured = ConfusionMatrix(classes, ignore_index)
         self.images, self.broken = 0, 0
         self._per_image: list[tuple[Counts, Counts]] = []
         self._pixels = np.zeros(len(MARGINS), np.int64)
         self._equal = np.zeros(len(MARGINS), np.int64)
         self._worst, self._summed, self._count, self._largest = 0.0, 0.0, 0, 1e-30
 
-    def logits(self, reference: NDArray[np.float32], artefact: NDArray[np.float32]) -> None:
-        """Float32 [N, h, w] of one picture on both sides, finite."""
-        difference = np.abs(reference - artefact)
+    def logits(self, reference: NDArray[np.float32], found: NDArray[np.float32]) -> None:
+        """Float32 [N, h, w] of one image on both sides, finite."""
+        difference = np.abs(reference - found)
         self._worst = max(self._worst, float(difference.max()))
         self._largest = max(self._largest, float(np.abs(reference).max()))
         self._summed += float(difference.sum(dtype=np.float64))
@@ -85,25 +90,25 @@ class ParityMeter:
     def maps(
         self,
         reference: NDArray[np.integer],
-        artefact: NDArray[np.integer] | None,
+        found: NDArray[np.integer] | None,
         margin: NDArray[np.float32],
         label: NDArray[np.uint8] | None,
     ) -> float:
-        """Class maps [H, W] of one picture, the margin of the reference at each pixel, and its
-        label; the share of equal pixels. A picture without an artefact's map (its logits hold NaN)
-        agrees nowhere, and is class 0 everywhere to the scores."""
+        """Class maps [H, W] of one image, the margin of the reference at each pixel, and its label;
+        the share of equal pixels. An image whose map was not ``found`` (its logits hold NaN) agrees
+        nowhere, and is class 0 everywhere to the scores."""
         self.images += 1
-        if artefact is None:
+        if found is None:
             self.broken += 1
-            artefact, equal = np.zeros_like(reference), np.zeros(reference.shape, bool)
+            found, equal = np.zeros_like(reference), np.zeros(reference.shape, bool)
         else:
-            equal = reference == artefact
+            equal = reference == found
         bins = np.digitize(margin, MARGINS[1:])
         self._pixels += np.bincount(bins.ravel(), minlength=len(MARGINS))
         self._equal += np.bincount(bins[equal], minlength=len(MARGINS))
         if label is not None:
             sides = []
-            for total, prediction in ((self.reference, reference), (self.artefact, artefact)):
+            for total, prediction in ((self.reference, reference), (self.measured, found)):
                 one = ConfusionMatrix(self.classes, self.ignore_index)
                 one.update(prediction, label)
                 total.matrix += one.matrix
@@ -118,7 +123,7 @@ class ParityMeter:
 
     @property
     def agreement(self) -> float:
-        """The share of equal pixels, of all pictures together."""
+        """The share of equal pixels, of all images together."""
         return float(self._equal.sum() / self._pixels.sum())
 
     @property
@@ -133,12 +138,12 @@ class ParityMeter:
         total = int(self._pixels.sum())
         return tuple(
             MarginRow(
-                least=least,
+                above=above,
                 below=below,
                 share=float(pixels / total),
                 agreement=float(equal / pixels) if pixels else None,
             )
-            for least, below, pixels, equal in zip(
+            for above, below, pixels, equal in zip(
                 MARGINS, (*MARGINS[1:], None), self._pixels, self._equal, strict=True
             )
         )
@@ -151,15 +156,15 @@ class ParityMeter:
         return self._worst / self._largest, self._summed / self._count / self._largest
 
     def interval(self) -> tuple[float, float]:
-        """95 % of ΔmIoU in points when pictures are drawn again with replacement, both sides alike
+        """95 % of ΔmIoU in points when images are drawn again with replacement, both sides alike
         (the paired bootstrap)."""
         reference = np.stack([pair[0] for pair in self._per_image])
-        artefact = np.stack([pair[1] for pair in self._per_image])
+        measured = np.stack([pair[1] for pair in self._per_image])
         rng, count = np.random.default_rng(0), len(self._per_image)
         deltas = []
         for _ in range(_RESAMPLES):
             times = np.bincount(rng.integers(0, count, count), minlength=count)
-            both = [np.tensordot(times, side, 1) for side in (reference, artefact)]
+            both = [np.tensordot(times, side, 1) for side in (reference, measured)]
             deltas.append(100 * (_miou(both[1]) - _miou(both[0])))
         low, high = np.nanpercentile(deltas, (2.5, 97.5))
         return float(low), float(high)
@@ -171,57 +176,18 @@ def _miou(counts: Counts) -> float:
     return float((hits[union > 0] / union[union > 0]).mean()) if (union > 0).any() else np.nan
 
 
-_LEAST = ("agreement", "agreement_confident")  # the larger, the tighter
-
-
 def default_tolerance(precision: Precision) -> Tolerance:
-    """What an artefact of this precision is held to unless somebody asks for less."""
-    match precision:
-        case "fp32":  # another order of sums, nothing else
-            return Tolerance(
-                delta_miou=0.02,
-                worst_class_delta_iou=0.2,
-                agreement=0.9999,
-                max_logit_diff=1e-3,
-                agreement_confident=0.99999,
-                mean_logit_diff=1e-4,
-            )
-        case "fp16":  # 11 bits for what has the picture's size
-            return Tolerance(
-                delta_miou=0.05,
-                worst_class_delta_iou=0.5,
-                agreement=0.995,
-                max_logit_diff=2e-2,
-                agreement_confident=0.9999,
-                mean_logit_diff=2e-3,
-            )
-        case "bf16":  # 8 bits
-            return Tolerance(
-                delta_miou=0.2,
-                worst_class_delta_iou=1.0,
-                agreement=0.99,
-                max_logit_diff=3e-1,
-                agreement_confident=0.999,
-                mean_logit_diff=2e-2,
-            )
-        case "int8":  # ranges and weights in 255 steps: what that costs, the search keeps inside
-            return Tolerance(
-                delta_miou=0.5,
-                worst_class_delta_iou=5.0,
-                agreement=0.95,
-                max_logit_diff=5e-1,
-                agreement_confident=0.995,
-                mean_logit_diff=5e-2,
-            )
+    """What a graph of this precision is held to unless somebody asks for less."""
+    return _TOLERANCES[precision]
 
 
 def tightened(tolerance: Tolerance, settings: Sequence[str]) -> Tolerance:
     """``tolerance`` with ``NAME=VALUE`` settings such as "delta_miou=0.01".
 
-    Raises ConfigError for an unknown name, what is no number, and a value that would loosen it: the
-    bundle's own tolerance is a promise.
+    Raises ConfigError for an unknown name, what is no number, and a value that would loosen it: a
+    bundle is held to its own tolerance at least.
     """
-    values = msgspec.structs.asdict(tolerance)
+    values, changed = msgspec.structs.asdict(tolerance), tolerance
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals or name not in values:
@@ -230,14 +196,13 @@ def tightened(tolerance: Tolerance, settings: Sequence[str]) -> Tolerance:
             value = float(text)
         except ValueError as error:
             raise ConfigError(f"--tolerance {setting}: {text!r} is no number") from error
-        kept = getattr(tolerance, name)
-        if value < kept if name in _LEAST else value > kept:
+        try:
+            changed = msgspec.structs.replace(changed, **{name: value})
+        except ValueError as error:
+            raise ConfigError(f"--tolerance: {error}") from error
+        if tolerance.failures(**{name: value}):  # what just passes the new limit fails its own
             raise ConfigError(
-                f"--tolerance {setting} is looser than the bundle's own {kept:g}: a tolerance can "
-                "only be tightened"
+                f"--tolerance {setting} is looser than the bundle's own {values[name]:g}: a "
+                "tolerance can only be tightened"
             )
-        values[name] = value
-    try:
-        return Tolerance(**values)
-    except ValueError as error:
-        raise ConfigError(f"--tolerance: {error}") from error
+    return changed

@@ -1,11 +1,11 @@
-"""What an artefact is compared with: logits for the pixels that the artefact saw.
+"""What a bundle is compared with: the trained checkpoint in PyTorch, or another bundle.
 
-The trained checkpoint itself, in PyTorch and float32, as what an artefact is compared with.
+A reference gives logits for the very pixels that the bundle's graph sees. Only the checkpoint's
+needs PyTorch.
 """
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -14,13 +14,10 @@ from numpy.typing import NDArray
 from knet_runtime.bundle.store import Bundle
 from knet_runtime.engines import open_engine
 from knet_runtime.errors import BundleError, CheckpointError, ParityError
-from knet_train.checkpoint import Checkpoint
-from knet_train.inference import predict_logits
+from knet_runtime.types import Closeable
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
+    from knet_train.checkpoint import Checkpoint
 
 _ENGINE = "onnxruntime-cpu"
 
@@ -37,70 +34,14 @@ class Reference(Protocol):
         """The checkpoint that it is, or was made from."""
 
     def check(self, bundle: Bundle) -> None:
-        """Raise the KnetError that says so when it can not be compared with ``bundle``."""
+        """Raise the KnetError that says so when it cannot be compared with ``bundle``."""
 
     def logits(self, fitted: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 [H, W, 3] RGB at the bundle's input size -> logits float32 [N, h, w]."""
 
 
-class BundleReference:
-    """Another bundle, run by ONNX Runtime on the CPU; a context manager. Needs no PyTorch.
-
-    Raises BundleError unless it takes the same pictures as ``bundle`` and gives the same kind of
-    logits: nothing is resized to make two shapes meet.
-    """
-
-    def __init__(self, other: Bundle, bundle: Bundle) -> None:
-        ours, theirs = bundle.manifest, other.manifest
-        self._other = other.with_input_size(ours.input.size)
-        self._classes, self._stride = theirs.labels.names, _stride(other)
-        self._resize = theirs.input.resize
-        self.check(bundle)
-        self._engine = open_engine(self._other, _ENGINE, "logits")
-        self._output = other.graph("logits").output("semantic_logits")
-        self.name = f"{other.model_id} ({other.manifest.precision}) on {_ENGINE}"
-        self.checkpoint_sha256 = theirs.provenance.checkpoint_sha256
-
-    def check(self, bundle: Bundle) -> None:
-        """Raise BundleError when the two have other classes, strides or ways to fit a picture."""
-        ours = bundle.manifest
-        if ours.labels.names != self._classes:
-            what = f"other classes ({len(ours.labels.names)} against {len(self._classes)})"
-        elif _stride(bundle) != self._stride:
-            what = f"other strides ({_stride(bundle)} against {self._stride})"
-        elif ours.input.resize != self._resize:
-            what = f"other ways to fit a picture ({ours.input.resize} against {self._resize})"
-        else:
-            return
-        raise BundleError(
-            f"{bundle.path} and {self._other.path} have {what}: compare bundles of one model"
-        )
-
-    def logits(self, fitted: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """See ``Reference``. Raises ParityError when they hold NaN or infinity."""
-        logits: NDArray[np.float32] = self._engine.infer(fitted[None])[self._output.name][0]
-        if not np.isfinite(logits).all():
-            raise ParityError(f"{self._other.path} gives NaN or infinity: it is no reference")
-        return logits
-
-    def __enter__(self) -> BundleReference:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._engine.close()
-
-
-def _stride(bundle: Bundle) -> int | None:
-    return bundle.graph("logits").output("semantic_logits").stride
-
-
 class TorchReference:
-    """A checkpoint as ``knet_export.verify.reference.Reference``."""
+    """The trained checkpoint itself, in PyTorch and float32."""
 
     name = "PyTorch, float32"
 
@@ -121,5 +62,56 @@ class TorchReference:
 
     def logits(self, fitted: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See ``Reference``. Raises CheckpointError when they hold NaN or infinity."""
+        from knet_train.inference import predict_logits
+
         logits: NDArray[np.float32] = predict_logits(self.checkpoint.model, fitted[None])[0]
         return logits
+
+
+class BundleReference(Closeable):
+    """Another bundle, run by ONNX Runtime on the CPU.
+
+    Raises BundleError unless it takes the same images as ``bundle`` and gives the same kind of
+    logits: nothing is resized to make two shapes meet.
+    """
+
+    def __init__(self, other: Bundle, bundle: Bundle) -> None:
+        ours, theirs = bundle.manifest, other.manifest
+        self._other = other.with_input_size(ours.input.size)
+        self._classes, self._stride = theirs.labels.names, _stride(other)
+        self._resize = theirs.input.resize
+        self.check(bundle)
+        self._engine = open_engine(self._other, _ENGINE, "logits")
+        self._output = other.graph("logits").output("semantic_logits")
+        self.name = f"{other.model_id} ({other.manifest.precision}) on {_ENGINE}"
+        self.checkpoint_sha256 = theirs.provenance.checkpoint_sha256
+
+    def check(self, bundle: Bundle) -> None:
+        """Raise BundleError when the two have other classes, strides or ways to fit an image."""
+        ours = bundle.manifest
+        if ours.labels.names != self._classes:
+            what = f"other classes ({len(ours.labels.names)} against {len(self._classes)})"
+        elif _stride(bundle) != self._stride:
+            what = f"other strides ({_stride(bundle)} against {self._stride})"
+        elif ours.input.resize != self._resize:
+            what = f"other ways to fit an image ({ours.input.resize} against {self._resize})"
+        else:
+            return
+        raise BundleError(
+            f"{bundle.path} and {self._other.path} have {what}: compare bundles of one model"
+        )
+
+    def logits(self, fitted: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See ``Reference``. Raises ParityError when they hold NaN or infinity."""
+        logits: NDArray[np.float32] = self._engine.infer(fitted[None])[self._output.name][0]
+        if not np.isfinite(logits).all():
+            raise ParityError(f"{self._other.path} gives NaN or infinity: it is no reference")
+        return logits
+
+    def close(self) -> None:
+        """Close its engine."""
+        self._engine.close()
+
+
+def _stride(bundle: Bundle) -> int | None:
+    return bundle.graph("logits").output("semantic_logits").stride

@@ -1,4 +1,4 @@
-"""Parity as a gate: the artefact on its engine against a reference, on pictures.
+"""Parity as a gate: a bundle's graph on its engine against a reference, on images.
 
 Both sides see the same fitted pixels and go through the same upsampling and the same metrics; what
 is compared is the task (mIoU, class by class, pixel by pixel), and the logits under it. The
@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from knet_export.data import LabelledImage
 from knet_export.verify.measure import MarginRow, ParityMeter, top_two_margin
 from knet_export.verify.reference import Reference
-from knet_runtime.atomic import write_json
 from knet_runtime.bundle.manifest import Kind, Parity, Precision, Tolerance
 from knet_runtime.bundle.store import Bundle
 from knet_runtime.engines import Engine
@@ -26,9 +25,7 @@ from knet_runtime.errors import DataError, EngineError
 from knet_runtime.metrics import worst_class_delta
 from knet_runtime.postprocess import class_map, cut_window, restore_class_map, upsampled_argmax
 from knet_runtime.preprocess import Geometry, fit_to_input
-from knet_runtime.types import ClassMap, Size
-
-Picture = tuple[NDArray[np.uint8], NDArray[np.uint8] | None]
+from knet_runtime.types import ClassMap, Rgb, Size
 
 
 class ClassRow(msgspec.Struct, frozen=True):
@@ -36,19 +33,19 @@ class ClassRow(msgspec.Struct, frozen=True):
 
     name: str
     reference: float | None
-    artefact: float | None
+    measured: float | None
 
     @property
     def delta(self) -> float | None:
         """ΔIoU in points."""
-        if self.reference is None or self.artefact is None:
+        if self.reference is None or self.measured is None:
             return None
-        return self.artefact - self.reference
+        return self.measured - self.reference
 
 
 class VerifyReport(msgspec.Struct, frozen=True):
     """What was measured; ``failures`` says in words what left the tolerance. IoU in percent,
-    differences in points, agreements 0 … 1; None where the pictures had no labels. Logit
+    differences in points, agreements 0 … 1; None where the images had no labels. Logit
     differences are shares of the reference's largest logit; None for a graph that gives class maps,
     and where it gave NaN or infinity."""
 
@@ -63,12 +60,12 @@ class VerifyReport(msgspec.Struct, frozen=True):
     data: str
     images: int
     miou_reference: float | None
-    miou_artefact: float | None
+    miou_measured: float | None
     delta_miou: float | None
-    delta_miou_interval: tuple[float, float] | None  # 95 %, paired bootstrap over pictures
+    delta_miou_interval: tuple[float, float] | None  # 95 %, paired bootstrap over images
     worst_class: str | None
     worst_class_delta_iou: float | None
-    agreement: float  # equal pixels of the class maps at the pictures' size
+    agreement: float  # equal pixels of the class maps at the images' size
     agreement_confident: float  # the same where the reference leads by a logit
     max_logit_diff: float | None
     mean_logit_diff: float | None
@@ -82,6 +79,10 @@ class VerifyReport(msgspec.Struct, frozen=True):
         """Whether everything is inside the tolerance."""
         return not self.failures
 
+    def measures(self) -> dict[str, float | None]:
+        """What the tolerance limits, named as its fields."""
+        return {name: getattr(self, name) for name in self.tolerance.__struct_fields__}
+
     def parity(self) -> Parity:
         """The part that a manifest keeps."""
         return Parity(
@@ -89,7 +90,7 @@ class VerifyReport(msgspec.Struct, frozen=True):
             device=self.device,
             passed=self.passed,
             miou_reference=self.miou_reference,
-            miou_measured=self.miou_artefact,
+            miou_measured=self.miou_measured,
             delta_miou=self.delta_miou,
             worst_class_delta_iou=self.worst_class_delta_iou,
             agreement=self.agreement,
@@ -101,44 +102,44 @@ class VerifyReport(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """One picture, after both sides have seen it: image uint8 [H, W, 3] RGB, class maps [H, W];
-    ``artefact`` is None where its logits hold NaN or infinity."""
+    """One image, after both sides have seen it: uint8 [H, W, 3] RGB, class maps [H, W];
+    ``measured`` is None where its logits hold NaN or infinity."""
 
     index: int
-    image: NDArray[np.uint8]
+    image: Rgb
     reference: ClassMap
-    artefact: ClassMap | None
+    measured: ClassMap | None
     agreement: float
 
 
 def verify(
     bundle: Bundle,
-    backend: Engine,
+    engine: Engine,
     reference: Reference,
-    images: Iterable[Picture],
+    images: Iterable[LabelledImage],
     data: str,
     *,
-    on_picture: Callable[[Compared], None] = lambda _: None,
+    on_image: Callable[[Compared], None] = lambda _: None,
 ) -> VerifyReport:
-    """Compare ``backend`` running ``bundle`` with ``reference`` on pictures, uint8 [H, W, 3] RGB
-    with labels [H, W] or None. ``data`` names them in the report.
+    """Compare ``engine`` running ``bundle`` with ``reference`` on images, uint8 [H, W, 3] RGB with
+    labels [H, W] or None. ``data`` names them in the report.
 
     For a graph that gives class maps the reference's logits are upsampled to the graph's size, as
-    the graph does it, and both maps brought to the picture's size in the same way.
+    the graph does it, and both maps brought to the image's size in the same way.
 
     Raises CheckpointError or BundleError when the two are not the same kind of model, EngineError
-    when they give other shapes, DataError without pictures.
+    when they give other shapes, DataError without images.
     """
     reference.check(bundle)
     manifest = bundle.manifest
-    (output_spec,) = bundle.graph(backend.kind).outputs
-    tally = ParityMeter(manifest.labels.num_classes, manifest.labels.ignore_index)
+    (output_spec,) = bundle.graph(engine.kind).outputs
+    meter = ParityMeter(manifest.labels.num_classes, manifest.labels.ignore_index)
     for index, (image, label) in enumerate(images):
         fitted, geometry = fit_to_input(image, manifest.input)
         expected = reference.logits(fitted)
-        output = backend.infer(fitted[None])[output_spec.name][0]
+        output = engine.infer(fitted[None])[output_spec.name][0]
         found: ClassMap | None = None
-        if backend.kind == "classmap":
+        if engine.kind == "classmap":
             wanted: ClassMap
             wanted, margin = _as_the_graph(expected, geometry)
             found = restore_class_map(np.asarray(output, np.uint8), geometry)
@@ -152,13 +153,13 @@ def verify(
             margin = top_two_margin(cut_window(expected, geometry), geometry.source_hw)
             logits = np.asarray(output, np.float32)
             if np.isfinite(logits).all():
-                tally.logits(expected, logits)
+                meter.logits(expected, logits)
                 found = class_map(logits, geometry)
-        agreed = tally.maps(wanted, found, margin, label)
-        on_picture(Compared(index, image, wanted, found, agreed))
-    if not tally.images:
-        raise DataError(f"{data} has no pictures to verify with")
-    return _report(bundle, backend, reference, tally, data)
+        agreed = meter.maps(wanted, found, margin, label)
+        on_image(Compared(index, image, wanted, found, agreed))
+    if not meter.images:
+        raise DataError(f"{data} has no images to verify with")
+    return _report(bundle, engine, reference, meter, data)
 
 
 def _as_the_graph(
@@ -176,82 +177,49 @@ def _as_the_graph(
 
 
 def _report(
-    bundle: Bundle,
-    backend: Engine,
-    reference: Reference,
-    tally: ParityMeter,
-    data: str,
+    bundle: Bundle, engine: Engine, reference: Reference, meter: ParityMeter, data: str
 ) -> VerifyReport:
-    artefact, labels, spec = bundle.graph(backend.kind), bundle.manifest.labels, bundle.manifest
-    worst = worst_class_delta(tally.reference, tally.artefact)
-    logits = tally.logit_differences()
-    measured = VerifyReport(
+    manifest, graph = bundle.manifest, bundle.graph(engine.kind)
+    names, labelled = manifest.labels.names, meter.labelled
+    worst = worst_class_delta(meter.reference, meter.measured)
+    largest, mean = meter.logit_differences() or (None, None)
+    miou, reference_miou = 100 * meter.measured.miou, 100 * meter.reference.miou
+    rows = zip(names, meter.reference.iou, meter.measured.iou, strict=True)
+    classes = tuple(ClassRow(name, _percent(was), _percent(now)) for name, was, now in rows)
+    report = VerifyReport(
         model_id=bundle.model_id,
-        precision=artefact.precision,
-        kind=backend.kind,
-        size=(spec.input.height, spec.input.width),
-        engine=backend.name,
-        device=backend.device,
+        precision=graph.precision,
+        kind=engine.kind,
+        size=manifest.input.size,
+        engine=engine.name,
+        device=engine.device,
         reference=reference.name,
-        same_checkpoint=spec.provenance.checkpoint_sha256 == reference.checkpoint_sha256,
+        same_checkpoint=manifest.provenance.checkpoint_sha256 == reference.checkpoint_sha256,
         data=data,
-        images=tally.images,
-        miou_reference=100 * tally.reference.miou if tally.labelled else None,
-        miou_artefact=100 * tally.artefact.miou if tally.labelled else None,
-        delta_miou=(100 * (tally.artefact.miou - tally.reference.miou) if tally.labelled else None),
-        delta_miou_interval=tally.interval() if tally.labelled else None,
-        worst_class=None if worst is None else labels.names[worst.index],
+        images=meter.images,
+        miou_reference=reference_miou if labelled else None,
+        miou_measured=miou if labelled else None,
+        delta_miou=miou - reference_miou if labelled else None,
+        delta_miou_interval=meter.interval() if labelled else None,
+        worst_class=None if worst is None else names[worst.index],
         worst_class_delta_iou=None if worst is None else worst.points,
-        agreement=tally.agreement,
-        agreement_confident=tally.agreement_confident,
-        max_logit_diff=logits[0] if logits else None,
-        mean_logit_diff=logits[1] if logits else None,
-        margins=tally.margins(),
-        classes=tuple(
-            ClassRow(name, _percent(before), _percent(after))
-            for name, before, after in zip(
-                labels.names, tally.reference.iou, tally.artefact.iou, strict=True
-            )
-        )
-        if tally.labelled
-        else (),
-        tolerance=artefact.tolerance,
+        agreement=meter.agreement,
+        agreement_confident=meter.agreement_confident,
+        max_logit_diff=largest,
+        mean_logit_diff=mean,
+        margins=meter.margins(),
+        classes=classes if labelled else (),
+        tolerance=graph.tolerance,
         failures=(),
     )
-    return msgspec.structs.replace(measured, failures=_failures(measured, tally.broken))
-
-
-def _failures(report: VerifyReport, broken: int) -> tuple[str, ...]:
-    limits, failures = report.tolerance, []
-    if broken:
-        failures.append(f"{broken} of {report.images} pictures give NaN or infinity")
-    if report.delta_miou is not None and not abs(report.delta_miou) <= limits.delta_miou:
-        failures.append(f"ΔmIoU {report.delta_miou:+.3f} points is outside ±{limits.delta_miou:g}")
-    worst = report.worst_class_delta_iou
-    if worst is not None and not abs(worst) <= limits.worst_class_delta_iou:
-        failures.append(
-            f"ΔIoU of {report.worst_class} {worst:+.3f} points is outside "
-            f"±{limits.worst_class_delta_iou:g}"
-        )
-    for what, share, least in (
-        ("pixel agreement", report.agreement, limits.agreement),
-        ("agreement of confident pixels", report.agreement_confident, limits.agreement_confident),
-    ):
-        if not share >= least:
-            failures.append(f"{what} {share:.6f} is below {least:g}")
-    for what, difference, most in (
-        ("largest logit difference", report.max_logit_diff, limits.max_logit_diff),
-        ("mean logit difference", report.mean_logit_diff, limits.mean_logit_diff),
-    ):
-        if difference is not None and not difference <= most:
-            failures.append(f"{what} {difference:.2e} is above {most:g} of the largest logit")
-    return tuple(failures)
+    failures = graph.tolerance.failures(**report.measures())
+    if worst is not None and "worst_class_delta_iou" in failures:
+        failures["worst_class_delta_iou"] += f" ({names[worst.index]})"
+    if meter.broken:
+        broken = f"{meter.broken} of {meter.images} images give NaN or infinity"
+        failures = {"broken": broken, **failures}
+    return msgspec.structs.replace(report, failures=tuple(failures.values()))
 
 
 def _percent(value: float) -> float | None:
     return None if np.isnan(value) else 100 * float(value)
-
-
-def write_report(report: VerifyReport, path: Path) -> None:
-    """Write the report as JSON; it appears whole or not at all. Raises OutputError."""
-    write_json(path, report)

@@ -23,13 +23,13 @@ def build(
         str | None,
         typer.Option(help="Checked against the bundle's own; to change it, export again."),
     ] = None,
-    least: Annotated[
+    smallest: Annotated[
         str | None, typer.Option("--min", help="Smallest BATCH or BATCHxHEIGHTxWIDTH.")
     ] = None,
-    usual: Annotated[
+    optimal: Annotated[
         str | None, typer.Option("--opt", help="The one that it is tuned for.")
     ] = None,
-    most: Annotated[
+    largest: Annotated[
         str | None, typer.Option("--max", help="Largest; by default all that was exported.")
     ] = None,
     target: Annotated[
@@ -51,7 +51,7 @@ def build(
     What was built never ran on a GPU by the hands of its authors: let verify decide. A plan
     belongs to one GPU, driver and release of TensorRT; run refuses it elsewhere.
     """
-    from knet_export.tensorrt.build import build_engine
+    from knet_export.tensorrt.build import build_plan
     from knet_export.tensorrt.profile import profile_of
     from knet_runtime.bundle.store import open_bundle
     from knet_runtime.engines import default_graph
@@ -65,9 +65,9 @@ def build(
             f"graph: knet-deploy export --precision {precision} makes one of {precision}"
         )
     kind = graph or default_graph(opened, engine)
-    profile = profile_of(opened.manifest.input, least, usual, most)
+    profile = profile_of(opened.manifest.input, smallest, optimal, largest)
     with track("building the plan", None) as advance:
-        stored, fresh = build_engine(
+        stored, fresh = build_plan(
             opened,
             engine,
             kind,

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated
 
 import typer
 
 from knet_deploy.cli.console import needs_extra, parse_size
+from knet_export.int8 import Calibrator
 from knet_runtime.bundle.manifest import Precision
 from knet_runtime.errors import ConfigError
 from knet_runtime.types import Size
-
-if TYPE_CHECKING:
-    from knet_export.int8.search import Calibrator
 
 
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="RUN/best.safetensors, written by train.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The bundle: NAME.knet.")],
     precision: Annotated[
-        str,
-        typer.Option(help="fp32, fp16 or bf16 (for GPUs), or int8 (with --calibration)."),
+        Precision, typer.Option(help="fp16 and bf16 are for GPUs, int8 needs --calibration.")
     ] = "fp32",
     size: Annotated[
         str | None,
@@ -30,20 +27,19 @@ def export(
     dynamic: Annotated[
         bool, typer.Option("--dynamic", help="Free height and width; not for Swin.")
     ] = False,
-    least: Annotated[
+    smallest: Annotated[
         str | None, typer.Option("--min", help="Smallest HEIGHTxWIDTH of --dynamic (128x128).")
     ] = None,
-    most: Annotated[
+    largest: Annotated[
         str | None, typer.Option("--max", help="Largest HEIGHTxWIDTH of --dynamic (1024x2048).")
     ] = None,
-    max_batch: Annotated[int, typer.Option(help="Most pictures at once.")] = 16,
+    max_batch: Annotated[int, typer.Option(help="The largest batch that the graphs take.")] = 16,
     calibration: Annotated[
         Path | None,
-        typer.Option(help="Pictures for int8: a folder, or a data set (its split train)."),
+        typer.Option(help="Images for int8: a folder, or a data set (its split train)."),
     ] = None,
     calibrator: Annotated[
-        str,
-        typer.Option(help="How int8 finds ranges: minmax, percentile, entropy, or auto (measure)."),
+        Calibrator, typer.Option(help="How int8 finds ranges; auto measures which is best.")
     ] = "auto",
     keep_fp32: Annotated[
         list[str] | None,
@@ -55,7 +51,7 @@ def export(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="Labelled pictures to prove it on; without it, synthetic streets."),
+        typer.Option(help="Labelled images to prove it on; without it, synthetic streets."),
     ] = None,
     split: Annotated[str, typer.Option(help="Split of --data.")] = "val",
     card: Annotated[
@@ -77,15 +73,11 @@ def export(
 
     Golden inputs for the device come from --data too: mind its licence when you share the bundle.
     """
-    if precision not in ("fp32", "fp16", "bf16", "int8"):
-        raise ConfigError(f"--precision {precision}: it is fp32, fp16, bf16 or int8")
-    if calibrator not in ("auto", "minmax", "percentile", "entropy"):
-        raise ConfigError(f"--calibrator {calibrator}: it is auto, minmax, percentile or entropy")
-    if (least or most) and not dynamic:
+    if (smallest or largest) and not dynamic:
         raise ConfigError("--min and --max are for --dynamic: pass it too, or --size alone")
     with needs_extra("export"):
         from knet_export.export import export_bundle
-        from knet_export.spec import LEAST, MOST, size_range
+        from knet_export.spec import MAX_SIZE, MIN_SIZE, size_range
         from knet_export.triton import check_triton, write_triton
     from knet_runtime.bundle.manifest import Licence
 
@@ -93,16 +85,18 @@ def export(
         check_triton(triton, output.name.removesuffix(".knet"), replace=force)
     sizes = None
     if dynamic:
-        sizes = size_range(_size("--min", least) or LEAST, _size("--max", most) or MOST)
+        sizes = size_range(
+            _size("--min", smallest) or MIN_SIZE, _size("--max", largest) or MAX_SIZE
+        )
     bundle = export_bundle(
         checkpoint,
         output,
-        precision=cast(Precision, precision),
+        precision=precision,
         size=_size("--size", size),
         sizes=sizes,
         max_batch=max_batch,
         calibration=calibration,
-        calibrator=cast("Calibrator", calibrator),
+        calibrator=calibrator,
         keep_fp32=keep_fp32 or (),
         keep_fp16=keep_fp16 or (),
         data=data,
@@ -117,7 +111,7 @@ def export(
         typer.echo(f"{write_triton(bundle, triton, replace=force)}  Triton model")
     for parity in bundle.graph("logits").parity:
         if parity.delta_miou is not None:
-            typer.echo(f"ΔmIoU {parity.delta_miou:+.4f} points over {parity.images} pictures")
+            typer.echo(f"ΔmIoU {parity.delta_miou:+.4f} points over {parity.images} images")
         typer.echo(
             f"agreement {100 * parity.agreement:.4f} %, largest logit difference "
             f"{parity.max_logit_diff:.1e} of the largest logit ({parity.data})"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from knet_export.verify.reference import Reference
     from knet_export.verify.verify import VerifyReport
 
-_GOLDEN = "golden pictures"
+_GOLDEN = "golden images"
 
 
 def verify(
@@ -34,7 +34,7 @@ def verify(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="With --against: labelled pictures, or a folder of images."),
+        typer.Option(help="With --against: labelled images, or a folder of images."),
     ] = None,
     split: Annotated[str, typer.Option(help="Split of --data.")] = "val",
     size: Annotated[
@@ -51,19 +51,19 @@ def verify(
     json: Annotated[Path | None, typer.Option(help="Write what was measured as JSON.")] = None,
     report: Annotated[
         Path | None,
-        typer.Option(help="Write report.json and report.html, with pictures, into this folder."),
+        typer.Option(help="Write report.json and report.html, with images, into this folder."),
     ] = None,
     bisect: Annotated[
         bool, typer.Option("--bisect", help="On failure, name the first tensor that differs.")
     ] = False,
 ) -> None:
     """Compare a bundle with its checkpoint, or with another bundle (which needs no torch), on
-    pictures; or, alone, replay its golden tensors.
+    images; or, alone, replay its golden tensors.
 
     The verdict is stored in the bundle. The exit status is 1 outside the tolerance.
     """
     if (against is None) != (data is None):
-        raise ConfigError("--against and --data go together: a reference, and pictures to compare")
+        raise ConfigError("--against and --data go together: a reference, and images to compare")
     if against is None:
         for option, given in (("--report", report), ("--bisect", bisect), ("--size", size)):
             if given:
@@ -96,7 +96,7 @@ def _tightened(bundle: Bundle, settings: list[str]) -> Bundle:
 
 def _golden(bundle: Bundle, running: Engine, json: Path | None) -> None:
     report = replay(bundle, running)
-    typer.echo(f"{bundle.model_id} on {running.name}: {report.images} golden pictures")
+    typer.echo(f"{bundle.model_id} on {running.name}: {report.images} golden images")
     limits = report.tolerance
     typer.echo(f"agreement {100 * report.agreement:.4f} % (at least {100 * limits.agreement:g} %)")
     if report.max_logit_diff is not None:
@@ -107,7 +107,7 @@ def _golden(bundle: Bundle, running: Engine, json: Path | None) -> None:
     if json is not None:
         write_json(json, report)
     known = bundle.graph(running.kind).parity_on(running.name, running.device)
-    # Two pictures say less than a split does: they revoke its verdict, but do not replace it.
+    # Two images say less than a split does: they revoke its verdict, but do not replace it.
     if known is None or known.data == _GOLDEN or not report.passed:
         _record(bundle, running.kind, _golden_parity(report, running))
     if not report.passed:
@@ -152,23 +152,25 @@ def _compare(
     report: Path | None,
     bisect: bool,
 ) -> None:
+    from knet_export.data import open_images
     from knet_export.verify import report as page, verify as parity
-    from knet_export.verify.data import open_data
 
-    found = open_data(data, split, bundle)
-    spec, name = bundle.manifest.input, found.name
+    images = open_images(data, split, bundle.manifest.labels)
+    if images.folder is None and split != "val":
+        raise ConfigError(f"--split {split}: {data} is a folder of images, which has no splits")
+    spec, name = bundle.manifest.input, images.name
     if size is not None:
         name += f", at {spec.height}×{spec.width}"
-    worst = page.WorstPictures(found.names)
-    with _reference(against, bundle) as reference, track("comparing", len(found)) as advance:
+    worst = page.WorstImages(images.names)
+    with _reference(against, bundle) as reference, track("comparing", len(images)) as advance:
 
-        def on_picture(compared: parity.Compared) -> None:
-            worst.keep(compared)
+        def on_image(compared: parity.Compared) -> None:
+            worst.add(compared)
             advance()
 
-        measured = parity.verify(bundle, running, reference, found, name, on_picture=on_picture)
+        measured = parity.verify(bundle, running, reference, images, name, on_image=on_image)
     if json is not None:
-        parity.write_report(measured, json)
+        write_json(json, measured)
     if report is not None:
         page.write_page(measured, bundle.manifest.labels, worst, report)
     _show(measured)
@@ -184,7 +186,7 @@ def _compare(
     if measured.passed:
         return
     if bisect:
-        _bisect(bundle, running, against, found.images[worst.first])
+        _bisect(bundle, running, against, images.images[worst.first])
     raise ParityError("; ".join(measured.failures))
 
 
@@ -202,10 +204,10 @@ def _reference(against: Path, bundle: Bundle) -> Iterator[Reference]:
     yield TorchReference(read_checkpoint(against))
 
 
-def _bisect(bundle: Bundle, running: Engine, against: Path, picture: Path) -> None:
+def _bisect(bundle: Bundle, running: Engine, against: Path, image: Path) -> None:
     with needs_extra("export", "knet-deploy verify --bisect"):
         from knet_export.verify.bisect import bisect
-    found = bisect(bundle, running.kind, against, picture, on_step=typer.echo)
+    found = bisect(bundle, running.kind, against, image, on_step=typer.echo)
     for line in found.lines(running.name):
         typer.echo(line)
 
@@ -216,17 +218,17 @@ def _show(report: VerifyReport) -> None:
         f"{report.model_id} ({report.precision} {report.kind}, {height}×{width}) on "
         f"{report.engine}, {report.device}"
     )
-    typer.echo(f"against {report.reference}, {report.images} pictures of {report.data}")
+    typer.echo(f"against {report.reference}, {report.images} images of {report.data}")
     for row in report.classes:
         if row.delta is not None:
             typer.echo(
-                f"  {row.name:<20} {row.reference:7.2f} {row.artefact:7.2f} {row.delta:+9.4f}"
+                f"  {row.name:<20} {row.reference:7.2f} {row.measured:7.2f} {row.delta:+9.4f}"
             )
     limits = report.tolerance
     if report.delta_miou is not None and report.delta_miou_interval is not None:
         low, high = report.delta_miou_interval
         typer.echo(f"mIoU reference      {report.miou_reference:.3f} %")
-        typer.echo(f"mIoU bundle         {report.miou_artefact:.3f} %")
+        typer.echo(f"mIoU bundle         {report.miou_measured:.3f} %")
         typer.echo(
             f"ΔmIoU               {report.delta_miou:+.4f} points (95 % {low:+.4f} … {high:+.4f}; "
             f"at most ±{limits.delta_miou:g})"
@@ -243,12 +245,12 @@ def _show(report: VerifyReport) -> None:
         f"  where confident   {100 * report.agreement_confident:.4f} % "
         f"(at least {100 * limits.agreement_confident:g} %)"
     )
-    for bin_ in report.margins:
-        if bin_.agreement is not None:
-            upper = "more" if bin_.below is None else f"{bin_.below:g}"
+    for margin in report.margins:
+        if margin.agreement is not None:
+            upper = "more" if margin.below is None else f"{margin.below:g}"
             typer.echo(
-                f"  margin {bin_.least:g} … {upper:<6} {100 * bin_.agreement:9.4f} % "
-                f"of {100 * bin_.share:6.2f} % of the pixels"
+                f"  margin {margin.above:g} … {upper:<6} {100 * margin.agreement:9.4f} % "
+                f"of {100 * margin.share:6.2f} % of the pixels"
             )
     if report.max_logit_diff is not None:
         typer.echo(

@@ -172,6 +172,17 @@ class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"a file cannot hold {self.bytes} bytes")
 
 
+_SHARES = ("agreement", "agreement_confident")  # limits from below; the others are from above
+_OUTSIDE = {
+    "delta_miou": "ΔmIoU {:+.3f} points is outside ±{:g}",
+    "worst_class_delta_iou": "ΔIoU of the worst class {:+.3f} points is outside ±{:g}",
+    "agreement": "pixel agreement {:.6f} is below {:g}",
+    "agreement_confident": "agreement of confident pixels {:.6f} is below {:g}",
+    "max_logit_diff": "largest logit difference {:.2e} is above {:g} of the largest logit",
+    "mean_logit_diff": "mean logit difference {:.2e} is above {:g} of the largest logit",
+}
+
+
 class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How far a graph may be from its PyTorch reference before it is refused.
 
@@ -189,14 +200,23 @@ class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mean_logit_diff: float = 0.05
 
     def __post_init__(self) -> None:
-        for field in ("delta_miou", "worst_class_delta_iou", "max_logit_diff", "mean_logit_diff"):
-            value = getattr(self, field)
+        for name, value in msgspec.structs.asdict(self).items():
+            if name in _SHARES and not 0 < value <= 1:
+                raise ValueError(f"tolerance {name} must be in (0, 1], not {value}")
             if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"tolerance {field} must be a positive number, not {value}")
-        for field in ("agreement", "agreement_confident"):
-            value = getattr(self, field)
-            if not 0 < value <= 1:
-                raise ValueError(f"tolerance {field} must be in (0, 1], not {value}")
+                raise ValueError(f"tolerance {name} must be a positive number, not {value}")
+
+    def failures(self, **measured: float | None) -> dict[str, str]:
+        """What of the measured, named as the fields are, is outside: in words, by name. NaN is
+        outside; None was not measured."""
+        found = {}
+        for name, value in measured.items():
+            limit, words = getattr(self, name), _OUTSIDE[name]
+            if value is None:
+                continue
+            if not (value >= limit if name in _SHARES else abs(value) <= limit):
+                found[name] = words.format(value, limit)
+        return found
 
 
 class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

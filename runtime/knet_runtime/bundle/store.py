@@ -32,7 +32,8 @@ _MAX_MANIFEST = 1 << 26  # bytes; a real one has some thousands
 
 
 class Bundle:
-    """An opened bundle: ``path`` of its folder and its ``manifest``, both checked.
+    """An opened bundle: ``path`` of its folder and its ``manifest``, both checked; or one that is
+    not written yet, whose manifest lists no files.
 
     >>> from knet_deploy import Segmenter
     >>> with Segmenter() as segment:
@@ -76,8 +77,11 @@ class Bundle:
         """ "name@" and 12 hexadecimal digits of the SHA-256 of the ONNX file.
 
         With external data the digits are of the hashes of the graph and of its data together, so
-        that equal graphs with other weights have other names.
+        that equal graphs with other weights have other names. A bundle that is not written yet
+        has its name only.
         """
+        if not self.manifest.files:
+            return self.manifest.name
         hashes = [self.manifest.files[path].sha256 for path in self.graph("logits").files]
         digest = hashes[0]
         if len(hashes) > 1:
@@ -85,8 +89,8 @@ class Bundle:
         return f"{self.manifest.name}@{digest[:12]}"
 
     def file(self, relative: str) -> Path:
-        """The absolute path of a listed file; BundleError if the manifest does not list it."""
-        if relative not in self.manifest.files:
+        """The absolute path of a listed file; BundleError if the manifest lists others only."""
+        if self.manifest.files and relative not in self.manifest.files:
             listed = ", ".join(sorted(self.manifest.files))
             raise BundleError(f"{self.path}: {relative!r} is not listed in it (it lists {listed})")
         return self.path / relative

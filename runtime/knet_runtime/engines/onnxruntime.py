@@ -15,7 +15,7 @@ from knet_runtime.bundle.manifest import InputSpec, Kind, OutputSpec
 from knet_runtime.bundle.store import Bundle
 from knet_runtime.engines.base import EngineSpec, Tensor, check_batch, check_graph, check_outputs
 from knet_runtime.engines.hardware import cpu_budget, processor_name
-from knet_runtime.errors import EngineError, EngineUnavailable
+from knet_runtime.errors import EngineError, EngineUnavailable, first_line
 from knet_runtime.types import Closeable
 
 _DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
@@ -157,12 +157,6 @@ def open_session(model: Path | bytes, options: Any = None) -> Any:
         providers=["CPUExecutionProvider"],
         enable_fallback=0,
     )
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text, or its type's name if it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _open(bundle: Bundle, name: str, kind: Kind) -> OnnxRuntimeEngine:

@@ -24,12 +24,11 @@ from knet_runtime.engines.onnxruntime import (
     TINY_GRAPH,
     BoundSession,
     OnnxRuntimeEngine,
-    first_line,
     onnxruntime_clash,
     session_options,
     try_session,
 )
-from knet_runtime.errors import EngineError, EngineUnavailable
+from knet_runtime.errors import EngineError, EngineUnavailable, first_line
 
 _log = logging.getLogger(__name__)
 

@@ -55,16 +55,14 @@ def a_stage(shape: Shape, dtype: torch.dtype) -> KernelUpdateStage:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_one_batched_product_is_a_convolution_per_picture(
-    shape: Shape, precision: Precision
-) -> None:
+def test_one_batched_product_is_a_convolution_per_image(shape: Shape, precision: Precision) -> None:
     (batch, count, channels, _, height, width), (dtype, tolerance) = shape, precision
     features = torch.randn(batch, channels, height, width, dtype=dtype)
     kernels = torch.randn(batch, count, channels, dtype=dtype)
     offset = torch.randn(batch, count, dtype=dtype)
     each = [
-        F.conv2d(picture[None], kernel[:, :, None, None], bias)
-        for picture, kernel, bias in zip(features, kernels, offset, strict=True)
+        F.conv2d(image[None], kernel[:, :, None, None], bias)
+        for image, kernel, bias in zip(features, kernels, offset, strict=True)
     ]
     masks = apply_kernels(features.flatten(2).transpose(1, 2), kernels, offset)
     assert_same(masks, torch.cat(each).flatten(2).transpose(1, 2), tolerance)

@@ -1,4 +1,4 @@
-"""The deploy form is the function that was trained, and leaves the trained model as it was."""
+"""The fused model is the function that was trained, and leaves the trained model as it was."""
 
 from __future__ import annotations
 
@@ -46,27 +46,27 @@ def difference(got: Tensor, expected: Tensor) -> float:
     ["knet-edge", "r50-fcn", "r50-pspnet", "r50-deeplabv3", "r50-upernet", "swin-t-upernet"],
 )
 @torch.no_grad()
-def test_the_deploy_form_is_the_trained_function(preset: str) -> None:
+def test_the_fused_model_is_the_trained_function(preset: str) -> None:
     model = a_knet(preset)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     images = torch.randint(0, 256, (2, *SIZE, 3), dtype=torch.uint8)
     expected = model(images)
-    form = fuse(model, SIZE, pixels=SIZE[0] * SIZE[1])
-    assert difference(form(images), expected) <= 1e-9
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in form.modules())
-    assert difference(form.float()(images), expected) <= 1e-4
+    fused = fuse(model, SIZE, pixels=SIZE[0] * SIZE[1])
+    assert difference(fused(images), expected) <= 1e-9
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    assert difference(fused.float()(images), expected) <= 1e-4
     after = model.state_dict()
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
     assert torch.equal(model(images), expected)
 
 
 @torch.no_grad()
-def test_without_a_size_the_deploy_form_takes_any() -> None:
+def test_without_a_size_the_fused_model_takes_any() -> None:
     model = a_knet("r50-upernet")
-    form = fuse(model, None)
+    fused = fuse(model, None)
     for size in ((40, 72), (96, 44)):
         images = torch.randint(0, 256, (1, *size, 3), dtype=torch.uint8)
-        assert difference(form(images), model(images)) <= 1e-9
+        assert difference(fused(images), model(images)) <= 1e-9
 
 
 def test_swin_of_any_size_is_refused() -> None:

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from knet_export.data import open_images
 from knet_export.export import export_bundle
-from knet_export.verify.data import open_data
 from knet_export.verify.reference import TorchReference
 from knet_export.verify.verify import verify
 from knet_runtime.engines import open_engine
@@ -69,10 +69,10 @@ def test_a_network_without_stages_trains_exports_and_verifies(
     path = trained(config, streets, tmp_path, build_model)
     checkpoint = read_checkpoint(path)
     bundle = export_bundle(path, tmp_path / "plain.knet")
-    pictures = open_data(streets, "all", bundle)
+    images = open_images(streets, "all", bundle.manifest.labels)
     for kind in ("logits", "classmap"):
         with open_engine(bundle, "onnxruntime-cpu", kind) as backend:
-            report = verify(bundle, backend, TorchReference(checkpoint), pictures, pictures.name)
+            report = verify(bundle, backend, TorchReference(checkpoint), images, images.name)
         assert report.passed, report.failures
         assert report.images == 8
 

@@ -13,7 +13,7 @@ from onnx import TensorProto, numpy_helper
 from torch import nn
 
 from knet_export.fuse.model import FusedKNet, fuse
-from knet_export.fuse.precision import ExactNorm, check_finite, halve
+from knet_export.fuse.precision import ExactNorm, check_finite, to_precision
 from knet_export.graph.check import check_onnx, check_structure
 from knet_export.graph.to_onnx import LOGITS_NAME, export_onnx
 from knet_export.verify.measure import default_tolerance
@@ -50,7 +50,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> onnx.GraphProto:
     torch.manual_seed(4)
     model = build_model(a_config().model, 7).eval()
     folder = tmp_path_factory.mktemp("fp16")
-    export_onnx(halve(fuse(model, SIZE, pixels=PIXELS), "fp16"), SPEC, OUTPUT, folder)
+    export_onnx(to_precision(fuse(model, SIZE, pixels=PIXELS), "fp16"), SPEC, OUTPUT, folder)
     check_onnx(model, SPEC, OUTPUT, folder, default_tolerance("fp16"))
     return onnx.shape_inference.infer_shapes(onnx.load(folder / LOGITS_NAME)).graph
 
@@ -112,7 +112,7 @@ def test_no_tensor_is_cast_up_and_down_again(graph: onnx.GraphProto) -> None:
 
 
 def test_bf16_is_valid_onnx_of_bf16(model: KNet, tmp_path: Path) -> None:
-    export_onnx(halve(fuse(model, SIZE), "bf16"), SPEC, OUTPUT, tmp_path)
+    export_onnx(to_precision(fuse(model, SIZE), "bf16"), SPEC, OUTPUT, tmp_path)
     check_structure(tmp_path)
     graph = onnx.load(tmp_path / LOGITS_NAME).graph
     types = Counter(tensor.data_type for tensor in graph.initializer)
@@ -124,8 +124,8 @@ def test_the_half_forms_are_near_the_trained_model(model: KNet) -> None:
     images = torch.from_numpy(np.stack([Street(seed, SIZE).frame(0)[0] for seed in range(2)]))
     expected = model(images)
     for precision, tolerance in (("fp16", 0.01), ("bf16", 0.1)):
-        form = halve(fuse(model, SIZE, pixels=PIXELS), precision)  # type: ignore[arg-type]
-        got = form(images)
+        fused = to_precision(fuse(model, SIZE, pixels=PIXELS), precision)  # type: ignore[arg-type]
+        got = fused(images)
         assert got.dtype == torch.float32
         assert float((got - expected).abs().max() / expected.abs().max()) <= tolerance
         assert float((got - expected).abs().max()) > 0, "nothing was rounded"
@@ -135,25 +135,25 @@ def test_every_norm_of_swin_stays_in_float32() -> None:
     torch.manual_seed(0)
     small = ["model.channels=32", "model.update_channels=32", "model.ffn_channels=48"]
     model = build_model(load_config("swin-t-upernet", small).model, 7).eval()
-    form = halve(fuse(model, SIZE), "fp16")
-    exact = [module.norm for module in form.modules() if isinstance(module, ExactNorm)]
-    norms = [m for m in form.backbone.modules() if isinstance(m, nn.LayerNorm)]
+    fused = to_precision(fuse(model, SIZE), "fp16")
+    exact = [module.norm for module in fused.modules() if isinstance(module, ExactNorm)]
+    norms = [m for m in fused.backbone.modules() if isinstance(m, nn.LayerNorm)]
     assert len(norms) == len(exact) == 1 + 2 * 12 + 3 + 4  # patches, blocks, mergings, levels
     assert all(norm.weight.dtype == torch.float32 for norm in norms)
-    assert _dtypes(form, "softmax.bias") == {torch.float32}
-    assert _dtypes(form, "qkv.weight") == {torch.float16}
+    assert _dtypes(fused, "softmax.bias") == {torch.float32}
+    assert _dtypes(fused, "qkv.weight") == {torch.float16}
 
 
-def _dtypes(form: FusedKNet, suffix: str) -> set[torch.dtype]:
-    return {weight.dtype for name, weight in form.state_dict().items() if name.endswith(suffix)}
+def _dtypes(fused: FusedKNet, suffix: str) -> set[torch.dtype]:
+    return {weight.dtype for name, weight in fused.state_dict().items() if name.endswith(suffix)}
 
 
 def test_a_weight_that_fp16_can_not_hold_is_named(model: KNet) -> None:
     with torch.no_grad():
         model.head.laterals[1][0].weight[3, 2] = 1e6  # type: ignore[index,union-attr]
     with pytest.raises(CheckpointError, match=r"head\.laterals\.1\.0\.weight .* bf16 or fp32"):
-        halve(fuse(model, SIZE), "fp16")
-    halve(fuse(model, SIZE), "bf16")
+        to_precision(fuse(model, SIZE), "fp16")
+    to_precision(fuse(model, SIZE), "bf16")
 
 
 def test_an_overflow_that_comes_from_folding_a_norm_is_named(model: KNet) -> None:
@@ -161,7 +161,7 @@ def test_an_overflow_that_comes_from_folding_a_norm_is_named(model: KNet) -> Non
     norm.running_var[4] = 1e-30  # a channel that never varied
     norm.eps = 1e-20
     with pytest.raises(CheckpointError, match=r"head\.laterals\.1\.0\.weight"):
-        halve(fuse(model, SIZE), "fp16")
+        to_precision(fuse(model, SIZE), "fp16")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -9,10 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from knet_export.graph.cost import count_cost, count_operations
-from knet_runtime.bundle.store import default_bundle_path
+from knet_export.graph.cost import count_cost
+from knet_runtime.bundle.store import Bundle
 from knet_runtime.errors import BundleError
-from knet_train.config import load_config
 
 
 def write(
@@ -77,11 +76,14 @@ def test_shapes_that_depend_on_values_are_refused_by_name(tmp_path: Path) -> Non
         count_cost(write(tmp_path / "g.onnx", nodes, {"w": (2, 4)}, "out"), (4, 5))
 
 
-def test_the_packaged_model_costs_what_pytorch_counts() -> None:
-    found = count_cost(default_bundle_path() / "logits.onnx", (360, 480))
-    counted = count_operations(load_config("knet-edge"), 11, (360, 480))
-    assert found.multiply_adds == pytest.approx(counted.deployed, rel=0.01)
-    assert count_cost(default_bundle_path() / "classmap.onnx", (360, 480)) == found
+def test_a_graph_of_free_sizes_costs_at_a_size_what_the_graph_of_that_size_does(
+    small_bundle: Bundle, free_bundle: Bundle
+) -> None:
+    free, fixed = (
+        count_cost(bundle.file("logits.onnx"), small_bundle.manifest.input.size)
+        for bundle in (free_bundle, small_bundle)
+    )
+    assert free.multiply_adds == fixed.multiply_adds
 
 
 def test_integers_are_what_a_quantised_graph_moves(tmp_path: Path) -> None:

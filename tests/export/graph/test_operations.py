@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from knet_export.graph.cost import count_operations, operations_row
+from knet_export.graph.cost import count_cost
+from knet_runtime.bundle.store import default_bundle_path
 from knet_train.config import load_config, presets
 
 REPOSITORY = Path(__file__).parents[3]
 PAGE = REPOSITORY / "docs" / "results" / "models.md"
+
+
+count_operations = runpy.run_path(str(REPOSITORY / "benchmarks" / "operations.py"))[
+    "count_operations"
+]
 
 
 @pytest.mark.parametrize("preset", ["knet-edge", "r50-fcn", "r50-upernet", "swin-t-upernet"])
@@ -20,7 +27,14 @@ def test_the_page_states_what_is_counted(preset: str) -> None:
     config = load_config(preset)
     classes = 11 if preset == "knet-edge" else 150
     counted = count_operations(config, classes, config.data.eval_size)
-    assert operations_row(counted) in PAGE.read_text("utf-8").splitlines()
+    assert counted.row() in PAGE.read_text("utf-8").splitlines()
+
+
+def test_the_packaged_model_costs_what_pytorch_counts() -> None:
+    found = count_cost(default_bundle_path() / "logits.onnx", (360, 480))
+    counted = count_operations(load_config("knet-edge"), 11, (360, 480))
+    assert found.multiply_adds == pytest.approx(counted.fused, rel=0.01)
+    assert count_cost(default_bundle_path() / "classmap.onnx", (360, 480)) == found
 
 
 def test_the_page_shows_what_was_built() -> None:
@@ -46,5 +60,5 @@ def test_a_published_network_counts_as_mmsegmentation_does_and_saves_what_the_al
     constant = kernels * channels * 2 * width  # input_layer of the kernels that are weights
     parts = stages * kernels * channels * (2 * channels - 2 * width)  # T mixes a kernel's parts
     offsets = stages * kernels * channels  # one row more in each last linear
-    saved = counted.published_kernels - counted.deployed_kernels
+    saved = counted.published_kernels - counted.fused_kernels
     assert saved == transforms + constant - parts - offsets

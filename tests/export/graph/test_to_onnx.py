@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from knet_export.fuse.model import fuse
-from knet_export.fuse.precision import halve
+from knet_export.fuse.precision import to_precision
 from knet_export.graph.check import check_onnx, check_structure
 from knet_export.graph.classmap import add_classmap_head
 from knet_export.graph.to_onnx import CLASSMAP_NAME, LOGITS_NAME, WEIGHTS_NAME, export_onnx
@@ -52,7 +52,7 @@ def a_config(*settings: str) -> Config:
 
 @torch.no_grad()
 def a_knet(*settings: str, config: Config | None = None) -> KNet:
-    """Untrained, but it sees several classes: one map for every picture would hide most faults."""
+    """Untrained, but it sees several classes: one map for every image would hide most faults."""
     torch.manual_seed(4)
     model = build_model((config or a_config(*settings)).model, 7).eval()
     nn.init.normal_(model.conv_seg.weight)
@@ -206,11 +206,13 @@ def test_a_frozen_batch_is_caught(
         check_onnx(model, SPEC, OUTPUT, copied(freeze), FP32)
 
 
-def test_a_tail_with_other_corners_is_caught(model: KNet, folder: Path, tmp_path: Path) -> None:
+def test_a_classmap_head_with_other_corners_is_caught(
+    model: KNet, folder: Path, tmp_path: Path
+) -> None:
     for name in (LOGITS_NAME, CLASSMAP_NAME, WEIGHTS_NAME):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     graph = onnx.load(tmp_path / CLASSMAP_NAME, load_external_data=False)
-    (resize,) = (node for node in graph.graph.node if node.name == "tail/Resize")
+    (resize,) = (node for node in graph.graph.node if node.name == "classmap/Resize")
     for attribute in resize.attribute:
         if attribute.name == "coordinate_transformation_mode":
             attribute.s = b"align_corners"
@@ -246,6 +248,6 @@ def test_more_classes_than_a_byte_holds_have_no_classmap_graph(tmp_path: Path) -
 def test_swin_exports_at_a_fixed_size(tmp_path: Path) -> None:
     small = ["model.channels=32", "model.update_channels=32", "model.ffn_channels=48"]
     model = a_knet(config=load_config("swin-t-upernet", small))
-    form = fuse(model, SIZE, pixels=SIZE[0] * SIZE[1] // 16)
-    export_onnx(halve(form, "fp16"), SPEC, OUTPUT, tmp_path)
+    fused = fuse(model, SIZE, pixels=SIZE[0] * SIZE[1] // 16)
+    export_onnx(to_precision(fused, "fp16"), SPEC, OUTPUT, tmp_path)
     check_onnx(model, SPEC, OUTPUT, tmp_path, default_tolerance("fp16"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from knet_export.graph.check import open_session
-from knet_export.int8.calibrate import CalibrationSet, measure_ranges, open_calibration
-from knet_export.int8.quantise import matching, multiply_adds, quantisable, quantise, save
-from knet_export.int8.search import Calibrator, quantise_within
+from knet_export.data import ImageSet, open_images
+from knet_export.graph.cost import node_costs
+from knet_export.graph.onnx_graph import OnnxGraph
+from knet_export.int8 import Calibrator
+from knet_export.int8.calibrate import measure_ranges
+from knet_export.int8.quantise import Weighted, matching, quantisable, quantise, with_halves
+from knet_export.int8.search import quantise_within
 from knet_runtime.bundle.manifest import (
     Graph,
     InputSpec,
@@ -29,7 +33,6 @@ from knet_runtime.labels import LabelMap, distinct_palette
 from knet_synthetic import Street
 
 SIZE = (32, 48)
-NOWHERE = Path()  # of external data: there is none
 FRAGILE = 2000.0  # how much larger than the others one channel before head.fuse.0 is
 
 
@@ -53,7 +56,7 @@ def layer(
 
 
 @pytest.fixture(scope="module")
-def network() -> onnx.ModelProto:
+def network() -> OnnxGraph:
     """A small float network of blocks; ``head.fuse.0`` suffers from int8, the others do not: one
     channel of its input is ``FRAGILE`` times the others, and weighs as much less."""
     rng = np.random.default_rng(0)
@@ -139,11 +142,12 @@ def network() -> onnx.ModelProto:
     )
     # Every class is to win somewhere: their logits get the same mean.
     images = np.stack([Street(number, SIZE).frame(0)[0] for number in range(8)])
-    (logits,) = open_session(model, NOWHERE).run(None, {"image": images})
+    graph = OnnxGraph(model, Path())  # it has no external data
+    (logits,) = graph.run({"image": images}, ["logits"])
     bias = numpy_helper.from_array(-logits.mean((0, 2, 3)), "classifier.bias")
     model.graph.initializer[-1].CopyFrom(bias)
     onnx.checker.check_model(model, full_check=True)
-    return model
+    return graph
 
 
 NAMES = tuple(f"class {number}" for number in range(8))
@@ -172,12 +176,10 @@ def manifest() -> Manifest:
 
 
 @pytest.fixture(scope="module")
-def data(
-    network: onnx.ModelProto, manifest: Manifest, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def data(network: OnnxGraph, manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Streets labelled with what the float network sees in them, so that its mIoU is 100 %."""
     root = tmp_path_factory.mktemp("data")
-    session = open_session(network, NOWHERE)
+    session = network.session()
     for kind in ("images", "labels"):
         (root / kind / "train").mkdir(parents=True)
     for number in range(12):
@@ -192,32 +194,38 @@ def data(
 
 
 @pytest.fixture(scope="module")
-def pictures(data: Path, manifest: Manifest) -> CalibrationSet:
-    return open_calibration(data, manifest.labels)
+def images(data: Path, manifest: Manifest) -> ImageSet:
+    return open_images(data, "train", manifest.labels, "--calibration")
 
 
-def everything(network: onnx.ModelProto, pictures: CalibrationSet) -> onnx.ModelProto:
+def multiply_adds(network: OnnxGraph) -> dict[str, int]:
+    return {name: cost.multiply_adds for name, cost in node_costs(network, SIZE)}
+
+
+def candidates(network: OnnxGraph) -> tuple[Weighted, ...]:
+    return quantisable(network, multiply_adds(network))
+
+
+def everything(network: OnnxGraph, images: ImageSet) -> OnnxGraph:
     """All that can be int8, by minmax."""
-    nodes = quantisable(network, multiply_adds(network, "image", SIZE))
-    return quantise(network, NOWHERE, nodes, minmax(network, pictures))
+    return quantise(network, candidates(network), minmax(network, images))
 
 
-def minmax(network: onnx.ModelProto, pictures: CalibrationSet) -> dict[str, float]:
-    nodes = quantisable(network, multiply_adds(network, "image", SIZE))
+def minmax(network: OnnxGraph, images: ImageSet) -> dict[str, float]:
+    nodes = candidates(network)
     histograms = measure_ranges(
         network,
-        NOWHERE,
         list(dict.fromkeys(node.activation for node in nodes)),
-        [pictures.read(index) for index in range(4)],
+        [images.read(index) for index in range(4)],
         InputSpec(name="image", height=SIZE[0], width=SIZE[1]),
     )
     return {name: histogram.threshold("minmax") for name, histogram in histograms.items()}
 
 
 def test_what_works_on_pixels_can_be_int8_and_the_kernels_can_not(
-    network: onnx.ModelProto,
+    network: OnnxGraph,
 ) -> None:
-    macs = multiply_adds(network, "image", SIZE)
+    macs = multiply_adds(network)
     nodes = quantisable(network, macs)
     assert [(node.name, node.block, node.axis) for node in nodes] == [
         ("backbone.conv_stem/Conv", "backbone.conv_stem", 0),
@@ -238,12 +246,12 @@ def test_what_works_on_pixels_can_be_int8_and_the_kernels_can_not(
 
 
 def test_weights_are_int8_per_channel_and_zero_points_zero(
-    network: onnx.ModelProto, pictures: CalibrationSet
+    network: OnnxGraph, images: ImageSet
 ) -> None:
-    quantised = everything(network, pictures)
-    onnx.checker.check_model(quantised, full_check=True)
-    constants = {t.name: numpy_helper.to_array(t) for t in quantised.graph.initializer}
-    for node in quantised.graph.node:
+    quantised = everything(network, images)
+    onnx.checker.check_model(quantised.model, full_check=True)
+    constants = {name: quantised.value(t) for name, t in quantised.constants().items()}
+    for node in quantised.nodes:
         if "Linear" in node.op_type:
             zero = constants[node.input[2]]
             assert zero.dtype == np.int8
@@ -255,25 +263,25 @@ def test_weights_are_int8_per_channel_and_zero_points_zero(
     assert constants["classifier.weight_scale"].shape == (8,)
     assert "backbone.conv_stem.weight" not in constants
     # Biases, and whatever stays float, are as they were.
-    for tensor in network.graph.initializer:
+    for tensor in network.constants().values():
         if tensor.name.endswith(".bias") or tensor.name.startswith("stages."):
             np.testing.assert_array_equal(constants[tensor.name], numpy_helper.to_array(tensor))
 
 
 def test_it_computes_what_onnxruntimes_own_quantiser_does(
-    network: onnx.ModelProto, pictures: CalibrationSet, tmp_path: Path
+    network: OnnxGraph, images: ImageSet, tmp_path: Path
 ) -> None:
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     class Reader:
         def __init__(self) -> None:
-            self.images = iter([pictures.read(index)[0] for index in range(4)])
+            self.images = iter([images.read(index)[0] for index in range(4)])
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             image = next(self.images, None)
             return None if image is None else {"image": image[None]}
 
-    onnx.save(network, tmp_path / "float.onnx")
+    onnx.save(network.model, tmp_path / "float.onnx")
     quantize_static(
         tmp_path / "float.onnx",
         tmp_path / "int8.onnx",
@@ -289,23 +297,24 @@ def test_it_computes_what_onnxruntimes_own_quantiser_does(
             "OpTypesToExcludeOutputQuantization": ["Conv"],
         },
     )
-    nodes = quantisable(network, multiply_adds(network, "image", SIZE))
+    nodes = candidates(network)
     convolutions = [node for node in nodes if node.op == "Conv"]
-    ours = quantise(network, NOWHERE, convolutions, minmax(network, pictures))
-    image = pictures.read(9)[0][None]
-    reference = open_session(onnx.load(tmp_path / "int8.onnx"), NOWHERE).run(None, {"image": image})
-    found = open_session(ours, NOWHERE).run(None, {"image": image})
-    plain = open_session(network, NOWHERE).run(None, {"image": image})
+    ours = quantise(network, convolutions, minmax(network, images))
+    image = images.read(9)[0][None]
+    reference, found, plain = (
+        graph.run({"image": image}, ["logits"])
+        for graph in (OnnxGraph.load(tmp_path / "int8.onnx"), ours, network)
+    )
     # Scales are rounded in another order; quantisation itself moves the logits far more.
     moved = np.abs(plain[0] - reference[0]).max()
     assert np.abs(found[0] - reference[0]).mean() < 0.02 * moved
 
 
 def test_external_weights_are_read_and_written(
-    network: onnx.ModelProto, pictures: CalibrationSet, tmp_path: Path
+    network: OnnxGraph, images: ImageSet, tmp_path: Path
 ) -> None:
     (tmp_path / "fp32").mkdir()
-    copy = onnx.ModelProto.FromString(network.SerializeToString())
+    copy = network.rebuilt(network.nodes).model
     onnx.save(
         copy,
         tmp_path / "fp32" / "logits.onnx",
@@ -313,21 +322,21 @@ def test_external_weights_are_read_and_written(
         location="weights.bin",
         size_threshold=256,
     )
-    graph = onnx.load(tmp_path / "fp32" / "logits.onnx", load_external_data=False)
-    nodes = quantisable(graph, multiply_adds(graph, "image", SIZE))
-    ranges = minmax(network, pictures)
-    quantised = quantise(graph, tmp_path / "fp32", nodes, ranges)
-    image = {"image": pictures.read(0)[0][None]}
-    inside = open_session(everything(network, pictures), NOWHERE).run(None, image)
-    before = open_session(quantised, tmp_path / "fp32").run(None, image)
-    save(quantised, tmp_path / "fp32", tmp_path / "int8.onnx", "int8.bin")
+    graph = OnnxGraph.load(tmp_path / "fp32" / "logits.onnx")
+    nodes = candidates(graph)
+    ranges = minmax(network, images)
+    quantised = quantise(graph, nodes, ranges)
+    image = {"image": images.read(0)[0][None]}
+    inside = everything(network, images).run(image, ["logits"])
+    before = quantised.run(image, ["logits"])
+    quantised.save(tmp_path / "int8.onnx", "int8.bin")
     after = ort.InferenceSession(tmp_path / "int8.onnx").run(None, image)
     np.testing.assert_array_equal(inside[0], before[0])
     np.testing.assert_array_equal(inside[0], after[0])
 
 
-def test_patterns_match_names_blocks_weights_and_operators(network: onnx.ModelProto) -> None:
-    nodes = quantisable(network, multiply_adds(network, "image", SIZE))
+def test_patterns_match_names_blocks_weights_and_operators(network: OnnxGraph) -> None:
+    nodes = candidates(network)
     assert matching(nodes, ["head.*"], "--keep-fp32") == {"head.fuse.0/Conv"}
     assert matching(nodes, ["MatMul"], "--keep-fp32") == {"classifier/MatMul"}
     assert matching(nodes, ["backbone.blocks.0"], "--keep-fp32") == {
@@ -342,32 +351,31 @@ def test_patterns_match_names_blocks_weights_and_operators(network: onnx.ModelPr
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0])
 def test_a_range_that_is_no_number_is_refused_by_name(
-    network: onnx.ModelProto, pictures: CalibrationSet, bad: float
+    network: OnnxGraph, images: ImageSet, bad: float
 ) -> None:
-    nodes = quantisable(network, multiply_adds(network, "image", SIZE))
-    ranges = {**minmax(network, pictures), "head/Relu": bad}
+    nodes = candidates(network)
+    ranges = {**minmax(network, images), "head/Relu": bad}
     with pytest.raises(CheckpointError, match="range of head/Relu"):
-        quantise(network, NOWHERE, nodes, ranges)
+        quantise(network, nodes, ranges)
 
 
 def test_a_network_that_overflows_is_named_while_ranges_are_measured(
-    network: onnx.ModelProto, pictures: CalibrationSet
+    network: OnnxGraph, images: ImageSet
 ) -> None:
-    broken = onnx.ModelProto.FromString(network.SerializeToString())
-    for tensor in broken.graph.initializer:
-        if tensor.name == "backbone.blocks.0.conv_dw.weight":
-            values = np.full_like(numpy_helper.to_array(tensor), np.inf)
-            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    with pytest.raises(CheckpointError, match=r"backbone\.blocks\.0\.conv_dw/Conv can not"):
-        minmax(broken, pictures)
+    broken = network.rebuilt(network.nodes)
+    tensor = broken.constants()["backbone.blocks.0.conv_dw.weight"]
+    values = np.full_like(broken.value(tensor), np.inf)
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    with pytest.raises(CheckpointError, match=r"backbone\.blocks\.0\.conv_dw/Conv cannot"):
+        minmax(broken, images)
 
 
 def test_the_sweep_keeps_the_block_that_suffers_and_nothing_else(
-    network: onnx.ModelProto, manifest: Manifest, pictures: CalibrationSet
+    network: OnnxGraph, manifest: Manifest, images: ImageSet
 ) -> None:
     steps: list[str] = []
     _, record = quantise_within(
-        network, NOWHERE, manifest, pictures, TOLERANCE, calibrator="minmax", on_step=steps.append
+        network, manifest, images, TOLERANCE, calibrator="minmax", on_step=steps.append
     )
     assert not any(one.score.inside(TOLERANCE) for one in record.tried)
     assert record.blocks[0].block == "head.fuse.0"
@@ -386,32 +394,30 @@ def test_the_sweep_keeps_the_block_that_suffers_and_nothing_else(
     assert any("head.fuse.0 alone in int8" in step for step in steps)
 
 
-def test_the_same_pictures_give_the_same_graph(
-    network: onnx.ModelProto, manifest: Manifest, pictures: CalibrationSet
+def test_the_same_images_give_the_same_graph(
+    network: OnnxGraph, manifest: Manifest, images: ImageSet
 ) -> None:
     one, other = (
-        quantise_within(network, NOWHERE, manifest, pictures, TOLERANCE, calibrator="entropy")
+        quantise_within(network, manifest, images, TOLERANCE, calibrator="entropy")
         for _ in range(2)
     )
-    assert one[0].SerializeToString(deterministic=True) == other[0].SerializeToString(
-        deterministic=True
-    )
+    texts = [each[0].model.SerializeToString(deterministic=True) for each in (one, other)]
+    assert texts[0] == texts[1]
     assert one[1] == other[1]
 
 
 @pytest.mark.parametrize(("calibrator", "tried"), [("minmax", 1), ("percentile", 3), ("auto", 5)])
 def test_every_method_is_measured_and_the_nearest_taken(
-    network: onnx.ModelProto,
+    network: OnnxGraph,
     manifest: Manifest,
-    pictures: CalibrationSet,
+    images: ImageSet,
     calibrator: Calibrator,
     tried: int,
 ) -> None:
     _, record = quantise_within(
         network,
-        NOWHERE,
         manifest,
-        pictures,
+        images,
         TOLERANCE,
         calibrator=calibrator,
         keep_fp32=["head.fuse.0"],
@@ -427,32 +433,31 @@ def test_every_method_is_measured_and_the_nearest_taken(
 
 
 def test_without_labels_the_pixels_that_change_decide(
-    network: onnx.ModelProto, manifest: Manifest, data: Path
+    network: OnnxGraph, manifest: Manifest, data: Path
 ) -> None:
-    bare = open_calibration(data / "images" / "train", manifest.labels)
-    _, record = quantise_within(network, NOWHERE, manifest, bare, TOLERANCE, calibrator="minmax")
+    bare = open_images(data / "images" / "train", "train", manifest.labels)
+    _, record = quantise_within(network, manifest, bare, TOLERANCE, calibrator="minmax")
     assert record.score.delta_miou is None
     assert record.kept_blocks == ("head.fuse.0",)
 
 
 def test_a_tolerance_out_of_reach_is_said(
-    network: onnx.ModelProto, manifest: Manifest, pictures: CalibrationSet
+    network: OnnxGraph, manifest: Manifest, images: ImageSet
 ) -> None:
     strict = Tolerance(
         delta_miou=1e-9, worst_class_delta_iou=1e-9, agreement=1.0, max_logit_diff=1e-9
     )
     with pytest.raises(ParityError, match=r"int8 is not near enough: .* single block .* agreement"):
-        quantise_within(network, NOWHERE, manifest, pictures, strict, calibrator="minmax")
+        quantise_within(network, manifest, images, strict, calibrator="minmax")
 
 
 def test_what_is_kept_in_fp16_computes_in_fp16(
-    network: onnx.ModelProto, manifest: Manifest, pictures: CalibrationSet
+    network: OnnxGraph, manifest: Manifest, images: ImageSet
 ) -> None:
     graph, record = quantise_within(
         network,
-        NOWHERE,
         manifest,
-        pictures,
+        images,
         TOLERANCE,
         calibrator="minmax",
         keep_fp16=["head.fuse.0", "classifier*"],
@@ -460,36 +465,75 @@ def test_what_is_kept_in_fp16_computes_in_fp16(
     assert record.fp16_nodes == ("head.fuse.0/Conv", "classifier/MatMul")
     assert record.kept_nodes == ()
     assert record.kept_blocks == (), "fp16 holds what int8 could not"
-    types = {tensor.name: tensor.data_type for tensor in graph.graph.initializer}
-    for node in graph.graph.node:
+    types = {name: tensor.data_type for name, tensor in graph.constants().items()}
+    for node in graph.nodes:
         if node.name in record.fp16_nodes:
             held = [types[name] for name in node.input if name in types]
             assert set(held) == {TensorProto.FLOAT16}
             assert len(held) == (2 if node.op_type == "Conv" else 1)
-    image = pictures.read(0)[0][None]
-    (expected,), (found,) = (
-        open_session(one, NOWHERE).run(None, {"image": image}) for one in (network, graph)
-    )
+    image = images.read(0)[0][None]
+    (expected,), (found,) = (one.run({"image": image}, ["logits"]) for one in (network, graph))
     assert found.dtype == np.float32
     assert 0 < np.abs(found - expected).mean() < 0.02 * np.abs(expected).max()
 
 
-def test_a_weight_beyond_fp16_is_named(
-    network: onnx.ModelProto, manifest: Manifest, pictures: CalibrationSet
+def test_neighbours_in_fp16_pass_halves_on_and_compute_what_they_do_apart(
+    network: OnnxGraph, images: ImageSet
 ) -> None:
-    large = onnx.ModelProto()
-    large.CopyFrom(network)
-    for tensor in large.graph.initializer:
-        if tensor.name == "head.fuse.0.weight":
-            values = numpy_helper.to_array(tensor).copy()
-            values[3] = 1e6
-            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    """``conv_dw`` gives its output to ``conv_pw`` alone, ``conv_pw`` its own to a Relu."""
+    apart = []
+    for node in map(deepcopy, network.nodes):
+        if node.name == "backbone.blocks.0.conv_pw/Conv":
+            apart.append(helper.make_node("Identity", [node.input[0]], ["between"], "between"))
+            node.input[0] = "between"
+        apart.append(node)
+    graphs = (network, network.rebuilt(apart))
+    halves = [
+        with_halves(
+            graph, [node for node in candidates(graph) if node.block == "backbone.blocks.0"]
+        )
+        for graph in graphs
+    ]
+    onnx.checker.check_model(halves[0].model, full_check=True)
+    casts = [[node.name for node in graph.nodes if "_Cast" in node.name] for graph in halves]
+    assert casts[0] == ["backbone/Relu_fp16_Cast", "backbone.blocks.0.conv_pw/Conv_Cast"]
+    assert len(casts[1]) == 4
+    image = {"image": images.read(0)[0][None]}
+    plain, together, separate = (graph.run(image, ["logits"])[0] for graph in (network, *halves))
+    np.testing.assert_array_equal(together, separate)
+    assert 0 < np.abs(together - plain).max() < 0.05 * np.abs(plain).max()
+
+
+def test_a_half_that_others_read_in_fp32_is_cast_for_them(
+    network: OnnxGraph, images: ImageSet
+) -> None:
+    """The tensor between two neighbours is an output of the graph, too."""
+    between = "backbone.blocks.0.conv_dw/Conv"
+    shown = network.rebuilt(network.nodes)
+    shown.model.graph.output.append(
+        helper.make_tensor_value_info(between, TensorProto.FLOAT, ["batch", 16, None, None])
+    )
+    pair = [node for node in candidates(network) if node.block == "backbone.blocks.0"]
+    image = {"image": images.read(0)[0][None]}
+    before, after = (graph.run(image, [between])[0] for graph in (shown, with_halves(shown, pair)))
+    assert after.dtype == np.float32
+    np.testing.assert_allclose(after, before, atol=2e-3 * np.abs(before).max())
+
+
+def test_a_weight_beyond_fp16_is_named(
+    network: OnnxGraph, manifest: Manifest, images: ImageSet
+) -> None:
+    large = network.rebuilt(network.nodes)
+    tensor = large.constants()["head.fuse.0.weight"]
+    values = large.value(tensor).copy()
+    values[3] = 1e6
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     with pytest.raises(CheckpointError, match=r"head\.fuse\.0\.weight holds 1e\+06, and fp16 ends"):
-        quantise_within(large, NOWHERE, manifest, pictures, TOLERANCE, keep_fp16=["head.fuse.0"])
+        quantise_within(large, manifest, images, TOLERANCE, keep_fp16=["head.fuse.0"])
 
 
 def test_patterns_that_leave_nothing_are_refused(
-    network: onnx.ModelProto, manifest: Manifest, pictures: CalibrationSet
+    network: OnnxGraph, manifest: Manifest, images: ImageSet
 ) -> None:
     with pytest.raises(ConfigError, match="nothing is left to be int8"):
-        quantise_within(network, NOWHERE, manifest, pictures, TOLERANCE, keep_fp32=["*"])
+        quantise_within(network, manifest, images, TOLERANCE, keep_fp32=["*"])

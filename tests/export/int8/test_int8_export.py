@@ -1,4 +1,4 @@
-"""An int8 bundle from a checkpoint and a folder of pictures."""
+"""An int8 bundle from a checkpoint and a folder of images."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from PIL import Image
 
 from knet_deploy.cli.main import main
 from knet_export.export import export_bundle
-from knet_export.int8.search import Quantisation
-from knet_export.int8.write import QUANTISATION_NAME
+from knet_export.int8.search import QUANTISATION_NAME, Quantisation
 from knet_runtime.bundle.manifest import SizeRange
 from knet_runtime.bundle.store import Bundle
 from knet_runtime.engines import open_engine
@@ -47,8 +46,8 @@ def bundle(checkpoint: Path, streets: Path, tmp_path_factory: pytest.TempPathFac
 
 
 def test_the_bundle_is_int8_and_proven(bundle: Bundle) -> None:
-    for artefact in bundle.manifest.graphs:
-        assert artefact.precision == "int8"
+    for one in bundle.manifest.graphs:
+        assert one.precision == "int8"
     (parity,) = bundle.graph("logits").parity
     assert parity.passed
     graph = onnx.load(bundle.path / "logits.onnx", load_external_data=False).graph
@@ -91,14 +90,14 @@ def test_a_graph_of_free_sizes_can_be_int8(bundle: Bundle) -> None:
         assert backend.infer(image)["logits"].shape == (1, 11, 24, 32)
 
 
-def test_int8_and_its_pictures_go_together(checkpoint: Path, streets: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="int8 needs pictures"):
+def test_int8_and_its_images_go_together(checkpoint: Path, streets: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="int8 needs images"):
         export_bundle(checkpoint, tmp_path / "a.knet", precision="int8")
     with pytest.raises(ConfigError, match="--calibration go together"):
         export_bundle(checkpoint, tmp_path / "a.knet", calibration=streets)
 
 
-def test_a_folder_without_pictures_leaves_nothing_behind(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_folder_without_images_leaves_nothing_behind(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty: has no images"):
         export_bundle(
@@ -112,4 +111,4 @@ def test_an_unknown_calibrator_is_refused_by_the_command(
 ) -> None:
     words = ["export", str(checkpoint), "-o", str(tmp_path / "a.knet"), "--calibrator", "guess"]
     assert main(words) == 2
-    assert "auto, minmax, percentile or entropy" in capsys.readouterr().err
+    assert "is not one of 'auto', 'minmax', 'percentile', 'entropy'" in capsys.readouterr().err

@@ -1,16 +1,21 @@
-"""Ranges for int8: what is counted, what is made of it, and on which pictures."""
+"""Ranges for int8: what is counted, what is made of it, and on which images."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from knet_export.int8.calibrate import METHODS, Histogram, open_calibration
+from knet_export.data import ImageSet, open_images
+from knet_export.int8 import Method
+from knet_export.int8.calibrate import Histogram, split_images
 from knet_runtime.errors import DataError, SourceError
 from knet_synthetic import CAMVID11, Street
+
+METHODS: tuple[Method, ...] = get_args(Method)
 
 
 def counted(*arrays: np.ndarray) -> Histogram:
@@ -34,7 +39,7 @@ def test_percentiles_are_numpys_up_to_a_bin(percent: float) -> None:
     assert abs(found - expected) < 2 * np.abs(values).max() / 2048
 
 
-def test_the_order_of_pictures_changes_no_threshold_by_more_than_a_bin() -> None:
+def test_the_order_of_images_changes_no_threshold_by_more_than_a_bin() -> None:
     parts = [np.random.default_rng(seed).normal(0, seed + 1, 1000) for seed in range(8)]
     one, other = counted(*parts), counted(*reversed(parts))
     assert one.counts.sum() == other.counts.sum() == 8000
@@ -68,66 +73,78 @@ def test_values_that_are_no_numbers_are_not_counted(bad: float) -> None:
         counted(np.array([1.0, bad]))
 
 
-def images(folder: Path, count: int) -> Path:
+def write_images(folder: Path, count: int) -> Path:
     folder.mkdir()
     for number in range(count):
         Image.fromarray(Street(number, (32, 48)).frame(0)[0]).save(folder / f"{number}.png")
     return folder
 
 
-def test_pictures_that_judge_are_not_those_that_are_measured(tmp_path: Path) -> None:
-    ranged, judged = open_calibration(images(tmp_path / "some", 7), CAMVID11).parts()
-    assert sorted(ranged + judged) == list(range(7))
-    assert len(judged) == 3
+def open_calibration(path: Path) -> ImageSet:
+    return open_images(path, "train", CAMVID11, "--calibration")
 
 
-def test_a_lone_picture_serves_as_both(tmp_path: Path) -> None:
-    assert open_calibration(images(tmp_path / "one", 1), CAMVID11).parts() == ([0], [0])
+def test_images_that_score_are_not_those_that_are_measured() -> None:
+    ranged, scored = split_images(7)
+    assert sorted(ranged + scored) == list(range(7))
+    assert len(scored) == 3
 
 
-def test_a_folder_without_pictures_is_named(tmp_path: Path) -> None:
+def test_a_lone_image_serves_as_both() -> None:
+    assert split_images(1) == ([0], [0])
+
+
+def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
-    (tmp_path / "nothing" / "notes.txt").write_text("no picture")
+    (tmp_path / "nothing" / "notes.txt").write_text("no image")
     with pytest.raises(DataError, match=r"--calibration .*nothing: has no images"):
-        open_calibration(tmp_path / "nothing", CAMVID11)
+        open_calibration(tmp_path / "nothing")
     with pytest.raises(DataError, match="absent is not a folder"):
-        open_calibration(tmp_path / "absent", CAMVID11)
+        open_calibration(tmp_path / "absent")
 
 
-def test_an_unreadable_picture_is_named(tmp_path: Path) -> None:
-    folder = images(tmp_path / "some", 2)
+def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "some", 2)
     whole = (folder / "1.png").read_bytes()
     (folder / "1.png").write_bytes(whole[: len(whole) // 2])
-    pictures = open_calibration(folder, CAMVID11)
-    assert pictures.read(0)[0].shape == (32, 48, 3)
+    images = open_calibration(folder)
+    assert images.read(0)[0].shape == (32, 48, 3)
     with pytest.raises(SourceError, match=r"1\.png"):
-        pictures.read(1)
+        images.read(1)
 
 
 def test_a_data_set_is_read_with_its_labels_and_never_by_its_validation_split(
     tmp_path: Path,
 ) -> None:
     root = data_set(tmp_path / "data", CAMVID11.names)
-    pictures = open_calibration(root, CAMVID11)
-    assert pictures.name == "data, split train"
-    assert [path.stem for path in pictures.images] == ["b"]
-    image, label = pictures.read(0)
+    images = open_calibration(root)
+    assert images.name == "data, split train"
+    assert [path.stem for path in images.images] == ["b"]
+    image, label = images.read(0)
     assert label is not None
     assert label.shape == image.shape[:2]
 
 
 def test_a_data_set_of_other_classes_is_refused(tmp_path: Path) -> None:
     root = data_set(tmp_path / "data", ("road", "sky"))
-    with pytest.raises(DataError, match="2 classes, the checkpoint 11"):
-        open_calibration(root, CAMVID11)
+    with pytest.raises(DataError, match="2 instead of 11"):
+        open_calibration(root)
 
 
-def data_set(root: Path, names: tuple[str, ...]) -> Path:
+def test_a_data_set_with_another_ignore_index_is_refused(tmp_path: Path) -> None:
+    root = data_set(tmp_path / "data", CAMVID11.names, ignore_index=255)
+    with pytest.raises(DataError, match="the ignore index 255 instead of 11"):
+        open_calibration(root)
+
+
+def data_set(root: Path, names: tuple[str, ...], ignore_index: int = 11) -> Path:
     for split, stem in (("val", "a"), ("train", "b")):
         image, label = Street(1, (32, 48)).frame(0)
-        for kind, picture in (("images", image), ("labels", label)):
+        for kind, pixels in (("images", image), ("labels", label)):
             (root / kind / split).mkdir(parents=True)
-            Image.fromarray(picture).save(root / kind / split / f"{stem}.png")
+            Image.fromarray(pixels).save(root / kind / split / f"{stem}.png")
     quoted = ", ".join(f'"{name}"' for name in names)
-    (root / "labels.json").write_text(f'{{"class_names": [{quoted}], "ignore_index": 255}}')
+    (root / "labels.json").write_text(
+        f'{{"class_names": [{quoted}], "ignore_index": {ignore_index}}}'
+    )
     return root

@@ -136,7 +136,7 @@ def test_another_precision_than_the_graph_has_is_an_error_that_names_the_node() 
 
 
 def test_quantised_graph_without_an_int8_layer_is_an_error() -> None:
-    with pytest.raises(EngineError, match="no layer of the engine runs in int8"):
+    with pytest.raises(EngineError, match="no layer of the plan runs in int8"):
         check_delivered(read_layers(TEN), {"backbone.conv1/Conv": "int8"})
 
 

@@ -16,11 +16,15 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from knet_deploy.cli.main import main
+from knet_export.fuse.model import fuse_for
+from knet_export.fuse.precision import to_precision
 from knet_export.graph.classmap import add_classmap_head
-from knet_export.graph.to_onnx import CLASSMAP_NAME, LOGITS_NAME, WEIGHTS_NAME
-from knet_export.int8.quantise import multiply_adds, quantisable, quantise, save
-from knet_export.spec import bundle_graphs, write_logits_graph
-from knet_export.tensorrt.build import _Network, build_engine, parser_reason
+from knet_export.graph.cost import node_costs
+from knet_export.graph.onnx_graph import OnnxGraph
+from knet_export.graph.to_onnx import CLASSMAP_NAME, LOGITS_NAME, WEIGHTS_NAME, export_onnx
+from knet_export.int8.quantise import quantisable, quantise
+from knet_export.spec import bundle_graphs
+from knet_export.tensorrt.build import _Network, build_plan, parser_reason
 from knet_export.tensorrt.profile import profile_of
 from knet_runtime.bundle.manifest import (
     InputSpec,
@@ -82,22 +86,23 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
         classes = 11 if preset == "knet-edge" else 150
         stride = config.model.stride
         spec = InputSpec("image", SIDE, SIDE, max_batch=max_batch, multiple=stride, sizes=sizes)
-        output = OutputSpec("logits", "semantic_logits", (classes,), config.model.stride)
+        output = OutputSpec("logits", "semantic_logits", (classes,), stride)
         folder = tmp_path_factory.mktemp(name)
         work = folder / "work"
         work.mkdir()
         if precision == "int8":
             source = build(preset, "fp32", max_batch, sizes).path
-            quantise_graph(source, work, spec)
+            quantise_graph(source, work)
         else:
             torch.manual_seed(0)
             model = build_model(config.model, classes).eval()
-            write_logits_graph(model, spec, output, precision, work)
+            fused = to_precision(fuse_for(model, spec, output, precision), precision)
+            export_onnx(fused, spec, output, work)
         add_classmap_head(work / LOGITS_NAME, work / CLASSMAP_NAME, output)
         files: dict[str, bytes | Path] = {
             file: work / file for file in (LOGITS_NAME, CLASSMAP_NAME, WEIGHTS_NAME)
         }
-        manifest = manifest_of(spec, config.model.stride, classes, precision)
+        manifest = manifest_of(spec, stride, classes, precision)
         made[name] = write_bundle(folder / "random.knet", manifest, files)
         shutil.rmtree(work)
         return made[name]
@@ -105,21 +110,20 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
     return build
 
 
-def quantise_graph(source: Path, work: Path, spec: InputSpec) -> None:
-    graph = onnx.load(source / LOGITS_NAME, load_external_data=False)
-    nodes = quantisable(graph, multiply_adds(graph, spec.name, (SIDE, SIDE)))
+def quantise_graph(source: Path, work: Path) -> None:
+    graph = OnnxGraph.load(source / LOGITS_NAME)
+    costs = node_costs(graph, (SIDE, SIDE))
+    nodes = quantisable(graph, {name: cost.multiply_adds for name, cost in costs})
     assert len(nodes) > 20
     ranges = {node.activation: 4.0 for node in nodes}
-    save(quantise(graph, source, nodes, ranges), source, work / LOGITS_NAME, WEIGHTS_NAME)
+    quantise(graph, nodes, ranges).save(work / LOGITS_NAME, WEIGHTS_NAME)
 
 
-def built(bundle: Bundle, kind: Kind, tmp_path: Path, most: str | None = None) -> None:
+def built(bundle: Bundle, kind: Kind, tmp_path: Path, max: str | None = None) -> None:
     """Build in a copy of the bundle, and look at what was kept."""
     copy = open_bundle(shutil.copytree(bundle.path, tmp_path / "copy.knet"))
-    profile = profile_of(copy.manifest.input, most=most)
-    stored, fresh = build_engine(
-        copy, "tensorrt-rtx", kind, BuildOptions(profile), targets=["sm86"]
-    )
+    profile = profile_of(copy.manifest.input, max=max)
+    stored, fresh = build_plan(copy, "tensorrt-rtx", kind, BuildOptions(profile), targets=["sm86"])
     assert fresh
     plan = stored.read()
     assert plan[:4] == b"vtrt"
@@ -145,7 +149,7 @@ def test_edge_of_free_size_in_fp16(make: MakeBundle, tmp_path: Path) -> None:
     sizes = SizeRange((64, 64), (128, 256), 32)
     bundle = make("knet-edge", "fp16", sizes=sizes)
     built(bundle, "classmap", tmp_path)
-    built(bundle, "logits", tmp_path, most="2x128x128")
+    built(bundle, "logits", tmp_path, max="2x128x128")
 
 
 def test_r50_fcn_with_a_static_batch(make: MakeBundle, tmp_path: Path) -> None:
@@ -229,7 +233,7 @@ def test_build_for_this_machine_needs_a_gpu(
 def test_gpu_too_old_for_the_graph_is_said_with_the_reason(edge: Bundle) -> None:
     options = BuildOptions(profile_of(edge.manifest.input))
     with pytest.raises(EngineError, match=r"FP32 GEMM is not supported.*too old"):
-        build_engine(edge, "tensorrt-rtx", "logits", options, targets=["sm75"])
+        build_plan(edge, "tensorrt-rtx", "logits", options, targets=["sm75"])
     assert not (edge.path / "engines").exists()
 
 
@@ -264,19 +268,19 @@ def test_operation_that_the_target_lacks_is_named_with_what_to_try(tmp_path: Pat
     ]
     weight = numpy_helper.from_array(torch.ones(3, 4, dtype=torch.uint8).numpy(), "w")
     said = refusal_of(nodes, [weight], tmp_path)
-    assert "node ranges (DynamicQuantizeLinear) can not be built" in said
+    assert "node ranges (DynamicQuantizeLinear) cannot be built" in said
     assert "--precision int8" in said
 
 
-def test_picture_that_is_not_cast_first_is_named(tmp_path: Path) -> None:
+def test_image_that_is_not_cast_first_is_named(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Transpose", ["image"], ["x"], "turn", perm=[0, 3, 1, 2]),
         helper.make_node("Cast", ["x"], ["logits"], "out", to=TensorProto.FLOAT),
     ]
     said = refusal_of(nodes, [], tmp_path)
-    assert "node turn (Transpose) can not be built" in said
+    assert "node turn (Transpose) cannot be built" in said
     assert "UInt8" in said
-    assert "cast the picture to float" in said
+    assert "cast the image to float" in said
 
 
 def refusal_of(
@@ -301,20 +305,20 @@ def refusal_of(
     bundle = write_bundle(tmp_path / "refused.knet", manifest, files)
     options = BuildOptions(profile_of(manifest.input))
     with pytest.raises(EngineError) as caught:
-        build_engine(bundle, "tensorrt-rtx", "logits", options, targets=["sm86"])
+        build_plan(bundle, "tensorrt-rtx", "logits", options, targets=["sm86"])
     assert len(str(caught.value).splitlines()) == 1
     assert not (bundle.path / "engines").exists()
     return str(caught.value)
 
 
 def test_parser_without_a_reason_still_names_the_file(tmp_path: Path) -> None:
-    assert "x.onnx can not be parsed" in parser_reason(tmp_path / "x.onnx", [])
+    assert "x.onnx cannot be parsed" in parser_reason(tmp_path / "x.onnx", [])
 
 
 def test_targets_are_for_tensorrt_rtx(edge: Bundle) -> None:
     options = BuildOptions(profile_of(edge.manifest.input))
     with pytest.raises(ConfigError, match="--engine tensorrt-rtx"):
-        build_engine(edge, "tensorrt", "logits", options, targets=["sm86"])
+        build_plan(edge, "tensorrt", "logits", options, targets=["sm86"])
 
 
 def test_device_needs_neither_torch_nor_onnx_to_build() -> None:

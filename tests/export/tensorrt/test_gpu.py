@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from knet_export.tensorrt.build import build_engine
+from knet_export.tensorrt.build import build_plan
 from knet_export.tensorrt.profile import profile_of
 from knet_runtime.bundle.manifest import Kind
 from knet_runtime.bundle.store import Bundle, open_bundle
@@ -33,7 +33,7 @@ def test_an_engine_built_here_gives_the_results_of_the_processor(
     bundle = open_bundle(shutil.copytree(small_bundle.path, tmp_path / "copy.knet"))
     spec = bundle.manifest.input
     try:
-        build_engine(bundle, engine, kind, BuildOptions(profile_of(spec)))
+        build_plan(bundle, engine, kind, BuildOptions(profile_of(spec)))
     except EngineUnavailable as error:
         pytest.skip(str(error))
     limits = bundle.graph(kind).tolerance

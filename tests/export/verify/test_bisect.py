@@ -14,9 +14,10 @@ from onnx import helper, numpy_helper
 
 from knet_deploy.cli.main import main
 from knet_export.fuse.model import fuse
-from knet_export.fuse.precision import halve
+from knet_export.fuse.precision import to_precision
+from knet_export.graph.onnx_graph import OnnxGraph
 from knet_export.graph.to_onnx import LOGITS_NAME, WEIGHTS_NAME, export_onnx
-from knet_export.verify.align import align, load_graph
+from knet_export.verify.align import align
 from knet_export.verify.bisect import Bisection, bisect, with_prefix
 from knet_runtime.bundle.manifest import Kind
 from knet_runtime.bundle.store import Bundle, write_bundle
@@ -44,7 +45,7 @@ def plant(small_bundle: Bundle, tmp_path: Path) -> Callable[..., Bundle]:
     return make
 
 
-def picture(streets: Path) -> Path:
+def worst_image(streets: Path) -> Path:
     return streets / "images" / "03.png"
 
 
@@ -55,7 +56,7 @@ def constant(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
 
 def look(bad: Bundle, good: Bundle, streets: Path, kind: Kind = "logits") -> Bisection:
     """The good bundle stands for the checkpoint, which takes longer to export."""
-    return bisect(bad, kind, good.path, picture(streets))
+    return bisect(bad, kind, good.path, worst_image(streets))
 
 
 def test_one_changed_weight_is_found_from_the_command_line(
@@ -114,7 +115,7 @@ def test_align_corners_in_the_class_maps_own_resize_is_found(
     plant: Callable[..., Bundle], small_bundle: Bundle, streets: Path
 ) -> None:
     def change(model: onnx.ModelProto) -> None:
-        node = next(node for node in model.graph.node if node.name == "tail/Resize")
+        node = next(node for node in model.graph.node if node.name == "classmap/Resize")
         (mode,) = [one for one in node.attribute if one.name == "coordinate_transformation_mode"]
         mode.s = b"align_corners"
 
@@ -124,7 +125,7 @@ def test_align_corners_in_the_class_maps_own_resize_is_found(
     assert main([*words, "--graph", "logits"]) == 0
     assert main([*words, "--graph", "classmap"]) == 1
     found = look(bad, small_bundle, streets, "classmap")
-    assert found.tensor == "tail/Resize"
+    assert found.tensor == "classmap/Resize"
     assert "'align_corners'" in found.causes[0]
 
 
@@ -166,22 +167,22 @@ def half(
     """The checkpoint in fp16, with a layer whose weights lost far more than fp16 loses."""
     manifest, folder = small_bundle.manifest, tmp_path_factory.mktemp("half")
     size = (manifest.input.height, manifest.input.width)
-    form = halve(fuse(read_checkpoint(checkpoint).model, size, pixels=16 * 24), "fp16")
-    graph = export_onnx(form, manifest.input, manifest.graphs[0].outputs[0], folder)
-    model = onnx.load(graph)
+    fused = to_precision(fuse(read_checkpoint(checkpoint).model, size, pixels=16 * 24), "fp16")
+    path = export_onnx(fused, manifest.input, manifest.graphs[0].outputs[0], folder)
+    model = onnx.load(path)
     weight = constant(model, "head.fuse.5.weight")
     values = numpy_helper.to_array(weight).astype(np.float32)
     step = np.abs(values).max() / 2
     coarse = (np.round(values / step) * step).astype(np.float16)
     weight.CopyFrom(numpy_helper.from_array(coarse, weight.name))
     limits = msgspec.structs.replace(small_bundle.graph("logits").tolerance, max_logit_diff=0.02)
-    artefact = msgspec.structs.replace(
+    graph = msgspec.structs.replace(
         small_bundle.graph("logits"), precision="fp16", tolerance=limits, parity=()
     )
     files: dict[str, Any] = {name: small_bundle.file(name) for name in manifest.files}
     files[LOGITS_NAME] = model.SerializeToString()
     del files["classmap.onnx"]
-    lower = msgspec.structs.replace(manifest, graphs=(artefact,))
+    lower = msgspec.structs.replace(manifest, graphs=(graph,))
     return write_bundle(folder / "half.knet", lower, files)
 
 
@@ -189,7 +190,7 @@ def test_halves_kept_in_fp32_lead_to_the_layer_that_lost_too_much(
     half: Bundle, checkpoint: Path, streets: Path
 ) -> None:
     steps: list[str] = []
-    found = bisect(half, "logits", checkpoint, picture(streets), steps.append)
+    found = bisect(half, "logits", checkpoint, worst_image(streets), steps.append)
     assert found.tensor == "head.fuse.5/Conv"
     assert "head.fuse.5.weight differs in" in found.causes[0]
     assert found.kept is not None
@@ -201,7 +202,7 @@ def test_halves_kept_in_fp32_lead_to_the_layer_that_lost_too_much(
 
 def test_a_prefix_may_end_at_any_tensor(half: Bundle) -> None:
     """A node with several outputs, and one whose output is read much later, too."""
-    graph = load_graph(half.file(LOGITS_NAME))
+    graph = OnnxGraph.load(half.file(LOGITS_NAME))
     aligned = align(graph, graph)
     image = np.zeros((1, *SIZE, 3), np.uint8)
     (wanted,) = graph.run({"image": image}, ["logits"])
@@ -223,10 +224,10 @@ def test_fp16_is_bisected_against_the_checkpoint_only(
 def test_graphs_of_two_precisions_are_laid_beside_each_other_by_module(
     half: Bundle, small_bundle: Bundle
 ) -> None:
-    ours, theirs = (load_graph(one.file(LOGITS_NAME)) for one in (small_bundle, half))
+    ours, theirs = (OnnxGraph.load(one.file(LOGITS_NAME)) for one in (small_bundle, half))
     aligned = align(ours, theirs)
-    assert all(pair.reference.op_type == pair.artefact.op_type for pair in aligned.pairs)
+    assert all(pair.reference.op_type == pair.found.op_type for pair in aligned.pairs)
     weighted = [node for node in ours.model.graph.node if node.op_type in ("Conv", "MatMul")]
     paired = [pair for pair in aligned.pairs if pair.reference.op_type in ("Conv", "MatMul")]
     assert len(paired) == len(weighted)
-    assert all(pair.reference.name == pair.artefact.name for pair in paired)
+    assert all(pair.reference.name == pair.found.name for pair in paired)

@@ -29,23 +29,23 @@ def test_the_margin_is_the_lead_of_the_best_class() -> None:
 
 
 def test_tallies_count_margins_nan_and_labels() -> None:
-    tally = ParityMeter(2, 255)
+    meter = ParityMeter(2, 255)
     wanted = np.array([[0, 0], [1, 1]], np.uint8)
     found = np.array([[1, 0], [1, 1]], np.uint8)
     margin = np.array([[0.05, 3.0], [0.7, 9.0]], np.float32)
     label = np.array([[0, 0], [1, 255]], np.uint8)
-    assert tally.maps(wanted, found, margin, label) == 0.75
-    rows = {row.least: row.agreement for row in tally.margins()}
+    assert meter.maps(wanted, found, margin, label) == 0.75
+    rows = {row.above: row.agreement for row in meter.margins()}
     assert rows == {0.0: 0.0, 0.1: None, 0.5: 1.0, 1.0: None, 2.0: 1.0, 4.0: 1.0}
-    assert tally.agreement_confident == 1.0
+    assert meter.agreement_confident == 1.0
     # Class 0: 1 of 2 found; class 1: 1 labelled and found, and one pixel taken for it.
-    assert tally.artefact.miou == pytest.approx(0.5)
-    assert tally.interval() == pytest.approx((-50, -50))
-    tally.logits(np.ones((2, 1, 1), np.float32), np.full((2, 1, 1), 1.5, np.float32))
-    assert tally.logit_differences() == pytest.approx((0.5, 0.5))
-    assert tally.maps(wanted, None, margin, None) == 0.0
-    assert tally.agreement == 3 / 8
-    assert tally.logit_differences() is None
+    assert meter.measured.miou == pytest.approx(0.5)
+    assert meter.interval() == pytest.approx((-50, -50))
+    meter.logits(np.ones((2, 1, 1), np.float32), np.full((2, 1, 1), 1.5, np.float32))
+    assert meter.logit_differences() == pytest.approx((0.5, 0.5))
+    assert meter.maps(wanted, None, margin, None) == 0.0
+    assert meter.agreement == 3 / 8
+    assert meter.logit_differences() is None
 
 
 def test_tolerances_can_only_be_tightened() -> None:

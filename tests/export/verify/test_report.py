@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from knet_export.verify.measure import MarginRow, default_tolerance
-from knet_export.verify.report import JSON_NAME, PAGE_NAME, WorstPictures, delta_plot, write_page
+from knet_export.verify.report import JSON_NAME, PAGE_NAME, WorstImages, delta_plot, write_page
 from knet_export.verify.verify import ClassRow, Compared, VerifyReport
 from knet_runtime.errors import OutputError
 from knet_synthetic import CAMVID11, Street
@@ -39,7 +39,7 @@ def report() -> VerifyReport:
         data="streets, split val",
         images=PICTURES,
         miou_reference=70.0,
-        miou_artefact=69.97,
+        miou_measured=69.97,
         delta_miou=-0.03,
         delta_miou_interval=(-0.05, -0.01),
         worst_class="Pole",
@@ -62,16 +62,16 @@ def report() -> VerifyReport:
 
 
 @pytest.fixture(scope="module")
-def worst() -> WorstPictures:
-    """Nine pictures; the further on, the more pixels differ; the last has no map at all."""
-    kept = WorstPictures([f"street <{number}>" for number in range(PICTURES)])
+def worst() -> WorstImages:
+    """Nine images; the further on, the more pixels differ; the last has no map at all."""
+    kept = WorstImages([f"street <{number}>" for number in range(PICTURES)])
     for number in range(PICTURES):
         image, label = Street(number, (180, 240)).frame(0)
         found = label.copy()
         found[: 15 * number] = 3
         last = number == PICTURES - 1
         agreed = 0.0 if last else float((found == label).mean())
-        kept.keep(Compared(number, image, label, None if last else found, agreed))
+        kept.add(Compared(number, image, label, None if last else found, agreed))
     return kept
 
 
@@ -90,7 +90,7 @@ class Links(HTMLParser):
 
 
 def test_the_page_is_whole_in_itself(
-    report: VerifyReport, worst: WorstPictures, tmp_path: Path
+    report: VerifyReport, worst: WorstImages, tmp_path: Path
 ) -> None:
     write_page(report, CAMVID11, worst, tmp_path / "new" / "folder")
     page = (tmp_path / "new" / "folder" / PAGE_NAME).read_text("utf-8")
@@ -98,7 +98,7 @@ def test_the_page_is_whole_in_itself(
     links.feed(page)
     assert all(link.startswith("data:") for link in links.found)
     assert not re.search(r"url\(|@import|https?://", page)
-    assert links.images == 6 * 4  # of the six worst: input, reference, artefact, difference
+    assert links.images == 6 * 4  # of the six worst: input, reference, bundle, difference
     assert len(page) < 4_000_000
     assert page.index("<h1>Failed</h1>") < page.index("<h2>Measures</h2>")
     assert "street &lt;8&gt;" in page
@@ -110,7 +110,7 @@ def test_the_page_is_whole_in_itself(
     assert stored["delta_miou"] == -0.03
 
 
-def test_worst_comes_first_and_a_picture_without_a_map_says_why(worst: WorstPictures) -> None:
+def test_worst_comes_first_and_an_image_without_a_map_says_why(worst: WorstImages) -> None:
     assert worst.first == PICTURES - 1
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", worst.figures(CAMVID11))
     assert [caption.split(":")[0] for caption in captions] == [
@@ -135,7 +135,7 @@ def test_the_plot_shows_every_class_that_has_a_change(report: VerifyReport) -> N
 
 
 def test_a_report_that_can_not_be_written_is_named(
-    report: VerifyReport, worst: WorstPictures, tmp_path: Path
+    report: VerifyReport, worst: WorstImages, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="file"):
@@ -143,8 +143,8 @@ def test_a_report_that_can_not_be_written_is_named(
 
 
 @pytest.mark.parametrize(("width", "height"), [(1200, 900), (500, 900)])
-def test_a_browser_shows_the_verdict_and_the_pictures(
-    report: VerifyReport, worst: WorstPictures, tmp_path: Path, width: int, height: int
+def test_a_browser_shows_the_verdict_and_the_images(
+    report: VerifyReport, worst: WorstImages, tmp_path: Path, width: int, height: int
 ) -> None:
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:

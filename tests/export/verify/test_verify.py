@@ -18,9 +18,9 @@ import pytest
 from onnx import numpy_helper
 
 from knet_deploy.cli.main import main
-from knet_export.verify.data import open_data
+from knet_export.data import LabelledImage, open_images
 from knet_export.verify.reference import TorchReference
-from knet_export.verify.verify import Picture, VerifyReport, verify
+from knet_export.verify.verify import VerifyReport, verify
 from knet_runtime.bundle.manifest import Graph, Kind
 from knet_runtime.bundle.store import Bundle, default_bundle_path, open_bundle, write_bundle
 from knet_runtime.engines import open_engine
@@ -37,7 +37,7 @@ def copied(small_bundle: Bundle, tmp_path: Path) -> Path:
 
 
 def measure(bundle: Bundle, checkpoint: Path, streets: Path, kind: Kind = "logits") -> VerifyReport:
-    data = open_data(streets, "all", bundle)
+    data = open_images(streets, "all", bundle.manifest.labels)
     with open_engine(bundle, CPU, kind) as backend:
         reference = TorchReference(read_checkpoint(checkpoint))
         return verify(bundle, backend, reference, data, data.name)
@@ -74,10 +74,10 @@ def test_a_right_bundle_passes_everything_that_is_measured(
     assert len(report.classes) == 11
 
 
-def test_pictures_without_labels_give_agreement_and_logits_only(
+def test_images_without_labels_give_agreement_and_logits_only(
     small_bundle: Bundle, checkpoint: Path, streets: Path
 ) -> None:
-    data = open_data(streets / "images", "val", small_bundle)
+    data = open_images(streets / "images", "val", small_bundle.manifest.labels)
     with open_engine(small_bundle, CPU) as backend:
         reference = TorchReference(read_checkpoint(checkpoint))
         report = verify(small_bundle, backend, reference, data, data.name)
@@ -98,7 +98,7 @@ def test_nan_logits_fail_and_are_stored_as_failed(
     broken = changed(small_bundle, tmp_path / "nan.knet", poison)
     report = measure(broken, checkpoint, streets)
     assert not report.passed
-    assert "8 of 8 pictures give NaN or infinity" in report.failures
+    assert "8 of 8 images give NaN or infinity" in report.failures
     assert report.agreement == 0
     assert report.max_logit_diff is None
     arguments = ["--against", str(checkpoint), "--data", str(streets), "--split", "all"]
@@ -133,14 +133,14 @@ def test_the_verdict_is_stored_and_a_tighter_limit_fails(
     assert not record.passed
 
 
-def test_a_golden_verdict_does_not_clear_one_on_pictures(copied: Path, checkpoint: Path) -> None:
+def test_a_golden_verdict_does_not_clear_one_on_images(copied: Path, checkpoint: Path) -> None:
     golden = ["verify", str(copied), "--engine", CPU]
     before = open_bundle(copied).graph("logits").parity
     assert main(golden) == 0
     assert open_bundle(copied).graph("logits").parity == before  # the export's own says more
     assert main([*golden, "--tolerance", "max_logit_diff=1e-12"]) == 1
     (record,) = open_bundle(copied).graph("logits").parity
-    assert (record.passed, record.data) == (False, "golden pictures")
+    assert (record.passed, record.data) == (False, "golden images")
     assert main(golden) == 0
     (record,) = open_bundle(copied).graph("logits").parity
     assert record.passed
@@ -163,7 +163,7 @@ def test_a_bundle_that_can_not_be_written_is_still_verified(
 
 
 def test_bundle_against_bundle_needs_no_torch(copied: Path, streets: Path) -> None:
-    """And pictures without labels need nothing that the base install lacks."""
+    """And images without labels need nothing that the base install lacks."""
     script = f"""
 import sys
 for name in ("torch", "timm", "onnx", "safetensors", "PIL"):
@@ -186,7 +186,7 @@ print(codes)
 def test_the_packaged_bundle_is_the_kept_checkpoint_on_camvid(shared_data: Path) -> None:
     kept = REPOSITORY / "train" / "default-model" / "knet-edge-camvid.safetensors"
     bundle = open_bundle(default_bundle_path())
-    data = open_data(shared_data / "camvid", "val", bundle)
+    data = open_images(shared_data / "camvid", "val", bundle.manifest.labels)
     reference = TorchReference(read_checkpoint(kept))
     with open_engine(bundle, CPU) as backend:
         report = verify(bundle, backend, reference, islice(data, 0, None, 25), data.name)
@@ -301,20 +301,20 @@ def test_options_that_do_not_fit_are_named(
 
 def test_broken_data_is_named(small_bundle: Bundle, streets: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(streets, tmp_path / "data"))
-    (other / "images" / "03.png").write_bytes(b"no picture")
-    data = open_data(other, "all", small_bundle)
+    (other / "images" / "03.png").write_bytes(b"no image")
+    data = open_images(other, "all", small_bundle.manifest.labels)
     with pytest.raises(Exception, match=r"03\.png"):
         list(data)
     names = [f"class {number}" for number in range(11)]
     (other / "labels.json").write_text(json.dumps({"class_names": names, "ignore_index": 11}))
     with pytest.raises(DataError, match="has other classes than"):
-        open_data(other, "all", small_bundle)
+        open_images(other, "all", small_bundle.manifest.labels)
 
 
-def test_no_pictures_is_an_error(small_bundle: Bundle, checkpoint: Path) -> None:
-    none: list[Picture] = []
+def test_no_images_is_an_error(small_bundle: Bundle, checkpoint: Path) -> None:
+    none: list[LabelledImage] = []
     with (
         open_engine(small_bundle, CPU) as backend,
-        pytest.raises(DataError, match="no pictures"),
+        pytest.raises(DataError, match="no images"),
     ):
         verify(small_bundle, backend, TorchReference(read_checkpoint(checkpoint)), none, "nothing")

@@ -376,6 +376,38 @@ def test_truncated_manifest_is_refused(cut):
         decode_manifest(data[: min(cut, len(data) - 3)])
 
 
+LIMITS = Tolerance(0.1, 0.5, 0.99, 1e-3, agreement_confident=0.999, mean_logit_diff=1e-4)
+
+
+def test_what_is_at_its_limit_or_was_not_measured_is_inside():
+    assert LIMITS.failures(**msgspec.structs.asdict(LIMITS)) == {}
+    assert LIMITS.failures(delta_miou=-0.1, worst_class_delta_iou=-0.5) == {}
+    assert LIMITS.failures(agreement=1.0, max_logit_diff=0.0, delta_miou=None) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("delta_miou", 0.11, "ΔmIoU +0.110 points is outside ±0.1"),
+        ("delta_miou", -0.11, "ΔmIoU -0.110 points is outside ±0.1"),
+        ("worst_class_delta_iou", -2.0, "ΔIoU of the worst class -2.000 points is outside ±0.5"),
+        ("agreement", 0.9, "pixel agreement 0.900000 is below 0.99"),
+        ("agreement_confident", 0.99, "agreement of confident pixels 0.990000 is below 0.999"),
+        ("max_logit_diff", 0.5, "largest logit difference 5.00e-01 is above 0.001"),
+        ("mean_logit_diff", 0.5, "mean logit difference 5.00e-01 is above 0.0001"),
+    ],
+)
+def test_what_is_outside_a_tolerance_is_said_in_words(name, value, words):
+    found = LIMITS.failures(**{name: value})
+    assert list(found) == [name]
+    assert found[name].startswith(words)
+
+
+@pytest.mark.parametrize("name", Tolerance.__struct_fields__)
+def test_nan_is_outside_every_tolerance(name):
+    assert name in LIMITS.failures(**{name: float("nan")})
+
+
 @pytest.mark.parametrize(
     "path",
     [

@@ -53,6 +53,14 @@ def test_model_id_names_the_graph(written: Path):
     assert open_bundle(written).model_id == f"colours@{digest[:12]}"
 
 
+def test_a_bundle_that_is_not_written_yet_has_a_name_and_its_files(
+    tmp_path: Path, manifest: Manifest
+):
+    bundle = Bundle(tmp_path, manifest)
+    assert bundle.model_id == "colours"
+    assert bundle.file("model.onnx") == tmp_path / "model.onnx"
+
+
 def test_model_id_differs_when_only_the_external_weights_do(tmp_path: Path, manifest: Manifest):
     graph = msgspec.structs.replace(manifest.graphs[0], external_data=("w.data",))
     changed = msgspec.structs.replace(manifest, graphs=(graph,))
