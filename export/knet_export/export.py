@@ -55,18 +55,18 @@ _SCENE_SEED = 900_000  # far from the seeds of training
 
 
 def export_bundle(
-    checkpoint: Path,
-    destination: Path,
+    checkpoint: Path | str,
+    destination: Path | str,
     *,
     precision: Precision = "fp32",
     size: Size | None = None,
     sizes: SizeRange | None = None,
     max_batch: int = 16,
-    calibration: Path | None = None,
+    calibration: Path | str | None = None,
     calibrator: Calibrator = "auto",
     keep_fp32: Sequence[str] = (),
     keep_fp16: Sequence[str] = (),
-    data: Path | None = None,
+    data: Path | str | None = None,
     split: str = "val",
     card: Path | None = None,
     licence: Licence | None = None,
@@ -92,12 +92,12 @@ def export_bundle(
     Raises ParityError when a graph leaves its tolerance, CheckpointError, DataError, OutputError or
     ConfigError for what is wrong with the arguments.
 
-        >>> from pathlib import Path
         >>> from knet_deploy import export_bundle
-        >>> bundle = export_bundle(Path("best.safetensors"), Path("street.knet"))
+        >>> bundle = export_bundle("best.safetensors", "street.knet")
         >>> bundle.graph("logits").parity[0].passed
         True
     """
+    checkpoint, destination = Path(checkpoint), Path(destination)
     if (precision == "int8") != (calibration is not None):
         raise ConfigError(
             "--precision int8 and --calibration go together: int8 needs images to measure on, "
@@ -112,7 +112,7 @@ def export_bundle(
     check_finite(loaded.model, str(checkpoint))
     int8_images = None
     if calibration is not None:
-        int8_images = open_images(calibration, "train", loaded.labels, "--calibration")
+        int8_images = open_images(Path(calibration), "train", loaded.labels, "--calibration")
     proof = _proof_images(loaded, data, split)
 
     manifest = Manifest(
@@ -183,10 +183,10 @@ class _Proof(NamedTuple):
     images: Iterable[LabelledImage]
 
 
-def _proof_images(checkpoint: Checkpoint, data: Path | None, split: str) -> _Proof:
+def _proof_images(checkpoint: Checkpoint, data: Path | str | None, split: str) -> _Proof:
     """The labelled images of ``data``, or synthetic streets, labelled if the classes are theirs."""
     if data is not None:
-        found = open_labelled(data, split, checkpoint.labels)
+        found = open_labelled(Path(data), split, checkpoint.labels)
         return _Proof(found.name, found)
     labelled = checkpoint.labels.names == CAMVID11.names
     size = checkpoint.config.data.eval_size

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from knet_export.export import export_bundle as export_bundle
+    from knet_export.verify.verify import verify_bundle as verify_bundle
     from knet_runtime.bundle.store import Bundle as Bundle, open_bundle as open_bundle
     from knet_runtime.errors import (
         BundleError as BundleError,
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
 # The same names again, for the run: each is imported when it is first used.
 _MODULES = {
     "knet_export.export": ("export_bundle",),
+    "knet_export.verify.verify": ("verify_bundle",),
     "knet_runtime.bundle.store": ("Bundle", "open_bundle"),
     "knet_runtime.errors": (
         "BundleError",

@@ -23,7 +23,14 @@ from knet_runtime.sinks.overlay_video import VideoWriter
 from knet_synthetic import Street
 
 FACE = Path(knet_deploy.__file__)
-NEEDS_TORCH = {"CheckpointError", "DataError", "KNet", "export_bundle", "load_checkpoint"}
+NEEDS_TORCH = {
+    "CheckpointError",
+    "DataError",
+    "KNet",
+    "export_bundle",
+    "load_checkpoint",
+    "verify_bundle",
+}
 
 
 @pytest.fixture(scope="module")

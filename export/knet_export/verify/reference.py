@@ -6,12 +6,15 @@ needs PyTorch.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from knet_runtime.bundle.store import Bundle
+from knet_runtime.bundle.store import Bundle, open_bundle
 from knet_runtime.engines import open_engine
 from knet_runtime.errors import BundleError, CheckpointError, ParityError
 from knet_runtime.types import Closeable
@@ -38,6 +41,21 @@ class Reference(Protocol):
 
     def logits(self, fitted: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 [H, W, 3] RGB at the bundle's input size -> logits float32 [N, h, w]."""
+
+
+@contextmanager
+def open_reference(against: Path, bundle: Bundle) -> Iterator[Reference]:
+    """What ``bundle`` is to be compared with: a checkpoint, or the folder of another bundle.
+
+    Raises CheckpointError or BundleError, and ImportError for a checkpoint without PyTorch.
+    """
+    if against.is_dir():
+        with BundleReference(open_bundle(against), bundle) as other:
+            yield other
+        return
+    from knet_train.checkpoint import read_checkpoint
+
+    yield TorchReference(read_checkpoint(against))
 
 
 class TorchReference:

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from knet_export.data import LabelledImage
+from knet_export.data import LabelledImage, open_images
 from knet_export.verify.measure import MarginRow, ParityMeter, top_two_margin
-from knet_export.verify.reference import Reference
+from knet_export.verify.reference import Reference, open_reference
 from knet_runtime.bundle.manifest import Kind, Parity, Precision, Tolerance
-from knet_runtime.bundle.store import Bundle
-from knet_runtime.engines import Engine
+from knet_runtime.bundle.store import Bundle, open_bundle, record_parity
+from knet_runtime.engines import Engine, open_engine
 from knet_runtime.errors import DataError, EngineError
 from knet_runtime.metrics import worst_class_delta
 from knet_runtime.postprocess import class_map, cut_window, restore_class_map, upsampled_argmax
@@ -110,6 +111,40 @@ class Compared:
     reference: ClassMap
     measured: ClassMap | None
     agreement: float
+
+
+def verify_bundle(
+    bundle: Bundle | Path | str,
+    against: Path | str,
+    data: Path | str,
+    *,
+    split: str = "val",
+    engine: str = "auto",
+) -> VerifyReport:
+    """Compare a bundle with ``against``, its checkpoint or another bundle, on the images of
+    ``data``: a data set with labels (its ``split``) or a folder of images.
+
+    The verdict (``VerifyReport.passed``) is also stored in the bundle, for this engine and device,
+    where ``against`` is what it was exported from. Raises CheckpointError or BundleError for models
+    of another kind, DataError without images, EngineError when the engine fails, OutputError when
+    the verdict cannot be stored.
+
+        >>> from knet_deploy import export_bundle, verify_bundle
+        >>> bundle = export_bundle("best.safetensors", "street.knet")
+        >>> report = verify_bundle(bundle, "best.safetensors", "photos")
+        >>> report.passed, report.images
+        (True, 2)
+    """
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    images = open_images(Path(data), split, opened.manifest.labels)
+    with (
+        open_engine(opened, engine) as running,
+        open_reference(Path(against), opened) as reference,
+    ):
+        report = verify(opened, running, reference, images, images.name)
+    if report.same_checkpoint:
+        record_parity(opened, running.kind, report.parity())
+    return report
 
 
 def verify(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +18,6 @@ from knet_runtime.errors import BundleError, ConfigError, OutputError, ParityErr
 from knet_runtime.golden import GoldenReport, replay
 
 if TYPE_CHECKING:
-    from knet_export.verify.reference import Reference
     from knet_export.verify.verify import VerifyReport
 
 _GOLDEN = "golden images"
@@ -154,6 +151,7 @@ def _compare(
 ) -> None:
     from knet_export.data import open_images
     from knet_export.verify import report as page, verify as parity
+    from knet_export.verify.reference import open_reference
 
     images = open_images(data, split, bundle.manifest.labels)
     if images.folder is None and split != "val":
@@ -162,7 +160,11 @@ def _compare(
     if size is not None:
         name += f", at {spec.height}×{spec.width}"
     worst = page.WorstImages(images.names)
-    with _reference(against, bundle) as reference, track("comparing", len(images)) as advance:
+    with (
+        needs_extra("export", "knet-deploy verify --against CHECKPOINT"),
+        open_reference(against, bundle) as reference,
+        track("comparing", len(images)) as advance,
+    ):
 
         def on_image(compared: parity.Compared) -> None:
             worst.add(compared)
@@ -188,20 +190,6 @@ def _compare(
     if bisect:
         _bisect(bundle, running, against, images.images[worst.first])
     raise ParityError("; ".join(measured.failures))
-
-
-@contextmanager
-def _reference(against: Path, bundle: Bundle) -> Iterator[Reference]:
-    if against.is_dir():
-        from knet_export.verify.reference import BundleReference
-
-        with BundleReference(open_bundle(against), bundle) as other:
-            yield other
-        return
-    with needs_extra("export", "knet-deploy verify --against CHECKPOINT"):
-        from knet_export.verify.reference import TorchReference
-        from knet_train.checkpoint import read_checkpoint
-    yield TorchReference(read_checkpoint(against))
 
 
 def _bisect(bundle: Bundle, running: Engine, against: Path, image: Path) -> None:
