@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from knet_export.verify.verify import Compared, VerifyReport
 from knet_runtime.atomic import make_folder, output_error, write_atomic, write_json
-from knet_runtime.drawing import blend
+from knet_runtime.drawing import blend, encode_jpeg
 from knet_runtime.labels import LabelMap
 from knet_runtime.types import ClassMap, Rgb
 
@@ -263,9 +263,7 @@ def _figure(kept: _Kept, labels: LabelMap) -> str:
 
 
 def _data_uri(image: Rgb) -> str:
-    bgr = np.ascontiguousarray(image[..., ::-1])
-    _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
-    return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"
+    return f"data:image/jpeg;base64,{base64.b64encode(encode_jpeg(image, _QUALITY)).decode()}"
 
 
 def _marked(different: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.bool_]:
