@@ -1,9 +1,9 @@
 """Videos, cameras and images through one engine into sinks, all at the same time."""
 
-from knet_runtime.pipeline.engine_thread import SegmentCall
 from knet_runtime.pipeline.feed import Feed, Policy
 from knet_runtime.pipeline.pipeline import Pipeline, RunSummary, run, segment
 from knet_runtime.pipeline.stats import RunStats
+from knet_runtime.pipeline.threads import SegmentCall
 
 __all__ = [
     "Feed",

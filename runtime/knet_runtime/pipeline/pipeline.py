@@ -1,7 +1,7 @@
 """The run: frames from sources, through one engine, into sinks, all at the same time.
 
 A thread per feed reads, one segments, a thread per feed writes; between them are queues of a few
-frames. ``state`` says how a feed ends. ``segment`` is the same for library users, one frame at a
+frames. ``feed`` says how a feed ends. ``segment`` is the same for library users, one frame at a
 time and without threads.
 """
 
@@ -16,11 +16,17 @@ from math import inf
 from time import monotonic
 
 from knet_runtime.errors import ConfigError, EngineError, SourceError
-from knet_runtime.pipeline.engine_thread import EngineThread, PipelineThread, SegmentCall
-from knet_runtime.pipeline.feed import Feed, FeedQueue, FrameJob, check_paths
-from knet_runtime.pipeline.state import FeedEvent, FeedState
+from knet_runtime.pipeline.feed import Feed, FeedEvent, FeedQueue, FeedState, check_paths
 from knet_runtime.pipeline.stats import RunSnapshot, RunStats, StageSnapshot
-from knet_runtime.pipeline.writer import SINK_PATIENCE, STALE_AFTER, Writer
+from knet_runtime.pipeline.threads import (
+    SINK_PATIENCE,
+    STALE_AFTER,
+    EngineThread,
+    PipelineThread,
+    SegmentCall,
+    Writer,
+    read_frames,
+)
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sources.base import Source
 from knet_runtime.types import Frame
@@ -169,7 +175,7 @@ class Pipeline:
             for feed in feeds
         ]
         self._readers = {
-            queue: PipelineThread(f"reader {queue.feed.name}", partial(_read, queue))
+            queue: PipelineThread(f"reader {queue.feed.name}", partial(read_frames, queue))
             for queue in self._queues
         }
         self._engine = EngineThread(segmenter, self._queues, work)
@@ -296,22 +302,3 @@ class Pipeline:
                 self._log(error)
         if first is not None:
             raise first
-
-
-def _read(queue: FeedQueue) -> None:
-    """A feed's reading thread."""
-    error = None
-    try:
-        frames = iter(queue.feed.source)
-        while queue.state is FeedState.READING:
-            began = monotonic()
-            frame = next(frames, None)
-            if frame is None:
-                break
-            now = monotonic()
-            queue.stats.add("read", 1000 * (now - began))
-            if not queue.put(FrameJob(frame, now)):
-                break
-    except BaseException as failure:
-        error = failure
-    queue.advance(FeedEvent.READER_DONE, error)

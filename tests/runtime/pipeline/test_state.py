@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 from knet_runtime.errors import OutputError, SourceError
 from knet_runtime.pipeline import Feed, Pipeline
-from knet_runtime.pipeline.state import TRANSITIONS, FeedEvent, FeedState
+from knet_runtime.pipeline.feed import TRANSITIONS, FeedEvent, FeedState
 
 LEADS_TO = {
     FeedEvent.STOP: FeedState.STOPPING,
