@@ -27,13 +27,14 @@ from knet_runtime.atomic import (
     partial_path,
     write_json,
 )
-from knet_runtime.batch.chunks import WHOLE, Chunk
 from knet_runtime.batch.records import (
     FINISHED_NAME,
     LINES_NAME,
     MASKS_NAME,
     RESULTS_NAME,
+    WHOLE,
     BatchResults,
+    Chunk,
     Job,
     Outcome,
     Settings,
