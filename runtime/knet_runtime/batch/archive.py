@@ -15,14 +15,12 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
 from knet_runtime.atomic import (
     AtomicFolder,
     check_folder,
-    make_folder,
     output_error,
     partial_path,
     write_json,
@@ -50,11 +48,9 @@ _log = logging.getLogger(__name__)
 _WORK = ".work"
 
 
-class Pool(Protocol):
-    """Workers that do jobs and give their outcomes in any order; a job whose worker died each time
-    has none."""
-
-    def __call__(self, jobs: Sequence[Job]) -> Iterator[Outcome]: ...
+Pool = Callable[[Sequence[Job]], Iterator[Outcome]]
+"""Workers that do jobs and give their outcomes in any order; a job whose worker died each time has
+none."""
 
 
 def find_sources(patterns: Sequence[str]) -> dict[str, Path]:
@@ -144,12 +140,7 @@ def run_batch(
             "with --engine",
             ", ".join(whole.engines),
         )
-    target = out / RESULTS_NAME
-    try:
-        make_folder(out)
-    except OSError as error:
-        raise output_error(target, error) from error
-    write_json(target, whole)
+    write_json(out / RESULTS_NAME, whole)
     return whole
 
 

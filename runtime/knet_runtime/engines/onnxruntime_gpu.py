@@ -60,20 +60,15 @@ def _open_engine(bundle: Bundle, name: str, kind: Kind) -> OnnxRuntimeEngine:
     session = open_gpu_session(str(bundle.file(graph.path)), name, spec, graph.precision)
     buffers = None
     if name in _BOUND:
-        buffers = BoundSession(session, spec, graph.outputs, graphs=_makes_cuda_graphs(session))
+        options = session.get_provider_options().get(_CUDA, {})
+        graphs = options.get("enable_cuda_graph") == "1"  # as ``_open`` could open it
+        buffers = BoundSession(session, spec, graph.outputs, graphs=graphs)
     return OnnxRuntimeEngine(bundle, name, kind, gpu_name() or "unknown GPU", session, buffers)
 
 
 def _probe(name: str) -> str:
     session = open_gpu_session(TINY_GRAPH, name, None, "fp32")
     return try_session(name, session, gpu_name() or "unknown GPU")
-
-
-def cuda_is_built_in() -> bool:
-    """Whether the installed onnxruntime has CUDA at all (not: whether it works here)."""
-    import onnxruntime as ort
-
-    return _CUDA in ort.get_available_providers()
 
 
 def open_gpu_session(
@@ -130,12 +125,6 @@ def _open(
         except Exception as error:  # whatever it is, it shows again without the graph
             _log.info("%s runs without a CUDA graph: %s", engine, first_line(error))
     return ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
-
-
-def _makes_cuda_graphs(session: Any) -> bool:
-    """Whether the session was opened to capture what it runs."""
-    options = session.get_provider_options().get(_CUDA, {})
-    return bool(options.get("enable_cuda_graph") == "1")
 
 
 def _profile(prefix: str, spec: InputSpec | None) -> dict[str, str]:

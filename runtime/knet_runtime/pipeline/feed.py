@@ -76,51 +76,29 @@ class FeedState(IntEnum):
     """Every sink is closed."""
 
     def after(self, event: FeedEvent) -> FeedState:
-        """The state that follows. Raises RuntimeError where ``event`` cannot happen: a defect."""
-        state = TRANSITIONS.get((self, event))
-        if state is None:
+        """The state that follows: what ``event`` leads to, or this one where that lies behind it: a
+        source, an engine or a sink may come back late. Raises RuntimeError where sinks are closed
+        that may still be written to: a defect."""
+        if event is FeedEvent.SINKS_CLOSED and self < FeedState.CLOSING:
             raise RuntimeError(f"{event.name} cannot happen to a feed that is {self.name}")
-        return state
+        return max(self, event.value)
 
 
 class FeedEvent(Enum):
-    """What happens to a feed. The last four are said by whoever does that part, however it ends."""
+    """What happens to a feed, and the state that it leads to. The last four are said by whoever
+    does that part, however it ends."""
 
-    STOP = auto()
+    STOP = FeedState.STOPPING
     """No more frames are wanted, and those on their way are: the run was stopped."""
-    READER_DONE = auto()
+    READER_DONE = FeedState.DRAINING
     """The source has ended, failed, or was given up."""
-    ENGINE_DONE = auto()
+    ENGINE_DONE = FeedState.WRITING
     """All frames are segmented, or ``max_frames`` are; or the engine failed or was given up."""
-    WRITER_DONE = auto()
+    WRITER_DONE = FeedState.CLOSING
     """All frames are written; or a sink failed, was given up, or has had enough; or the run was
     interrupted twice."""
-    SINKS_CLOSED = auto()
+    SINKS_CLOSED = FeedState.CLOSED
     """The last sink has been closed, or was given up."""
-
-
-def _table() -> dict[tuple[FeedState, FeedEvent], FeedState]:
-    reading, stopping, draining, writing, closing, closed = FeedState
-    rows = {
-        # STOP, READER_DONE, ENGINE_DONE, WRITER_DONE, SINKS_CLOSED; None: it cannot happen
-        reading: (stopping, draining, writing, closing, None),
-        stopping: (stopping, draining, writing, closing, None),
-        draining: (draining, draining, writing, closing, None),
-        writing: (writing, writing, writing, closing, None),
-        closing: (closing, closing, closing, closing, closed),
-        closed: (closed, closed, closed, closed, closed),
-    }
-    return {
-        (state, event): follows
-        for state, row in rows.items()
-        for event, follows in zip(FeedEvent, row, strict=True)
-        if follows is not None
-    }
-
-
-TRANSITIONS = _table()
-"""The state that follows each event; a pair that is missing cannot happen. What comes late changes
-nothing: a source, an engine or a sink may come back when all is closed."""
 
 
 @dataclass(eq=False)

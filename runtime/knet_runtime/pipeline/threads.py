@@ -99,9 +99,9 @@ class EngineThread:
         self, segmenter: SegmentCall, queues: Sequence[FeedQueue], work: threading.Condition
     ) -> None:
         self._segmenter = segmenter
+        self._batched = segmenter if isinstance(segmenter, BatchSegmentCall) else None
         self._queues = list(queues)
         self._work = work
-        self._batched = segmenter if isinstance(segmenter, BatchSegmentCall) else None
         self._max_batch = 1 if self._batched is None else self._batched.max_batch
         self._turn = 0
         self.busy_since = inf

@@ -23,14 +23,16 @@ from knet_runtime.engines import (
 )
 from knet_runtime.engines.hardware import gpu_name, processor_name
 from knet_runtime.engines.onnxruntime import BoundSession, onnxruntime_clash
-from knet_runtime.engines.onnxruntime_gpu import cuda_is_built_in
 from knet_runtime.errors import EngineError, EngineUnavailable
 from knet_runtime.metrics import agreement
 from knet_runtime.postprocess import upsampled_argmax
 
 CPU = "onnxruntime-cpu"
 CPU_ENGINES = ("onnxruntime-cpu", "openvino")
-no_cuda_build = pytest.mark.skipif(cuda_is_built_in(), reason="this onnxruntime has CUDA")
+no_cuda_build = pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(),
+    reason="this onnxruntime has CUDA",
+)
 
 
 @pytest.fixture(params=CPU_ENGINES)
