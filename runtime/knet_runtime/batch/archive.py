@@ -57,8 +57,7 @@ def find_sources(patterns: Sequence[str]) -> dict[str, Path]:
     """The files that names and patterns ("archive/**/*.mp4") stand for, absolute, by the name of
     their output folder: their path below what the patterns share.
 
-    Raises SourceError for a pattern that finds nothing and ConfigError for two that would share a
-    folder.
+    Raises SourceError for a pattern that finds nothing and ConfigError for a hidden file.
     """
     found: dict[Path, None] = {}
     roots = []

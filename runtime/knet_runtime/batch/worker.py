@@ -219,9 +219,9 @@ def _check_unchanged(job: Job) -> None:
 def cut(path: Path, seconds: float) -> tuple[Chunk, ...]:
     """Chunks of about ``seconds`` each, at least one, in order; all packets are read for it.
 
-    A video whose packets leave doubt about its frames (without times, damaged, hidden
-    by an edit list, key frames out of order), or that is interlaced, stays ``WHOLE``. Raises
-    SourceError for what is no video.
+    A video whose packets leave doubt about its frames (without times, damaged, hidden by an edit
+    list, key frames out of order), or that is interlaced, stays ``WHOLE``. Raises SourceError for
+    what is no video.
     """
     with VideoSource(open_file(path), str(path), SourceOptions(), path) as source:
         if source.deinterlaces:  # a frame is made of those beside it
@@ -236,17 +236,16 @@ def cut(path: Path, seconds: float) -> tuple[Chunk, ...]:
         if start.denominator != 1:
             return (WHOLE,)
         times, keys = [], []
-        try:
-            for packet in container.demux(stream):
-                if not packet.size:
-                    continue
-                if packet.pts is None or packet.is_corrupt or packet.is_discard:
-                    return (WHOLE,)
-                times.append(packet.pts - int(start))
-                if packet.is_keyframe:
-                    keys.append(times[-1])
-        except READ_ERRORS:
-            return (WHOLE,)
+        for packet in container.demux(stream):
+            if not packet.size:
+                continue
+            if packet.pts is None or packet.is_corrupt or packet.is_discard:
+                return (WHOLE,)
+            times.append(packet.pts - int(start))
+            if packet.is_keyframe:
+                keys.append(times[-1])
+    except READ_ERRORS:
+        return (WHOLE,)
     finally:
         close_input(container)
     times.sort()

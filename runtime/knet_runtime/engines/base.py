@@ -19,17 +19,12 @@ from knet_runtime.errors import EngineError
 class Engine(Protocol):
     """A loaded engine. A context manager; ``infer`` may be called from several threads."""
 
-    @property
-    def name(self) -> str:
-        """The name of its ``EngineSpec``."""
-
-    @property
-    def device(self) -> str:
-        """What it runs on, in words that tell two machines apart: the processor's or GPU's name."""
-
-    @property
-    def kind(self) -> Kind:
-        """Which of the bundle's graphs it runs."""
+    name: str
+    """The name of its ``EngineSpec``."""
+    device: str
+    """What it runs on, in words that tell two machines apart: the processor's or GPU's name."""
+    kind: Kind
+    """Which of the bundle's graphs it runs."""
 
     def infer(self, batch: NDArray[np.uint8]) -> Mapping[str, NDArray[Any]]:
         """uint8 [B, H, W, 3] RGB at the model's size, 1 <= B <= max_batch, to the graph's outputs
