@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -113,21 +114,15 @@ class AtomicFile:
 
     def start(self) -> None:
         """Create the file, empty, and its missing parents. Raises OutputError."""
-        try:
+        with self._or_discard(self.target):
             self._created = make_folder(self.target.parent)
             self.temporary.write_bytes(b"")
-        except OSError as error:
-            self.discard()
-            raise output_error(self.target, error) from error
 
     def write(self, data: bytes) -> Path:
         """Start, write all of it, and commit; the target. Raises OutputError; nothing is left."""
         self.start()
-        try:
+        with self._or_discard(self.target):
             self.temporary.write_bytes(data)
-        except OSError as error:
-            self.discard()
-            raise output_error(self.target, error) from error
         return self.commit(complete=True)
 
     def commit(self, *, complete: bool) -> Path:
@@ -136,13 +131,10 @@ class AtomicFile:
         Raises OutputError; the file then vanishes.
         """
         final = self.target if complete else partial_path(self.target)
-        try:
+        with self._or_discard(final):
             sync(self.temporary)
             self.temporary.replace(final)
             sync(final.parent)
-        except OSError as error:
-            self.discard()
-            raise output_error(final, error) from error
         return final
 
     def discard(self) -> None:
@@ -150,6 +142,15 @@ class AtomicFile:
         with contextlib.suppress(OSError):
             self.temporary.unlink(missing_ok=True)
         remove_empty(self._created)
+
+    @contextlib.contextmanager
+    def _or_discard(self, path: Path) -> Iterator[None]:
+        """What fails is an OutputError for ``path``, and leaves nothing."""
+        try:
+            yield
+        except OSError as error:
+            self.discard()
+            raise output_error(path, error) from error
 
 
 def write_atomic(target: Path, data: bytes, *, durable: bool = True) -> None:
@@ -173,12 +174,9 @@ def write_atomic(target: Path, data: bytes, *, durable: bool = True) -> None:
 
 
 def write_json(target: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON so that it is never seen half-written. Raises
-    OutputError."""
-    try:
-        write_atomic(target, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
-    except OSError as error:
-        raise output_error(target, error) from error
+    """Write ``value`` as indented JSON so that it is never seen half-written, missing parents
+    included. Raises OutputError."""
+    AtomicFile(target).write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
 
 
 class AtomicFolder:

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from knet_runtime.bundle.store import Bundle, default_bundle_path, open_bundle
 from knet_runtime.engines import open_engine, unverified_reason
 from knet_runtime.errors import BundleError, EngineError
+from knet_runtime.golden import SelfTest, SelfTestPolicy, check_at_start
 from knet_runtime.labels import LabelMap
 from knet_runtime.postprocess import class_map, restore_class_map
 from knet_runtime.preprocess import fit_to_input
 from knet_runtime.segmentation import Segmentation
-from knet_runtime.selftest import SelfTest, SelfTestPolicy, check_at_start
 from knet_runtime.types import ClassMap, Closeable
 
 
@@ -122,7 +122,7 @@ class Segmenter(Closeable):
         return masks
 
     def self_test(self, policy: SelfTestPolicy = "refuse") -> SelfTest | None:
-        """The golden tensors through this engine; see ``selftest.check_at_start``."""
+        """The golden tensors through this engine; see ``golden.check_at_start``."""
         return check_at_start(self.bundle, self._engine, policy)
 
     def warm_up(self, largest: int = 1) -> None:

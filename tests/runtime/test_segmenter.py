@@ -47,7 +47,7 @@ def test_class_maps_of_the_graph_go_back_to_the_frame(
     make_bundle, manifest, colour_model, monkeypatch, resize
 ):
     """As on a GPU engine, which takes the graph that upsamples by itself."""
-    monkeypatch.setattr("knet_runtime.engines.registry.default_graph", lambda *_: "classmap")
+    monkeypatch.setattr("knet_runtime.engines.default_graph", lambda *_: "classmap")
     spec = msgspec.structs.replace(manifest.input, resize=resize)
     frame = np.concatenate([plain(0, 90, 100), plain(1, 90, 60)], axis=1)
     bundle = make_bundle(input=spec, classmap=colour_model(kind="classmap"))
@@ -64,7 +64,7 @@ def test_class_maps_of_the_graph_go_back_to_the_frame(
 def test_class_map_of_another_size_is_an_engine_fault(
     make_bundle, manifest, colour_model, monkeypatch
 ):
-    monkeypatch.setattr("knet_runtime.engines.registry.default_graph", lambda *_: "classmap")
+    monkeypatch.setattr("knet_runtime.engines.default_graph", lambda *_: "classmap")
     bundle = make_bundle(classmap=colour_model(kind="classmap"))
     with Segmenter(bundle, "onnxruntime-cpu") as segment:
         monkeypatch.setattr(

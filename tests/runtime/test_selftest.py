@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from knet_runtime import selftest
 from knet_runtime.bundle.store import Bundle
 from knet_runtime.errors import ParityError
 from knet_runtime.segmenter import Segmenter
@@ -64,7 +64,7 @@ def test_another_bundle_version_or_driver_is_tested_anew(
     assert not tested()  # the files are the same
     bundle = make_bundle(classmap=colour_model(kind="classmap"))
     assert (tested(), tested()) == (True, False)
-    for module, name in ((np, "numpy"), (selftest.sys.modules["onnxruntime"], "onnxruntime")):
+    for module, name in ((np, "numpy"), (sys.modules["onnxruntime"], "onnxruntime")):
         with monkeypatch.context() as patch:
             patch.setattr(module, "__version__", "999")
             assert tested(), name

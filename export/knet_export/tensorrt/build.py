@@ -23,6 +23,7 @@ from knet_export.tensorrt.audit import check_delivered, count, read_layers
 from knet_runtime.atomic import check_folder, write_atomic
 from knet_runtime.bundle.manifest import Kind
 from knet_runtime.bundle.store import Bundle
+from knet_runtime.engines.cuda import explain, plain
 from knet_runtime.engines.hardware import this_gpu
 from knet_runtime.engines.plan_store import (
     BuildOptions,
@@ -35,7 +36,7 @@ from knet_runtime.engines.plan_store import (
     store_plan,
     timing_cache,
 )
-from knet_runtime.engines.tensorrt_library import explain, load_tensorrt, new_log, plain
+from knet_runtime.engines.tensorrt import load_tensorrt, new_log
 from knet_runtime.errors import ConfigError, EngineError, EngineUnavailable
 
 _log = logging.getLogger(__name__)

@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from knet_runtime.bundle.store import Bundle
+    from knet_runtime.golden import SelfTestPolicy
     from knet_runtime.pipeline import Feed, Policy
     from knet_runtime.segmenter import Segmenter
-    from knet_runtime.selftest import SelfTestPolicy
     from knet_runtime.sources.base import SourceOptions, Transport
 
 _log = logging.getLogger(__name__)

@@ -15,25 +15,24 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
 from knet_runtime.atomic import (
     AtomicFolder,
     check_folder,
-    make_folder,
     output_error,
     partial_path,
     write_json,
 )
-from knet_runtime.batch.chunks import WHOLE, Chunk
 from knet_runtime.batch.records import (
     FINISHED_NAME,
     LINES_NAME,
     MASKS_NAME,
     RESULTS_NAME,
+    WHOLE,
     BatchResults,
+    Chunk,
     Job,
     Outcome,
     Settings,
@@ -49,19 +48,16 @@ _log = logging.getLogger(__name__)
 _WORK = ".work"
 
 
-class Pool(Protocol):
-    """Workers that do jobs and give their outcomes in any order; a job whose worker died each time
-    has none."""
-
-    def __call__(self, jobs: Sequence[Job]) -> Iterator[Outcome]: ...
+Pool = Callable[[Sequence[Job]], Iterator[Outcome]]
+"""Workers that do jobs and give their outcomes in any order; a job whose worker died each time has
+none."""
 
 
 def find_sources(patterns: Sequence[str]) -> dict[str, Path]:
     """The files that names and patterns ("archive/**/*.mp4") stand for, absolute, by the name of
     their output folder: their path below what the patterns share.
 
-    Raises SourceError for a pattern that finds nothing and ConfigError for two that would share a
-    folder.
+    Raises SourceError for a pattern that finds nothing and ConfigError for a hidden file.
     """
     found: dict[Path, None] = {}
     roots = []
@@ -143,12 +139,7 @@ def run_batch(
             "with --engine",
             ", ".join(whole.engines),
         )
-    target = out / RESULTS_NAME
-    try:
-        make_folder(out)
-    except OSError as error:
-        raise output_error(target, error) from error
-    write_json(target, whole)
+    write_json(out / RESULTS_NAME, whole)
     return whole
 
 

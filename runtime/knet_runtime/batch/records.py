@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from knet_runtime.batch.chunks import Chunk
 from knet_runtime.bundle.store import Bundle
+from knet_runtime.sources.base import SourceOptions
 from knet_runtime.types import Size
 
 RESULTS_NAME = "results.json"
@@ -30,6 +31,54 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     size: Size | None = None
     masks: bool = True
     require_verified: bool = False
+
+
+class Chunk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A part of a video: the frames with ``first`` <= time < ``until``, in ticks of ``tick``
+    (numerator and denominator of seconds) on the clock of ``Frame.pts``.
+
+    None is the video's beginning or end. Decoding begins at the key frame ``run_up``, one before
+    ``first``, for codecs whose key frames are whole only some frames later. ``times`` are those
+    that the frames must have; None says that nothing is known of them.
+    """
+
+    number: int = 0
+    tick: tuple[int, int] = (1, 1)
+    run_up: int | None = None
+    first: int | None = None
+    until: int | None = None
+    times: tuple[int, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        """A file name that tells it from every other chunk of the video."""
+        if self.is_whole:
+            return "whole"
+        ends = ("" if end is None else str(end) for end in (self.first, self.until))
+        return f"{self.number:05d}_{'_'.join(ends)}"
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is the video uncut."""
+        return self.first is None and self.until is None
+
+    def options(self) -> SourceOptions:
+        """What opens the source at it; frames before ``first`` are still to be passed over."""
+        return SourceOptions(start=self._seconds(self.run_up), end=self._seconds(self.until))
+
+    def ticks(self, time: Fraction | None) -> int | None:
+        """A frame's time in ticks, None if it has none or lies between two."""
+        if time is None:
+            return None
+        ticks = time / Fraction(*self.tick)
+        return int(ticks) if ticks.denominator == 1 else None
+
+    def _seconds(self, ticks: int | None) -> float | None:
+        # A source compares times as floats too: equal ticks are equal floats.
+        return None if ticks is None else float(ticks * Fraction(*self.tick))
+
+
+WHOLE = Chunk()
 
 
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

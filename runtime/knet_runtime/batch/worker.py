@@ -1,22 +1,27 @@
-"""What a worker does: cut one video, or run one chunk of it into a folder that appears whole."""
+"""What a worker does: cut one video where its parts, decoded apart, are the frames of the whole, or
+run one chunk of it into a folder that appears whole."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import socket
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import replace
+from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
 
 from knet_runtime.atomic import output_error
-from knet_runtime.batch.chunks import Chunk, cut
 from knet_runtime.batch.records import (
     FINISHED_NAME,
     LINES_NAME,
     MASKS_NAME,
+    WHOLE,
+    Chunk,
     Job,
     Outcome,
     Settings,
@@ -28,9 +33,11 @@ from knet_runtime.errors import BundleError, EngineError, KnetError, ParityError
 from knet_runtime.pipeline import Feed, RunStats, run
 from knet_runtime.segmenter import Segmenter
 from knet_runtime.sinks import JsonLines, MaskFolder, Sink
-from knet_runtime.sources.base import Source
+from knet_runtime.sources.base import Source, SourceOptions
+from knet_runtime.sources.container import close_input, open_file
+from knet_runtime.sources.decoder import READ_ERRORS, Decoder
 from knet_runtime.sources.open import open_source
-from knet_runtime.sources.video import VideoSource
+from knet_runtime.sources.video import VideoSource, start_time
 from knet_runtime.types import Closeable, Frame
 
 _ATTEMPTS = 4  # at a chunk whose worker dies
@@ -207,3 +214,65 @@ def _check_unchanged(job: Job) -> None:
         same = False
     if not same:
         raise SourceError(f"{job.source}: was changed while it was read; run the batch again")
+
+
+def cut(path: Path, seconds: float) -> tuple[Chunk, ...]:
+    """Chunks of about ``seconds`` each, at least one, in order; all packets are read for it.
+
+    A video whose packets leave doubt about its frames (without times, damaged, hidden by an edit
+    list, key frames out of order), or that is interlaced, stays ``WHOLE``. Raises SourceError for
+    what is no video.
+    """
+    with VideoSource(open_file(path), str(path), SourceOptions(), path) as source:
+        if source.deinterlaces:  # a frame is made of those beside it
+            return (WHOLE,)
+    container = open_file(path)
+    try:
+        stream = Decoder(container, str(path), live=False).stream
+        base = stream.time_base
+        if base is None:
+            return (WHOLE,)
+        start = start_time(container, stream) / base
+        if start.denominator != 1:
+            return (WHOLE,)
+        times, keys = [], []
+        for packet in container.demux(stream):
+            if not packet.size:
+                continue
+            if packet.pts is None or packet.is_corrupt or packet.is_discard:
+                return (WHOLE,)
+            times.append(packet.pts - int(start))
+            if packet.is_keyframe:
+                keys.append(times[-1])
+    except READ_ERRORS:
+        return (WHOLE,)
+    finally:
+        close_input(container)
+    times.sort()
+    ordered = keys == sorted(set(keys)) and len(set(times)) == len(times)
+    if not keys or not ordered or times[0] < 0 or keys[0] != times[0]:
+        return (WHOLE,)
+    tick = Fraction(base)
+    return _chunks(times, keys, (tick.numerator, tick.denominator), seconds)
+
+
+def _chunks(
+    times: list[int], keys: list[int], tick: tuple[int, int], seconds: float
+) -> tuple[Chunk, ...]:
+    shortest = Fraction(seconds) / Fraction(*tick)
+    cuts: list[tuple[int, int]] = []  # the key frame before, and the one that is cut at
+    last = times[0]
+    for before, key in pairwise(keys):
+        if key - last >= shortest:
+            cuts.append((before, key))
+            last = key
+    if not cuts:
+        return (WHOLE,)
+    begins = [(None, None), *cuts]
+    ends = [*(key for _, key in cuts), None]
+    chunks = []
+    for number, ((run_up, first), until) in enumerate(zip(begins, ends, strict=True)):
+        low = 0 if first is None else bisect_left(times, first)
+        high = len(times) if until is None else bisect_left(times, until)
+        chunks.append(Chunk(number, tick, run_up, first, until, tuple(times[low:high])))
+    return tuple(chunks)

@@ -274,10 +274,8 @@ class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     def parity_on(self, engine: str, device: str) -> Parity | None:
         """What was measured on this engine and device, if anything was."""
-        for record in self.parity:
-            if (record.engine, record.device) == (engine, device):
-                return record
-        return None
+        same = (each for each in self.parity if (each.engine, each.device) == (engine, device))
+        return next(same, None)
 
 
 class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -331,8 +329,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         for graph in self.graphs:
             self._check_outputs(graph)
         check_paths(list(self.files))
-        if self.files:
-            self._check_listed()
+        for path in (path for graph in self.graphs for path in graph.files):
+            if self.files and path not in self.files:
+                raise ValueError(f"graph file {path!r} is not listed in files")
 
     @property
     def precision(self) -> Precision:
@@ -375,12 +374,6 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
                 )
         if self.task != "semantic" and len({output.channels[0] for output in graph.outputs}) > 1:
             raise ValueError(f"the outputs of {graph.path} have different numbers of kernels")
-
-    def _check_listed(self) -> None:
-        for graph in self.graphs:
-            for path in graph.files:
-                if path not in self.files:
-                    raise ValueError(f"graph file {path!r} is not listed in files")
 
 
 def check_paths(paths: list[str]) -> None:

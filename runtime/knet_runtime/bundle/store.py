@@ -119,7 +119,10 @@ def open_bundle(path: Path | str) -> Bundle:
             "pass the folder that the export wrote"
         )
     with _naming(f"{path}: {MANIFEST_NAME}"):
-        data = _read_manifest(_inside(root, MANIFEST_NAME))
+        file = _inside(root, MANIFEST_NAME)
+        if (size := _size(file)) > _MAX_MANIFEST:
+            raise BundleError(f"has {size} bytes, which no manifest has; copy the bundle again")
+        data = file.read_bytes()
     try:
         manifest = decode_manifest(data)
     except BundleError as error:
@@ -141,13 +144,6 @@ def _naming(file: str) -> Iterator[None]:
         raise BundleError(f"{file} cannot be read: {_why(error)}") from error
     except BundleError as error:
         raise BundleError(f"{file} {error}") from error
-
-
-def _read_manifest(path: Path) -> bytes:
-    size = _size(path)
-    if size > _MAX_MANIFEST:
-        raise BundleError(f"has {size} bytes, which no manifest has; copy the bundle again")
-    return path.read_bytes()
 
 
 def _size(path: Path) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -20,17 +19,12 @@ from knet_runtime.errors import EngineError
 class Engine(Protocol):
     """A loaded engine. A context manager; ``infer`` may be called from several threads."""
 
-    @property
-    def name(self) -> str:
-        """The name of its ``EngineSpec``."""
-
-    @property
-    def device(self) -> str:
-        """What it runs on, in words that tell two machines apart: the processor's or GPU's name."""
-
-    @property
-    def kind(self) -> Kind:
-        """Which of the bundle's graphs it runs."""
+    name: str
+    """The name of its ``EngineSpec``."""
+    device: str
+    """What it runs on, in words that tell two machines apart: the processor's or GPU's name."""
+    kind: Kind
+    """Which of the bundle's graphs it runs."""
 
     def infer(self, batch: NDArray[np.uint8]) -> Mapping[str, NDArray[Any]]:
         """uint8 [B, H, W, 3] RGB at the model's size, 1 <= B <= max_batch, to the graph's outputs
@@ -42,12 +36,7 @@ class Engine(Protocol):
 
     def __enter__(self) -> Engine: ...
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
 
 class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,59 +83,47 @@ class Tensor(NamedTuple):
 
 
 def check_graph(
-    path: Path,
-    manifest: Manifest,
-    kind: Kind,
-    inputs: Sequence[Tensor],
-    outputs: Sequence[Tensor],
+    path: Path, manifest: Manifest, kind: Kind, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
 ) -> None:
     """Hold the graph's names, types and static sizes to the manifest; EngineError names both."""
     spec = manifest.input
     if [tensor.name for tensor in inputs] != [spec.name]:
         names = ", ".join(tensor.name for tensor in inputs)
-        raise EngineError(
-            f"{path}: the graph's inputs are [{names}], the manifest says {spec.name!r}: "
-            "export again"
-        )
+        raise _differs(f"{path}: the graph's inputs are [{names}]", repr(spec.name))
     found = {tensor.name: tensor for tensor in outputs}
     # A batch frozen in tracing must not pass for a free one, nor a size.
     batch = 1 if spec.max_batch == 1 else "any"
     free = (False, False)
     if spec.sizes is not None:
         free = spec.sizes.min[0] < spec.sizes.max[0], spec.sizes.min[1] < spec.sizes.max[1]
-    _check_tensor(path, inputs[0], "uint8", (batch, *_freed(spec.size, free), 3))
+    _check_tensor(path, inputs[0], "uint8", [batch, *_freed(spec.size, free), 3])
     for output in manifest.graph(kind).outputs:
         if output.name not in found:
-            raise EngineError(
-                f"{path}: the graph's outputs are [{', '.join(found)}], the manifest says "
-                f"{output.name!r}: export again"
-            )
-        shape = output.shape(spec.size)
-        if output.stride is None:
-            expected: tuple[int | str, ...] = shape
-        else:
-            expected = (*shape[:-2], *_freed(shape[-2:], free))
-        _check_tensor(path, found[output.name], output.dtype, (batch, *expected))
+            names = ", ".join(found)
+            raise _differs(f"{path}: the graph's outputs are [{names}]", repr(output.name))
+        expected: list[int | str] = [batch, *output.shape(spec.size)]
+        if output.stride is not None:
+            expected[-2:] = _freed(output.shape(spec.size)[-2:], free)
+        _check_tensor(path, found[output.name], output.dtype, expected)
+
+
+def _differs(found: str, stated: object) -> EngineError:
+    return EngineError(f"{found}, the manifest says {stated}: export again")
 
 
 def _freed(sides: Sequence[int], free: Sequence[bool]) -> list[int | str]:
     return ["any" if one else side for side, one in zip(sides, free, strict=True)]
 
 
-def _check_tensor(path: Path, tensor: Tensor, dtype: str, shape: tuple[int | str, ...]) -> None:
+def _check_tensor(path: Path, tensor: Tensor, dtype: str, shape: list[int | str]) -> None:
     if tensor.dtype != dtype:
-        raise EngineError(
-            f"{path}: {tensor.name} is {tensor.dtype}, the manifest says {dtype}: export again"
-        )
+        raise _differs(f"{path}: {tensor.name} is {tensor.dtype}", dtype)
     # Free sizes may turn out to be anything: that is checked in check_outputs.
     if len(tensor.shape) != len(shape) or any(
         isinstance(actual, int) and actual != stated
         for actual, stated in zip(tensor.shape, shape, strict=True)
     ):
-        raise EngineError(
-            f"{path}: {tensor.name} is {list(tensor.shape)}, the manifest says {list(shape)}: "
-            "export again"
-        )
+        raise _differs(f"{path}: {tensor.name} is {list(tensor.shape)}", shape)
 
 
 def check_batch(engine: str, spec: InputSpec, batch: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -176,9 +153,6 @@ def check_outputs(
         shape = (batch, *output.shape(manifest.input.size))
         found = outputs[output.name]
         if found.shape != shape:
-            raise EngineError(
-                f"{engine} gave {output.name} {found.shape}, the manifest says {shape}: "
-                "export again"
-            )
+            raise _differs(f"{engine} gave {output.name} {found.shape}", shape)
         checked[output.name] = np.asarray(found, output.dtype)
     return checked

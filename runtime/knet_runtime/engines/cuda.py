@@ -1,4 +1,4 @@
-"""A CUDA stream with buffers and graphs, by way of cuda-python.
+"""A CUDA stream with buffers and graphs, by way of cuda-python, and what NVIDIA's errors mean.
 
 Every call of cuda-python returns an error and raises nothing; here they raise EngineError. Written
 against NVIDIA's documented interface and never run on a GPU by its authors.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +17,29 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from knet_runtime.engines.tensorrt_library import explain
 from knet_runtime.errors import EngineError, EngineUnavailable
+
+_ADVICE = (
+    (
+        r"out ?of ?memory|cudaErrorMemoryAllocation|insufficient memory|Cuda failure: 2\b",
+        "the GPU's memory is full: close what else uses it, give --workspace fewer MiB, or build "
+        "with a smaller --max",
+    ),
+    (
+        r"Turing|SM ?\d+ is not supported|unsupported SM|UNSUPPORTED_CC|no longer supported",
+        "this GPU, or --target, is too old for this release and graph: name a newer one, or use "
+        "an older TensorRT or --engine onnxruntime-cuda",
+    ),
+    (
+        r"kEXPECTED_MAGIC_TAG|expecting library version|VERSION_MISMATCH",
+        "it was built by another release: build it again",
+    ),
+    (r"incompatible device|expecting compute", "it was built on another GPU: build it again"),
+    (
+        r"cudaError 35|driver version is insufficient|OLD_CUDA_DRIVER",
+        "there is no NVIDIA driver, or it is too old: update it",
+    ),
+)
 
 
 class Buffer(msgspec.Struct):
@@ -127,3 +149,27 @@ class Cuda:
             why = text.decode() if isinstance(text, bytes) else str(text)
             raise EngineError(f"CUDA: {name} failed: {explain([why])}")
         return results[0] if results else None
+
+
+def explain(errors: list[str]) -> str:
+    """The reason of CUDA or TensorRT in one line, and what to do where that is known.
+
+    Without a GPU each failure is followed by complaints of CUDA, which are left out if there is
+    anything else.
+    """
+    if not errors:
+        return "it gave no reason"
+    telling = [text for text in errors if "cudaError 35" not in text] or errors
+    reason = plain(telling[0])
+    for pattern, advice in _ADVICE:
+        if re.search(pattern, " ".join(telling), re.IGNORECASE):
+            return f"{reason}; {advice}"
+    return reason
+
+
+def plain(message: str) -> str:
+    """A message without the places in TensorRT's source that raised it."""
+    text = re.sub(r"\s*\bIn \w+ at \S+:\d+", "", message.strip())
+    text = re.sub(r"\[\w+\.cpp(::?\w+)*:?:?\d*(: \w+)?\]\s*", "", text)
+    text = re.sub(r"^I?\w+::\w+: Error Code \d+: ", "", text)
+    return re.sub(r"\s+", " ", text)

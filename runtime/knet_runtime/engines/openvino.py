@@ -11,7 +11,8 @@ from __future__ import annotations
 import functools
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ class OpenVinoEngine(Closeable):
         self._manifest = bundle.manifest
         self._path = path = bundle.file(bundle.graph(kind).path)
         _check_processor(_core(), engine)
-        self._model: Any = _read(path, engine)
+        with _loading(engine, path):
+            self._model: Any = _core().read_model(path)
         # Compiling may give the ports other names.
         outputs = _tensors(self._model.outputs)
         check_graph(path, self._manifest, kind, _tensors(self._model.inputs), outputs)
@@ -81,7 +83,8 @@ class OpenVinoEngine(Closeable):
         """A request for ``batch`` images, in the precision that the engine's name says."""
         spec, model = self._manifest.input, self._model.clone()
         model.reshape({0: [batch, spec.height, spec.width, 3]})
-        compiled = _compile(model, self._path, self.name)
+        with _loading(self.name, self._path):
+            compiled = _core().compile_model(model, "CPU", settings_of(self.name))
         _check_precision(compiled, self.name)
         return compiled.create_infer_request()
 
@@ -128,37 +131,24 @@ def _check_processor(core: Any, engine: str) -> None:
         )
 
 
-def _read(path: Path, engine: str) -> Any:
+@contextmanager
+def _loading(engine: str, path: Path) -> Iterator[None]:
     try:
-        return _core().read_model(path)
+        yield
     except RuntimeError as error:
-        raise _not_loaded(engine, path, error) from error
-
-
-def _compile(model: Any, path: Path, engine: str) -> Any:
-    try:
-        return _core().compile_model(model, "CPU", settings_of(engine))
-    except RuntimeError as error:
-        raise _not_loaded(engine, path, error) from error
-
-
-def _not_loaded(engine: str, path: Path, error: Exception) -> EngineError:
-    return EngineError(
-        f"{engine} cannot load {path}: {_last_line(error)}; export it again, or upgrade openvino"
-    )
+        why = _last_line(error)
+        raise EngineError(
+            f"{engine} cannot load {path}: {why}; export it again, or upgrade openvino"
+        ) from error
 
 
 def _tensors(ports: list[Any]) -> list[Tensor]:
-    return [
-        Tensor(
-            port.get_any_name(),
-            _DTYPES.get(port.element_type.to_string(), port.element_type.to_string()),
-            tuple(
-                size.get_length() if size.is_static else None for size in port.get_partial_shape()
-            ),
-        )
-        for port in ports
-    ]
+    tensors = []
+    for port in ports:
+        dtype = port.element_type.to_string()
+        sides = (side.get_length() if side.is_static else None for side in port.get_partial_shape())
+        tensors.append(Tensor(port.get_any_name(), _DTYPES.get(dtype, dtype), tuple(sides)))
+    return tensors
 
 
 def _check_shared_weights(model: Any, path: Path) -> None:

@@ -197,27 +197,26 @@ def find_plan(bundle: Bundle, engine: str, kind: Kind, version: str, gpu: Gpu) -
     the command that builds the right one.
     """
     fitting: list[StoredPlan] = []
-    nearest: list[str] | None = None
-    name = ""
+    others: list[tuple[Path, list[str]]] = []
     for path in sorted((bundle.path / FOLDER).glob(engine + _NAME)):
         try:
             record = read_record(path)
         except EngineError as error:
-            reasons = [str(error)]
+            others.append((path, [str(error)]))
+            continue
+        if reasons := _differences(path, record, bundle, kind, version, gpu):
+            others.append((path, reasons))
         else:
-            reasons = _differences(path, record, bundle, kind, version, gpu)
-            if not reasons:
-                fitting.append(StoredPlan(path, record))
-        if nearest is None or len(reasons) < len(nearest):
-            nearest, name = reasons, path.name
+            fitting.append(StoredPlan(path, record))
     if fitting:
         return max(fitting, key=lambda stored: (stored.record.built, stored.path.name))
-    build = f"knet-deploy build {shlex.quote(str(bundle.path))} --engine {engine} --graph {kind}"
-    if nearest is None:
-        raise EngineUnavailable(f"{bundle.path} holds no {engine} plan for this machine: {build}")
+    nearest = ""
+    if others:
+        path, reasons = min(others, key=lambda other: len(other[1]))
+        nearest = f": {path.name} {'; it '.join(reasons)}"
     raise EngineUnavailable(
-        f"{bundle.path} holds no {engine} plan for this machine: {name} "
-        f"{'; it '.join(nearest)}: {build}"
+        f"{bundle.path} holds no {engine} plan for this machine{nearest}: knet-deploy build "
+        f"{shlex.quote(str(bundle.path))} --engine {engine} --graph {kind}"
     )
 
 

@@ -1,5 +1,8 @@
 """TensorRT and TensorRT-RTX: a plan that ``knet-deploy build`` made for this GPU.
 
+Their modules ``tensorrt`` (10.3 or newer) and ``tensorrt_rtx`` have one API, and are imported when
+a plan is built or opened, never before.
+
 Written against NVIDIA's documented interface and never run on a GPU by its authors: trust it when
 ``knet-deploy verify`` passes. Builds nothing and loads nothing but what the plan store hands out.
 """
@@ -7,6 +10,9 @@ Written against NVIDIA's documented interface and never run on a GPU by its auth
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import importlib
+import importlib.util
 import logging
 import threading
 from collections.abc import Mapping
@@ -21,16 +27,29 @@ from knet_runtime.atomic import write_atomic
 from knet_runtime.bundle.manifest import Kind
 from knet_runtime.bundle.store import Bundle
 from knet_runtime.engines.base import EngineSpec, Tensor, check_batch, check_graph, check_outputs
-from knet_runtime.engines.cuda import Cuda
+from knet_runtime.engines.cuda import Cuda, explain
 from knet_runtime.engines.hardware import Gpu, this_gpu
 from knet_runtime.engines.plan_store import find_plan
-from knet_runtime.engines.tensorrt_library import INSTALL, explain, load_tensorrt, new_log
 from knet_runtime.errors import EngineError, EngineUnavailable
 from knet_runtime.types import Closeable
 
 _log = logging.getLogger(__name__)
 
 _DTYPES = {"FLOAT": "float32", "UINT8": "uint8"}
+_OLDEST = (10, 3)
+_INSTALL = {
+    "tensorrt": (
+        'pip install "knet-deploy[tensorrt]" (on a Jetson: apt install python3-libnvinfer, and a '
+        "virtual environment with --system-site-packages)"
+    ),
+    "tensorrt-rtx": (
+        "pip install --no-deps onnxruntime-ep-nv-tensorrt-rtx-cu13 "
+        "tensorrt-rtx-cu13-bindings==1.7.1.116"
+    ),
+}
+# The package for ONNX Runtime carries the libraries that the bindings' package lacks.
+_CARRIER = "onnxruntime_ep_nv_tensorrt_rtx"
+_LIBRARIES = ("libcudart.so.*", "libtensorrt_rtx.so.1", "libtensorrt_onnxparser_rtx.so.1")
 
 
 class TensorRTEngine(Closeable):
@@ -161,6 +180,50 @@ class TensorRTEngine(Closeable):
         return tensors[modes.INPUT], tensors[modes.OUTPUT]
 
 
+def load_tensorrt(engine: str) -> Any:
+    """The module for ``engine``, "tensorrt" or "tensorrt-rtx". Raises EngineUnavailable with what
+    to install."""
+    try:
+        module = importlib.import_module("tensorrt") if engine == "tensorrt" else _load_rtx()
+    except (ImportError, OSError) as error:
+        raise EngineUnavailable(
+            f"{engine} is not installed ({error}): {_INSTALL[engine]}"
+        ) from error
+    version = tuple(int(part) for part in module.__version__.split(".")[:2])
+    if engine == "tensorrt" and version < _OLDEST:
+        raise EngineUnavailable(
+            f"tensorrt {module.__version__} is too old, 10.3 is the oldest: {_INSTALL[engine]}"
+        )
+    return module
+
+
+def _load_rtx() -> Any:
+    if importlib.util.find_spec("tensorrt_rtx"):
+        return importlib.import_module("tensorrt_rtx")
+    carrier = importlib.util.find_spec(_CARRIER)
+    if carrier is not None and carrier.origin is not None:
+        folder = Path(carrier.origin).parent
+        for pattern in _LIBRARIES:
+            for library in sorted(folder.glob(pattern))[:1]:
+                ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+    return importlib.import_module("tensorrt_rtx_bindings")
+
+
+def new_log(module: Any) -> Any:
+    """An ``ILogger`` of ``module`` that keeps errors in ``errors``; it must outlive all else."""
+
+    class Log(module.ILogger):  # type: ignore[misc]  # its base is known at run time only
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (module.ILogger.ERROR, module.ILogger.INTERNAL_ERROR):
+                self.errors.append(message)
+
+    return Log()
+
+
 def _probe(engine: str) -> str:
     module = load_tensorrt(engine)
     gpu = _gpu(engine)
@@ -214,7 +277,7 @@ SPECS = tuple(
         open=TensorRTEngine,
         probe=_probe,
         libraries=libraries,
-        install=INSTALL[name],
+        install=_INSTALL[name],
         graph="classmap",
         rank=rank,
         runs_plans=True,

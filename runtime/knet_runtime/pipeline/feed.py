@@ -1,4 +1,11 @@
-"""One source of a run: where its frames go, by which policy, and its queues between the threads."""
+"""One source of a run: where its frames go, by which policy, its life, and its queues between the
+threads.
+
+    READING ──► STOPPING ──► DRAINING ──► WRITING ──► CLOSING ──► CLOSED
+
+A feed only ever goes to the right, and may pass over states: a sink that fails takes it from
+READING to CLOSING at once.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +13,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, IntEnum, auto
 from math import inf
 from time import monotonic
 from typing import Literal
 
 from knet_runtime.errors import OutputError
-from knet_runtime.pipeline.state import FeedEvent, FeedState
 from knet_runtime.pipeline.stats import FeedStats
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks import Sink
@@ -50,6 +57,48 @@ class Feed:
     def live(self) -> bool:
         """Whether frames are dropped rather than awaited."""
         return self.source.info.live if self.policy is None else self.policy == "live"
+
+
+class FeedState(IntEnum):
+    """Where a feed is; later states are greater."""
+
+    READING = auto()
+    """The source is read, and its frames go through the engine to the sinks."""
+    STOPPING = auto()
+    """No more frames are wanted; the source has not come back from its last read yet."""
+    DRAINING = auto()
+    """The source is done; the frames that were read go through the engine to the sinks."""
+    WRITING = auto()
+    """The engine is done; the frames that it gave back go to the sinks."""
+    CLOSING = auto()
+    """Nothing more is written; the sinks are closed, one after the other."""
+    CLOSED = auto()
+    """Every sink is closed."""
+
+    def after(self, event: FeedEvent) -> FeedState:
+        """The state that follows: what ``event`` leads to, or this one where that lies behind it: a
+        source, an engine or a sink may come back late. Raises RuntimeError where sinks are closed
+        that may still be written to: a defect."""
+        if event is FeedEvent.SINKS_CLOSED and self < FeedState.CLOSING:
+            raise RuntimeError(f"{event.name} cannot happen to a feed that is {self.name}")
+        return max(self, event.value)
+
+
+class FeedEvent(Enum):
+    """What happens to a feed, and the state that it leads to. The last four are said by whoever
+    does that part, however it ends."""
+
+    STOP = FeedState.STOPPING
+    """No more frames are wanted, and those on their way are: the run was stopped."""
+    READER_DONE = FeedState.DRAINING
+    """The source has ended, failed, or was given up."""
+    ENGINE_DONE = FeedState.WRITING
+    """All frames are segmented, or ``max_frames`` are; or the engine failed or was given up."""
+    WRITER_DONE = FeedState.CLOSING
+    """All frames are written; or a sink failed, was given up, or has had enough; or the run was
+    interrupted twice."""
+    SINKS_CLOSED = FeedState.CLOSED
+    """The last sink has been closed, or was given up."""
 
 
 @dataclass(eq=False)

@@ -88,11 +88,10 @@ class FeedStats:
             times = {stage: list(values) for stage, values in self._times.items()}
             age = None if self._last is None else monotonic() - self._last
             counts = self._frames, self._dropped, self._stale
-        ordered = [stage for stage in STAGES if stage in times]
-        ordered += [stage for stage in times if stage not in STAGES]
         stages = {
-            stage: StageSnapshot(*(float(p) for p in np.percentile(times[stage], (50, 95, 99))))
-            for stage in ordered
+            stage: StageSnapshot(*np.percentile(times[stage], (50, 95, 99)).tolist())
+            for stage in dict.fromkeys((*STAGES, *times))  # those of others come last
+            if stage in times
         }
         return FeedSnapshot(*counts, status.reconnects, status.connected, age, stages)
 

@@ -39,7 +39,7 @@ from knet_runtime.bundle.manifest import (
 from knet_runtime.bundle.store import Bundle, open_bundle, write_bundle
 from knet_runtime.engines.hardware import Gpu, this_gpu
 from knet_runtime.engines.plan_store import BuildOptions, find_plan, read_record
-from knet_runtime.engines.tensorrt_library import load_tensorrt, new_log
+from knet_runtime.engines.tensorrt import load_tensorrt, new_log
 from knet_runtime.errors import ConfigError, EngineError, EngineUnavailable
 from knet_runtime.labels import LabelMap, distinct_palette
 from knet_train.config import load_config

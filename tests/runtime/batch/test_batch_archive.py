@@ -14,8 +14,7 @@ import pytest
 from fakes import a_frame
 
 from knet_runtime.batch.archive import find_sources, join, run_batch
-from knet_runtime.batch.chunks import WHOLE
-from knet_runtime.batch.records import BatchResults, Job, Outcome, Settings, SourceResult
+from knet_runtime.batch.records import WHOLE, BatchResults, Job, Outcome, Settings, SourceResult
 from knet_runtime.errors import ConfigError, EngineError, SourceError
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks import JsonLines, MaskFolder

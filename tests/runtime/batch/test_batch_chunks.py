@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from knet_runtime.batch.chunks import WHOLE, Chunk, cut
+from knet_runtime.batch.records import WHOLE, Chunk
+from knet_runtime.batch.worker import cut
 from knet_runtime.errors import SourceError
 from knet_runtime.sources.open import open_source
 from knet_runtime.types import Frame

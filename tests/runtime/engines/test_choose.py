@@ -14,10 +14,12 @@ import pytest
 import knet_runtime.engines.openvino
 from knet_runtime.bundle.manifest import Parity
 from knet_runtime.bundle.store import Bundle, open_bundle, record_parity
-from knet_runtime.engines import engine_specs, open_engine, probe_engines, registry
-from knet_runtime.engines.registry import (
+from knet_runtime.engines import (
     auto_order,
     default_graph,
+    engine_specs,
+    open_engine,
+    probe_engines,
     unverified_reason,
     why_auto,
     why_not_auto,
@@ -45,7 +47,7 @@ def recorded(make_bundle, parity) -> Callable[..., Bundle]:
 @pytest.fixture
 def with_gpu(monkeypatch) -> None:
     """As on a machine whose driver names a GPU."""
-    monkeypatch.setattr(registry, "gpu_name", lambda: GPU)
+    monkeypatch.setattr(knet_runtime.engines, "gpu_name", lambda: GPU)
 
 
 def test_every_preferred_engine_exists_and_the_one_that_runs_everywhere_is_last():
@@ -84,7 +86,7 @@ def test_auto_takes_an_engine_that_passed_here(recorded, parity, monkeypatch):
 
     specs = engine_specs()
     specs["openvino-bf16"] = msgspec.structs.replace(specs["openvino-bf16"], open=remember)
-    monkeypatch.setattr(registry, "engine_specs", lambda: specs)
+    monkeypatch.setattr(knet_runtime.engines, "engine_specs", lambda: specs)
     bundle = recorded(parity("openvino-bf16"))
     open_engine(bundle)
     assert opened == [("openvino-bf16", "logits")]
@@ -136,7 +138,7 @@ def test_kinds_are_proven_one_by_one(make_bundle, colour_model, parity):
 
 
 def test_gpu_engine_needs_a_gpu(make_bundle, monkeypatch):
-    monkeypatch.setattr(registry, "gpu_name", lambda: None)
+    monkeypatch.setattr(knet_runtime.engines, "gpu_name", lambda: None)
     assert "no NVIDIA GPU" in str(why_not_auto(make_bundle(), "tensorrt"))
 
 

@@ -28,8 +28,7 @@ from knet_runtime.engines.plan_store import (
     graph_hashes,
     store_plan,
 )
-from knet_runtime.engines.tensorrt import TensorRTEngine
-from knet_runtime.engines.tensorrt_library import load_tensorrt
+from knet_runtime.engines.tensorrt import TensorRTEngine, load_tensorrt
 from knet_runtime.errors import EngineError, EngineUnavailable
 
 from .simulated_gpu import SimulatedContext, SimulatedCuda, SimulatedTensorRT

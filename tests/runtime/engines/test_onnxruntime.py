@@ -14,23 +14,19 @@ import pytest
 
 import knet_runtime.engines.onnxruntime as ort_module
 from knet_runtime.bundle.manifest import SizeRange
-from knet_runtime.engines import (
-    engine_spec,
-    engine_specs,
-    onnxruntime_gpu as ort_gpu,
-    open_engine,
-    probe_engines,
-)
+from knet_runtime.engines import engine_spec, engine_specs, open_engine, probe_engines
 from knet_runtime.engines.hardware import gpu_name, processor_name
 from knet_runtime.engines.onnxruntime import BoundSession, onnxruntime_clash
-from knet_runtime.engines.onnxruntime_gpu import cuda_is_built_in
 from knet_runtime.errors import EngineError, EngineUnavailable
 from knet_runtime.metrics import agreement
 from knet_runtime.postprocess import upsampled_argmax
 
 CPU = "onnxruntime-cpu"
 CPU_ENGINES = ("onnxruntime-cpu", "openvino")
-no_cuda_build = pytest.mark.skipif(cuda_is_built_in(), reason="this onnxruntime has CUDA")
+no_cuda_build = pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(),
+    reason="this onnxruntime has CUDA",
+)
 
 
 @pytest.fixture(params=CPU_ENGINES)
@@ -290,9 +286,9 @@ def test_silent_fall_back_to_the_cpu_is_refused(make_bundle, monkeypatch, gpu):
 @no_cuda_build
 def test_provider_that_takes_no_node_is_refused(make_bundle, monkeypatch):
     """A provider may start and still leave every node to the CPU."""
-    monkeypatch.setitem(ort_gpu._PROVIDERS, "onnxruntime-cuda", "AzureExecutionProvider")
+    monkeypatch.setitem(ort_module._PROVIDERS, "onnxruntime-cuda", "AzureExecutionProvider")
     monkeypatch.setattr(
-        ort_gpu, "_CUDA", "AzureExecutionProvider"
+        ort_module, "_CUDA", "AzureExecutionProvider"
     )  # every onnxruntime has it, and it runs nothing by itself
     with pytest.raises(EngineUnavailable, match="it took no node of the graph"):
         open_engine(make_bundle(), "onnxruntime-cuda")

@@ -96,7 +96,7 @@ def test_precision_that_was_not_delivered_is_an_error(make_bundle, monkeypatch):
 def test_what_is_computed_is_what_the_engine_says(make_bundle, colour_model, precision, element):
     """An fp16 bundle too is computed in bf16, and bench's rows say so."""
     path = make_bundle(colour_model(element=element), precision=precision).file("model.onnx")
-    compiled = module._compile(module._read(path, "openvino-bf16"), path, "openvino-bf16")
+    compiled = module._core().compile_model(path, "CPU", module.settings_of("openvino-bf16"))
     found = {
         operation.get_rt_info()["runtimePrecision"].astype(str)
         for operation in compiled.get_runtime_model().get_ops()

@@ -19,7 +19,7 @@ from knet_runtime.engines import (
     open_engine,
     tensorrt as tensorrt_module,
 )
-from knet_runtime.engines.cuda import Cuda
+from knet_runtime.engines.cuda import Cuda, explain, plain
 from knet_runtime.engines.hardware import Gpu, this_gpu
 from knet_runtime.engines.plan_store import (
     BuildOptions,
@@ -31,7 +31,7 @@ from knet_runtime.engines.plan_store import (
     graph_hashes,
     store_plan,
 )
-from knet_runtime.engines.tensorrt_library import explain, load_tensorrt, plain
+from knet_runtime.engines.tensorrt import load_tensorrt
 from knet_runtime.errors import EngineError, EngineUnavailable, OutputError
 
 ORIN = Gpu("Orin", "sm87", "CUDA 12.6")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from waiting import wait_until
 
 from knet_runtime.errors import OutputError, SourceError
-from knet_runtime.pipeline import Feed, RunSummary, SegmentCall, run as run_feeds, segment
+from knet_runtime.pipeline import Feed, RunSummary, SegmentCall, run as run_feeds
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks import JsonLines, MaskFolder, OverlayVideo, Sink
 from knet_runtime.sources.base import Source
@@ -27,11 +27,6 @@ def run(
     source: Source, segmenter: SegmentCall, sinks: Sequence[Sink], **options: Any
 ) -> RunSummary:
     return run_feeds([Feed(source, sinks)], segmenter, **options)
-
-
-def test_segment_pairs_each_frame_with_its_mask() -> None:
-    pairs = list(segment(Frames(3), segment_one))
-    assert [(f.index, int(m.class_map.flat[0])) for f, m in pairs] == [(0, 0), (1, 1), (2, 2)]
 
 
 def test_a_run_feeds_every_sink_in_order_and_closes_it_once() -> None:

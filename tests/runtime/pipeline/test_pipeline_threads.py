@@ -21,8 +21,9 @@ from fakes import (
 from numpy.typing import NDArray
 from waiting import wait_until
 
+import knet_runtime.pipeline as pipeline_module
 from knet_runtime.errors import ConfigError, EngineError, OutputClosed, OutputError, SourceError
-from knet_runtime.pipeline import Feed, Pipeline, RunStats, pipeline as pipeline_module, run
+from knet_runtime.pipeline import Feed, Pipeline, RunStats, run
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.types import Frame
 
