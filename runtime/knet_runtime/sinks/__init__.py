@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Protocol
 
 from knet_runtime.segmentation import Segmentation
-from knet_runtime.sinks.image_files import MaskFolder, OverlayImage
 from knet_runtime.sinks.json_lines import ClassRecord, JsonLines, Record, RleLines, RleRecord
-from knet_runtime.sinks.overlay_video import OverlayVideo
+from knet_runtime.sinks.mask_folder import MaskFolder
+from knet_runtime.sinks.overlay import OverlayImage, OverlayVideo
 from knet_runtime.sinks.raw_masks import RawMasks
 from knet_runtime.sinks.rtsp import RtspPush
 from knet_runtime.sinks.shared_memory import SharedMasks

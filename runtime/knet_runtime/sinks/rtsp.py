@@ -15,29 +15,28 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from fractions import Fraction
+from pathlib import Path
 from time import monotonic
-from types import TracebackType
-from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
 from knet_runtime.errors import ConfigError, OutputError
+from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks.encoder import ENCODERS, working_encoder
-from knet_runtime.sinks.overlay_video import FrameClock
-from knet_runtime.sinks.painter import OverlayPainter
+from knet_runtime.sinks.overlay import FrameClock, OverlayPainter
 from knet_runtime.sinks.rtsp_child import FAILED, OK, TIME_BYTES, Push
-from knet_runtime.sources.base import SourceInfo, Transport
+from knet_runtime.sources.base import Backoff, SourceInfo, Transport
 from knet_runtime.sources.container import redacted, scheme_of
-from knet_runtime.sources.reconnect import Backoff
 from knet_runtime.types import Frame, Rgb
 
-if TYPE_CHECKING:
-    from pathlib import Path
+_log = logging.getLogger(__name__)
 
-    from knet_runtime.segmentation import Segmentation
-
-
+_TICK = Fraction(1, 90_000)  # RTP's
+_WAITING = 2  # frames
+_LONGEST_PAUSE = 10.0  # seconds between two frames of a file; a longer gap is cut to nothing
+_LONGEST_WAIT = 40.0  # seconds that a file may wait: a slow start, a pause and a frozen server
+_LINGER = 2.0  # seconds that close() gives to what is waiting
 _START_SECONDS = 20.0  # for Python to start on a busy, small machine
 _SLICE = 0.1  # seconds between two looks at ``stop``
 _GRACE = 0.5  # seconds by which the child may end itself before we do it
@@ -80,13 +79,8 @@ class PushProcess:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._end(graceful=error is None)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._end(graceful=kind is None)
 
     def send(self, image: Rgb, ticks: int) -> None:
         """Push uint8 [H, W, 3] RGB at that time; returns when the server has it. Raises
@@ -146,15 +140,6 @@ class PushProcess:
         self._child.stdout.close()
 
 
-_log = logging.getLogger(__name__)
-
-_TICK = Fraction(1, 90_000)  # RTP's
-_WAITING = 2  # frames
-_LONGEST_PAUSE = 10.0  # seconds between two frames of a file; a longer gap is cut to nothing
-_LONGEST_WAIT = 40.0  # seconds that a file may wait: a slow start, a pause and a frozen server
-_LINGER = 2.0  # seconds that close() gives to what is waiting
-
-
 class RtspPush:
     """Pushes each frame under its colours to the RTSP server at ``url``, as H.264.
 
@@ -164,6 +149,9 @@ class RtspPush:
     that takes nothing for ``patience`` seconds costs the child its life. A lost connection is made
     again after a growing pause, for as long as it takes; frames are dropped and counted
     meanwhile.
+
+    ``connected`` says whether there is a connection, ``dropped`` counts the frames that were not
+    sent, ``reconnects`` how often a lost connection was made again; they may be read at any time.
 
     Raises ConfigError for an address that is not RTSP; ``write`` and ``close`` raise OutputError
     when the very first connection fails, later ones are only logged. The address is never shown
@@ -205,25 +193,10 @@ class RtspPush:
         self._thread: threading.Thread | None = None
         self._ending = False
         self._stop = threading.Event()
-        self._connected = False
+        self.connected = False
         self._lost = False  # whether a connection has failed since the last one worked
         self._failure: str | None = None
-        self._pushed = self._dropped = self._reconnects = 0
-
-    @property
-    def connected(self) -> bool:
-        """Whether there is a connection."""
-        return self._connected
-
-    @property
-    def dropped(self) -> int:
-        """Frames that were not sent."""
-        return self._dropped
-
-    @property
-    def reconnects(self) -> int:
-        """How often a lost connection was made again."""
-        return self._reconnects
+        self._pushed = self.dropped = self.reconnects = 0
 
     def write(self, frame: Frame, result: Segmentation) -> None:
         """Hand over one frame; of a file, wait until there is room for it.
@@ -247,7 +220,7 @@ class RtspPush:
                 )
             if len(self._waiting) == _WAITING:
                 self._waiting.popleft()
-                self._dropped += 1
+                self.dropped += 1
             self._waiting.append((image, ticks))
             self._changed.notify_all()
 
@@ -265,8 +238,8 @@ class RtspPush:
         thread.join(_LINGER)
         self._stop.set()
         thread.join()
-        if self._dropped:
-            _log.warning("%s: %d frames pushed, %d dropped", self.name, self._pushed, self._dropped)
+        if self.dropped:
+            _log.warning("%s: %d frames pushed, %d dropped", self.name, self._pushed, self.dropped)
         with self._changed:
             self._raise_failure()
 
@@ -294,7 +267,7 @@ class RtspPush:
             try:
                 with PushProcess(push, self._stop) as process:
                     if worked:
-                        self._reconnects += 1
+                        self.reconnects += 1
                         _log.warning("%s: connected again", self.name)
                     self._mark(connected=True)
                     worked, began = True, monotonic()
@@ -305,7 +278,7 @@ class RtspPush:
                     break
                 if not worked:  # only what has worked once is tried again
                     self._failure = str(error)
-                elif self._connected:
+                elif self.connected:
                     _log.warning("%s: %s; trying again", self.name, error)
                 self._mark(connected=False)
                 if not worked:
@@ -313,7 +286,7 @@ class RtspPush:
                 self._stop.wait(backoff.delay())
         self._mark(connected=False)
         with self._changed:
-            self._dropped += len(self._waiting)
+            self.dropped += len(self._waiting)
             self._waiting.clear()
 
     def _send_all(self, process: PushProcess) -> None:
@@ -329,7 +302,7 @@ class RtspPush:
             try:
                 process.send(image, ticks)
             except PushLost:
-                self._dropped += 1
+                self.dropped += 1
                 raise
             self._pushed += 1
 
@@ -345,7 +318,7 @@ class RtspPush:
 
     def _mark(self, *, connected: bool) -> None:
         with self._changed:
-            self._connected = connected
+            self.connected = connected
             self._lost = not connected
             self._changed.notify_all()
 

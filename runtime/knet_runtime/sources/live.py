@@ -7,11 +7,12 @@ clock changes nothing.
 
 from __future__ import annotations
 
-import errno
 import logging
 import threading
 from collections.abc import Generator, Iterator
+from errno import EIO
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from time import monotonic, time
 from typing import Literal
@@ -20,7 +21,7 @@ import av
 from av.container import InputContainer
 
 from knet_runtime.errors import SourceError
-from knet_runtime.sources.base import SourceInfo, SourceOptions, SourceStatus
+from knet_runtime.sources.base import Backoff, SourceInfo, SourceLost, SourceOptions, SourceStatus
 from knet_runtime.sources.container import (
     Connector,
     NetworkConnector,
@@ -29,10 +30,16 @@ from knet_runtime.sources.container import (
     lost_by,
 )
 from knet_runtime.sources.decoder import READ_ERRORS, Decoder
-from knet_runtime.sources.reconnect import Backoff, SourceLost
 from knet_runtime.types import Closeable, Frame
 
+_log = logging.getLogger(__name__)
+
+_FINE_TICK = Fraction(1, 90_000)
 _SLACK = 2.0  # seconds by which a time may run ahead of the clock before it counts as a jump
+# Packets may come for so many read timeouts without a frame: cameras send a key frame every
+# ten seconds and more.
+_FRAME_PATIENCE = 10
+_PLAYLIST_SECONDS = 60
 
 
 class Timeline:
@@ -92,15 +99,6 @@ class PlaylistClock:
         return 0.0
 
 
-_log = logging.getLogger(__name__)
-
-_FINE_TICK = Fraction(1, 90_000)
-# Packets may come for so many read timeouts without a frame: cameras send a key frame every
-# ten seconds and more.
-_FRAME_PATIENCE = 10
-_PLAYLIST_SECONDS = 60
-
-
 class LiveSource(Closeable):
     """Frames as they arrive, for as long as it is wanted; a context manager.
 
@@ -110,9 +108,9 @@ class LiveSource(Closeable):
     (``Timeline``), and so does ``index``. A frame is handed on when it arrives and nothing is
     kept: whoever is slow gets what FFmpeg has buffered. ``Frame.wall`` is when it was decoded.
 
-    Takes over ``container``, which ``link`` opened; ``path`` is that of a device. Raises
-    SourceError when it holds no video, or ends before the first frame: only what has worked once
-    is tried again.
+    Takes over ``container``, which ``link`` opened; ``path`` is that of a device. ``info`` is what
+    the first connection showed. Raises SourceError when it holds no video, or ends before the first
+    frame: only what has worked once is tried again.
     """
 
     def __init__(
@@ -140,12 +138,12 @@ class LiveSource(Closeable):
             self._decoder = Decoder(container, link.name, live=True)
             base = self._decoder.stream.time_base or _FINE_TICK
             self._timeline = Timeline(base)
-            self._frames = self._read()
-            self._first = next(self._frames, None)
-            assert self._first is not None  # it waits for one, or raises
-            height, width = self._first.image.shape[:2]
+            self._reading = self._read()
+            first = next(self._reading)  # it waits for one, or raises
+            self._frames: Iterator[Frame] = chain([first], self._reading)
+            height, width = first.image.shape[:2]
             rate = self._decoder.rate
-            self._info = SourceInfo(
+            self.info = SourceInfo(
                 kind=kind,
                 hw=(height, width),
                 rate=None if rate is None else rate / options.every,
@@ -158,11 +156,6 @@ class LiveSource(Closeable):
             raise
 
     @property
-    def info(self) -> SourceInfo:
-        """What the first connection showed."""
-        return self._info
-
-    @property
     def status(self) -> SourceStatus:
         """How it fares just now; from any thread."""
         connected = self._connected
@@ -170,12 +163,7 @@ class LiveSource(Closeable):
         return SourceStatus(connected, self._reconnects, down)
 
     def __iter__(self) -> Iterator[Frame]:
-        if self._first is not None:
-            first, self._first = self._first, None
-            yield first
-        # (``yield from`` would end the frames for good when a loop is left early.)
-        while (frame := next(self._frames, None)) is not None:
-            yield frame
+        return self._frames
 
     def stop(self) -> None:
         """End the iteration, from any thread: at once while it waits to reconnect, else at the
@@ -187,9 +175,9 @@ class LiveSource(Closeable):
         if self._closed:
             return
         self._closed = True
-        self._first = None
         self._stop.set()
-        self._frames.close()
+        self._reading.close()
+        self._frames = iter(())
         self._disconnect()
         del self._decoder  # the decoder's threads live as long as this
 
@@ -207,7 +195,7 @@ class LiveSource(Closeable):
                 number += 1
             self._disconnect()
             if index == 0:
-                raise SourceError(f"{self._link.name}: {self._lost.reason}; {self._link.mend}")
+                raise SourceError(f"{self._link.name}: {self._lost.reason}; {self._link.hint}")
             if not self._stop.is_set():
                 self._reconnect(index)
 
@@ -227,7 +215,7 @@ class LiveSource(Closeable):
             except READ_ERRORS as error:
                 # Kept, not raised: an exception would hold the decoder, and FFmpeg's own the
                 # address with its password.
-                broke = error.errno == errno.EIO
+                broke = error.errno == EIO
                 self._lost = SourceLost("the connection broke") if broke else lost_by(error)
                 return
             if packet is None:  # a server that dies looks like one that has finished
@@ -282,7 +270,7 @@ class LiveSource(Closeable):
             if self._is_over():
                 raise SourceError(
                     f"{name}: no frame for {monotonic() - self._seen:.0f} s "
-                    f"({self._lost.reason}); {self._link.mend}"
+                    f"({self._lost.reason}); {self._link.hint}"
                 )
             try:
                 self._connect()

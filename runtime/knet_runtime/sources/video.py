@@ -99,6 +99,8 @@ class VideoSource(Closeable):
     Takes over ``container``. Raises SourceError when it holds no video, or none in that part.
     """
 
+    status = SourceStatus()
+
     def __init__(
         self, container: InputContainer, name: str, options: SourceOptions, path: Path | None = None
     ) -> None:
@@ -112,14 +114,15 @@ class VideoSource(Closeable):
             self._decoder = Decoder(container, name, live=False)
             self._damage = DamageReport()
             self._start = start_time(container, self._decoder.stream)
-            self._frames = self._read()
+            self._reading = self._read()
             # Only a decoded frame shows the size (after rotation), and that there is any.
-            self._first = next(self._frames, None)
-            if self._first is None:
+            first = next(self._reading, None)
+            if first is None:
                 raise SourceError(self._nothing())
-            height, width = self._first.image.shape[:2]
+            self._frames: Iterator[Frame] = chain([first], self._reading)
+            height, width = first.image.shape[:2]
             rate = self._decoder.rate
-            self._info = SourceInfo(
+            self.info = SourceInfo(
                 kind="video",
                 hw=(height, width),
                 rate=None if rate is None else rate / options.every,
@@ -132,27 +135,12 @@ class VideoSource(Closeable):
             raise
 
     @property
-    def info(self) -> SourceInfo:
-        """What is known beforehand."""
-        return self._info
-
-    @property
-    def status(self) -> SourceStatus:
-        """Always connected."""
-        return SourceStatus()
-
-    @property
     def deinterlaces(self) -> bool:
         """Whether frames are being made of fields just now, which looks at those beside them."""
         return self._decoder.deinterlaces
 
     def __iter__(self) -> Iterator[Frame]:
-        if self._first is not None:
-            first, self._first = self._first, None
-            yield first
-        # (``yield from`` would end the frames for good when a loop is left early.)
-        while (frame := next(self._frames, None)) is not None:
-            yield frame
+        return self._frames
 
     def stop(self) -> None:
         """End the iteration, from any thread."""
@@ -163,8 +151,8 @@ class VideoSource(Closeable):
         if self._closed:
             return
         self._closed = True
-        self._first = None
-        self._frames.close()
+        self._reading.close()
+        self._frames = iter(())
         close_input(self._container)
         del self._container, self._decoder  # the decoder's threads live as long as these
 

@@ -1,7 +1,7 @@
-"""The sink for the overlay as a video (MP4 or Matroska), with the source's own timing.
+"""The sinks for the overlay: frames under their colours, as one image or as a video.
 
-From the outside in: ``OverlayVideo`` draws and names the file, ``FrameClock`` says when each frame
-is shown, ``VideoWriter`` writes what a killed process leaves playable.
+``OverlayPainter`` draws and ``FrameClock`` says when each frame is shown; the push to a server uses
+both as well.
 """
 
 from __future__ import annotations
@@ -11,99 +11,126 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from time import monotonic
-from typing import Literal
 
-import av
+import numpy as np
 
 from knet_runtime.atomic import AtomicFile, output_error
-from knet_runtime.errors import ConfigError
+from knet_runtime.drawing import encode_jpeg, encode_png, legend_strip, letterbox, mark_stale
+from knet_runtime.errors import ConfigError, OutputError
 from knet_runtime.segmentation import Segmentation
-from knet_runtime.sinks.encoder import ENCODERS, Codec, add_stream, video_frame, working_encoder
-from knet_runtime.sinks.painter import OverlayPainter
+from knet_runtime.sinks.encoder import (
+    ENCODERS,
+    WRITE_ERRORS,
+    Codec,
+    VideoFormat,
+    VideoWriter,
+    is_playable,
+    working_encoder,
+)
 from knet_runtime.sources.base import SourceInfo
-from knet_runtime.types import Frame, Rgb
+from knet_runtime.types import Frame, Rgb, Size
 
-VideoFormat = Literal["mp4", "matroska"]
+_log = logging.getLogger(__name__)
+
+_FORMATS: dict[str, VideoFormat] = {".mp4": "mp4", ".mkv": "matroska"}
+_MILLISECOND = Fraction(1, 1000)
+_SLIDESHOW_RATE = Fraction(2)
+_DEFAULT_RATE = Fraction(30)
+_FINEST_TICK = Fraction(1, 1_000_000_000)  # MP4 counts ticks per second in 31 bits
+_JPEG_QUALITY = 95
 
 INDEXED_FRAMES = 100_000
 """An MP4 of more frames than this stays in fragments: its index would be kept in memory, 72 bytes
 a frame, until the end."""
 
-WRITE_ERRORS = (av.FFmpegError, OSError)
 
-# MP4: fragments while it is written, so that a killed process leaves a file that plays up to the
-# last whole group of frames; the trailer then turns it into an ordinary MP4. Fragments have no
-# edit list (asking for one breaks them in several FFmpeg versions), so there must be no B-frames,
-# which would delay the first frame, and the first time must be 0.
-# Matroska: a cluster is written when it is whole, so they are kept short.
-_MUXER: dict[VideoFormat, dict[str, str]] = {
-    "mp4": {"movflags": "hybrid_fragmented+frag_keyframe", "flush_packets": "1"},
-    "matroska": {"cluster_time_limit": "1000", "flush_packets": "1"},
-}
-_ENDLESS_MP4 = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
+class OverlayPainter:
+    """Draws frames under their colours, all at the size of the first one.
 
-
-class VideoWriter:
-    """An H.264 or HEVC file of frames of one size, odd sides padded to even ones.
-
-    ``hw`` is that size, ``tick`` the unit of times in seconds (Matroska knows milliseconds only),
-    ``rate`` the nominal frames per second (it guides the encoder only), ``encoder`` a name from
-    ``working_encoder``; ``live`` sets it to low latency, ``endless`` keeps an MP4 in fragments, so
-    that memory does not grow with its length. All methods raise one of ``WRITE_ERRORS``.
+    ``alpha`` is the colours' opacity (0 … 1); ``legend`` adds a strip of class names and shares
+    below the image; ``classes`` are the names of those that are drawn and listed, all when there
+    are none. Frames of another size than the first are letterboxed into it. Raises ConfigError for
+    a wrong alpha.
     """
 
     def __init__(
-        self,
-        path: Path,
-        hw: tuple[int, int],
-        tick: Fraction,
-        rate: Fraction,
-        encoder: str,
-        *,
-        video_format: VideoFormat = "mp4",
-        live: bool = False,
-        endless: bool = False,
+        self, *, alpha: float = 0.5, legend: bool = False, classes: Sequence[str] = ()
     ) -> None:
-        self._tick = tick
-        self._failed = False
-        muxer = _ENDLESS_MP4 if endless and video_format == "mp4" else _MUXER[video_format]
-        # Without "file:" a colon in the name would be taken for a protocol.
-        self._container = av.open(f"file:{path}", "w", format=video_format, options=muxer)
-        self._stream = add_stream(self._container, encoder, hw, tick, rate, live=live)
-        if video_format == "mp4" and encoder in ENCODERS["hevc"]:
-            self._stream.codec_context.codec_tag = "hvc1"  # Apple's players know no other
+        if not 0 <= alpha <= 1:
+            raise ConfigError(f"alpha is {alpha}; the overlay's opacity lies between 0 and 1")
+        self._alpha = alpha
+        self._legend = legend
+        self._names = tuple(classes)
+        self._hw: Size | None = None
+        self._fresh = monotonic()
 
-    def write(self, image: Rgb, ticks: int) -> None:
-        """Add uint8 [H, W, 3] RGB at a time that is later than the last one's; the first is 0."""
+    def paint(self, frame: Frame, result: Segmentation) -> Rgb:
+        """The drawing of one frame, uint8 [H, W, 3] RGB. Raises ConfigError for classes that
+        ``result`` does not have."""
+        classes = result.labels.indices(self._names) if self._names else None
+        image = result.overlay(frame.image, self._alpha, classes)
+        if self._hw is None:
+            self._hw = (image.shape[0], image.shape[1])
+        image = letterbox(image, self._hw)
+        if frame.stale:
+            image = mark_stale(image, monotonic() - self._fresh)
+        else:
+            self._fresh = monotonic()
+        if self._legend:
+            strip = legend_strip(result.labels, self._hw[1], result.shares(), classes)
+            image = np.concatenate([image, strip])
+        return image
+
+
+class OverlayImage:
+    """Writes one frame under its colours to ``path``, a PNG or JPEG by its suffix.
+
+    ``alpha`` is the colours' opacity (0 … 1); ``legend`` adds a strip of class names and shares
+    below the image; ``classes`` names those that are drawn (none: all). The file appears whole at
+    the first ``write``; a second one is refused. Raises OutputError when it cannot be written,
+    ConfigError for another suffix, a wrong alpha or classes that the model does not have.
+
+        >>> from knet_deploy import OverlayImage, Segmenter, open_source
+        >>> with open_source("street.png") as source, Segmenter() as segment:
+        ...     sink = OverlayImage("overlay.png", legend=True)
+        ...     for frame in source:
+        ...         sink.write(frame, segment(frame.image))
+        ...     sink.close()
+    """
+
+    SUFFIXES = (".png", ".jpg", ".jpeg")
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        alpha: float = 0.5,
+        legend: bool = False,
+        classes: Sequence[str] = (),
+    ) -> None:
+        self.path = Path(path)
+        self.name = str(path)
+        if self.path.suffix.lower() not in self.SUFFIXES:
+            raise ConfigError(f"{path}: let the image's name end in {' or '.join(self.SUFFIXES)}")
+        self._painter = OverlayPainter(alpha=alpha, legend=legend, classes=classes)
+        self._file: AtomicFile | None = AtomicFile(self.path)
+
+    def write(self, frame: Frame, result: Segmentation) -> None:
+        """Write the image. Raises OutputError, also for a second one."""
+        file, self._file = self._file, None
+        if file is None:
+            raise OutputError(f"{self.name}: holds one image; write several as an MP4")
+        image = self._painter.paint(frame, result)
         try:
-            frame = video_frame(image, ticks, self._tick)
-            self._container.mux(self._stream.encode(frame))
-        except WRITE_ERRORS:
-            self._failed = True
-            raise
+            png = self.path.suffix.lower() == ".png"
+            data = encode_png(image) if png else encode_jpeg(image, _JPEG_QUALITY)
+        except ValueError as error:
+            raise OutputError(f"{self.name}: {error}; write a PNG, or a smaller image") from error
+        file.write(data)
 
-    def close(self) -> None:
-        """Write what the encoder still holds, and the index; the file is closed in any case."""
-        try:
-            # After a header that could not be written FFmpeg crashes on the next packet.
-            if not self._failed:
-                self._container.mux(self._stream.encode(None))
-        finally:
-            self._container.close()
-
-
-def is_playable(path: Path, video_format: VideoFormat = "mp4") -> bool:
-    """Whether at least one frame of the file can be decoded."""
-    try:
-        with av.open(f"file:{path}", "r", format=video_format) as container:
-            return next(container.decode(video=0), None) is not None
-    except (av.FFmpegError, OSError, IndexError):
-        return False
-
-
-_SLIDESHOW_RATE = Fraction(2)
-_DEFAULT_RATE = Fraction(30)
-_FINEST_TICK = Fraction(1, 1_000_000_000)  # MP4 counts ticks per second in 31 bits
+    def close(self, *, complete: bool = True) -> None:
+        """Nothing is left to do: the image is whole, or was never written."""
+        self._file = None
 
 
 class FrameClock:
@@ -157,12 +184,6 @@ class FrameClock:
                 return last + period
             return last + 1
         return now
-
-
-_log = logging.getLogger(__name__)
-
-_FORMATS: dict[str, VideoFormat] = {".mp4": "mp4", ".mkv": "matroska"}
-_MILLISECOND = Fraction(1, 1000)
 
 
 class OverlayVideo:
