@@ -162,7 +162,7 @@ class Segmentation:
     @property
     def size(self) -> Size:
         """Height and width in pixels."""
-        return self.class_map.shape[0], self.class_map.shape[1]
+        return self.class_map.shape
 
     @cached_property
     def _counts(self) -> NDArray[np.int64]:
@@ -295,9 +295,8 @@ def _segment(
 def _class_table(labels: LabelMap, classes: Sequence[int]) -> ClassMap:
     """The class of each segment id, with the ignore index at 0."""
     values = [labels.ignore_index, *classes]
-    if max(labels.num_classes - 1, labels.ignore_index) < 256:
-        return np.array(values, np.uint8)
-    return np.array(values, np.uint16)
+    wide = max(labels.num_classes - 1, labels.ignore_index) > 255
+    return np.array(values, np.uint16) if wide else np.array(values, np.uint8)
 
 
 def _histogram(ids: ClassMap, count: int) -> NDArray[np.int64]:

@@ -108,7 +108,7 @@ class JsonLines(_LineSink):
         """Add one line. Raises OutputError; the lines before stay whole."""
         semantic = result.task == "semantic"
         record = Record(
-            *_about(frame, (frame.image.shape[0], frame.image.shape[1])),
+            *_about(frame, frame.image.shape[:2]),
             shares={name: round(share, 6) for name, share in result.shares().items()},
             timings_ms={stage: round(value, 3) for stage, value in result.timings.items()},
             model=self._model,

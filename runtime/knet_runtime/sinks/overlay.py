@@ -47,10 +47,8 @@ a frame, until the end."""
 class OverlayPainter:
     """Draws frames under their colours, all at the size of the first one.
 
-    ``alpha`` is the colours' opacity (0 … 1); ``legend`` adds a strip of class names and shares
-    below the image; ``classes`` are the names of those that are drawn and listed, all when there
-    are none. Frames of another size than the first are letterboxed into it. Raises ConfigError for
-    a wrong alpha.
+    ``alpha``, ``legend`` and ``classes`` are those of ``OverlayVideo``. Frames of another size than
+    the first are letterboxed into it. Raises ConfigError for a wrong alpha.
     """
 
     def __init__(
@@ -70,7 +68,7 @@ class OverlayPainter:
         classes = result.labels.indices(self._names) if self._names else None
         image = result.overlay(frame.image, self._alpha, classes)
         if self._hw is None:
-            self._hw = (image.shape[0], image.shape[1])
+            self._hw = image.shape[:2]
         image = letterbox(image, self._hw)
         if frame.stale:
             image = mark_stale(image, monotonic() - self._fresh)
@@ -85,8 +83,7 @@ class OverlayPainter:
 class OverlayImage:
     """Writes one frame under its colours to ``path``, a PNG or JPEG by its suffix.
 
-    ``alpha`` is the colours' opacity (0 … 1); ``legend`` adds a strip of class names and shares
-    below the image; ``classes`` names those that are drawn (none: all). The file appears whole at
+    ``alpha``, ``legend`` and ``classes`` are those of ``OverlayVideo``. The file appears whole at
     the first ``write``; a second one is refused. Raises OutputError when it cannot be written,
     ConfigError for another suffix, a wrong alpha or classes that the model does not have.
 
@@ -259,7 +256,7 @@ class OverlayVideo:
                 self._pending.start()
                 self._writer = VideoWriter(
                     self._pending.temporary,
-                    (image.shape[0], image.shape[1]),
+                    image.shape[:2],
                     self._clock.tick(frame.pts),
                     self._clock.rate,
                     self._encoder,

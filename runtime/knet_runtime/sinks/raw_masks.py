@@ -146,20 +146,15 @@ class Header(msgspec.Struct, frozen=True):
         """The mask of these pixels, None if they are not the ones that were written."""
         if zlib.crc32(pixels) != self.crc:
             return None
-        class_map: ClassMap
-        if self.depth == 2:
-            class_map = np.frombuffer(pixels, "<u2").astype(np.uint16, copy=False)
-        else:
-            class_map = np.frombuffer(pixels, np.uint8)
-        class_map = class_map.reshape(self.shape)
+        stored = np.frombuffer(pixels, f"<u{self.depth}").reshape(self.shape)
+        class_map = stored.astype(f"=u{self.depth}", copy=False)
         return RawMask(class_map, self.sequence, self.index, self.pts, self.wall, self.stale)
 
 
 def pack(frame: Frame, result: Segmentation, sequence: int) -> tuple[bytes, memoryview]:
     """The header and the pixels of one mask."""
     class_map = result.class_map
-    kind = "u1" if class_map.dtype == np.uint8 else "<u2"
-    pixels = np.ascontiguousarray(class_map, kind).data.cast("B")
+    pixels = np.ascontiguousarray(class_map, f"<u{class_map.itemsize}").data.cast("B")
     header = HEADER.pack(
         MAGIC,
         _STALE if frame.stale else 0,
@@ -223,7 +218,7 @@ def _read(stream: BinaryIO, size: int) -> bytes:
 class RawMasks:
     """Writes raw class maps to stdout, or to the pipe, socket or file of another descriptor.
 
-    ``output.pipe.Pipe`` says what becomes of a slow reader. The descriptor stays open. Raises
+    ``Pipe`` says what becomes of a slow reader. The descriptor stays open. Raises
     ConfigError for a terminal.
 
         >>> from knet_deploy import RawMasks, Segmenter, open_source, read_masks

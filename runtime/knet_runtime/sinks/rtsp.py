@@ -69,7 +69,9 @@ class PushProcess:
         except OSError as error:  # no memory or no processes left: another time, perhaps
             raise PushLost(f"no process can be started: {error.strerror}") from error
         assert self._child.stdin is not None
-        os.set_blocking(self._child.stdin.fileno(), False)
+        assert self._child.stdout is not None
+        self._stdin, self._stdout = self._child.stdin, self._child.stdout
+        os.set_blocking(self._stdin.fileno(), False)
         try:
             # Not as an argument: everybody on the machine can read those.
             self._feed(memoryview(msgspec.json.encode(self._push) + b"\n"))
@@ -90,13 +92,10 @@ class PushProcess:
         self._answer(self._push.patience + _GRACE)
 
     def _feed(self, data: memoryview) -> None:
-        assert self._child.stdin is not None
-        pipe = self._child.stdin.fileno()
-        poll = select.poll()
-        poll.register(pipe, select.POLLOUT)
+        pipe = self._stdin.fileno()
         deadline = monotonic() + self._push.patience
         while data:
-            self._wait(poll, deadline)
+            self._wait(pipe, select.POLLOUT, deadline)
             try:
                 data = data[os.write(pipe, data) :]
             except BlockingIOError:
@@ -105,19 +104,18 @@ class PushProcess:
                 self._answer(_GRACE)  # it says why it has ended, or else that it has
 
     def _answer(self, seconds: float) -> None:
-        assert self._child.stdout is not None
-        pipe = self._child.stdout.fileno()
-        poll = select.poll()
-        poll.register(pipe, select.POLLIN)
-        self._wait(poll, monotonic() + seconds)
+        pipe = self._stdout.fileno()
+        self._wait(pipe, select.POLLIN, monotonic() + seconds)
         answer = os.read(pipe, 1)
         if answer == OK:
             return
         if answer == FAILED:
-            raise PushLost(self._child.stdout.readline().decode("utf-8", "replace").strip())
+            raise PushLost(self._stdout.readline().decode("utf-8", "replace").strip())
         raise PushLost(f"the server takes nothing for {self._push.patience:g} s")
 
-    def _wait(self, poll: select.poll, deadline: float) -> None:
+    def _wait(self, pipe: int, event: int, deadline: float) -> None:
+        poll = select.poll()
+        poll.register(pipe, event)
         while not poll.poll(1000 * _SLICE):
             if self._stop.is_set():
                 raise PushLost("stopped")
@@ -125,10 +123,8 @@ class PushProcess:
                 raise PushLost(f"the server takes nothing for {self._push.patience:g} s")
 
     def _end(self, *, graceful: bool = False) -> None:
-        assert self._child.stdin is not None
-        assert self._child.stdout is not None
         with contextlib.suppress(OSError):
-            self._child.stdin.close()
+            self._stdin.close()
         if graceful:
             deadline = monotonic() + self._push.patience
             while not self._stop.is_set() and monotonic() < deadline:
@@ -137,7 +133,7 @@ class PushProcess:
                     break
         self._child.kill()
         self._child.wait()
-        self._child.stdout.close()
+        self._stdout.close()
 
 
 class RtspPush:
@@ -210,7 +206,7 @@ class RtspPush:
         with self._changed:
             self._raise_failure()
             if self._thread is None:
-                hw = (image.shape[0], image.shape[1])
+                hw = image.shape[:2]
                 self._thread = threading.Thread(target=self._pump, args=(hw,), name="rtsp-push")
                 self._thread.start()
             if not self._live:

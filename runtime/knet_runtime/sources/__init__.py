@@ -14,7 +14,6 @@ from knet_runtime.sources.container import (
     CameraConnector,
     Connector,
     NetworkConnector,
-    is_finite,
     open_file,
     scheme_of,
 )
@@ -71,7 +70,7 @@ def _camera(path: Path, options: SourceOptions) -> LiveSource:
 def _stream(address: str, options: SourceOptions) -> Source:
     link = NetworkConnector(address, options)
     container = _opened(link)
-    if not link.rtsp and is_finite(container):
+    if link.is_finite(container):
         return VideoSource(container, link.name, options)
     try:
         _refuse_part(link.name, options)

@@ -196,7 +196,7 @@ class NetworkConnector:
         self._hardware: HWAccel | None = None
         self._first = True
         self.name = redacted(address)
-        self.rtsp = scheme_of(address) in ("rtsp", "rtsps")
+        self._rtsp = scheme_of(address) in ("rtsp", "rtsps")
 
     def open(self) -> InputContainer:
         """Connect, and find out what the stream holds. Raises SourceLost."""
@@ -220,10 +220,20 @@ class NetworkConnector:
         # the address with its password.
         raise lost
 
+    def is_finite(self, container: InputContainer) -> bool:
+        """Whether what was opened has an end: over HTTP, and stating a duration or a size.
+
+        A playlist that can still grow states no duration; its size is that of its text.
+        """
+        if self._rtsp:
+            return False
+        stated = (container.duration or 0) > 0
+        return stated or (container.format.name != "hls" and container.size > 0)
+
     def _open(self, hardware: HWAccel | None) -> InputContainer:
         chosen = self._options
         options = {"format_whitelist": _HTTP_FORMATS, "protocol_whitelist": _HTTP_PROTOCOLS}
-        if self.rtsp:
+        if self._rtsp:
             seconds = max(chosen.connect_timeout, chosen.read_timeout)
             options = {
                 "format_whitelist": "rtsp",
@@ -244,16 +254,6 @@ class NetworkConnector:
             timeout=(chosen.connect_timeout, chosen.read_timeout * self._patience),
             hwaccel=hardware,
         )
-
-
-def is_finite(container: InputContainer) -> bool:
-    """Whether what was opened over HTTP has an end: it states a duration or a size.
-
-    A playlist that can still grow states no duration; its size is that of its text.
-    """
-    if container.duration is not None and container.duration > 0:
-        return True
-    return container.format.name != "hls" and container.size > 0
 
 
 def close_input(container: InputContainer) -> None:

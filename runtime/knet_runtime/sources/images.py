@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knet_runtime.errors import SourceError
-from knet_runtime.sources.base import SourceInfo, SourceOptions, SourceStatus
+from knet_runtime.sources.base import SourceInfo, SourceKind, SourceOptions, SourceStatus
 from knet_runtime.types import MAX_PIXELS, Closeable, Frame
 
 _PNG_KEPT = {b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"}
@@ -269,14 +269,8 @@ class ImageSource(Closeable):
         paths, names = paths[::every], names[::every]
         self._stopped = False
         first = read_image(paths[0])
-        height, width = first.shape[:2]
-        self.info = SourceInfo(
-            kind="images" if folder else "image",
-            hw=(height, width),
-            rate=None,
-            frames=len(paths),
-            path=path,
-        )
+        kind: SourceKind = "images" if folder else "image"
+        self.info = SourceInfo(kind, first.shape[:2], None, len(paths), path=path)
         rest = self._read(paths[1:], names[1:])
         self._frames: Iterator[Frame] = chain([Frame(first, 0, None, names[0])], rest)
 

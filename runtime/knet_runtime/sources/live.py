@@ -22,13 +22,7 @@ from av.container import InputContainer
 
 from knet_runtime.errors import SourceError
 from knet_runtime.sources.base import Backoff, SourceInfo, SourceLost, SourceOptions, SourceStatus
-from knet_runtime.sources.container import (
-    Connector,
-    NetworkConnector,
-    close_input,
-    is_finite,
-    lost_by,
-)
+from knet_runtime.sources.container import Connector, NetworkConnector, close_input, lost_by
 from knet_runtime.sources.decoder import READ_ERRORS, Decoder
 from knet_runtime.types import Closeable, Frame
 
@@ -141,16 +135,9 @@ class LiveSource(Closeable):
             self._reading = self._read()
             first = next(self._reading)  # it waits for one, or raises
             self._frames: Iterator[Frame] = chain([first], self._reading)
-            height, width = first.image.shape[:2]
             rate = self._decoder.rate
-            self.info = SourceInfo(
-                kind=kind,
-                hw=(height, width),
-                rate=None if rate is None else rate / options.every,
-                frames=None,
-                time_base=base,
-                path=path,
-            )
+            rate = None if rate is None else rate / options.every
+            self.info = SourceInfo(kind, first.image.shape[:2], rate, None, base, path)
         except BaseException:
             self._disconnect()
             raise
@@ -203,8 +190,7 @@ class LiveSource(Closeable):
         """Those of one connection, when they are due, until it is lost (``_lost`` says how) or the
         source is stopped."""
         container = self._container
-        if container is None:
-            return
+        assert container is not None  # until it is stopped
         pace = PlaylistClock() if container.format.name == "hls" else None
         self._already = self._played
         packets = container.demux(self._decoder.stream)
@@ -282,11 +268,7 @@ class LiveSource(Closeable):
         container = self._link.open()
         try:
             # A live playlist that now states its length has ended; it would begin anew.
-            if (
-                isinstance(self._link, NetworkConnector)
-                and not self._link.rtsp
-                and is_finite(container)
-            ):
+            if isinstance(self._link, NetworkConnector) and self._link.is_finite(container):
                 raise SourceLost("the stream has ended")
             self._decoder = Decoder(container, self._link.name, live=True)
         except SourceError as error:

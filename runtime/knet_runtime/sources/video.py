@@ -120,16 +120,10 @@ class VideoSource(Closeable):
             if first is None:
                 raise SourceError(self._nothing())
             self._frames: Iterator[Frame] = chain([first], self._reading)
-            height, width = first.image.shape[:2]
-            rate = self._decoder.rate
-            self.info = SourceInfo(
-                kind="video",
-                hw=(height, width),
-                rate=None if rate is None else rate / options.every,
-                frames=self._frame_hint(),
-                time_base=self._decoder.stream.time_base,
-                path=path,
-            )
+            rate, base = self._decoder.rate, self._decoder.stream.time_base
+            rate = None if rate is None else rate / options.every
+            hint = self._frame_hint()
+            self.info = SourceInfo("video", first.image.shape[:2], rate, hint, base, path)
         except BaseException:
             close_input(container)
             raise
@@ -137,7 +131,7 @@ class VideoSource(Closeable):
     @property
     def deinterlaces(self) -> bool:
         """Whether frames are being made of fields just now, which looks at those beside them."""
-        return self._decoder.deinterlaces
+        return self._decoder.deinterlacer.active
 
     def __iter__(self) -> Iterator[Frame]:
         return self._frames
@@ -246,7 +240,7 @@ class VideoSource(Closeable):
 
     def _is_early(self, time: Fraction, start: float) -> bool:
         # Deinterlacing looks at the frame before.
-        return float(time) < start or (float(time) == start and not self._decoder.deinterlaces)
+        return float(time) < start or (float(time) == start and not self.deinterlaces)
 
     def _decoded_frames(self) -> Generator[av.VideoFrame, None, None]:
         damage = self._damage

@@ -24,6 +24,15 @@ from knet_runtime.types import Closeable
 _LOOPBACK = "127.0.0.1"
 _STUCK_MS = 5000
 _SEND_BUFFER = 256 * 1024
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' data: blob:; connect-src 'self'; form-action 'none'; "
+    "base-uri 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
 
 
 @dataclass(frozen=True)
@@ -140,18 +149,6 @@ class AuthMiddleware:
     def __init__(self, app: ASGIApp, listener: Listener) -> None:
         self._app = app
         self._listener = listener
-        self._token = listener.token
-        self._headers = {
-            "Content-Security-Policy": (
-                "default-src 'none'; script-src 'self'; style-src 'self'; "
-                "img-src 'self' data: blob:; connect-src 'self'; form-action 'none'; "
-                "base-uri 'none'; frame-ancestors 'none'"
-            ),
-            "Cross-Origin-Resource-Policy": "same-origin",
-            "X-Content-Type-Options": "nosniff",
-            "Referrer-Policy": "no-referrer",
-            "Cache-Control": "no-store",
-        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -159,9 +156,7 @@ class AuthMiddleware:
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in self._headers.items():
-                    headers[name] = value
+                MutableHeaders(scope=message).update(_HEADERS)
             await send(message)
 
         request = Request(scope, receive)
@@ -194,7 +189,7 @@ class AuthMiddleware:
             return False
 
     def _may_pass(self, request: Request) -> bool:
-        if self._token is None:
+        if self._listener.token is None:
             return True
         kind, _, given = request.headers.get("authorization", "").partition(" ")
         given = given.strip()
@@ -206,4 +201,4 @@ class AuthMiddleware:
         elif kind.lower() != "bearer":
             return False
         # In a time that does not say how much of it is right.
-        return hmac.compare_digest(given.encode("utf-8", "replace"), self._token.encode())
+        return hmac.compare_digest(given.encode("utf-8", "replace"), self._listener.token.encode())

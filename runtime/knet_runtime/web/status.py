@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, get_args
 
 import msgspec
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from knet_runtime.pipeline.stats import FeedSnapshot, RunSnapshot, StageSnapshot
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from knet_runtime.web.streams import Latest
+from knet_runtime.web.streams import Latest
 
 
 class Sensors(msgspec.Struct, frozen=True):
@@ -74,15 +70,7 @@ STALE_SECONDS = 3.0
 """A live feed without a new frame for so long is stale, even if the run itself has not said so:
 it may hang."""
 
-_NOTHING = FeedSnapshot(
-    frames=0,
-    dropped=0,
-    stale_frames=0,
-    reconnects=0,
-    connected=True,
-    last_frame_age=None,
-    stages={},
-)
+_NOTHING = FeedSnapshot(0, 0, 0, 0, connected=True, last_frame_age=None, stages={})
 """What there is to tell of a feed whose run has not begun."""
 
 
@@ -149,21 +137,12 @@ def read_run_status(snapshot: RunSnapshot, latest: Mapping[str, Latest], viewers
     return RunStatus(time.time(), viewers, read_sensors(), feeds)
 
 
-_COUNTERS: tuple[tuple[str, str, Callable[[FeedStatus], int]], ...] = (
-    ("knet_frames", "Frames segmented and written.", lambda feed: feed.frames),
-    (
-        "knet_frames_dropped",
-        "Frames of a live source that were skipped.",
-        lambda feed: feed.dropped,
-    ),
-    ("knet_frames_stale", "Times an old frame was shown again.", lambda feed: feed.stale_frames),
-    (
-        "knet_reconnects",
-        "Times a live source was connected to again.",
-        lambda feed: feed.reconnects,
-    ),
+_COUNTERS = (  # by the name of the count in ``FeedStatus``
+    ("frames", "knet_frames", "Frames segmented and written."),
+    ("dropped", "knet_frames_dropped", "Frames of a live source that were skipped."),
+    ("stale_frames", "knet_frames_stale", "Times an old frame was shown again."),
+    ("reconnects", "knet_reconnects", "Times a live source was connected to again."),
 )
-_STATES = ("waiting", "running", "stale", "disconnected", "ended")
 
 
 def registry(read: Callable[[], RunStatus]) -> CollectorRegistry:
@@ -176,9 +155,6 @@ def registry(read: Callable[[], RunStatus]) -> CollectorRegistry:
 class _Collector:
     def __init__(self, read: Callable[[], RunStatus]) -> None:
         self._read = read
-
-    def describe(self) -> list[Metric]:
-        return []
 
     def collect(self) -> Iterator[Metric]:
         numbers = self._read()
@@ -197,10 +173,10 @@ class _Collector:
 
 
 def _feeds(feeds: list[FeedStatus]) -> Iterator[Metric]:
-    for name, help_text, count in _COUNTERS:
+    for count, name, help_text in _COUNTERS:
         counter = CounterMetricFamily(name, help_text, labels=["feed"])
         for feed in feeds:
-            counter.add_metric([feed.name], count(feed))
+            counter.add_metric([feed.name], getattr(feed, count))
         yield counter
     state = GaugeMetricFamily("knet_state", "1 for the feed's state.", labels=["feed", "state"])
     age = GaugeMetricFamily("knet_frame_age_seconds", "Since the last new frame.", labels=["feed"])
@@ -210,7 +186,7 @@ def _feeds(feeds: list[FeedStatus]) -> Iterator[Metric]:
         labels=["feed", "stage", "quantile"],
     )
     for feed in feeds:
-        for name in _STATES:
+        for name in get_args(State):
             state.add_metric([feed.name, name], feed.state == name)
         if feed.age is not None:
             age.add_metric([feed.name], feed.age)
