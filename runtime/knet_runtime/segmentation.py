@@ -116,11 +116,10 @@ class Segmentation:
             raise ValueError(f"the map names segments above the {len(classes)} described")
         boxes = _boxes(segment_map, range(1, len(table)))
         areas = _histogram(segment_map, len(table))
+        described = enumerate(zip(classes, scores, tracks, strict=True), 1)
         segments = tuple(
             _segment(labels, id_, class_id, score, int(areas[id_]), boxes[id_], track)
-            for id_, (class_id, score, track) in enumerate(
-                zip(classes, scores, tracks, strict=True), 1
-            )
+            for id_, (class_id, score, track) in described
             if id_ in boxes
         )
         return cls(table[segment_map], labels, timings or {}, "panoptic", segment_map, segments)

@@ -17,7 +17,7 @@ import numpy as np
 from av.container import OutputContainer
 
 from knet_runtime.errors import OutputError
-from knet_runtime.types import Rgb
+from knet_runtime.types import Rgb, Size
 
 Codec = Literal["h264", "hevc"]
 VideoFormat = Literal["mp4", "matroska"]
@@ -53,7 +53,7 @@ _ENDLESS_MP4 = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush
 def add_stream(
     container: OutputContainer,
     encoder: str,
-    hw: tuple[int, int],
+    hw: Size,
     tick: Fraction,
     rate: Fraction,
     *,
@@ -86,7 +86,7 @@ def video_frame(image: Rgb, ticks: int, tick: Fraction) -> av.VideoFrame:
     return frame
 
 
-def working_encoder(encoders: Sequence[str], hw: tuple[int, int]) -> str:
+def working_encoder(encoders: Sequence[str], hw: Size) -> str:
     """The first of ``encoders`` that really opens for frames of this size.
 
     A build lists encoders whose hardware is absent, so each is tried. Raises OutputError.
@@ -108,7 +108,7 @@ def working_encoder(encoders: Sequence[str], hw: tuple[int, int]) -> str:
     )
 
 
-def _configure(context: av.VideoCodecContext, hw: tuple[int, int], tick: Fraction) -> None:
+def _configure(context: av.VideoCodecContext, hw: Size, tick: Fraction) -> None:
     context.height, context.width = _even(hw[0]), _even(hw[1])
     context.pix_fmt = "yuv420p"
     context.max_b_frames = 0
@@ -140,7 +140,7 @@ class VideoWriter:
     def __init__(
         self,
         path: Path,
-        hw: tuple[int, int],
+        hw: Size,
         tick: Fraction,
         rate: Fraction,
         encoder: str,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from time import monotonic
 
@@ -51,9 +52,7 @@ class OverlayPainter:
     the first are letterboxed into it. Raises ConfigError for a wrong alpha.
     """
 
-    def __init__(
-        self, *, alpha: float = 0.5, legend: bool = False, classes: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, alpha: float, legend: bool, classes: Sequence[str]) -> None:
         if not 0 <= alpha <= 1:
             raise ConfigError(f"alpha is {alpha}; the overlay's opacity lies between 0 and 1")
         self._alpha = alpha
@@ -109,7 +108,7 @@ class OverlayImage:
         self.name = str(path)
         if self.path.suffix.lower() not in self.SUFFIXES:
             raise ConfigError(f"{path}: let the image's name end in {' or '.join(self.SUFFIXES)}")
-        self._painter = OverlayPainter(alpha=alpha, legend=legend, classes=classes)
+        self._painter = OverlayPainter(alpha, legend, classes)
         self._file: AtomicFile | None = AtomicFile(self.path)
 
     def write(self, frame: Frame, result: Segmentation) -> None:
@@ -154,32 +153,27 @@ class FrameClock:
 
     def ticks(self, frame: Frame) -> int:
         """The time of ``frame``, later than that of the one before."""
-        now, arrived = self._ticks(frame), monotonic()
+        tick, last, arrived = self.tick(frame.pts), self._last, monotonic()
+        period = max(1, round(1 / self.rate / tick))
+        stated = None if frame.pts is None else round(frame.pts / tick)
+        if last is None:
+            now, self._offset = 0, -(stated or 0)
+        elif frame.stale:
+            # It has the time of the frame that it repeats; it is shown now.
+            since = Fraction(arrived - self._fresh[1])
+            now = max(last + 1, self._fresh[0] + round(since / tick))
+        elif stated is None:
+            now = last + period
+        else:
+            now = stated + self._offset
+            if (last - now) * tick > 1:  # the source's clock began anew: go on from here
+                self._offset = last + period - stated
+            if now <= last:
+                self.retimed += 1
+                now = max(last + 1, stated + self._offset)
         if not frame.stale:
             self._fresh = (now, arrived)
         self._last = now
-        return now
-
-    def _ticks(self, frame: Frame) -> int:
-        tick = self.tick(frame.pts)
-        last = self._last
-        period = max(1, round(1 / self.rate / tick))
-        if last is not None and frame.stale:
-            # It has the time of the frame that it repeats; it is shown now.
-            since = Fraction(monotonic() - self._fresh[1])
-            return max(last + 1, self._fresh[0] + round(since / tick))
-        if frame.pts is None:
-            now = 0 if last is None else last + period
-        else:
-            if last is None:
-                self._offset = -round(frame.pts / tick)
-            now = round(frame.pts / tick) + self._offset
-        if last is not None and now <= last:
-            self.retimed += 1
-            if (last - now) * tick > 1:  # the source's clock began anew: go on from here
-                self._offset += last + period - now
-                return last + period
-            return last + 1
         return now
 
 
@@ -199,8 +193,8 @@ class OverlayVideo:
     MP4 of a live source, or of more than 100,000 frames, stays in fragments: its index would grow
     in memory.
 
-    Until ``close`` the file has a hidden name beside ``path``. Raises OutputError when it can
-    not be written or no encoder works, ConfigError for another suffix, a wrong alpha or classes
+    Until ``close`` the file has a hidden name beside ``path``. Raises OutputError when it
+    cannot be written or no encoder works, ConfigError for another suffix, a wrong alpha or classes
     that the model does not have.
 
         >>> from knet_deploy import OverlayVideo, Segmenter, open_source
@@ -232,11 +226,16 @@ class OverlayVideo:
         if codec not in ENCODERS:
             raise ConfigError(f"the codec is {codec!r}; use h264 or hevc")
         self._format: VideoFormat = video_format
-        self._painter = OverlayPainter(alpha=alpha, legend=legend, classes=classes)
-        self._encoder = working_encoder(encoders or ENCODERS[codec], info.hw)
-        self._live = info.live
-        self._endless = info.live or (info.frames or 0) > INDEXED_FRAMES
+        self._painter = OverlayPainter(alpha, legend, classes)
         self._clock = FrameClock(info, _MILLISECOND if video_format == "matroska" else None)
+        self._open = partial(
+            VideoWriter,
+            rate=self._clock.rate,
+            encoder=working_encoder(encoders or ENCODERS[codec], info.hw),
+            video_format=video_format,
+            live=info.live,
+            endless=info.live or (info.frames or 0) > INDEXED_FRAMES,
+        )
         self._failed = False
         self._writer: VideoWriter | None = None
         self._pending: AtomicFile | None = AtomicFile(self.path)
@@ -254,16 +253,8 @@ class OverlayVideo:
         try:
             if self._writer is None:
                 self._pending.start()
-                self._writer = VideoWriter(
-                    self._pending.temporary,
-                    image.shape[:2],
-                    self._clock.tick(frame.pts),
-                    self._clock.rate,
-                    self._encoder,
-                    video_format=self._format,
-                    live=self._live,
-                    endless=self._endless,
-                )
+                tick = self._clock.tick(frame.pts)
+                self._writer = self._open(self._pending.temporary, image.shape[:2], tick)
             self._writer.write(image, self._clock.ticks(frame))
         except WRITE_ERRORS as error:
             self._failed = True
@@ -273,8 +264,8 @@ class OverlayVideo:
         """Finish the file and rename it to ``path``, or, unless complete, to
         ``NAME.partial.SUFFIX``.
 
-        Without frames nothing is left. A second call does nothing. Raises OutputError when it can
-        not be finished; if it plays all the same it is kept as partial.
+        Without frames nothing is left. A second call does nothing. Raises OutputError when it
+        cannot be finished; if it plays all the same it is kept as partial.
         """
         pending, self._pending = self._pending, None
         writer, self._writer = self._writer, None

@@ -174,16 +174,8 @@ def unpack(data: bytes) -> Header | None:
     magic, flags, depth, height, width, sequence, index, pts, wall, crc = HEADER.unpack(data)
     if magic != MAGIC or depth not in (1, 2) or height * width > MAX_PIXELS:
         return None
-    return Header(
-        (height, width),
-        depth,
-        sequence,
-        index,
-        None if math.isnan(pts) else pts,
-        None if math.isnan(wall) else wall,
-        bool(flags & _STALE),
-        crc,
-    )
+    pts, wall = (None if math.isnan(time) else time for time in (pts, wall))
+    return Header((height, width), depth, sequence, index, pts, wall, bool(flags & _STALE), crc)
 
 
 def read_masks(stream: BinaryIO) -> Iterator[RawMask]:

@@ -15,6 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from time import monotonic
 
@@ -177,13 +178,12 @@ class RtspPush:
         if scheme_of(url) not in ("rtsp", "rtsps"):
             raise ConfigError(f"{redacted(url)}: push to an address of rtsp:// or rtsps://")
         self.name = redacted(url)
-        self._url = url
-        self._transport = transport
-        self._patience = patience
         self._live = info.live
-        self._encoder = working_encoder(ENCODERS["h264"], info.hw)
-        self._painter = OverlayPainter(alpha=alpha, legend=legend, classes=classes)
+        self._painter = OverlayPainter(alpha, legend, classes)
         self._clock = FrameClock(info, _TICK)
+        rate, tick = self._clock.rate.as_integer_ratio(), _TICK.as_integer_ratio()
+        encoder = working_encoder(ENCODERS["h264"], info.hw)
+        self._push = partial(Push, url, transport, encoder, tick=tick, rate=rate, patience=patience)
         self._waiting: deque[tuple[Rgb, int]] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -248,16 +248,7 @@ class RtspPush:
             )
 
     def _pump(self, hw: tuple[int, int]) -> None:
-        push = Push(
-            url=self._url,
-            transport=self._transport,
-            encoder=self._encoder,
-            hw=hw,
-            tick=_TICK.as_integer_ratio(),
-            rate=self._clock.rate.as_integer_ratio(),
-            patience=self._patience,
-        )
-        backoff, worked = Backoff(), False
+        push, backoff, worked = self._push(hw=hw), Backoff(), False
         while not self._over():
             began = monotonic()
             try:

@@ -61,17 +61,15 @@ class Timeline:
         if time is None:
             placed = due
         else:
-            if self._offset is None or self._jumps(time + self._offset, due):
-                self._offset = due - time
-            placed = time + self._offset
+            placed = due if self._offset is None else time + self._offset
+            if last is not None and not last < placed <= due + Fraction(_SLACK):  # it jumps
+                placed = due
+            self._offset = placed - time
         placed = round(placed / self._tick) * self._tick
         if last is not None and placed <= last:
             placed = last + self._tick
         self._last, self._arrived = placed, now
         return placed
-
-    def _jumps(self, placed: Fraction, due: Fraction) -> bool:
-        return self._last is not None and not self._last < placed <= due + Fraction(_SLACK)
 
 
 class PlaylistClock:

@@ -60,19 +60,19 @@ class PageConfig(msgspec.Struct, frozen=True):
 class App:
     """The routes, made and asked in the event loop: the page's files, frames, the run's state.
 
-    ``latest`` holds the feeds, by name; ``read`` gives the numbers for so many viewers.
+    ``latest`` holds the feeds, by name; ``snapshot`` gives the numbers of the run.
     """
 
     def __init__(
         self,
         latest: dict[str, Latest],
         set_up: PageConfig,
-        read: Callable[[int], RunStatus],
+        snapshot: Callable[[], RunSnapshot],
         pool: Executor,
     ) -> None:
         self._latest = latest
         self._set_up = set_up
-        self._read_for = read
+        self._snapshot_run = snapshot
         self._in_pool = partial(asyncio.get_running_loop().run_in_executor, pool)
         self._viewers = 0
         self._closing = asyncio.Event()
@@ -143,7 +143,7 @@ class App:
         return name
 
     def _read(self) -> RunStatus:
-        return self._read_for(self._viewers)
+        return read_run_status(self._snapshot_run(), self._latest, self._viewers)
 
     async def _numbers(self) -> RunStatus:
         return await self._in_pool(self._read)  # sensors are files that may take their time
@@ -244,15 +244,9 @@ class LivePage(Closeable):
         self._listener = listener
         self._snapshot = snapshot
         self._latest = {name: Latest() for name in feeds}
-        looks = zip(labels.names, labels.palette, strict=True)
-        self._set_up = PageConfig(
-            feeds=feeds,
-            classes=[ClassLook(name, colour) for name, colour in looks],
-            shown=list(labels.indices(classes or labels.names)),
-            alpha=alpha,
-            model=model,
-            engine=engine,
-        )
+        looks = [ClassLook(*look) for look in zip(labels.names, labels.palette, strict=True)]
+        shown = list(labels.indices(classes or labels.names))
+        self._set_up = PageConfig(feeds, looks, shown, alpha, model, engine)
         self._thread: threading.Thread | None = None
         self._server: _Server | None = None
 
@@ -299,7 +293,7 @@ class LivePage(Closeable):
     async def _answer(self, pool: ThreadPoolExecutor, ready: threading.Event) -> None:
         for latest in self._latest.values():
             latest.attach(asyncio.get_running_loop())
-        app = App(self._latest, self._set_up, self._read, pool)
+        app = App(self._latest, self._set_up, self._snapshot, pool)
         config = uvicorn.Config(
             AuthMiddleware(app.routes, self._listener),
             http=_Protocol,
@@ -312,9 +306,6 @@ class LivePage(Closeable):
         )
         self._server = _Server(config, app, ready)
         await self._server.serve(sockets=[self._listener.socket])
-
-    def _read(self, viewers: int) -> RunStatus:
-        return read_run_status(self._snapshot(), self._latest, viewers)
 
 
 class _Protocol(H11Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -37,15 +38,12 @@ def read_sensors(system: Path = Path("/sys")) -> Sensors:
             if name in temperatures:
                 name = f"{name} {zone.name.removeprefix('thermal_zone')}"
             temperatures[name] = value / 1000
-    processors = list((system / "devices/system/cpu").glob("cpu[0-9]*/cpufreq"))
-    return Sensors(
-        temperatures,
-        _fastest([folder / "scaling_cur_freq" for folder in processors]),
-        _fastest([folder / "cpuinfo_max_freq" for folder in processors]),
-    )
+    clocks = (_fastest(system, name) for name in ("scaling_cur_freq", "cpuinfo_max_freq"))
+    return Sensors(temperatures, *clocks)
 
 
-def _fastest(files: list[Path]) -> float | None:
+def _fastest(system: Path, name: str) -> float | None:
+    files = (system / "devices/system/cpu").glob(f"cpu[0-9]*/cpufreq/{name}")
     values = [value for file in files if (value := _number(file)) is not None]
     return 1000 * max(values) if values else None  # from kHz
 
@@ -122,18 +120,9 @@ def read_run_status(snapshot: RunSnapshot, latest: Mapping[str, Latest], viewers
     feeds = []
     for name, slot in latest.items():
         feed = snapshot.feeds.get(name, _NOTHING)
-        feeds.append(
-            FeedStatus(
-                name=name,
-                state=_state(feed, slot),
-                frames=feed.frames,
-                dropped=feed.dropped,
-                stale_frames=feed.stale_frames,
-                reconnects=feed.reconnects,
-                age=feed.last_frame_age,
-                stages=feed.stages,
-            )
-        )
+        counts = feed.frames, feed.dropped, feed.stale_frames, feed.reconnects
+        state = _state(feed, slot)
+        feeds.append(FeedStatus(name, state, *counts, feed.last_frame_age, feed.stages))
     return RunStatus(time.time(), viewers, read_sensors(), feeds)
 
 
@@ -152,19 +141,18 @@ def registry(read: Callable[[], RunStatus]) -> CollectorRegistry:
     return collected
 
 
+@dataclass(frozen=True)
 class _Collector:
-    def __init__(self, read: Callable[[], RunStatus]) -> None:
-        self._read = read
+    read: Callable[[], RunStatus]
 
     def collect(self) -> Iterator[Metric]:
-        numbers = self._read()
+        numbers = self.read()
         yield from _feeds(numbers.feeds)
         yield GaugeMetricFamily("knet_viewers", "Open streams of the page.", numbers.viewers)
         machine = numbers.machine
         if machine.temperatures:
-            warmth = GaugeMetricFamily(
-                "knet_temperature_celsius", "By thermal zone.", labels=["zone"]
-            )
+            name, text = "knet_temperature_celsius", "By thermal zone."
+            warmth = GaugeMetricFamily(name, text, labels=["zone"])
             for zone, value in machine.temperatures.items():
                 warmth.add_metric([zone], value)
             yield warmth

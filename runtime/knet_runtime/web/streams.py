@@ -183,26 +183,16 @@ def page_frame(shot: FrameShot) -> bytes:
     A uint32 length, a ``FrameHead`` as JSON of that length, the JPEG, and the class map as runs
     in reading order: the end of each (uint32), then the class of each (uint16), little-endian.
     """
-    image = shrink(shot.frame.image, PAGE_SIDE, cv2.INTER_AREA)
+    frame = shot.frame
+    image = shrink(frame.image, PAGE_SIDE, cv2.INTER_AREA)
     ends, classes = runs(shrink(shot.result.class_map, PAGE_SIDE, cv2.INTER_NEAREST))
     jpeg = encode_jpeg(image, _QUALITY)
-    pts = shot.frame.pts
-    head = msgspec.json.encode(
-        FrameHead(
-            seq=shot.seq,
-            frame=shot.frame.index,
-            pts=None if pts is None else float(pts),
-            at=shot.at,
-            stale=shot.frame.stale,
-            width=image.shape[1],
-            height=image.shape[0],
-            jpeg=len(jpeg),
-            runs=len(ends),
-        )
-    )
-    return b"".join(
-        (len(head).to_bytes(4, "little"), head, jpeg, ends.tobytes(), classes.tobytes())
-    )
+    height, width = image.shape[:2]
+    pts = None if frame.pts is None else float(frame.pts)
+    counts = width, height, len(jpeg), len(ends)
+    head = msgspec.json.encode(FrameHead(shot.seq, frame.index, pts, shot.at, frame.stale, *counts))
+    parts = len(head).to_bytes(4, "little"), head, jpeg, ends.tobytes(), classes.tobytes()
+    return b"".join(parts)
 
 
 def overlay_jpeg(
