@@ -121,9 +121,8 @@ class RleLines(_LineSink):
     """Writes one ``RleRecord`` per frame and line to ``path``, in UTF-8; "-" is stdout.
 
     The masks are COCO's compressed run lengths, which pycocotools and other tools decode.
-    ``classes`` names those that are written (none: all). Until ``close`` the file has a hidden name
-    beside ``path``; a partial one is called ``NAME.partial.SUFFIX``. Raises OutputError when it
-    cannot be written, ConfigError for classes that the model does not have.
+    ``classes`` names those that are written (none: all). The file is written and named as that of
+    ``JsonLines``. ``write`` raises ConfigError for classes that the model does not have.
 
         >>> from knet_deploy import RleLines, Segmenter, open_source
         >>> with open_source("drive.mp4") as source, Segmenter() as segment:

@@ -116,12 +116,11 @@ class Decoder:
             context.thread_type = "AUTO"
         self.stream = stream
 
-    @property
-    def rate(self) -> Fraction | None:
-        """Frames per second, where one is stated that can be."""
+    def rate(self, every: int) -> Fraction | None:
+        """Frames per second, each ``every``-th counting; None where none is stated that can be."""
         for rate in (self.stream.average_rate, self.stream.guessed_rate):
             if rate is not None and 0 < rate <= 1000:
-                return Fraction(rate)
+                return Fraction(rate) / every
         return None
 
     def decode(self, packet: av.Packet[av.VideoStream]) -> list[av.VideoFrame] | None:

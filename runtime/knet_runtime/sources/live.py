@@ -133,8 +133,7 @@ class LiveSource(Closeable):
             self._reading = self._read()
             first = next(self._reading)  # it waits for one, or raises
             self._frames: Iterator[Frame] = chain([first], self._reading)
-            rate = self._decoder.rate
-            rate = None if rate is None else rate / options.every
+            rate = self._decoder.rate(options.every)
             self.info = SourceInfo(kind, first.image.shape[:2], rate, None, base, path)
         except BaseException:
             self._disconnect()

@@ -120,9 +120,8 @@ class VideoSource(Closeable):
             if first is None:
                 raise SourceError(self._nothing())
             self._frames: Iterator[Frame] = chain([first], self._reading)
-            rate, base = self._decoder.rate, self._decoder.stream.time_base
-            rate = None if rate is None else rate / options.every
-            hint = self._frame_hint()
+            rate, base = self._decoder.rate(options.every), self._decoder.stream.time_base
+            hint = self._frame_hint(rate)
             self.info = SourceInfo("video", first.image.shape[:2], rate, hint, base, path)
         except BaseException:
             close_input(container)
@@ -156,16 +155,15 @@ class VideoSource(Closeable):
             return None
         return Fraction(duration, 1_000_000)
 
-    def _frame_hint(self) -> int | None:
+    def _frame_hint(self, rate: Fraction | None) -> int | None:
         stated, options = self._decoder.stream.frames, self._options
         if 0 < stated < 2**31 and options.start is None and options.end is None:
             return -(-stated // options.every)
-        rate, duration = self._decoder.rate, self._duration()
+        duration = self._duration()
         if rate is None or duration is None:
             return None
         end = duration if options.end is None else min(duration, Fraction(options.end))
-        seconds = end - Fraction(options.start or 0)
-        return max(1, round(rate * seconds / options.every))
+        return max(1, round(rate * (end - Fraction(options.start or 0))))
 
     def _nothing(self) -> str:
         start, end = self._options.start, self._options.end
