@@ -77,8 +77,13 @@ class RleRecord(_FrameRecord, frozen=True):
 class _LineSink:
     def __init__(self, path: str | Path, model: str) -> None:
         self._model = model
-        self._lines = _Stdout() if str(path) == STDOUT else _File(Path(path))
-        self.name, self.path = self._lines.name, self._lines.path
+        self.path = None if str(path) == STDOUT else Path(path)
+        self._lines: Pipe | _File
+        self._lines = _File(self.path) if self.path else Pipe("JSON lines on stdout")
+        self.name = self._lines.name
+
+    def _add(self, record: msgspec.Struct) -> None:
+        self._lines.send(msgspec.json.encode(record) + b"\n")
 
     def close(self, *, complete: bool = True) -> None:
         """Give the file its name; without frames nothing is left. Raises OutputError."""
@@ -114,7 +119,7 @@ class JsonLines(_LineSink):
             model=self._model,
             segments=UNSET if semantic else tuple(map(_segment, result.segments)),
         )
-        self._lines.add(record)
+        self._add(record)
 
 
 class RleLines(_LineSink):
@@ -150,7 +155,7 @@ class RleLines(_LineSink):
             model=self._model,
             segments=UNSET if semantic else _by_segment(result, wanted),
         )
-        self._lines.add(record)
+        self._add(record)
 
 
 def _about(frame: Frame, size: Size) -> tuple[int, str, float | None, float | None, bool, Size]:
@@ -176,36 +181,18 @@ def _segment(one: Segment, rle: Rle | UnsetType = UNSET) -> SegmentRecord:
     return SegmentRecord(one.id, one.label, score, one.area, one.box, one.track, rle)
 
 
-class _Stdout:
-    """Whole lines of JSON on stdout, each as soon as it is there."""
-
-    path: Path | None = None
-
-    def __init__(self) -> None:
-        self.name = "JSON lines on stdout"
-        self._pipe = Pipe(self.name)
-
-    def add(self, record: msgspec.Struct) -> None:
-        self._pipe.send(msgspec.json.encode(record) + b"\n")
-
-    def close(self, *, complete: bool) -> None:
-        self._pipe.close()
-
-
 class _File:
-    """Whole lines of JSON in a file that gets its name at the end."""
+    """Whole lines in a file that gets its name at the end; what ``Pipe`` is for stdout."""
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
-        self.path: Path | None = path
         self._file: FileIO | None = None
         self._bytes = 0
         self._target: AtomicFile | None = AtomicFile(path)
 
-    def add(self, record: msgspec.Struct) -> None:
+    def send(self, line: bytes) -> None:
         if self._target is None:
             raise ValueError(f"{self.name} is closed")
-        line = msgspec.json.encode(record) + b"\n"
         try:
             if self._file is None:
                 self._target.start()

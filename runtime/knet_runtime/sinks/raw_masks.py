@@ -81,7 +81,7 @@ class Pipe:
             self._closed = True
             raise OutputError(f"{self.name}: {error.strerror}; write to another place") from error
 
-    def close(self) -> None:
+    def close(self, *, complete: bool = True) -> None:
         """Send nothing more; the descriptor is its owner's."""
         self._closed = True
 

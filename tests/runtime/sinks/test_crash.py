@@ -31,7 +31,7 @@ labels = LabelMap(tuple("abcdefghijk"), ((9, 9, 9),) * 11, 255)
 mask = Segmentation(np.zeros((96, 128), np.uint8), labels, {})
 random = np.random.default_rng(0)
 video = OverlayVideo(sys.argv[1] + "/o." + sys.argv[3], info)
-for sink in (video, JsonLines(sys.argv[1] + "/o.jsonl", "m" * 200)):
+for sink in (video, JsonLines(sys.argv[1] + "/o.jsonl", "m")):
     try:
         for i in range(300):
             image = random.integers(0, 256, (96, 128, 3), np.uint8)
