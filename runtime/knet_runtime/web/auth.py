@@ -97,7 +97,12 @@ def listen(address: str, *, token: str | None = None, insecure: bool = False) ->
         )
     bound = socket.socket(family, kind, number)
     try:
-        _set_options(bound)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # These two are what accepted connections inherit. A deep buffer would show a slow viewer
+        # what happened seconds ago; a viewer that takes nothing is dropped (Linux).
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _STUCK_MS)
         bound.bind(place)
         bound.listen(128)  # from here on nobody else can take it
         bound.setblocking(False)
@@ -114,15 +119,6 @@ def _parse(address: str) -> tuple[str, int]:
     if found is None or int(found["port"]) > 65535:
         raise ConfigError(f"--serve is {address!r}: write HOST:PORT, such as 127.0.0.1:8000")
     return found["v6"] or found["host"] or _LOOPBACK, int(found["port"])
-
-
-def _set_options(bound: socket.socket) -> None:
-    """What accepted connections inherit."""
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # A deep buffer would show a slow viewer what happened seconds ago.
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: a viewer that takes nothing is dropped
-        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _STUCK_MS)
 
 
 def _reason(error: OSError) -> str:

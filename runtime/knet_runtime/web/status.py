@@ -50,16 +50,16 @@ def _fastest(system: Path, name: str) -> float | None:
 
 def _number(file: Path) -> float | None:
     try:
-        return float(_text(file) or "")
+        return float(_text(file))
     except ValueError:
         return None
 
 
-def _text(file: Path) -> str | None:
+def _text(file: Path) -> str:
     try:
         return file.read_text("utf-8", "replace").strip()
     except OSError:
-        return None
+        return ""
 
 
 State = Literal["waiting", "running", "stale", "disconnected", "ended"]
