@@ -23,7 +23,7 @@ from knet_runtime.metrics import ConfusionMatrix
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.segmenter import Segmenter
 from knet_runtime.smoothing import Smoother
-from knet_runtime.sources.open import open_source
+from knet_runtime.sources import open_source
 from knet_runtime.types import Frame
 
 CLIP = "val_0016E5_15fps"

@@ -26,7 +26,7 @@ PATHS = [str(REPOSITORY / folder) for folder in ("knet_deploy", "train", "export
 IMPORTS = {
     "knet_runtime": "import knet_runtime",
     "run": "import knet_runtime.segmenter, knet_runtime.pipeline, "
-    "knet_runtime.sources.open, knet_runtime.sinks, knet_runtime.engines.onnxruntime",
+    "knet_runtime.sources, knet_runtime.sinks, knet_runtime.engines.onnxruntime",
     "torch": "import torch",
 }
 TIMED = "import time; t = time.perf_counter(); {}; print(time.perf_counter() - t)"
@@ -46,7 +46,7 @@ from knet_runtime.bundle.store import default_bundle_path, open_bundle
 from knet_runtime.preprocess import fit_to_input
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks import OverlayVideo
-from knet_runtime.sources.open import open_source
+from knet_runtime.sources import open_source
 from knet_train.models.build import build_model
 from knet_train.config import load_config
 

@@ -29,7 +29,7 @@ from knet_runtime.bundle.manifest import SizeRange
 from knet_runtime.pipeline import Feed, run
 from knet_runtime.segmenter import Segmenter
 from knet_runtime.sinks import OverlayVideo
-from knet_runtime.sources.open import open_source
+from knet_runtime.sources import open_source
 from knet_runtime.types import Size
 
 AREAS = ("256x256", "360x480", "512x512", "720x1280", "1024x1024", "1024x2048")

@@ -27,8 +27,8 @@ from knet_runtime.pipeline import Feed, run
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.segmenter import Segmenter
 from knet_runtime.sinks import OverlayVideo
+from knet_runtime.sources import open_source
 from knet_runtime.sources.base import SourceInfo
-from knet_runtime.sources.open import open_source
 from knet_runtime.types import Frame
 from knet_synthetic import Street
 

@@ -13,7 +13,7 @@ import threading
 
 
 def view(port: int, seen: list[int]) -> None:
-    """Take what /live sends, as knet_runtime/web/encode.py describes it."""
+    """Take what /live sends, as knet_runtime/web/streams.py describes it."""
     connection = http.client.HTTPConnection("127.0.0.1", port)
     connection.request("GET", "/live")
     answer = connection.getresponse()

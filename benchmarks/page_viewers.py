@@ -30,9 +30,8 @@ from knet_runtime.segmentation import Segmentation
 from knet_runtime.segmenter import Segmenter
 from knet_runtime.types import Frame
 from knet_runtime.web.auth import listen
-from knet_runtime.web.encode import page_frame, runs
 from knet_runtime.web.server import LivePage, PageSink
-from knet_runtime.web.streams import FrameShot
+from knet_runtime.web.streams import FrameShot, page_frame, runs
 from knet_synthetic import Street
 
 VIEWERS = (0, 1, 10)

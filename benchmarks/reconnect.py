@@ -21,8 +21,8 @@ from statistics import median
 import psutil
 from result import parser_of, write_result
 
-from knet_runtime.sources.base import Source
-from knet_runtime.sources.open import SourceOptions, open_source
+from knet_runtime.sources import open_source
+from knet_runtime.sources.base import Source, SourceOptions
 
 SERVER = Path(__file__).parent.parent / "tests" / "runtime" / "sources" / "live" / "rtsp_server.py"
 WITHIN = 2.0  # seconds beyond the wait

@@ -27,9 +27,8 @@ from knet_runtime.pipeline import Feed, run
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.segmenter import Segmenter
 from knet_runtime.sinks import JsonLines, OverlayVideo
-from knet_runtime.sinks.encoder import ENCODERS, working_encoder
-from knet_runtime.sinks.overlay_video import VideoWriter
-from knet_runtime.sources.open import open_source
+from knet_runtime.sinks.encoder import ENCODERS, VideoWriter, working_encoder
+from knet_runtime.sources import open_source
 from knet_runtime.types import Frame
 from knet_synthetic import Street
 

@@ -21,7 +21,7 @@ from result import parser_of, write_result
 from knet_runtime.engines.hardware import cpu_budget
 from knet_runtime.pipeline import Feed, run
 from knet_runtime.segmenter import Segmenter
-from knet_runtime.sources.open import open_source
+from knet_runtime.sources import open_source
 
 SPIN = "session.intra_op.allow_spinning"
 

@@ -61,12 +61,12 @@ if TYPE_CHECKING:
     from knet_runtime.sinks.raw_masks import read_masks as read_masks
     from knet_runtime.sinks.shared_memory import SharedMaskReader as SharedMaskReader
     from knet_runtime.smoothing import Smoother as Smoother
+    from knet_runtime.sources import open_source as open_source
     from knet_runtime.sources.base import (
         Source as Source,
         SourceInfo as SourceInfo,
         SourceOptions as SourceOptions,
     )
-    from knet_runtime.sources.open import open_source as open_source
     from knet_runtime.types import Frame as Frame
     from knet_runtime.web.auth import listen as listen
     from knet_runtime.web.server import LivePage as LivePage
@@ -112,7 +112,7 @@ _MODULES = {
     "knet_runtime.sinks.shared_memory": ("SharedMaskReader",),
     "knet_runtime.smoothing": ("Smoother",),
     "knet_runtime.sources.base": ("Source", "SourceInfo", "SourceOptions"),
-    "knet_runtime.sources.open": ("open_source",),
+    "knet_runtime.sources": ("open_source",),
     "knet_runtime.types": ("Frame",),
     "knet_runtime.web.auth": ("listen",),
     "knet_runtime.web.server": ("LivePage",),

@@ -63,21 +63,11 @@ def blend(
     # nearest: with half of the smallest step on top a half goes up, as the formula says.
     colours = colourise(class_map, labels)
     result = np.asarray(cv2.addWeighted(image, 1 - share, colours, share, 1 / 512), np.uint8)
-    clear = _clear(class_map, labels, classes)
-    if clear is not None:
-        cv2.copyTo(image, clear, result)
+    if classes is not None or int(class_map.max()) >= labels.num_classes:
+        untouched = np.full(max(256, labels.num_classes + 1), 255, np.uint8)
+        untouched[list(range(labels.num_classes) if classes is None else classes)] = 0
+        cv2.copyTo(image, select(class_map, untouched), result)
     return result
-
-
-def _clear(
-    class_map: ClassMap, labels: LabelMap, classes: Collection[int] | None
-) -> NDArray[np.uint8] | None:
-    """255 where the image shows untouched, else 0; None if it does so nowhere."""
-    if classes is None and int(class_map.max()) < labels.num_classes:
-        return None
-    table = np.full(max(256, labels.num_classes + 1), 255, np.uint8)
-    table[list(range(labels.num_classes)) if classes is None else list(classes)] = 0
-    return select(class_map, table)
 
 
 def select(class_map: ClassMap, table: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -42,7 +42,7 @@ def fit_to_input(image: NDArray[np.uint8], spec: InputSpec) -> tuple[NDArray[np.
     """
     check_image(image)
     model_hw = spec.size
-    source_hw = (image.shape[0], image.shape[1])
+    source_hw = image.shape[:2]
     match spec.resize:
         case "stretch":
             geometry = Geometry(source_hw, model_hw, (0, 0, *model_hw))
@@ -64,25 +64,19 @@ def check_image(image: Any) -> None:
             f"a frame must be a NumPy array, not {type(image).__name__}: pass np.asarray(frame)"
         )
     shape = "×".join(map(str, image.shape))
-    if image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1):
-        raise SourceError(
-            f"a frame must be H×W×3 RGB, this one is grey ({shape}): "
-            "convert it with cv2.cvtColor(frame, cv2.COLOR_GRAY2RGB)"
-        )
-    if image.ndim == 3 and image.shape[2] == 4:
-        raise SourceError(
-            f"a frame must be H×W×3 RGB, this one has an alpha channel ({shape}): "
-            "pass frame[..., :3]"
-        )
-    if image.ndim == 3 and image.shape[0] == 3 and image.shape[2] != 3:
-        raise SourceError(
-            f"a frame must be H×W×3 RGB, this one looks like 3×H×W ({shape}): "
-            "pass frame.transpose(1, 2, 0)"
-        )
-    if image.ndim != 3 or image.shape[2] != 3:
-        raise SourceError(
-            f"a frame must be H×W×3 RGB, this one is {shape}: pass one frame at a time"
-        )
+    match image.shape:
+        case (_, _, 3):
+            problem = None
+        case (_, _) | (_, _, 1):
+            problem = f"is grey ({shape}): convert it with cv2.cvtColor(frame, cv2.COLOR_GRAY2RGB)"
+        case (_, _, 4):
+            problem = f"has an alpha channel ({shape}): pass frame[..., :3]"
+        case (3, _, _):
+            problem = f"looks like 3×H×W ({shape}): pass frame.transpose(1, 2, 0)"
+        case _:
+            problem = f"is {shape}: pass one frame at a time"
+    if problem is not None:
+        raise SourceError(f"a frame must be H×W×3 RGB, this one {problem}")
     if image.dtype != np.uint8:
         raise SourceError(
             f"a frame must be uint8 of 0 … 255, this one is {image.dtype}: "
@@ -117,7 +111,7 @@ def keep_ratio(image: NDArray[np.uint8], scale: tuple[int, int]) -> NDArray[np.u
     (``mmcv.imrescale``), always linear, also where that skips pixels."""
     check_image(image)
     image = np.ascontiguousarray(image)
-    size = keep_ratio_size((image.shape[0], image.shape[1]), scale)
+    size = keep_ratio_size(image.shape[:2], scale)
     return image if image.shape[:2] == size else _cv_resize(image, size, cv2.INTER_LINEAR)
 
 
@@ -143,11 +137,9 @@ def _letterbox(
     multiple of ``step`` and is never empty.
     """
     scale = min(model_hw[0] / source_hw[0], model_hw[1] / source_hw[1])
-    sides = []
+    starts, sides = [], []
     for source, model in zip(source_hw, model_hw, strict=True):
-        snapped = step * round(source * scale / step)
-        sides.append(min(max(snapped, step), model))
-    top, left = (
-        step * ((model - side) // (2 * step)) for side, model in zip(sides, model_hw, strict=True)
-    )
-    return top, left, sides[0], sides[1]
+        side = min(max(step * round(source * scale / step), step), model)
+        starts.append(step * ((model - side) // (2 * step)))
+        sides.append(side)
+    return starts[0], starts[1], sides[0], sides[1]

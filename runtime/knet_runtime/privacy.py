@@ -15,7 +15,7 @@ from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks import Sink
 from knet_runtime.types import ClassMap, Frame, Rgb
 
-_CELL = 8  # pixels of a image that become one of the small image that is blurred
+_CELL = 8  # pixels of an image that become one of the small image that is blurred
 # Widths (in cells) and weights of the blurs that are added up: each fills what the narrower leaves.
 _BLURS = ((2.0, 1.0), (8.0, 1e-3), (32.0, 1e-6))
 
@@ -28,7 +28,7 @@ def conceal(image: Rgb, hidden: NDArray[np.uint8]) -> Rgb:
     the result, so nothing of it can be brought back; only the region's outline shows. Grey if all
     is hidden.
     """
-    reach = margin(image.shape[0], image.shape[1])
+    reach = margin(*image.shape[:2])
     box = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
     hidden = np.asarray(cv2.dilate(hidden, box), np.uint8)
     seen = np.asarray(cv2.bitwise_not(hidden), np.uint8)  # 255 where it may be looked at
@@ -75,7 +75,7 @@ class Concealer:
         self._last: tuple[Frame, ClassMap, Frame] | None = None
 
     def __call__(self, frame: Frame, result: Segmentation) -> Frame:
-        """The frame with a image in which the classes of ``result`` are hidden."""
+        """The frame with an image in which the classes of ``result`` are hidden."""
         last = self._last
         if last is not None and last[0] is frame and last[1] is result.class_map:
             return last[2]

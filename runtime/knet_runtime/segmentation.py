@@ -116,11 +116,10 @@ class Segmentation:
             raise ValueError(f"the map names segments above the {len(classes)} described")
         boxes = _boxes(segment_map, range(1, len(table)))
         areas = _histogram(segment_map, len(table))
+        described = enumerate(zip(classes, scores, tracks, strict=True), 1)
         segments = tuple(
             _segment(labels, id_, class_id, score, int(areas[id_]), boxes[id_], track)
-            for id_, (class_id, score, track) in enumerate(
-                zip(classes, scores, tracks, strict=True), 1
-            )
+            for id_, (class_id, score, track) in described
             if id_ in boxes
         )
         return cls(table[segment_map], labels, timings or {}, "panoptic", segment_map, segments)
@@ -162,7 +161,7 @@ class Segmentation:
     @property
     def size(self) -> Size:
         """Height and width in pixels."""
-        return self.class_map.shape[0], self.class_map.shape[1]
+        return self.class_map.shape
 
     @cached_property
     def _counts(self) -> NDArray[np.int64]:
@@ -295,9 +294,8 @@ def _segment(
 def _class_table(labels: LabelMap, classes: Sequence[int]) -> ClassMap:
     """The class of each segment id, with the ignore index at 0."""
     values = [labels.ignore_index, *classes]
-    if max(labels.num_classes - 1, labels.ignore_index) < 256:
-        return np.array(values, np.uint8)
-    return np.array(values, np.uint16)
+    wide = max(labels.num_classes - 1, labels.ignore_index) > 255
+    return np.array(values, np.uint16) if wide else np.array(values, np.uint8)
 
 
 def _histogram(ids: ClassMap, count: int) -> NDArray[np.int64]:

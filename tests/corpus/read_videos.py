@@ -14,7 +14,7 @@ from pathlib import Path
 from measured import report
 
 from knet_runtime.errors import SourceError
-from knet_runtime.sources.open import open_source
+from knet_runtime.sources import open_source
 
 
 def read(path: Path) -> dict[str, int | str]:

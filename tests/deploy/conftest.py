@@ -24,8 +24,7 @@ from knet_runtime.bundle.manifest import (
 )
 from knet_runtime.bundle.store import Bundle, default_bundle_path, write_bundle
 from knet_runtime.labels import LabelMap
-from knet_runtime.sinks.encoder import ENCODERS, working_encoder
-from knet_runtime.sinks.overlay_video import VideoWriter
+from knet_runtime.sinks.encoder import ENCODERS, VideoWriter, working_encoder
 from knet_synthetic import Street
 
 RATE = 10

@@ -18,8 +18,7 @@ import numpy as np
 import pytest
 
 import knet_deploy
-from knet_runtime.sinks.encoder import ENCODERS, working_encoder
-from knet_runtime.sinks.overlay_video import VideoWriter
+from knet_runtime.sinks.encoder import ENCODERS, VideoWriter, working_encoder
 from knet_synthetic import Street
 
 FACE = Path(knet_deploy.__file__)

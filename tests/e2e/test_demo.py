@@ -12,7 +12,7 @@ from knet_deploy.cli.demo import _STREET, Drive
 from knet_deploy.cli.main import main
 from knet_runtime.bundle.store import default_bundle_path, open_bundle
 from knet_runtime.golden import GoldenReport
-from knet_runtime.sources.open import open_source
+from knet_runtime.sources import open_source
 
 
 def test_demo_writes_videos_and_a_page_that_stands_alone(

@@ -13,10 +13,9 @@ from time import perf_counter
 
 from knet_runtime.errors import SourceError
 from knet_runtime.preprocess import resize
-from knet_runtime.sinks.encoder import ENCODERS, working_encoder
-from knet_runtime.sinks.overlay_video import VideoWriter
+from knet_runtime.sinks.encoder import ENCODERS, VideoWriter, working_encoder
+from knet_runtime.sources import open_source
 from knet_runtime.sources.container import redacted, scheme_of
-from knet_runtime.sources.open import open_source
 from knet_runtime.types import Rgb, Size
 from knet_synthetic import Street
 

@@ -20,7 +20,7 @@ from knet_runtime.engines import default_graph, engine_spec
 from knet_runtime.errors import EngineError
 from knet_runtime.pipeline import Feed, run
 from knet_runtime.segmenter import Segmenter
-from knet_runtime.sources.open import open_source
+from knet_runtime.sources import open_source
 from knet_runtime.types import ClassMap, Rgb
 
 

@@ -113,7 +113,7 @@ def _street(segmenter: Segmenter, most: int, video: Path) -> list[Example]:
     from knet_deploy.cli.demo_page import Example
     from knet_runtime.pipeline import Feed, run
     from knet_runtime.sinks import OverlayVideo
-    from knet_runtime.sources.open import open_source
+    from knet_runtime.sources import open_source
 
     examples: list[Example] = []
     with open_source(_STREET) as source:

@@ -140,8 +140,7 @@ def _golden() -> str:
 def _h264() -> str:
     import numpy as np
 
-    from knet_runtime.sinks.encoder import ENCODERS, working_encoder
-    from knet_runtime.sinks.overlay_video import VideoWriter, is_playable
+    from knet_runtime.sinks.encoder import ENCODERS, VideoWriter, is_playable, working_encoder
 
     size = (64, 96)
     encoder = working_encoder(ENCODERS["h264"], size)

@@ -227,7 +227,7 @@ def _open_feeds(
     bundle: Bundle,
 ) -> list[Feed]:
     from knet_runtime.pipeline import Feed
-    from knet_runtime.sources.open import open_source
+    from knet_runtime.sources import open_source
 
     outputs.check_classes(bundle.manifest.labels)
     feeds = []

@@ -33,10 +33,10 @@ from knet_runtime.errors import BundleError, EngineError, KnetError, ParityError
 from knet_runtime.pipeline import Feed, RunStats, run
 from knet_runtime.segmenter import Segmenter
 from knet_runtime.sinks import JsonLines, MaskFolder, Sink
+from knet_runtime.sources import open_source
 from knet_runtime.sources.base import Source, SourceOptions
 from knet_runtime.sources.container import close_input, open_file
 from knet_runtime.sources.decoder import READ_ERRORS, Decoder
-from knet_runtime.sources.open import open_source
 from knet_runtime.sources.video import VideoSource, start_time
 from knet_runtime.types import Closeable, Frame
 

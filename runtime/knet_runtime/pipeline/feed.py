@@ -85,8 +85,8 @@ class FeedState(IntEnum):
 
 
 class FeedEvent(Enum):
-    """What happens to a feed, and the state that it leads to. The last four are said by whoever
-    does that part, however it ends."""
+    """The table of transitions: what happens to a feed, and the state that it leads to, from any
+    state before that one. The last four are said by whoever does that part, however it ends."""
 
     STOP = FeedState.STOPPING
     """No more frames are wanted, and those on their way are: the run was stopped."""

@@ -16,28 +16,13 @@ from pathlib import Path
 from typing import Protocol
 
 from knet_runtime.segmentation import Segmentation
-from knet_runtime.sinks.image_files import MaskFolder, OverlayImage
-from knet_runtime.sinks.json_lines import ClassRecord, JsonLines, Record, RleLines, RleRecord
-from knet_runtime.sinks.overlay_video import OverlayVideo
-from knet_runtime.sinks.raw_masks import RawMasks
-from knet_runtime.sinks.rtsp import RtspPush
-from knet_runtime.sinks.shared_memory import SharedMasks
+from knet_runtime.sinks.json_lines import JsonLines as JsonLines, RleLines as RleLines
+from knet_runtime.sinks.mask_folder import MaskFolder as MaskFolder
+from knet_runtime.sinks.overlay import OverlayImage as OverlayImage, OverlayVideo as OverlayVideo
+from knet_runtime.sinks.raw_masks import RawMasks as RawMasks
+from knet_runtime.sinks.rtsp import RtspPush as RtspPush
+from knet_runtime.sinks.shared_memory import SharedMasks as SharedMasks
 from knet_runtime.types import Frame
-
-__all__ = [
-    "ClassRecord",
-    "JsonLines",
-    "MaskFolder",
-    "OverlayImage",
-    "OverlayVideo",
-    "RawMasks",
-    "Record",
-    "RleLines",
-    "RleRecord",
-    "RtspPush",
-    "SharedMasks",
-    "Sink",
-]
 
 
 class Sink(Protocol):

@@ -1,9 +1,14 @@
-"""RGB frames to H.264 or HEVC that plays everywhere, with whichever encoder works here."""
+"""RGB frames to H.264 or HEVC that plays everywhere, with whichever encoder works here.
+
+``add_stream`` and ``video_frame`` serve any container; ``VideoWriter`` writes files that stay
+playable when the process is killed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import Literal
 
 import av
@@ -12,9 +17,10 @@ import numpy as np
 from av.container import OutputContainer
 
 from knet_runtime.errors import OutputError
-from knet_runtime.types import Rgb
+from knet_runtime.types import Rgb, Size
 
 Codec = Literal["h264", "hevc"]
+VideoFormat = Literal["mp4", "matroska"]
 
 ENCODERS: dict[Codec, tuple[str, ...]] = {
     "h264": ("libx264", "libopenh264", "h264_nvenc", "h264_qsv", "h264_v4l2m2m", "h264_amf"),
@@ -30,11 +36,24 @@ _OPTIONS = {
 _LIVE_OPTIONS = {"libx264": {"tune": "zerolatency"}, "libx265": {"tune": "zerolatency"}}
 _BT709 = 1
 
+WRITE_ERRORS = (av.FFmpegError, OSError)
+
+# MP4: fragments while it is written, so that a killed process leaves a file that plays up to the
+# last whole group of frames; the trailer then turns it into an ordinary MP4. Fragments have no
+# edit list (asking for one breaks them in several FFmpeg versions), so there must be no B-frames,
+# which would delay the first frame, and the first time must be 0.
+# Matroska: a cluster is written when it is whole, so they are kept short.
+_MUXER: dict[VideoFormat, dict[str, str]] = {
+    "mp4": {"movflags": "hybrid_fragmented+frag_keyframe", "flush_packets": "1"},
+    "matroska": {"cluster_time_limit": "1000", "flush_packets": "1"},
+}
+_ENDLESS_MP4 = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
+
 
 def add_stream(
     container: OutputContainer,
     encoder: str,
-    hw: tuple[int, int],
+    hw: Size,
     tick: Fraction,
     rate: Fraction,
     *,
@@ -67,7 +86,7 @@ def video_frame(image: Rgb, ticks: int, tick: Fraction) -> av.VideoFrame:
     return frame
 
 
-def working_encoder(encoders: Sequence[str], hw: tuple[int, int]) -> str:
+def working_encoder(encoders: Sequence[str], hw: Size) -> str:
     """The first of ``encoders`` that really opens for frames of this size.
 
     A build lists encoders whose hardware is absent, so each is tried. Raises OutputError.
@@ -89,7 +108,7 @@ def working_encoder(encoders: Sequence[str], hw: tuple[int, int]) -> str:
     )
 
 
-def _configure(context: av.VideoCodecContext, hw: tuple[int, int], tick: Fraction) -> None:
+def _configure(context: av.VideoCodecContext, hw: Size, tick: Fraction) -> None:
     context.height, context.width = _even(hw[0]), _even(hw[1])
     context.pix_fmt = "yuv420p"
     context.max_b_frames = 0
@@ -107,3 +126,61 @@ def _pad_to_even(image: Rgb) -> Rgb:
     # Repeating the last row and column shows no dark seam.
     padded = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
     return np.asarray(padded, np.uint8)
+
+
+class VideoWriter:
+    """An H.264 or HEVC file of frames of one size, odd sides padded to even ones.
+
+    ``hw`` is that size, ``tick`` the unit of times in seconds (Matroska knows milliseconds only),
+    ``rate`` the nominal frames per second (it guides the encoder only), ``encoder`` a name from
+    ``working_encoder``; ``live`` sets it to low latency, ``endless`` keeps an MP4 in fragments, so
+    that memory does not grow with its length. All methods raise one of ``WRITE_ERRORS``.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        hw: Size,
+        tick: Fraction,
+        rate: Fraction,
+        encoder: str,
+        *,
+        video_format: VideoFormat = "mp4",
+        live: bool = False,
+        endless: bool = False,
+    ) -> None:
+        self._tick = tick
+        self._failed = False
+        muxer = _ENDLESS_MP4 if endless and video_format == "mp4" else _MUXER[video_format]
+        # Without "file:" a colon in the name would be taken for a protocol.
+        self._container = av.open(f"file:{path}", "w", format=video_format, options=muxer)
+        self._stream = add_stream(self._container, encoder, hw, tick, rate, live=live)
+        if video_format == "mp4" and encoder in ENCODERS["hevc"]:
+            self._stream.codec_context.codec_tag = "hvc1"  # Apple's players know no other
+
+    def write(self, image: Rgb, ticks: int) -> None:
+        """Add uint8 [H, W, 3] RGB at a time that is later than the last one's; the first is 0."""
+        try:
+            frame = video_frame(image, ticks, self._tick)
+            self._container.mux(self._stream.encode(frame))
+        except WRITE_ERRORS:
+            self._failed = True
+            raise
+
+    def close(self) -> None:
+        """Write what the encoder still holds, and the index; the file is closed in any case."""
+        try:
+            # After a header that could not be written FFmpeg crashes on the next packet.
+            if not self._failed:
+                self._container.mux(self._stream.encode(None))
+        finally:
+            self._container.close()
+
+
+def is_playable(path: Path, video_format: VideoFormat = "mp4") -> bool:
+    """Whether at least one frame of the file can be decoded."""
+    try:
+        with av.open(f"file:{path}", "r", format=video_format) as container:
+            return next(container.decode(video=0), None) is not None
+    except (av.FFmpegError, OSError, IndexError):
+        return False

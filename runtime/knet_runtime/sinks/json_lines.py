@@ -13,7 +13,6 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from knet_runtime.atomic import AtomicFile, output_error
-from knet_runtime.labels import LabelMap
 from knet_runtime.rle import Rle, rles_of
 from knet_runtime.segmentation import Segment, Segmentation
 from knet_runtime.sinks.raw_masks import STDOUT, Pipe
@@ -33,12 +32,11 @@ class SegmentRecord(msgspec.Struct, frozen=True, rename={"label": "class"}):
     rle: Rle | UnsetType = UNSET
 
 
-class Record(msgspec.Struct, frozen=True):
-    """One line of ``JsonLines``.
+class _FrameRecord(msgspec.Struct, frozen=True):
+    """What every line begins with.
 
     ``pts`` is in seconds; ``wall``, of live sources, in seconds since the epoch; ``stale`` marks a
-    frame that is shown again because no newer one came; ``size`` is (height, width); ``shares``
-    are 0 … 1. ``segments`` are there for instance and panoptic results.
+    frame that is shown again because no newer one came; ``size`` is (height, width).
     """
 
     frame: int
@@ -47,6 +45,12 @@ class Record(msgspec.Struct, frozen=True):
     wall: float | None
     stale: bool
     size: Size
+
+
+class Record(_FrameRecord, frozen=True):
+    """One line of ``JsonLines``. ``shares`` are 0 … 1; ``segments`` are there for instance and
+    panoptic results."""
+
     shares: dict[str, float]
     timings_ms: dict[str, float]
     model: str
@@ -61,22 +65,32 @@ class ClassRecord(msgspec.Struct, frozen=True):
     share: float
 
 
-class RleRecord(msgspec.Struct, frozen=True):
-    """One line of ``RleLines``; see ``Record``. ``classes`` holds those that are in the frame of a
-    semantic result; the other tasks have ``segments`` instead, each with its mask."""
+class RleRecord(_FrameRecord, frozen=True):
+    """One line of ``RleLines``. ``classes`` holds those that are in the frame of a semantic result;
+    the other tasks have ``segments`` instead, each with its mask."""
 
-    frame: int
-    name: str
-    pts: float | None
-    wall: float | None
-    stale: bool
-    size: Size
     classes: dict[str, ClassRecord] | UnsetType
     model: str
     segments: tuple[SegmentRecord, ...] | UnsetType = UNSET
 
 
-class JsonLines:
+class _LineSink:
+    def __init__(self, path: str | Path, model: str) -> None:
+        self._model = model
+        self.path = None if str(path) == STDOUT else Path(path)
+        self._lines: Pipe | _File
+        self._lines = _File(self.path) if self.path else Pipe("JSON lines on stdout")
+        self.name = self._lines.name
+
+    def _add(self, record: msgspec.Struct) -> None:
+        self._lines.send(msgspec.json.encode(record) + b"\n")
+
+    def close(self, *, complete: bool = True) -> None:
+        """Give the file its name; without frames nothing is left. Raises OutputError."""
+        self._lines.close(complete=complete)
+
+
+class JsonLines(_LineSink):
     """Writes one ``Record`` per frame and line to ``path``, in UTF-8; "-" is stdout.
 
     ``model`` is the id of the model (``Segmenter.model_id``). Until ``close`` the file has a hidden
@@ -95,41 +109,25 @@ class JsonLines:
         1.0
     """
 
-    def __init__(self, path: str | Path, model: str) -> None:
-        self._model = model
-        self._lines = _lines(path)
-        self.name, self.path = self._lines.name, self._lines.path
-
     def write(self, frame: Frame, result: Segmentation) -> None:
         """Add one line. Raises OutputError; the lines before stay whole."""
+        semantic = result.task == "semantic"
         record = Record(
-            frame=frame.index,
-            name=frame.name,
-            pts=_seconds(frame),
-            wall=frame.wall,
-            stale=frame.stale,
-            size=(frame.image.shape[0], frame.image.shape[1]),
+            *_about(frame, frame.image.shape[:2]),
             shares={name: round(share, 6) for name, share in result.shares().items()},
             timings_ms={stage: round(value, 3) for stage, value in result.timings.items()},
             model=self._model,
+            segments=UNSET if semantic else tuple(map(_segment, result.segments)),
         )
-        if result.task != "semantic":
-            segments = tuple(_segment(segment) for segment in result.segments)
-            record = msgspec.structs.replace(record, segments=segments)
-        self._lines.add(record)
-
-    def close(self, *, complete: bool = True) -> None:
-        """Give the file its name; without frames nothing is left. Raises OutputError."""
-        self._lines.close(complete=complete)
+        self._add(record)
 
 
-class RleLines:
+class RleLines(_LineSink):
     """Writes one ``RleRecord`` per frame and line to ``path``, in UTF-8; "-" is stdout.
 
     The masks are COCO's compressed run lengths, which pycocotools and other tools decode.
-    ``classes`` names those that are written (none: all). Until ``close`` the file has a hidden name
-    beside ``path``; a partial one is called ``NAME.partial.SUFFIX``. Raises OutputError when it
-    cannot be written, ConfigError for classes that the model does not have.
+    ``classes`` names those that are written (none: all). The file is written and named as that of
+    ``JsonLines``. ``write`` raises ConfigError for classes that the model does not have.
 
         >>> from knet_deploy import RleLines, Segmenter, open_source
         >>> with open_source("drive.mp4") as source, Segmenter() as segment:
@@ -144,89 +142,57 @@ class RleLines:
     """
 
     def __init__(self, path: str | Path, model: str, *, classes: Sequence[str] = ()) -> None:
-        self._model = model
+        super().__init__(path, model)
         self._names = tuple(classes)
-        self._labels: LabelMap | None = None
-        self._classes: tuple[int, ...] = ()
-        self._lines = _lines(path)
-        self.name, self.path = self._lines.name, self._lines.path
 
     def write(self, frame: Frame, result: Segmentation) -> None:
         """Add one line. Raises OutputError; the lines before stay whole."""
-        if self._labels is not result.labels:
-            self._labels = result.labels
-            self._classes = result.labels.indices(self._names or result.labels.names)
+        wanted = result.labels.indices(self._names or result.labels.names)
+        semantic = result.task == "semantic"
         record = RleRecord(
-            frame=frame.index,
-            name=frame.name,
-            pts=_seconds(frame),
-            wall=frame.wall,
-            stale=frame.stale,
-            size=result.size,
-            classes=self._by_class(result) if result.task == "semantic" else UNSET,
+            *_about(frame, result.size),
+            classes=_by_class(result, wanted) if semantic else UNSET,
             model=self._model,
-            segments=UNSET if result.task == "semantic" else self._by_segment(result),
+            segments=UNSET if semantic else _by_segment(result, wanted),
         )
-        self._lines.add(record)
-
-    def close(self, *, complete: bool = True) -> None:
-        """Give the file its name; without frames nothing is left. Raises OutputError."""
-        self._lines.close(complete=complete)
-
-    def _by_class(self, result: Segmentation) -> dict[str, ClassRecord]:
-        return {
-            result.labels.names[index]: ClassRecord(
-                rle, area, round(area / result.class_map.size, 6)
-            )
-            for index, (rle, area) in rles_of(result.class_map, self._classes).items()
-        }
-
-    def _by_segment(self, result: Segmentation) -> tuple[SegmentRecord, ...]:
-        rles = result.rle()
-        return tuple(
-            _segment(segment, rles[segment.id])
-            for segment in result.segments
-            if segment.class_id in self._classes
-        )
+        self._add(record)
 
 
-def _segment(segment: Segment, rle: Rle | UnsetType = UNSET) -> SegmentRecord:
-    score = None if segment.score is None else round(segment.score, 6)
-    return SegmentRecord(
-        segment.id, segment.label, score, segment.area, segment.box, segment.track, rle
-    )
+def _about(frame: Frame, size: Size) -> tuple[int, str, float | None, float | None, bool, Size]:
+    pts = None if frame.pts is None else float(frame.pts)
+    return frame.index, frame.name, pts, frame.wall, frame.stale, size
 
 
-class _Stdout:
-    """Whole lines of JSON on stdout, each as soon as it is there."""
+def _by_class(result: Segmentation, wanted: Sequence[int]) -> dict[str, ClassRecord]:
+    return {
+        result.labels.names[index]: ClassRecord(rle, area, round(area / result.class_map.size, 6))
+        for index, (rle, area) in rles_of(result.class_map, wanted).items()
+    }
 
-    path: Path | None = None
 
-    def __init__(self) -> None:
-        self.name = "JSON lines on stdout"
-        self._pipe = Pipe(self.name)
+def _by_segment(result: Segmentation, wanted: Sequence[int]) -> tuple[SegmentRecord, ...]:
+    rles = result.rle()
+    shown = (segment for segment in result.segments if segment.class_id in wanted)
+    return tuple(_segment(segment, rles[segment.id]) for segment in shown)
 
-    def add(self, record: msgspec.Struct) -> None:
-        self._pipe.send(msgspec.json.encode(record) + b"\n")
 
-    def close(self, *, complete: bool) -> None:
-        self._pipe.close()
+def _segment(one: Segment, rle: Rle | UnsetType = UNSET) -> SegmentRecord:
+    score = None if one.score is None else round(one.score, 6)
+    return SegmentRecord(one.id, one.label, score, one.area, one.box, one.track, rle)
 
 
 class _File:
-    """Whole lines of JSON in a file that gets its name at the end."""
+    """Whole lines in a file that gets its name at the end; what ``Pipe`` is for stdout."""
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
-        self.path: Path | None = path
         self._file: FileIO | None = None
         self._bytes = 0
         self._target: AtomicFile | None = AtomicFile(path)
 
-    def add(self, record: msgspec.Struct) -> None:
+    def send(self, line: bytes) -> None:
         if self._target is None:
             raise ValueError(f"{self.name} is closed")
-        line = msgspec.json.encode(record) + b"\n"
         try:
             if self._file is None:
                 self._target.start()
@@ -250,11 +216,3 @@ class _File:
             target.commit(complete=complete)
         else:
             target.discard()
-
-
-def _lines(path: str | Path) -> _File | _Stdout:
-    return _Stdout() if str(path) == STDOUT else _File(Path(path))
-
-
-def _seconds(frame: Frame) -> float | None:
-    return None if frame.pts is None else float(frame.pts)

@@ -81,7 +81,7 @@ class Pipe:
             self._closed = True
             raise OutputError(f"{self.name}: {error.strerror}; write to another place") from error
 
-    def close(self) -> None:
+    def close(self, *, complete: bool = True) -> None:
         """Send nothing more; the descriptor is its owner's."""
         self._closed = True
 
@@ -146,20 +146,15 @@ class Header(msgspec.Struct, frozen=True):
         """The mask of these pixels, None if they are not the ones that were written."""
         if zlib.crc32(pixels) != self.crc:
             return None
-        class_map: ClassMap
-        if self.depth == 2:
-            class_map = np.frombuffer(pixels, "<u2").astype(np.uint16, copy=False)
-        else:
-            class_map = np.frombuffer(pixels, np.uint8)
-        class_map = class_map.reshape(self.shape)
+        stored = np.frombuffer(pixels, f"<u{self.depth}").reshape(self.shape)
+        class_map = stored.astype(f"=u{self.depth}", copy=False)
         return RawMask(class_map, self.sequence, self.index, self.pts, self.wall, self.stale)
 
 
 def pack(frame: Frame, result: Segmentation, sequence: int) -> tuple[bytes, memoryview]:
     """The header and the pixels of one mask."""
     class_map = result.class_map
-    kind = "u1" if class_map.dtype == np.uint8 else "<u2"
-    pixels = np.ascontiguousarray(class_map, kind).data.cast("B")
+    pixels = np.ascontiguousarray(class_map, f"<u{class_map.itemsize}").data.cast("B")
     header = HEADER.pack(
         MAGIC,
         _STALE if frame.stale else 0,
@@ -179,16 +174,8 @@ def unpack(data: bytes) -> Header | None:
     magic, flags, depth, height, width, sequence, index, pts, wall, crc = HEADER.unpack(data)
     if magic != MAGIC or depth not in (1, 2) or height * width > MAX_PIXELS:
         return None
-    return Header(
-        (height, width),
-        depth,
-        sequence,
-        index,
-        None if math.isnan(pts) else pts,
-        None if math.isnan(wall) else wall,
-        bool(flags & _STALE),
-        crc,
-    )
+    pts, wall = (None if math.isnan(time) else time for time in (pts, wall))
+    return Header((height, width), depth, sequence, index, pts, wall, bool(flags & _STALE), crc)
 
 
 def read_masks(stream: BinaryIO) -> Iterator[RawMask]:
@@ -223,7 +210,7 @@ def _read(stream: BinaryIO, size: int) -> bytes:
 class RawMasks:
     """Writes raw class maps to stdout, or to the pipe, socket or file of another descriptor.
 
-    ``output.pipe.Pipe`` says what becomes of a slow reader. The descriptor stays open. Raises
+    ``Pipe`` says what becomes of a slow reader. The descriptor stays open. Raises
     ConfigError for a terminal.
 
         >>> from knet_deploy import RawMasks, Segmenter, open_source, read_masks

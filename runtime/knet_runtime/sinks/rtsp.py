@@ -15,29 +15,29 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import partial
+from pathlib import Path
 from time import monotonic
-from types import TracebackType
-from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
 from knet_runtime.errors import ConfigError, OutputError
+from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks.encoder import ENCODERS, working_encoder
-from knet_runtime.sinks.overlay_video import FrameClock
-from knet_runtime.sinks.painter import OverlayPainter
+from knet_runtime.sinks.overlay import FrameClock, OverlayPainter
 from knet_runtime.sinks.rtsp_child import FAILED, OK, TIME_BYTES, Push
-from knet_runtime.sources.base import SourceInfo, Transport
+from knet_runtime.sources.base import Backoff, SourceInfo, Transport
 from knet_runtime.sources.container import redacted, scheme_of
-from knet_runtime.sources.reconnect import Backoff
 from knet_runtime.types import Frame, Rgb
 
-if TYPE_CHECKING:
-    from pathlib import Path
+_log = logging.getLogger(__name__)
 
-    from knet_runtime.segmentation import Segmentation
-
-
+_TICK = Fraction(1, 90_000)  # RTP's
+_WAITING = 2  # frames
+_LONGEST_PAUSE = 10.0  # seconds between two frames of a file; a longer gap is cut to nothing
+_LONGEST_WAIT = 40.0  # seconds that a file may wait: a slow start, a pause and a frozen server
+_LINGER = 2.0  # seconds that close() gives to what is waiting
 _START_SECONDS = 20.0  # for Python to start on a busy, small machine
 _SLICE = 0.1  # seconds between two looks at ``stop``
 _GRACE = 0.5  # seconds by which the child may end itself before we do it
@@ -70,7 +70,9 @@ class PushProcess:
         except OSError as error:  # no memory or no processes left: another time, perhaps
             raise PushLost(f"no process can be started: {error.strerror}") from error
         assert self._child.stdin is not None
-        os.set_blocking(self._child.stdin.fileno(), False)
+        assert self._child.stdout is not None
+        self._stdin, self._stdout = self._child.stdin, self._child.stdout
+        os.set_blocking(self._stdin.fileno(), False)
         try:
             # Not as an argument: everybody on the machine can read those.
             self._feed(memoryview(msgspec.json.encode(self._push) + b"\n"))
@@ -80,13 +82,8 @@ class PushProcess:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._end(graceful=error is None)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._end(graceful=kind is None)
 
     def send(self, image: Rgb, ticks: int) -> None:
         """Push uint8 [H, W, 3] RGB at that time; returns when the server has it. Raises
@@ -96,13 +93,10 @@ class PushProcess:
         self._answer(self._push.patience + _GRACE)
 
     def _feed(self, data: memoryview) -> None:
-        assert self._child.stdin is not None
-        pipe = self._child.stdin.fileno()
-        poll = select.poll()
-        poll.register(pipe, select.POLLOUT)
+        pipe = self._stdin.fileno()
         deadline = monotonic() + self._push.patience
         while data:
-            self._wait(poll, deadline)
+            self._wait(pipe, select.POLLOUT, deadline)
             try:
                 data = data[os.write(pipe, data) :]
             except BlockingIOError:
@@ -111,19 +105,18 @@ class PushProcess:
                 self._answer(_GRACE)  # it says why it has ended, or else that it has
 
     def _answer(self, seconds: float) -> None:
-        assert self._child.stdout is not None
-        pipe = self._child.stdout.fileno()
-        poll = select.poll()
-        poll.register(pipe, select.POLLIN)
-        self._wait(poll, monotonic() + seconds)
+        pipe = self._stdout.fileno()
+        self._wait(pipe, select.POLLIN, monotonic() + seconds)
         answer = os.read(pipe, 1)
         if answer == OK:
             return
         if answer == FAILED:
-            raise PushLost(self._child.stdout.readline().decode("utf-8", "replace").strip())
+            raise PushLost(self._stdout.readline().decode("utf-8", "replace").strip())
         raise PushLost(f"the server takes nothing for {self._push.patience:g} s")
 
-    def _wait(self, poll: select.poll, deadline: float) -> None:
+    def _wait(self, pipe: int, event: int, deadline: float) -> None:
+        poll = select.poll()
+        poll.register(pipe, event)
         while not poll.poll(1000 * _SLICE):
             if self._stop.is_set():
                 raise PushLost("stopped")
@@ -131,10 +124,8 @@ class PushProcess:
                 raise PushLost(f"the server takes nothing for {self._push.patience:g} s")
 
     def _end(self, *, graceful: bool = False) -> None:
-        assert self._child.stdin is not None
-        assert self._child.stdout is not None
         with contextlib.suppress(OSError):
-            self._child.stdin.close()
+            self._stdin.close()
         if graceful:
             deadline = monotonic() + self._push.patience
             while not self._stop.is_set() and monotonic() < deadline:
@@ -143,16 +134,7 @@ class PushProcess:
                     break
         self._child.kill()
         self._child.wait()
-        self._child.stdout.close()
-
-
-_log = logging.getLogger(__name__)
-
-_TICK = Fraction(1, 90_000)  # RTP's
-_WAITING = 2  # frames
-_LONGEST_PAUSE = 10.0  # seconds between two frames of a file; a longer gap is cut to nothing
-_LONGEST_WAIT = 40.0  # seconds that a file may wait: a slow start, a pause and a frozen server
-_LINGER = 2.0  # seconds that close() gives to what is waiting
+        self._stdout.close()
 
 
 class RtspPush:
@@ -164,6 +146,9 @@ class RtspPush:
     that takes nothing for ``patience`` seconds costs the child its life. A lost connection is made
     again after a growing pause, for as long as it takes; frames are dropped and counted
     meanwhile.
+
+    ``connected`` says whether there is a connection, ``dropped`` counts the frames that were not
+    sent, ``reconnects`` how often a lost connection was made again; they may be read at any time.
 
     Raises ConfigError for an address that is not RTSP; ``write`` and ``close`` raise OutputError
     when the very first connection fails, later ones are only logged. The address is never shown
@@ -193,37 +178,21 @@ class RtspPush:
         if scheme_of(url) not in ("rtsp", "rtsps"):
             raise ConfigError(f"{redacted(url)}: push to an address of rtsp:// or rtsps://")
         self.name = redacted(url)
-        self._url = url
-        self._transport = transport
-        self._patience = patience
         self._live = info.live
-        self._encoder = working_encoder(ENCODERS["h264"], info.hw)
-        self._painter = OverlayPainter(alpha=alpha, legend=legend, classes=classes)
+        self._painter = OverlayPainter(alpha, legend, classes)
         self._clock = FrameClock(info, _TICK)
+        rate, tick = self._clock.rate.as_integer_ratio(), _TICK.as_integer_ratio()
+        encoder = working_encoder(ENCODERS["h264"], info.hw)
+        self._push = partial(Push, url, transport, encoder, tick=tick, rate=rate, patience=patience)
         self._waiting: deque[tuple[Rgb, int]] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._ending = False
         self._stop = threading.Event()
-        self._connected = False
+        self.connected = False
         self._lost = False  # whether a connection has failed since the last one worked
         self._failure: str | None = None
-        self._pushed = self._dropped = self._reconnects = 0
-
-    @property
-    def connected(self) -> bool:
-        """Whether there is a connection."""
-        return self._connected
-
-    @property
-    def dropped(self) -> int:
-        """Frames that were not sent."""
-        return self._dropped
-
-    @property
-    def reconnects(self) -> int:
-        """How often a lost connection was made again."""
-        return self._reconnects
+        self._pushed = self.dropped = self.reconnects = 0
 
     def write(self, frame: Frame, result: Segmentation) -> None:
         """Hand over one frame; of a file, wait until there is room for it.
@@ -237,7 +206,7 @@ class RtspPush:
         with self._changed:
             self._raise_failure()
             if self._thread is None:
-                hw = (image.shape[0], image.shape[1])
+                hw = image.shape[:2]
                 self._thread = threading.Thread(target=self._pump, args=(hw,), name="rtsp-push")
                 self._thread.start()
             if not self._live:
@@ -247,7 +216,7 @@ class RtspPush:
                 )
             if len(self._waiting) == _WAITING:
                 self._waiting.popleft()
-                self._dropped += 1
+                self.dropped += 1
             self._waiting.append((image, ticks))
             self._changed.notify_all()
 
@@ -265,8 +234,8 @@ class RtspPush:
         thread.join(_LINGER)
         self._stop.set()
         thread.join()
-        if self._dropped:
-            _log.warning("%s: %d frames pushed, %d dropped", self.name, self._pushed, self._dropped)
+        if self.dropped:
+            _log.warning("%s: %d frames pushed, %d dropped", self.name, self._pushed, self.dropped)
         with self._changed:
             self._raise_failure()
 
@@ -279,22 +248,13 @@ class RtspPush:
             )
 
     def _pump(self, hw: tuple[int, int]) -> None:
-        push = Push(
-            url=self._url,
-            transport=self._transport,
-            encoder=self._encoder,
-            hw=hw,
-            tick=_TICK.as_integer_ratio(),
-            rate=self._clock.rate.as_integer_ratio(),
-            patience=self._patience,
-        )
-        backoff, worked = Backoff(), False
+        push, backoff, worked = self._push(hw=hw), Backoff(), False
         while not self._over():
             began = monotonic()
             try:
                 with PushProcess(push, self._stop) as process:
                     if worked:
-                        self._reconnects += 1
+                        self.reconnects += 1
                         _log.warning("%s: connected again", self.name)
                     self._mark(connected=True)
                     worked, began = True, monotonic()
@@ -305,7 +265,7 @@ class RtspPush:
                     break
                 if not worked:  # only what has worked once is tried again
                     self._failure = str(error)
-                elif self._connected:
+                elif self.connected:
                     _log.warning("%s: %s; trying again", self.name, error)
                 self._mark(connected=False)
                 if not worked:
@@ -313,7 +273,7 @@ class RtspPush:
                 self._stop.wait(backoff.delay())
         self._mark(connected=False)
         with self._changed:
-            self._dropped += len(self._waiting)
+            self.dropped += len(self._waiting)
             self._waiting.clear()
 
     def _send_all(self, process: PushProcess) -> None:
@@ -329,7 +289,7 @@ class RtspPush:
             try:
                 process.send(image, ticks)
             except PushLost:
-                self._dropped += 1
+                self.dropped += 1
                 raise
             self._pushed += 1
 
@@ -345,7 +305,7 @@ class RtspPush:
 
     def _mark(self, *, connected: bool) -> None:
         with self._changed:
-            self._connected = connected
+            self.connected = connected
             self._lost = not connected
             self._changed.notify_all()
 

@@ -217,8 +217,7 @@ class _Ring:
 
     def head(self) -> tuple[bytes, int, int, int, int, int]:
         """Magic, process, slots, state, bytes of a slot, masks written."""
-        magic, process, slots, state, slot, written = _HEAD.unpack_from(self.memory)
-        return magic, process, slots, state, slot, written
+        return _HEAD.unpack_from(self.memory)
 
     @property
     def ended(self) -> bool:

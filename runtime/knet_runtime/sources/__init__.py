@@ -1,0 +1,94 @@
+"""The one entry point to what frames come from: videos, images, folders, cameras, streams."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from av.container import InputContainer
+
+from knet_runtime.errors import ConfigError, SourceError
+from knet_runtime.sources.base import Source, SourceLost, SourceOptions
+from knet_runtime.sources.container import (
+    SCHEMES,
+    CameraConnector,
+    Connector,
+    NetworkConnector,
+    open_file,
+    scheme_of,
+)
+from knet_runtime.sources.images import IMAGE_SUFFIXES, ImageSource
+from knet_runtime.sources.live import LiveSource
+from knet_runtime.sources.video import VideoSource
+
+
+def open_source(source: str | Path, options: SourceOptions | None = None) -> Source:
+    """Open a video, an image, a folder of images, a camera or a stream; a context manager.
+
+    A camera is "0", "camera:0" or "/dev/video0" (Linux); a file of such a name is reached as
+    "./0". An address of rtsp, rtsps, http or https is a live stream, unless what is found there
+    states how long it is. A live source that cannot be reached now is an error; one that is lost
+    later is opened again (``LiveSource``).
+
+    Raises SourceError, naming the source and what to do, when it is missing, damaged from the
+    start, or nothing that can be read, and ConfigError for options that do not fit it. No message
+    shows what is secret in an address.
+
+        >>> from knet_deploy import open_source
+        >>> with open_source("drive.mp4") as source:
+        ...     for frame in source:
+        ...         print(frame.index, frame.image.shape)
+        ...         break
+        0 (360, 480, 3)
+    """
+    options = options or SourceOptions()
+    text = str(source)
+    if isinstance(source, str) and (number := re.fullmatch(r"(?:camera:)?(\d+)", source)):
+        return _camera(Path(f"/dev/video{int(number[1])}"), options)
+    if re.fullmatch(r"/dev/video\d+", text):
+        return _camera(Path(text), options)
+    if isinstance(source, str) and (scheme := scheme_of(source)):
+        if scheme not in SCHEMES:
+            raise SourceError(
+                f"{scheme} addresses cannot be read, only {', '.join(SCHEMES)}; record the "
+                "stream to a file and name that"
+            )
+        return _stream(source, options)
+    path = Path(source)
+    if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
+        _refuse_part(text, options)
+        return ImageSource(path, options)
+    return VideoSource(open_file(path, hwaccel=options.hwaccel), text, options, path)
+
+
+def _camera(path: Path, options: SourceOptions) -> LiveSource:
+    _refuse_part(str(path), options)
+    link = CameraConnector(path, options)
+    return LiveSource(link, _opened(link), "camera", options, path)
+
+
+def _stream(address: str, options: SourceOptions) -> Source:
+    link = NetworkConnector(address, options)
+    container = _opened(link)
+    if link.is_finite(container):
+        return VideoSource(container, link.name, options)
+    try:
+        _refuse_part(link.name, options)
+    except ConfigError:
+        container.close()
+        raise
+    return LiveSource(link, container, "stream", options)
+
+
+def _opened(link: Connector) -> InputContainer:
+    lost = None
+    try:
+        return link.open()
+    except SourceLost as error:
+        lost = error
+    raise SourceError(f"{link.name}: {lost.reason}; {link.hint}")
+
+
+def _refuse_part(name: str, options: SourceOptions) -> None:
+    if options.start is not None or options.end is not None:
+        raise ConfigError(f"{name}: start and end choose a part of a video; leave them out here")

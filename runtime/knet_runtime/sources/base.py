@@ -1,13 +1,15 @@
-"""What every source is: how it is read, what is known of it, and how one that is live fares."""
+"""What every source is: how it is read, what is known of it, how one that is live fares, and how
+long to wait before one that was lost is tried again."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import random
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, Protocol
 
 import msgspec
@@ -17,6 +19,8 @@ from knet_runtime.types import Frame, Size
 
 Transport = Literal["tcp", "udp"]
 SourceKind = Literal["video", "image", "images", "camera", "stream"]
+
+_FIRST_DELAY, _LONGEST_DELAY, _REFUSED_DELAY = 0.25, 5.0, 60.0
 
 
 class SourceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -105,7 +109,7 @@ class SourceInfo:
         return self.kind in ("camera", "stream")
 
 
-class Source(Protocol):
+class Source(Iterable[Frame], AbstractContextManager["Source"], Protocol):
     """Frames, once and in order, from something that is open until it is closed.
 
     Iterating raises SourceError where the source is damaged; what came before stays valid.
@@ -125,8 +129,6 @@ class Source(Protocol):
         """How a live source fares; may be asked from any thread."""
         ...
 
-    def __iter__(self) -> Iterator[Frame]: ...
-
     def stop(self) -> None:
         """End the iteration, from any thread: at the next frame, or when a read times out."""
         ...
@@ -135,11 +137,39 @@ class Source(Protocol):
         """Let go of everything; only when no thread is iterating."""
         ...
 
-    def __enter__(self) -> Source: ...
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+class SourceLost(Exception):
+    """A live source cannot be opened or read just now.
+
+    ``reason`` may be shown: it holds no address and no password. ``refused`` says that the server
+    does not take the credentials.
+    """
+
+    def __init__(self, reason: str, *, refused: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.refused = refused
+
+
+class Backoff:
+    """Seconds before each next try: 0.25, doubled up to 5, of which a random half is taken off so
+    that many boxes do not come back in one moment.
+
+    A server that refuses the credentials is asked once a minute: many lock the account otherwise.
+    """
+
+    def __init__(self) -> None:
+        self._next = _FIRST_DELAY
+
+    def delay(self, *, refused: bool = False) -> float:
+        """Seconds to wait now."""
+        if refused:
+            return _REFUSED_DELAY
+        delay = self._next
+        self._next = min(2 * delay, _LONGEST_DELAY)
+        return delay * random.uniform(0.5, 1)
+
+    def lasted(self, seconds: float) -> None:
+        """Frames came for so long: after more than 5 s the next loss begins at 0.25 again."""
+        if seconds > _LONGEST_DELAY:
+            self._next = _FIRST_DELAY

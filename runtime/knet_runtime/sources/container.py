@@ -6,12 +6,12 @@ that works on this machine; the authors had none, so tests see only the answer "
 
 from __future__ import annotations
 
-import errno
 import functools
 import logging
 import re
 import sys
 from collections.abc import Callable
+from errno import EACCES, EINVAL, EIO, ELOOP, EMFILE, ENAMETOOLONG, ENFILE, ENOENT, ENOTDIR, EPERM
 from pathlib import Path
 from time import monotonic
 from typing import Protocol
@@ -21,12 +21,32 @@ from av.codec.hwaccel import HWAccel, hwdevices_available
 from av.container import InputContainer
 
 from knet_runtime.errors import SourceError
-from knet_runtime.sources.base import SourceOptions
+from knet_runtime.sources.base import SourceLost, SourceOptions
 from knet_runtime.sources.decoder import READ_ERRORS
-from knet_runtime.sources.reconnect import SourceLost
+
+_log = logging.getLogger(__name__)
+
+Open = Callable[[HWAccel | None], InputContainer]
 
 SCHEMES = ("rtsp", "rtsps", "http", "https")
 """The schemes that are read."""
+
+# Demuxers that read nothing but the file they are given. Playlists (ffconcat, m3u8, mpd, sdp) and
+# numbered image patterns open other files and addresses, and so are not among them.
+_FORMATS = (
+    "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,h264,hevc,av1,obu,ivf,vvc,m4v,"
+    "yuv4mpegpipe,nut,gif,mjpeg,mxf,dv,rm,wtv,gxf"
+)
+# Over the network a playlist is followed, to addresses of the same protocols only; the sound of
+# one is opened with it.
+_HTTP_FORMATS = f"{_FORMATS},hls,mpjpeg,aac,mp3,ac3,eac3,webvtt"
+_HTTP_PROTOCOLS = "http,https,tls,tcp,crypto,httpproxy"
+_RTSP_PROTOCOLS = "rtsp,rtsps,rtp,udp,tcp,tls,crypto"
+# A playlist brings a segment of 2 to 10 seconds at once, and nothing in between.
+_PLAYLIST_PATIENCE = 5
+_SILENT = "no answer in time"
+# Errors of the file system; of all others its content is the cause.
+_UNREACHABLE = (ENOENT, EACCES, EPERM, ENOTDIR, ELOOP, ENAMETOOLONG, EIO, EMFILE, ENFILE)
 
 
 def scheme_of(source: str) -> str | None:
@@ -43,18 +63,11 @@ def redacted(source: str) -> str:
     """
     if scheme_of(source) is None:
         return source
-    scheme, rest = source.split(":", 1)
-    slashes = rest[: len(rest) - len(rest.lstrip("/"))]
-    body = rest[len(slashes) :]
+    body = source.partition(":")[2].lstrip("/")
+    scheme = source.removesuffix(body)
     if "@" in body:
         body = "***@" + body.rpartition("@")[2]
-    body = re.sub(r"[?#].*", "?***", body, count=1, flags=re.DOTALL)
-    return f"{scheme}:{slashes}{body}"
-
-
-_log = logging.getLogger(__name__)
-
-Open = Callable[[HWAccel | None], InputContainer]
+    return scheme + re.sub(r"[?#].*", "?***", body, count=1, flags=re.DOTALL)
 
 
 def on_hardware(
@@ -88,46 +101,14 @@ def _hardware_device(codec: str) -> str | None:
     return None
 
 
-# Demuxers that read nothing but the file they are given. Playlists (ffconcat, m3u8, mpd, sdp) and
-# numbered image patterns open other files and addresses, and so are not among them.
-_FORMATS = (
-    "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,h264,hevc,av1,obu,ivf,vvc,m4v,"
-    "yuv4mpegpipe,nut,gif,mjpeg,mxf,dv,rm,wtv,gxf"
-)
-# Over the network a playlist is followed, to addresses of the same protocols only; the sound of
-# one is opened with it.
-_HTTP_FORMATS = f"{_FORMATS},hls,mpjpeg,aac,mp3,ac3,eac3,webvtt"
-_HTTP_PROTOCOLS = "http,https,tls,tcp,crypto,httpproxy"
-_RTSP_PROTOCOLS = "rtsp,rtsps,rtp,udp,tcp,tls,crypto"
-# A playlist brings a segment of 2 to 10 seconds at once, and nothing in between.
-_PLAYLIST_PATIENCE = 5
-_SILENT = "no answer in time"
-# Errors of the file system; of all others its content is the cause.
-_UNREACHABLE = (
-    errno.ENOENT,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOTDIR,
-    errno.ELOOP,
-    errno.ENAMETOOLONG,
-    errno.EIO,
-    errno.EMFILE,
-    errno.ENFILE,
-)
-
-
 class Connector(Protocol):
-    """A live source that can be opened again and again."""
+    """A live source that can be opened again and again.
 
-    @property
-    def name(self) -> str:
-        """What it is called in messages."""
-        ...
+    ``name`` is what it is called in messages, ``hint`` what to look at when it cannot be opened.
+    """
 
-    @property
-    def mend(self) -> str:
-        """What to look at when it cannot be opened."""
-        ...
+    name: str
+    hint: str
 
     def open(self) -> InputContainer:
         """Connect. Raises SourceLost."""
@@ -159,7 +140,7 @@ def open_file(path: Path, *, hwaccel: bool = False) -> InputContainer:
             f"{path}: is not a video, or is cut off before its index; copy or export it again"
         ) from error
     except READ_ERRORS as error:
-        if error.errno == errno.EINVAL:  # what a format outside the list gives
+        if error.errno == EINVAL:  # what a format outside the list gives
             raise SourceError(
                 f"{path}: is no video file of a supported kind (playlists are not followed); "
                 "convert it to MP4"
@@ -175,7 +156,7 @@ def open_file(path: Path, *, hwaccel: bool = False) -> InputContainer:
 class CameraConnector:
     """A v4l2 device. Raises SourceError where there can be none (not on Linux)."""
 
-    mend = (
+    hint = (
         "plug it in or pick one from: ls /dev/video*; close other programs that use it, and see "
         "that you are in the group video"
     )
@@ -206,7 +187,7 @@ class NetworkConnector:
     not checked: cameras sign their own.
     """
 
-    mend = "check the address, and that the camera or server is on"
+    hint = "check the address, and that the camera or server is on"
 
     def __init__(self, address: str, options: SourceOptions) -> None:
         self._address = address
@@ -215,7 +196,7 @@ class NetworkConnector:
         self._hardware: HWAccel | None = None
         self._first = True
         self.name = redacted(address)
-        self.rtsp = scheme_of(address) in ("rtsp", "rtsps")
+        self._rtsp = scheme_of(address) in ("rtsp", "rtsps")
 
     def open(self) -> InputContainer:
         """Connect, and find out what the stream holds. Raises SourceLost."""
@@ -233,16 +214,26 @@ class NetworkConnector:
         except READ_ERRORS as error:
             lost = lost_by(error)
             # What timed out inside of TLS comes as a plain input/output error.
-            if error.errno == errno.EIO and monotonic() - began >= self._options.connect_timeout:
+            if error.errno == EIO and monotonic() - began >= self._options.connect_timeout:
                 lost = SourceLost(_SILENT)
         # Raised outside of the handler, or it would carry FFmpeg's error along, whose text holds
         # the address with its password.
         raise lost
 
+    def is_finite(self, container: InputContainer) -> bool:
+        """Whether what was opened has an end: over HTTP, and stating a duration or a size.
+
+        A playlist that can still grow states no duration; its size is that of its text.
+        """
+        if self._rtsp:
+            return False
+        stated = (container.duration or 0) > 0
+        return stated or (container.format.name != "hls" and container.size > 0)
+
     def _open(self, hardware: HWAccel | None) -> InputContainer:
         chosen = self._options
         options = {"format_whitelist": _HTTP_FORMATS, "protocol_whitelist": _HTTP_PROTOCOLS}
-        if self.rtsp:
+        if self._rtsp:
             seconds = max(chosen.connect_timeout, chosen.read_timeout)
             options = {
                 "format_whitelist": "rtsp",
@@ -263,16 +254,6 @@ class NetworkConnector:
             timeout=(chosen.connect_timeout, chosen.read_timeout * self._patience),
             hwaccel=hardware,
         )
-
-
-def is_finite(container: InputContainer) -> bool:
-    """Whether what was opened over HTTP has an end: it states a duration or a size.
-
-    A playlist that can still grow states no duration; its size is that of its text.
-    """
-    if container.duration is not None and container.duration > 0:
-        return True
-    return container.format.name != "hls" and container.size > 0
 
 
 def close_input(container: InputContainer) -> None:
@@ -298,9 +279,9 @@ def lost_by(error: av.FFmpegError | OSError) -> SourceLost:
             return SourceLost("no answer in time, or what comes is no video")
         case av.ProtocolNotFoundError():
             return SourceLost("it leads to a protocol that is not read")
-        case _ if error.errno == errno.EIO:
+        case _ if error.errno == EIO:
             return SourceLost("its host cannot be found, or what it sends is no video")
-        case _ if error.errno == errno.EINVAL:
+        case _ if error.errno == EINVAL:
             return SourceLost("it is no stream of a supported kind")
         case _:
             return SourceLost(error.strerror or "it cannot be read")

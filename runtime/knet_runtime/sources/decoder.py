@@ -91,13 +91,14 @@ _THREADED_PIXELS = 40_000_000
 class Decoder:
     """The video stream of an open container, decoded.
 
-    ``stream`` is the one that FFmpeg thinks best. Raises SourceError, naming ``name``, when there
-    is none, no decoder for it, or it is larger than ``MAX_PIXELS``.
+    ``stream`` is the one that FFmpeg thinks best, ``deinterlacer`` makes its frames whole. Raises
+    SourceError, naming ``name``, when there is none, no decoder for it, or it is larger than
+    ``MAX_PIXELS``.
     """
 
     def __init__(self, container: InputContainer, name: str, *, live: bool) -> None:
         self._name = name
-        self._deinterlacer = Deinterlacer()
+        self.deinterlacer = Deinterlacer()
         stream = container.streams.best("video")
         # The cover image of a sound file is a video stream too.
         cover = stream is not None and stream.disposition & Disposition.attached_pic
@@ -115,12 +116,11 @@ class Decoder:
             context.thread_type = "AUTO"
         self.stream = stream
 
-    @property
-    def rate(self) -> Fraction | None:
-        """Frames per second, where one is stated that can be."""
+    def rate(self, every: int) -> Fraction | None:
+        """Frames per second, each ``every``-th counting; None where none is stated that can be."""
         for rate in (self.stream.average_rate, self.stream.guessed_rate):
             if rate is not None and 0 < rate <= 1000:
-                return Fraction(rate)
+                return Fraction(rate) / every
         return None
 
     def decode(self, packet: av.Packet[av.VideoStream]) -> list[av.VideoFrame] | None:
@@ -134,17 +134,12 @@ class Decoder:
             decoded = packet.decode()
         except READ_ERRORS:
             return None
-        frames = [ready for frame in decoded for ready in self._deinterlacer.feed(frame)]
-        return frames if packet.size else frames + self._deinterlacer.flush()
-
-    @property
-    def deinterlaces(self) -> bool:
-        """Whether frames are being made whole out of fields just now."""
-        return self._deinterlacer.active
+        frames = [ready for frame in decoded for ready in self.deinterlacer.feed(frame)]
+        return frames if packet.size else frames + self.deinterlacer.flush()
 
     def restart(self) -> None:
         """Forget what is held back, after a seek."""
-        self._deinterlacer = Deinterlacer()
+        self.deinterlacer = Deinterlacer()
 
     def time_of(self, decoded: av.VideoFrame) -> Fraction | None:
         """The frame's time stamp in seconds, exact, on the container's own clock."""

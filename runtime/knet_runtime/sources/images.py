@@ -14,6 +14,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import cv2
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knet_runtime.errors import SourceError
-from knet_runtime.sources.base import SourceInfo, SourceOptions, SourceStatus
+from knet_runtime.sources.base import SourceInfo, SourceKind, SourceOptions, SourceStatus
 from knet_runtime.types import MAX_PIXELS, Closeable, Frame
 
 _PNG_KEPT = {b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"}
@@ -258,6 +259,8 @@ class ImageSource(Closeable):
     while iterating.
     """
 
+    status = SourceStatus()
+
     def __init__(self, path: Path, options: SourceOptions | None = None) -> None:
         folder = path.is_dir()
         paths = list_images(path) if folder else [path]
@@ -266,34 +269,16 @@ class ImageSource(Closeable):
         paths, names = paths[::every], names[::every]
         self._stopped = False
         first = read_image(paths[0])
-        height, width = first.shape[:2]
-        self._info = SourceInfo(
-            kind="images" if folder else "image",
-            hw=(height, width),
-            rate=None,
-            frames=len(paths),
-            path=path,
-        )
-        self._first = Frame(first, 0, None, names[0])
-        self._frames = self._read(paths, names)
-
-    @property
-    def info(self) -> SourceInfo:
-        """What is known beforehand; ``frames`` is the number of images."""
-        return self._info
-
-    @property
-    def status(self) -> SourceStatus:
-        """Always connected."""
-        return SourceStatus()
+        kind: SourceKind = "images" if folder else "image"
+        self.info = SourceInfo(kind, first.shape[:2], None, len(paths), path=path)
+        rest = self._read(paths[1:], names[1:])
+        self._frames: Iterator[Frame] = chain([Frame(first, 0, None, names[0])], rest)
 
     def _read(self, paths: list[Path], names: list[str]) -> Iterator[Frame]:
-        yield self._first
-        for index, (path, name) in enumerate(zip(paths, names, strict=True)):
+        for index, (path, name) in enumerate(zip(paths, names, strict=True), 1):
             if self._stopped:
                 return
-            if index > 0:
-                yield Frame(read_image(path), index, None, name)
+            yield Frame(read_image(path), index, None, name)
 
     def __iter__(self) -> Iterator[Frame]:
         return self._frames

@@ -7,11 +7,12 @@ clock changes nothing.
 
 from __future__ import annotations
 
-import errno
 import logging
 import threading
 from collections.abc import Generator, Iterator
+from errno import EIO
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from time import monotonic, time
 from typing import Literal
@@ -20,19 +21,19 @@ import av
 from av.container import InputContainer
 
 from knet_runtime.errors import SourceError
-from knet_runtime.sources.base import SourceInfo, SourceOptions, SourceStatus
-from knet_runtime.sources.container import (
-    Connector,
-    NetworkConnector,
-    close_input,
-    is_finite,
-    lost_by,
-)
+from knet_runtime.sources.base import Backoff, SourceInfo, SourceLost, SourceOptions, SourceStatus
+from knet_runtime.sources.container import Connector, NetworkConnector, close_input, lost_by
 from knet_runtime.sources.decoder import READ_ERRORS, Decoder
-from knet_runtime.sources.reconnect import Backoff, SourceLost
 from knet_runtime.types import Closeable, Frame
 
+_log = logging.getLogger(__name__)
+
+_FINE_TICK = Fraction(1, 90_000)
 _SLACK = 2.0  # seconds by which a time may run ahead of the clock before it counts as a jump
+# Packets may come for so many read timeouts without a frame: cameras send a key frame every
+# ten seconds and more.
+_FRAME_PATIENCE = 10
+_PLAYLIST_SECONDS = 60
 
 
 class Timeline:
@@ -60,17 +61,15 @@ class Timeline:
         if time is None:
             placed = due
         else:
-            if self._offset is None or self._jumps(time + self._offset, due):
-                self._offset = due - time
-            placed = time + self._offset
+            placed = due if self._offset is None else time + self._offset
+            if last is not None and not last < placed <= due + Fraction(_SLACK):  # it jumps
+                placed = due
+            self._offset = placed - time
         placed = round(placed / self._tick) * self._tick
         if last is not None and placed <= last:
             placed = last + self._tick
         self._last, self._arrived = placed, now
         return placed
-
-    def _jumps(self, placed: Fraction, due: Fraction) -> bool:
-        return self._last is not None and not self._last < placed <= due + Fraction(_SLACK)
 
 
 class PlaylistClock:
@@ -92,15 +91,6 @@ class PlaylistClock:
         return 0.0
 
 
-_log = logging.getLogger(__name__)
-
-_FINE_TICK = Fraction(1, 90_000)
-# Packets may come for so many read timeouts without a frame: cameras send a key frame every
-# ten seconds and more.
-_FRAME_PATIENCE = 10
-_PLAYLIST_SECONDS = 60
-
-
 class LiveSource(Closeable):
     """Frames as they arrive, for as long as it is wanted; a context manager.
 
@@ -110,9 +100,9 @@ class LiveSource(Closeable):
     (``Timeline``), and so does ``index``. A frame is handed on when it arrives and nothing is
     kept: whoever is slow gets what FFmpeg has buffered. ``Frame.wall`` is when it was decoded.
 
-    Takes over ``container``, which ``link`` opened; ``path`` is that of a device. Raises
-    SourceError when it holds no video, or ends before the first frame: only what has worked once
-    is tried again.
+    Takes over ``container``, which ``link`` opened; ``path`` is that of a device. ``info`` is what
+    the first connection showed. Raises SourceError when it holds no video, or ends before the first
+    frame: only what has worked once is tried again.
     """
 
     def __init__(
@@ -140,27 +130,14 @@ class LiveSource(Closeable):
             self._decoder = Decoder(container, link.name, live=True)
             base = self._decoder.stream.time_base or _FINE_TICK
             self._timeline = Timeline(base)
-            self._frames = self._read()
-            self._first = next(self._frames, None)
-            assert self._first is not None  # it waits for one, or raises
-            height, width = self._first.image.shape[:2]
-            rate = self._decoder.rate
-            self._info = SourceInfo(
-                kind=kind,
-                hw=(height, width),
-                rate=None if rate is None else rate / options.every,
-                frames=None,
-                time_base=base,
-                path=path,
-            )
+            self._reading = self._read()
+            first = next(self._reading)  # it waits for one, or raises
+            self._frames: Iterator[Frame] = chain([first], self._reading)
+            rate = self._decoder.rate(options.every)
+            self.info = SourceInfo(kind, first.image.shape[:2], rate, None, base, path)
         except BaseException:
             self._disconnect()
             raise
-
-    @property
-    def info(self) -> SourceInfo:
-        """What the first connection showed."""
-        return self._info
 
     @property
     def status(self) -> SourceStatus:
@@ -170,12 +147,7 @@ class LiveSource(Closeable):
         return SourceStatus(connected, self._reconnects, down)
 
     def __iter__(self) -> Iterator[Frame]:
-        if self._first is not None:
-            first, self._first = self._first, None
-            yield first
-        # (``yield from`` would end the frames for good when a loop is left early.)
-        while (frame := next(self._frames, None)) is not None:
-            yield frame
+        return self._frames
 
     def stop(self) -> None:
         """End the iteration, from any thread: at once while it waits to reconnect, else at the
@@ -187,9 +159,9 @@ class LiveSource(Closeable):
         if self._closed:
             return
         self._closed = True
-        self._first = None
         self._stop.set()
-        self._frames.close()
+        self._reading.close()
+        self._frames = iter(())
         self._disconnect()
         del self._decoder  # the decoder's threads live as long as this
 
@@ -207,7 +179,7 @@ class LiveSource(Closeable):
                 number += 1
             self._disconnect()
             if index == 0:
-                raise SourceError(f"{self._link.name}: {self._lost.reason}; {self._link.mend}")
+                raise SourceError(f"{self._link.name}: {self._lost.reason}; {self._link.hint}")
             if not self._stop.is_set():
                 self._reconnect(index)
 
@@ -215,8 +187,7 @@ class LiveSource(Closeable):
         """Those of one connection, when they are due, until it is lost (``_lost`` says how) or the
         source is stopped."""
         container = self._container
-        if container is None:
-            return
+        assert container is not None  # until it is stopped
         pace = PlaylistClock() if container.format.name == "hls" else None
         self._already = self._played
         packets = container.demux(self._decoder.stream)
@@ -227,7 +198,7 @@ class LiveSource(Closeable):
             except READ_ERRORS as error:
                 # Kept, not raised: an exception would hold the decoder, and FFmpeg's own the
                 # address with its password.
-                broke = error.errno == errno.EIO
+                broke = error.errno == EIO
                 self._lost = SourceLost("the connection broke") if broke else lost_by(error)
                 return
             if packet is None:  # a server that dies looks like one that has finished
@@ -282,7 +253,7 @@ class LiveSource(Closeable):
             if self._is_over():
                 raise SourceError(
                     f"{name}: no frame for {monotonic() - self._seen:.0f} s "
-                    f"({self._lost.reason}); {self._link.mend}"
+                    f"({self._lost.reason}); {self._link.hint}"
                 )
             try:
                 self._connect()
@@ -294,11 +265,7 @@ class LiveSource(Closeable):
         container = self._link.open()
         try:
             # A live playlist that now states its length has ended; it would begin anew.
-            if (
-                isinstance(self._link, NetworkConnector)
-                and not self._link.rtsp
-                and is_finite(container)
-            ):
+            if isinstance(self._link, NetworkConnector) and self._link.is_finite(container):
                 raise SourceLost("the stream has ended")
             self._decoder = Decoder(container, self._link.name, live=True)
         except SourceError as error:

@@ -99,6 +99,8 @@ class VideoSource(Closeable):
     Takes over ``container``. Raises SourceError when it holds no video, or none in that part.
     """
 
+    status = SourceStatus()
+
     def __init__(
         self, container: InputContainer, name: str, options: SourceOptions, path: Path | None = None
     ) -> None:
@@ -112,47 +114,26 @@ class VideoSource(Closeable):
             self._decoder = Decoder(container, name, live=False)
             self._damage = DamageReport()
             self._start = start_time(container, self._decoder.stream)
-            self._frames = self._read()
+            self._reading = self._read()
             # Only a decoded frame shows the size (after rotation), and that there is any.
-            self._first = next(self._frames, None)
-            if self._first is None:
+            first = next(self._reading, None)
+            if first is None:
                 raise SourceError(self._nothing())
-            height, width = self._first.image.shape[:2]
-            rate = self._decoder.rate
-            self._info = SourceInfo(
-                kind="video",
-                hw=(height, width),
-                rate=None if rate is None else rate / options.every,
-                frames=self._frame_hint(),
-                time_base=self._decoder.stream.time_base,
-                path=path,
-            )
+            self._frames: Iterator[Frame] = chain([first], self._reading)
+            rate, base = self._decoder.rate(options.every), self._decoder.stream.time_base
+            hint = self._frame_hint(rate)
+            self.info = SourceInfo("video", first.image.shape[:2], rate, hint, base, path)
         except BaseException:
             close_input(container)
             raise
 
     @property
-    def info(self) -> SourceInfo:
-        """What is known beforehand."""
-        return self._info
-
-    @property
-    def status(self) -> SourceStatus:
-        """Always connected."""
-        return SourceStatus()
-
-    @property
     def deinterlaces(self) -> bool:
         """Whether frames are being made of fields just now, which looks at those beside them."""
-        return self._decoder.deinterlaces
+        return self._decoder.deinterlacer.active
 
     def __iter__(self) -> Iterator[Frame]:
-        if self._first is not None:
-            first, self._first = self._first, None
-            yield first
-        # (``yield from`` would end the frames for good when a loop is left early.)
-        while (frame := next(self._frames, None)) is not None:
-            yield frame
+        return self._frames
 
     def stop(self) -> None:
         """End the iteration, from any thread."""
@@ -163,8 +144,8 @@ class VideoSource(Closeable):
         if self._closed:
             return
         self._closed = True
-        self._first = None
-        self._frames.close()
+        self._reading.close()
+        self._frames = iter(())
         close_input(self._container)
         del self._container, self._decoder  # the decoder's threads live as long as these
 
@@ -174,16 +155,15 @@ class VideoSource(Closeable):
             return None
         return Fraction(duration, 1_000_000)
 
-    def _frame_hint(self) -> int | None:
+    def _frame_hint(self, rate: Fraction | None) -> int | None:
         stated, options = self._decoder.stream.frames, self._options
         if 0 < stated < 2**31 and options.start is None and options.end is None:
             return -(-stated // options.every)
-        rate, duration = self._decoder.rate, self._duration()
+        duration = self._duration()
         if rate is None or duration is None:
             return None
         end = duration if options.end is None else min(duration, Fraction(options.end))
-        seconds = end - Fraction(options.start or 0)
-        return max(1, round(rate * seconds / options.every))
+        return max(1, round(rate * (end - Fraction(options.start or 0))))
 
     def _nothing(self) -> str:
         start, end = self._options.start, self._options.end
@@ -258,7 +238,7 @@ class VideoSource(Closeable):
 
     def _is_early(self, time: Fraction, start: float) -> bool:
         # Deinterlacing looks at the frame before.
-        return float(time) < start or (float(time) == start and not self._decoder.deinterlaces)
+        return float(time) < start or (float(time) == start and not self.deinterlaces)
 
     def _decoded_frames(self) -> Generator[av.VideoFrame, None, None]:
         damage = self._damage

@@ -24,6 +24,15 @@ from knet_runtime.types import Closeable
 _LOOPBACK = "127.0.0.1"
 _STUCK_MS = 5000
 _SEND_BUFFER = 256 * 1024
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' data: blob:; connect-src 'self'; form-action 'none'; "
+    "base-uri 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,12 @@ def listen(address: str, *, token: str | None = None, insecure: bool = False) ->
         )
     bound = socket.socket(family, kind, number)
     try:
-        _set_options(bound)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # These two are what accepted connections inherit. A deep buffer would show a slow viewer
+        # what happened seconds ago; a viewer that takes nothing is dropped (Linux).
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _STUCK_MS)
         bound.bind(place)
         bound.listen(128)  # from here on nobody else can take it
         bound.setblocking(False)
@@ -105,15 +119,6 @@ def _parse(address: str) -> tuple[str, int]:
     if found is None or int(found["port"]) > 65535:
         raise ConfigError(f"--serve is {address!r}: write HOST:PORT, such as 127.0.0.1:8000")
     return found["v6"] or found["host"] or _LOOPBACK, int(found["port"])
-
-
-def _set_options(bound: socket.socket) -> None:
-    """What accepted connections inherit."""
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # A deep buffer would show a slow viewer what happened seconds ago.
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: a viewer that takes nothing is dropped
-        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _STUCK_MS)
 
 
 def _reason(error: OSError) -> str:
@@ -140,18 +145,6 @@ class AuthMiddleware:
     def __init__(self, app: ASGIApp, listener: Listener) -> None:
         self._app = app
         self._listener = listener
-        self._token = listener.token
-        self._headers = {
-            "Content-Security-Policy": (
-                "default-src 'none'; script-src 'self'; style-src 'self'; "
-                "img-src 'self' data: blob:; connect-src 'self'; form-action 'none'; "
-                "base-uri 'none'; frame-ancestors 'none'"
-            ),
-            "Cross-Origin-Resource-Policy": "same-origin",
-            "X-Content-Type-Options": "nosniff",
-            "Referrer-Policy": "no-referrer",
-            "Cache-Control": "no-store",
-        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -159,9 +152,7 @@ class AuthMiddleware:
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in self._headers.items():
-                    headers[name] = value
+                MutableHeaders(scope=message).update(_HEADERS)
             await send(message)
 
         request = Request(scope, receive)
@@ -194,7 +185,7 @@ class AuthMiddleware:
             return False
 
     def _may_pass(self, request: Request) -> bool:
-        if self._token is None:
+        if self._listener.token is None:
             return True
         kind, _, given = request.headers.get("authorization", "").partition(" ")
         given = given.strip()
@@ -206,4 +197,4 @@ class AuthMiddleware:
         elif kind.lower() != "bearer":
             return False
         # In a time that does not say how much of it is right.
-        return hmac.compare_digest(given.encode("utf-8", "replace"), self._token.encode())
+        return hmac.compare_digest(given.encode("utf-8", "replace"), self._listener.token.encode())

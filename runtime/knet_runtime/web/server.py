@@ -1,37 +1,194 @@
-"""The page's server, in a thread of the run, and the sinks that feed it."""
+"""The live page: its routes, its server in a thread of the run, and the sinks that feed it."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
+from importlib import resources
 from pathlib import Path
 from socket import socket
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import msgspec
 import uvicorn
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from knet_runtime.labels import LabelMap
+from knet_runtime.pipeline.stats import RunSnapshot
 from knet_runtime.segmentation import Segmentation
-from knet_runtime.types import Frame
-from knet_runtime.web.app import App, ClassLook, PageConfig
+from knet_runtime.types import Closeable, Frame
 from knet_runtime.web.auth import AuthMiddleware, Listener
-from knet_runtime.web.status import RunStatus, read_run_status
-from knet_runtime.web.streams import Latest
-
-if TYPE_CHECKING:
-    from knet_runtime.pipeline.stats import RunSnapshot
+from knet_runtime.web.status import RunStatus, read_run_status, registry
+from knet_runtime.web.streams import PAGE_SIDE, Channel, Latest, overlay_jpeg, page_frame
 
 _log = logging.getLogger(__name__)
 
-_GRACE = 0.5
-"""Seconds in which open streams may end by themselves when the page closes."""
-
+_MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+_BOUNDARY = "frame"
+_GRACE = 0.5  # seconds in which open streams may end by themselves when the page closes
 _CONNECTIONS = 256
+
+
+class ClassLook(msgspec.Struct, frozen=True):
+    """A class in the legend; ``colour`` is RGB."""
+
+    name: str
+    colour: tuple[int, int, int]
+
+
+class PageConfig(msgspec.Struct, frozen=True):
+    """What the page needs to know once; ``shown`` are the classes that are coloured at first."""
+
+    feeds: list[str]
+    classes: list[ClassLook]
+    shown: list[int]
+    alpha: float
+    model: str
+    engine: str
+
+
+class App:
+    """The routes, made and asked in the event loop: the page's files, frames, the run's state.
+
+    ``latest`` holds the feeds, by name; ``snapshot`` gives the numbers of the run.
+    """
+
+    def __init__(
+        self,
+        latest: dict[str, Latest],
+        set_up: PageConfig,
+        snapshot: Callable[[], RunSnapshot],
+        pool: Executor,
+    ) -> None:
+        self._latest = latest
+        self._set_up = set_up
+        self._snapshot_run = snapshot
+        self._in_pool = partial(asyncio.get_running_loop().run_in_executor, pool)
+        self._viewers = 0
+        self._closing = asyncio.Event()
+        self._registry = registry(self._read)
+        self._overlay = partial(overlay_jpeg, alpha=set_up.alpha, classes=set_up.shown)
+        small = partial(self._overlay, side=PAGE_SIDE)
+        self._overlays = {name: Channel(slot, small, pool) for name, slot in latest.items()}
+        self._encoded = {name: Channel(slot, page_frame, pool) for name, slot in latest.items()}
+        static = (resources.files(__package__) / "static").iterdir()
+        self._files = {file.name: file.read_bytes() for file in static}
+        self.routes = Starlette(
+            routes=[
+                Route("/", partial(self._file, "index.html")),
+                *(Route(f"/{name}", partial(self._file, name)) for name in self._files),
+                Route("/live", self._live),
+                Route("/stream.mjpg", self._mjpg),
+                Route("/snapshot.jpg", self._snapshot),
+                Route("/events", self._events),
+                Route("/metrics", self._metrics),
+                Route("/healthz", self._healthz),
+            ]
+        )
+
+    def close(self) -> None:
+        """Let every stream end; in the event loop."""
+        self._closing.set()
+        for latest in self._latest.values():
+            latest.end()
+
+    async def _file(self, name: str, request: Request) -> Response:
+        return Response(self._files[name], media_type=_MEDIA_TYPES[Path(name).suffix])
+
+    async def _live(self, request: Request) -> Response:
+        channel = self._encoded[self._feed(request)]
+        return _stream(request, self._watched(_encoded(channel)), "application/octet-stream")
+
+    async def _mjpg(self, request: Request) -> Response:
+        channel = self._overlays[self._feed(request)]
+        kind = f"multipart/x-mixed-replace; boundary={_BOUNDARY}"
+        return _stream(request, self._watched(_parts(channel)), kind)
+
+    async def _snapshot(self, request: Request) -> Response:
+        name = self._feed(request)
+        shot = self._latest[name].shot
+        if shot is None:
+            raise HTTPException(503, "There is no frame yet.\n")
+        states = {feed.name: feed.state for feed in (await self._numbers()).feeds}
+        encode = partial(self._overlay, shot, stale=states.get(name) in ("stale", "disconnected"))
+        return Response(await self._in_pool(encode), media_type="image/jpeg")
+
+    async def _events(self, request: Request) -> Response:
+        return _stream(request, self._numbers_each_second(), "text/event-stream")
+
+    async def _metrics(self, request: Request) -> Response:
+        text = await self._in_pool(generate_latest, self._registry)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+    async def _healthz(self, request: Request) -> Response:
+        numbers = await self._numbers()
+        text = "".join(f"{feed.name}: {feed.state}\n" for feed in numbers.feeds)
+        return PlainTextResponse(text, 200 if numbers.healthy else 503)
+
+    def _feed(self, request: Request) -> str:
+        """The feed that is asked for; the first one when none is named."""
+        name = request.query_params.get("feed", next(iter(self._latest), ""))
+        if name not in self._latest:
+            raise HTTPException(404, f"There is no such feed; use {', '.join(self._latest)}.\n")
+        return name
+
+    def _read(self) -> RunStatus:
+        return read_run_status(self._snapshot_run(), self._latest, self._viewers)
+
+    async def _numbers(self) -> RunStatus:
+        return await self._in_pool(self._read)  # sensors are files that may take their time
+
+    async def _watched(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        self._viewers += 1
+        try:
+            async for part in body:
+                yield part
+        finally:
+            self._viewers -= 1
+
+    async def _numbers_each_second(self) -> AsyncIterator[bytes]:
+        yield _event("setup", self._set_up)
+        while not self._closing.is_set():
+            yield _event("numbers", await self._numbers())
+            try:
+                await asyncio.wait_for(self._closing.wait(), 1)
+            except asyncio.TimeoutError:
+                continue
+
+
+def _stream(request: Request, body: AsyncIterator[bytes], kind: str) -> Response:
+    if request.method == "HEAD":  # would never end
+        return Response(media_type=kind)
+    return StreamingResponse(body, media_type=kind)
+
+
+async def _encoded(channel: Channel) -> AsyncIterator[bytes]:
+    seq = channel.start()
+    while (made := await channel.newer(seq)) is not None:
+        seq = made.seq
+        yield made.data
+
+
+async def _parts(channel: Channel) -> AsyncIterator[bytes]:
+    # The boundary stands behind each part too: browsers show a part when they have seen it.
+    yield f"--{_BOUNDARY}\r\n".encode()
+    async for jpeg in _encoded(channel):
+        head = f"Content-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n".encode()
+        yield head + jpeg + f"\r\n--{_BOUNDARY}\r\n".encode()
+
+
+def _event(kind: str, data: msgspec.Struct) -> bytes:
+    return b"event: %s\ndata: %s\n\n" % (kind.encode(), msgspec.json.encode(data))
 
 
 class PageSink:
@@ -51,7 +208,7 @@ class PageSink:
         self._latest.end()
 
 
-class LivePage:
+class LivePage(Closeable):
     """A web page of the run, as a context manager: frames and numbers, for any number of viewers.
 
     ``feeds`` are the names that the snapshots know them by; ``alpha`` (0 … 1) is the opacity that
@@ -87,15 +244,9 @@ class LivePage:
         self._listener = listener
         self._snapshot = snapshot
         self._latest = {name: Latest() for name in feeds}
-        looks = zip(labels.names, labels.palette, strict=True)
-        self._set_up = PageConfig(
-            feeds=feeds,
-            classes=[ClassLook(name, colour) for name, colour in looks],
-            shown=list(labels.indices(classes or labels.names)),
-            alpha=alpha,
-            model=model,
-            engine=engine,
-        )
+        looks = [ClassLook(*look) for look in zip(labels.names, labels.palette, strict=True)]
+        shown = list(labels.indices(classes or labels.names))
+        self._set_up = PageConfig(feeds, looks, shown, alpha, model, engine)
         self._thread: threading.Thread | None = None
         self._server: _Server | None = None
 
@@ -107,6 +258,10 @@ class LivePage:
     def sink(self, feed: str) -> PageSink:
         """The sink that shows ``feed``, one of the names given."""
         return PageSink(f"the page of {feed}" if feed else "the page", self._latest[feed])
+
+    def __enter__(self) -> LivePage:
+        self.start()
+        return self
 
     def start(self) -> None:
         """Begin to answer; returns when it does."""
@@ -126,18 +281,6 @@ class LivePage:
             thread.join()
         self._listener.close()
 
-    def __enter__(self) -> LivePage:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def _serve(self, ready: threading.Event) -> None:
         try:
             with ThreadPoolExecutor(1, "live-page-encoder") as pool:
@@ -150,7 +293,7 @@ class LivePage:
     async def _answer(self, pool: ThreadPoolExecutor, ready: threading.Event) -> None:
         for latest in self._latest.values():
             latest.attach(asyncio.get_running_loop())
-        app = App(self._latest, self._set_up, self._read, pool)
+        app = App(self._latest, self._set_up, self._snapshot, pool)
         config = uvicorn.Config(
             AuthMiddleware(app.routes, self._listener),
             http=_Protocol,
@@ -163,9 +306,6 @@ class LivePage:
         )
         self._server = _Server(config, app, ready)
         await self._server.serve(sockets=[self._listener.socket])
-
-    def _read(self, viewers: int) -> RunStatus:
-        return read_run_status(self._snapshot(), self._latest, viewers)
 
 
 class _Protocol(H11Protocol):

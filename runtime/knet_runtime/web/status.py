@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, get_args
 
 import msgspec
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from knet_runtime.pipeline.stats import FeedSnapshot, RunSnapshot, StageSnapshot
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from knet_runtime.web.streams import Latest
+from knet_runtime.web.streams import Latest
 
 
 class Sensors(msgspec.Struct, frozen=True):
@@ -41,31 +38,28 @@ def read_sensors(system: Path = Path("/sys")) -> Sensors:
             if name in temperatures:
                 name = f"{name} {zone.name.removeprefix('thermal_zone')}"
             temperatures[name] = value / 1000
-    processors = list((system / "devices/system/cpu").glob("cpu[0-9]*/cpufreq"))
-    return Sensors(
-        temperatures,
-        _fastest([folder / "scaling_cur_freq" for folder in processors]),
-        _fastest([folder / "cpuinfo_max_freq" for folder in processors]),
-    )
+    clocks = (_fastest(system, name) for name in ("scaling_cur_freq", "cpuinfo_max_freq"))
+    return Sensors(temperatures, *clocks)
 
 
-def _fastest(files: list[Path]) -> float | None:
+def _fastest(system: Path, name: str) -> float | None:
+    files = (system / "devices/system/cpu").glob(f"cpu[0-9]*/cpufreq/{name}")
     values = [value for file in files if (value := _number(file)) is not None]
     return 1000 * max(values) if values else None  # from kHz
 
 
 def _number(file: Path) -> float | None:
     try:
-        return float(_text(file) or "")
+        return float(_text(file))
     except ValueError:
         return None
 
 
-def _text(file: Path) -> str | None:
+def _text(file: Path) -> str:
     try:
         return file.read_text("utf-8", "replace").strip()
     except OSError:
-        return None
+        return ""
 
 
 State = Literal["waiting", "running", "stale", "disconnected", "ended"]
@@ -74,15 +68,7 @@ STALE_SECONDS = 3.0
 """A live feed without a new frame for so long is stale, even if the run itself has not said so:
 it may hang."""
 
-_NOTHING = FeedSnapshot(
-    frames=0,
-    dropped=0,
-    stale_frames=0,
-    reconnects=0,
-    connected=True,
-    last_frame_age=None,
-    stages={},
-)
+_NOTHING = FeedSnapshot(0, 0, 0, 0, connected=True, last_frame_age=None, stages={})
 """What there is to tell of a feed whose run has not begun."""
 
 
@@ -134,36 +120,18 @@ def read_run_status(snapshot: RunSnapshot, latest: Mapping[str, Latest], viewers
     feeds = []
     for name, slot in latest.items():
         feed = snapshot.feeds.get(name, _NOTHING)
-        feeds.append(
-            FeedStatus(
-                name=name,
-                state=_state(feed, slot),
-                frames=feed.frames,
-                dropped=feed.dropped,
-                stale_frames=feed.stale_frames,
-                reconnects=feed.reconnects,
-                age=feed.last_frame_age,
-                stages=feed.stages,
-            )
-        )
+        counts = feed.frames, feed.dropped, feed.stale_frames, feed.reconnects
+        state = _state(feed, slot)
+        feeds.append(FeedStatus(name, state, *counts, feed.last_frame_age, feed.stages))
     return RunStatus(time.time(), viewers, read_sensors(), feeds)
 
 
-_COUNTERS: tuple[tuple[str, str, Callable[[FeedStatus], int]], ...] = (
-    ("knet_frames", "Frames segmented and written.", lambda feed: feed.frames),
-    (
-        "knet_frames_dropped",
-        "Frames of a live source that were skipped.",
-        lambda feed: feed.dropped,
-    ),
-    ("knet_frames_stale", "Times an old frame was shown again.", lambda feed: feed.stale_frames),
-    (
-        "knet_reconnects",
-        "Times a live source was connected to again.",
-        lambda feed: feed.reconnects,
-    ),
+_COUNTERS = (  # by the name of the count in ``FeedStatus``
+    ("frames", "knet_frames", "Frames segmented and written."),
+    ("dropped", "knet_frames_dropped", "Frames of a live source that were skipped."),
+    ("stale_frames", "knet_frames_stale", "Times an old frame was shown again."),
+    ("reconnects", "knet_reconnects", "Times a live source was connected to again."),
 )
-_STATES = ("waiting", "running", "stale", "disconnected", "ended")
 
 
 def registry(read: Callable[[], RunStatus]) -> CollectorRegistry:
@@ -173,22 +141,18 @@ def registry(read: Callable[[], RunStatus]) -> CollectorRegistry:
     return collected
 
 
+@dataclass(frozen=True)
 class _Collector:
-    def __init__(self, read: Callable[[], RunStatus]) -> None:
-        self._read = read
-
-    def describe(self) -> list[Metric]:
-        return []
+    read: Callable[[], RunStatus]
 
     def collect(self) -> Iterator[Metric]:
-        numbers = self._read()
+        numbers = self.read()
         yield from _feeds(numbers.feeds)
         yield GaugeMetricFamily("knet_viewers", "Open streams of the page.", numbers.viewers)
         machine = numbers.machine
         if machine.temperatures:
-            warmth = GaugeMetricFamily(
-                "knet_temperature_celsius", "By thermal zone.", labels=["zone"]
-            )
+            name, text = "knet_temperature_celsius", "By thermal zone."
+            warmth = GaugeMetricFamily(name, text, labels=["zone"])
             for zone, value in machine.temperatures.items():
                 warmth.add_metric([zone], value)
             yield warmth
@@ -197,10 +161,10 @@ class _Collector:
 
 
 def _feeds(feeds: list[FeedStatus]) -> Iterator[Metric]:
-    for name, help_text, count in _COUNTERS:
+    for count, name, help_text in _COUNTERS:
         counter = CounterMetricFamily(name, help_text, labels=["feed"])
         for feed in feeds:
-            counter.add_metric([feed.name], count(feed))
+            counter.add_metric([feed.name], getattr(feed, count))
         yield counter
     state = GaugeMetricFamily("knet_state", "1 for the feed's state.", labels=["feed", "state"])
     age = GaugeMetricFamily("knet_frame_age_seconds", "Since the last new frame.", labels=["feed"])
@@ -210,7 +174,7 @@ def _feeds(feeds: list[FeedStatus]) -> Iterator[Metric]:
         labels=["feed", "stage", "quantile"],
     )
     for feed in feeds:
-        for name in _STATES:
+        for name in get_args(State):
             state.add_metric([feed.name, name], feed.state == name)
         if feed.age is not None:
             age.add_metric([feed.name], feed.age)

@@ -1,6 +1,7 @@
-"""The newest frame of a feed, and images of it that are encoded once for all who wait for one.
+"""What viewers get: the newest frame of a feed, as bytes that are made once for all who wait.
 
-Nothing is encoded while nobody waits.
+``overlay_jpeg`` is a JPEG of the overlay, ``page_frame`` what the page mixes itself. Nothing is
+encoded while nobody waits.
 """
 
 from __future__ import annotations
@@ -8,12 +9,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
+import cv2
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from knet_runtime.drawing import blend, encode_jpeg, mark_stale
 from knet_runtime.segmentation import Segmentation
-from knet_runtime.types import Frame
+from knet_runtime.types import ClassMap, Frame, Rgb
+
+PAGE_SIDE = 1280
+"""Pixels of the longer side beyond which the page's frames are scaled down."""
+
+_Image = TypeVar("_Image", Rgb, ClassMap)
+
+_JPEG_SIDE = 65_500
+_QUALITY = 80
+
+SHORTEST = 0.04
+"""Seconds between two frames at least: more than 25 a second nobody needs to see."""
+
+REST = 4
+"""After a frame that took t seconds to encode it rests REST · t: a fifth of one core at most."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +103,6 @@ class Latest:
                 loop.call_soon_threadsafe(self._changed.set)
 
 
-SHORTEST = 0.04
-"""Seconds between two frames at least: more than 25 a second nobody needs to see."""
-
-REST = 4
-"""After a frame that took t seconds to encode it rests REST · t: a fifth of one core at most."""
-
-
 @dataclass(frozen=True)
 class Encoded:
     """The bytes of the shot ``seq``."""
@@ -143,3 +158,75 @@ class Channel:
         took = time.monotonic() - began
         self._rest_until = began + max(SHORTEST, (1 + REST) * took)
         self._made = Encoded(shot.seq, data)
+
+
+class FrameHead(msgspec.Struct, frozen=True):
+    """What stands before the bytes of a page's frame: ``jpeg`` bytes, then ``runs`` runs.
+
+    ``at`` is when the frame arrived, in seconds since the epoch.
+    """
+
+    seq: int
+    frame: int
+    pts: float | None
+    at: float
+    stale: bool
+    width: int
+    height: int
+    jpeg: int
+    runs: int
+
+
+def page_frame(shot: FrameShot) -> bytes:
+    """The camera's frame and the class map apart, so that each viewer mixes them as it likes.
+
+    A uint32 length, a ``FrameHead`` as JSON of that length, the JPEG, and the class map as runs
+    in reading order: the end of each (uint32), then the class of each (uint16), little-endian.
+    """
+    frame = shot.frame
+    image = shrink(frame.image, PAGE_SIDE, cv2.INTER_AREA)
+    ends, classes = runs(shrink(shot.result.class_map, PAGE_SIDE, cv2.INTER_NEAREST))
+    jpeg = encode_jpeg(image, _QUALITY)
+    height, width = image.shape[:2]
+    pts = None if frame.pts is None else float(frame.pts)
+    counts = width, height, len(jpeg), len(ends)
+    head = msgspec.json.encode(FrameHead(shot.seq, frame.index, pts, shot.at, frame.stale, *counts))
+    parts = len(head).to_bytes(4, "little"), head, jpeg, ends.tobytes(), classes.tobytes()
+    return b"".join(parts)
+
+
+def overlay_jpeg(
+    shot: FrameShot,
+    alpha: float,
+    classes: Collection[int] | None = None,
+    *,
+    side: int = _JPEG_SIDE,
+    stale: bool = False,
+) -> bytes:
+    """The overlay of ``classes`` (None: all) as JPEG, its longer side at most ``side``.
+
+    It says across its top when the frame is stale, or is said to be.
+    """
+    image = shrink(shot.frame.image, side, cv2.INTER_AREA)
+    class_map = shrink(shot.result.class_map, side, cv2.INTER_NEAREST)
+    image = blend(image, class_map, shot.result.labels, alpha, classes)
+    if stale or shot.frame.stale:
+        image = mark_stale(image, max(0.0, time.time() - shot.at))
+    return encode_jpeg(image, _QUALITY)
+
+
+def runs(class_map: ClassMap) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
+    """Runs of equal classes over the map's rows, one after the other: their ends and classes."""
+    flat = class_map.ravel()
+    last = np.append(np.flatnonzero(flat[1:] != flat[:-1]), flat.size - 1)
+    return (last + 1).astype("<u4"), flat[last].astype("<u2")
+
+
+def shrink(image: _Image, side: int, method: int) -> _Image:
+    """Scale [H, W] or [H, W, 3] down until its longer side is ``side``; else the same array."""
+    height, width = image.shape[:2]
+    scale = side / max(height, width)
+    if scale >= 1:
+        return image
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return cast(_Image, cv2.resize(image, size, interpolation=method))

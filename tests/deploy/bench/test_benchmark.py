@@ -17,7 +17,7 @@ from knet_deploy.bench.plot import Bar, draw_bars
 from knet_deploy.bench.target import BundleTarget
 from knet_export.graph.cost import Cost
 from knet_runtime.bundle.store import Bundle
-from knet_runtime.sources.open import open_source
+from knet_runtime.sources import open_source
 from knet_runtime.types import Frame
 
 

@@ -17,7 +17,7 @@ from knet_runtime.bundle.store import Bundle
 from knet_runtime.errors import SourceError
 from knet_runtime.segmenter import Segmenter
 from knet_runtime.sinks import JsonLines, MaskFolder
-from knet_runtime.sources.open import open_source
+from knet_runtime.sources import open_source
 
 X264 = {"preset": "veryfast", "threads": "1"}
 KINDS: dict[str, tuple[str, dict[str, str], int]] = {

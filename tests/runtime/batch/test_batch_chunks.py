@@ -12,7 +12,7 @@ import pytest
 from knet_runtime.batch.records import WHOLE, Chunk
 from knet_runtime.batch.worker import cut
 from knet_runtime.errors import SourceError
-from knet_runtime.sources.open import open_source
+from knet_runtime.sources import open_source
 from knet_runtime.types import Frame
 
 Video = Callable[[str], Path]

@@ -18,8 +18,8 @@ from knet_runtime.errors import OutputError, SourceError
 from knet_runtime.pipeline import Feed, RunSummary, SegmentCall, run as run_feeds
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks import JsonLines, MaskFolder, OverlayVideo, Sink
+from knet_runtime.sources import open_source
 from knet_runtime.sources.base import Source
-from knet_runtime.sources.open import open_source
 from knet_runtime.types import Frame
 
 

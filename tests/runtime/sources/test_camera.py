@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from knet_runtime.errors import SourceError
-from knet_runtime.sources.open import open_source
+from knet_runtime.sources import open_source
 
 
 @pytest.mark.parametrize("scheme", ["rtmp", "ftp", "file", "concat", "udp"])

@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from knet_runtime.errors import SourceError
+from knet_runtime.sources import open_source
 from knet_runtime.sources.images import frame_names, list_images, read_image
-from knet_runtime.sources.open import open_source
 
 ENCODINGS = (".png", ".jpg", ".bmp", ".tif", ".webp")
 

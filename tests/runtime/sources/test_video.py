@@ -17,7 +17,7 @@ from av.stream import Disposition
 from numpy.typing import NDArray
 
 from knet_runtime.errors import SourceError
-from knet_runtime.sources.open import open_source
+from knet_runtime.sources import open_source
 
 CORNERS = np.array([[[230, 20, 20], [20, 230, 20]], [[20, 20, 230], [230, 230, 20]]], np.uint8)
 
@@ -315,7 +315,7 @@ def test_leaving_early_ends_even_with_a_pyav_log_level(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", range(0, 1800, 30), size=(96, 128), noise=True)
     program = (
         "import av, sys\n"
-        "from knet_runtime.sources.open import open_source\n"
+        "from knet_runtime.sources import open_source\n"
         "av.logging.set_level(av.logging.DEBUG)\n"
         "for round in range(10):\n"
         "    with open_source(sys.argv[1]) as source:\n"

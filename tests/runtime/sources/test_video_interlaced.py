@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from knet_runtime.sources.open import SourceOptions, open_source
+from knet_runtime.sources import open_source
+from knet_runtime.sources.base import SourceOptions
 from knet_runtime.types import Frame
 
 HEIGHT, WIDTH, STEP = 64, 128, 8

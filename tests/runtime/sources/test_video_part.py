@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from knet_runtime.errors import ConfigError, SourceError
-from knet_runtime.sources.open import SourceOptions, open_source
+from knet_runtime.sources import open_source
+from knet_runtime.sources.base import SourceOptions
 from knet_runtime.types import Frame
 
 FRAMES, RATE = 90, 30

@@ -15,8 +15,7 @@ from knet_runtime.drawing import blend
 from knet_runtime.labels import LabelMap
 from knet_runtime.segmentation import Instance, Segmentation
 from knet_runtime.types import Frame
-from knet_runtime.web.encode import overlay_jpeg, page_frame, runs
-from knet_runtime.web.streams import FrameShot
+from knet_runtime.web.streams import FrameShot, overlay_jpeg, page_frame, runs
 from knet_synthetic import CAMVID11
 
 

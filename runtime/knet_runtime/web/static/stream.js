@@ -1,4 +1,4 @@
-// Frames as they come: the bytes that knet_runtime/web/encode.py page_frame describes.
+// Frames as they come: the bytes that knet_runtime/web/streams.py page_frame describes.
 
 class ByteReader {
   constructor(stream) {

@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 from knet_runtime.errors import ConfigError
-from knet_runtime.sources.base import SourceOptions
+from knet_runtime.sources.base import Backoff, SourceOptions
 from knet_runtime.sources.container import redacted, scheme_of
 from knet_runtime.sources.live import PlaylistClock, Timeline
-from knet_runtime.sources.reconnect import Backoff
 
 TICK = Fraction(1, 90_000)
 

@@ -18,8 +18,8 @@ from waiting import wait_until
 
 import knet_runtime.sources.live
 from knet_runtime.errors import ConfigError, SourceError
-from knet_runtime.sources.base import Source
-from knet_runtime.sources.open import SourceOptions, open_source
+from knet_runtime.sources import open_source
+from knet_runtime.sources.base import Source, SourceOptions
 from knet_runtime.types import Frame
 
 QUICK = SourceOptions(connect_timeout=2, read_timeout=1)

@@ -14,7 +14,8 @@ import pytest
 from waiting import wait_until
 
 from knet_runtime.errors import SourceError
-from knet_runtime.sources.open import SourceOptions, open_source
+from knet_runtime.sources import open_source
+from knet_runtime.sources.base import SourceOptions
 
 if TYPE_CHECKING:
     from conftest import RtspServer  # type: ignore[import-not-found]

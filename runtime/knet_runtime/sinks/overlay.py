@@ -1,7 +1,7 @@
-"""The sink for the overlay as a video (MP4 or Matroska), with the source's own timing.
+"""The sinks for the overlay: frames under their colours, as one image or as a video.
 
-From the outside in: ``OverlayVideo`` draws and names the file, ``FrameClock`` says when each frame
-is shown, ``VideoWriter`` writes what a killed process leaves playable.
+``OverlayPainter`` draws and ``FrameClock`` says when each frame is shown; the push to a server uses
+both as well.
 """
 
 from __future__ import annotations
@@ -9,101 +9,124 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Literal
 
-import av
+import numpy as np
 
 from knet_runtime.atomic import AtomicFile, output_error
-from knet_runtime.errors import ConfigError
+from knet_runtime.drawing import encode_jpeg, encode_png, legend_strip, letterbox, mark_stale
+from knet_runtime.errors import ConfigError, OutputError
 from knet_runtime.segmentation import Segmentation
-from knet_runtime.sinks.encoder import ENCODERS, Codec, add_stream, video_frame, working_encoder
-from knet_runtime.sinks.painter import OverlayPainter
+from knet_runtime.sinks.encoder import (
+    ENCODERS,
+    WRITE_ERRORS,
+    Codec,
+    VideoFormat,
+    VideoWriter,
+    is_playable,
+    working_encoder,
+)
 from knet_runtime.sources.base import SourceInfo
-from knet_runtime.types import Frame, Rgb
+from knet_runtime.types import Frame, Rgb, Size
 
-VideoFormat = Literal["mp4", "matroska"]
+_log = logging.getLogger(__name__)
+
+_FORMATS: dict[str, VideoFormat] = {".mp4": "mp4", ".mkv": "matroska"}
+_MILLISECOND = Fraction(1, 1000)
+_SLIDESHOW_RATE = Fraction(2)
+_DEFAULT_RATE = Fraction(30)
+_FINEST_TICK = Fraction(1, 1_000_000_000)  # MP4 counts ticks per second in 31 bits
+_JPEG_QUALITY = 95
 
 INDEXED_FRAMES = 100_000
 """An MP4 of more frames than this stays in fragments: its index would be kept in memory, 72 bytes
 a frame, until the end."""
 
-WRITE_ERRORS = (av.FFmpegError, OSError)
 
-# MP4: fragments while it is written, so that a killed process leaves a file that plays up to the
-# last whole group of frames; the trailer then turns it into an ordinary MP4. Fragments have no
-# edit list (asking for one breaks them in several FFmpeg versions), so there must be no B-frames,
-# which would delay the first frame, and the first time must be 0.
-# Matroska: a cluster is written when it is whole, so they are kept short.
-_MUXER: dict[VideoFormat, dict[str, str]] = {
-    "mp4": {"movflags": "hybrid_fragmented+frag_keyframe", "flush_packets": "1"},
-    "matroska": {"cluster_time_limit": "1000", "flush_packets": "1"},
-}
-_ENDLESS_MP4 = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
+class OverlayPainter:
+    """Draws frames under their colours, all at the size of the first one.
 
-
-class VideoWriter:
-    """An H.264 or HEVC file of frames of one size, odd sides padded to even ones.
-
-    ``hw`` is that size, ``tick`` the unit of times in seconds (Matroska knows milliseconds only),
-    ``rate`` the nominal frames per second (it guides the encoder only), ``encoder`` a name from
-    ``working_encoder``; ``live`` sets it to low latency, ``endless`` keeps an MP4 in fragments, so
-    that memory does not grow with its length. All methods raise one of ``WRITE_ERRORS``.
+    ``alpha``, ``legend`` and ``classes`` are those of ``OverlayVideo``. Frames of another size than
+    the first are letterboxed into it. Raises ConfigError for a wrong alpha.
     """
+
+    def __init__(self, alpha: float, legend: bool, classes: Sequence[str]) -> None:
+        if not 0 <= alpha <= 1:
+            raise ConfigError(f"alpha is {alpha}; the overlay's opacity lies between 0 and 1")
+        self._alpha = alpha
+        self._legend = legend
+        self._names = tuple(classes)
+        self._hw: Size | None = None
+        self._fresh = monotonic()
+
+    def paint(self, frame: Frame, result: Segmentation) -> Rgb:
+        """The drawing of one frame, uint8 [H, W, 3] RGB. Raises ConfigError for classes that
+        ``result`` does not have."""
+        classes = result.labels.indices(self._names) if self._names else None
+        image = result.overlay(frame.image, self._alpha, classes)
+        if self._hw is None:
+            self._hw = image.shape[:2]
+        image = letterbox(image, self._hw)
+        if frame.stale:
+            image = mark_stale(image, monotonic() - self._fresh)
+        else:
+            self._fresh = monotonic()
+        if self._legend:
+            strip = legend_strip(result.labels, self._hw[1], result.shares(), classes)
+            image = np.concatenate([image, strip])
+        return image
+
+
+class OverlayImage:
+    """Writes one frame under its colours to ``path``, a PNG or JPEG by its suffix.
+
+    ``alpha``, ``legend`` and ``classes`` are those of ``OverlayVideo``. The file appears whole at
+    the first ``write``; a second one is refused. Raises OutputError when it cannot be written,
+    ConfigError for another suffix, a wrong alpha or classes that the model does not have.
+
+        >>> from knet_deploy import OverlayImage, Segmenter, open_source
+        >>> with open_source("street.png") as source, Segmenter() as segment:
+        ...     sink = OverlayImage("overlay.png", legend=True)
+        ...     for frame in source:
+        ...         sink.write(frame, segment(frame.image))
+        ...     sink.close()
+    """
+
+    SUFFIXES = (".png", ".jpg", ".jpeg")
 
     def __init__(
         self,
-        path: Path,
-        hw: tuple[int, int],
-        tick: Fraction,
-        rate: Fraction,
-        encoder: str,
+        path: str | Path,
         *,
-        video_format: VideoFormat = "mp4",
-        live: bool = False,
-        endless: bool = False,
+        alpha: float = 0.5,
+        legend: bool = False,
+        classes: Sequence[str] = (),
     ) -> None:
-        self._tick = tick
-        self._failed = False
-        muxer = _ENDLESS_MP4 if endless and video_format == "mp4" else _MUXER[video_format]
-        # Without "file:" a colon in the name would be taken for a protocol.
-        self._container = av.open(f"file:{path}", "w", format=video_format, options=muxer)
-        self._stream = add_stream(self._container, encoder, hw, tick, rate, live=live)
-        if video_format == "mp4" and encoder in ENCODERS["hevc"]:
-            self._stream.codec_context.codec_tag = "hvc1"  # Apple's players know no other
+        self.path = Path(path)
+        self.name = str(path)
+        if self.path.suffix.lower() not in self.SUFFIXES:
+            raise ConfigError(f"{path}: let the image's name end in {' or '.join(self.SUFFIXES)}")
+        self._painter = OverlayPainter(alpha, legend, classes)
+        self._file: AtomicFile | None = AtomicFile(self.path)
 
-    def write(self, image: Rgb, ticks: int) -> None:
-        """Add uint8 [H, W, 3] RGB at a time that is later than the last one's; the first is 0."""
+    def write(self, frame: Frame, result: Segmentation) -> None:
+        """Write the image. Raises OutputError, also for a second one."""
+        file, self._file = self._file, None
+        if file is None:
+            raise OutputError(f"{self.name}: holds one image; write several as an MP4")
+        image = self._painter.paint(frame, result)
         try:
-            frame = video_frame(image, ticks, self._tick)
-            self._container.mux(self._stream.encode(frame))
-        except WRITE_ERRORS:
-            self._failed = True
-            raise
+            png = self.path.suffix.lower() == ".png"
+            data = encode_png(image) if png else encode_jpeg(image, _JPEG_QUALITY)
+        except ValueError as error:
+            raise OutputError(f"{self.name}: {error}; write a PNG, or a smaller image") from error
+        file.write(data)
 
-    def close(self) -> None:
-        """Write what the encoder still holds, and the index; the file is closed in any case."""
-        try:
-            # After a header that could not be written FFmpeg crashes on the next packet.
-            if not self._failed:
-                self._container.mux(self._stream.encode(None))
-        finally:
-            self._container.close()
-
-
-def is_playable(path: Path, video_format: VideoFormat = "mp4") -> bool:
-    """Whether at least one frame of the file can be decoded."""
-    try:
-        with av.open(f"file:{path}", "r", format=video_format) as container:
-            return next(container.decode(video=0), None) is not None
-    except (av.FFmpegError, OSError, IndexError):
-        return False
-
-
-_SLIDESHOW_RATE = Fraction(2)
-_DEFAULT_RATE = Fraction(30)
-_FINEST_TICK = Fraction(1, 1_000_000_000)  # MP4 counts ticks per second in 31 bits
+    def close(self, *, complete: bool = True) -> None:
+        """Nothing is left to do: the image is whole, or was never written."""
+        self._file = None
 
 
 class FrameClock:
@@ -130,39 +153,28 @@ class FrameClock:
 
     def ticks(self, frame: Frame) -> int:
         """The time of ``frame``, later than that of the one before."""
-        now, arrived = self._ticks(frame), monotonic()
+        tick, last, arrived = self.tick(frame.pts), self._last, monotonic()
+        period = max(1, round(1 / self.rate / tick))
+        stated = None if frame.pts is None else round(frame.pts / tick)
+        if last is None:
+            now, self._offset = 0, -(stated or 0)
+        elif frame.stale:
+            # It has the time of the frame that it repeats; it is shown now.
+            since = Fraction(arrived - self._fresh[1])
+            now = max(last + 1, self._fresh[0] + round(since / tick))
+        elif stated is None:
+            now = last + period
+        else:
+            now = stated + self._offset
+            if (last - now) * tick > 1:  # the source's clock began anew: go on from here
+                self._offset = last + period - stated
+            if now <= last:
+                self.retimed += 1
+                now = max(last + 1, stated + self._offset)
         if not frame.stale:
             self._fresh = (now, arrived)
         self._last = now
         return now
-
-    def _ticks(self, frame: Frame) -> int:
-        tick = self.tick(frame.pts)
-        last = self._last
-        period = max(1, round(1 / self.rate / tick))
-        if last is not None and frame.stale:
-            # It has the time of the frame that it repeats; it is shown now.
-            since = Fraction(monotonic() - self._fresh[1])
-            return max(last + 1, self._fresh[0] + round(since / tick))
-        if frame.pts is None:
-            now = 0 if last is None else last + period
-        else:
-            if last is None:
-                self._offset = -round(frame.pts / tick)
-            now = round(frame.pts / tick) + self._offset
-        if last is not None and now <= last:
-            self.retimed += 1
-            if (last - now) * tick > 1:  # the source's clock began anew: go on from here
-                self._offset += last + period - now
-                return last + period
-            return last + 1
-        return now
-
-
-_log = logging.getLogger(__name__)
-
-_FORMATS: dict[str, VideoFormat] = {".mp4": "mp4", ".mkv": "matroska"}
-_MILLISECOND = Fraction(1, 1000)
 
 
 class OverlayVideo:
@@ -181,8 +193,8 @@ class OverlayVideo:
     MP4 of a live source, or of more than 100,000 frames, stays in fragments: its index would grow
     in memory.
 
-    Until ``close`` the file has a hidden name beside ``path``. Raises OutputError when it can
-    not be written or no encoder works, ConfigError for another suffix, a wrong alpha or classes
+    Until ``close`` the file has a hidden name beside ``path``. Raises OutputError when it
+    cannot be written or no encoder works, ConfigError for another suffix, a wrong alpha or classes
     that the model does not have.
 
         >>> from knet_deploy import OverlayVideo, Segmenter, open_source
@@ -214,11 +226,16 @@ class OverlayVideo:
         if codec not in ENCODERS:
             raise ConfigError(f"the codec is {codec!r}; use h264 or hevc")
         self._format: VideoFormat = video_format
-        self._painter = OverlayPainter(alpha=alpha, legend=legend, classes=classes)
-        self._encoder = working_encoder(encoders or ENCODERS[codec], info.hw)
-        self._live = info.live
-        self._endless = info.live or (info.frames or 0) > INDEXED_FRAMES
+        self._painter = OverlayPainter(alpha, legend, classes)
         self._clock = FrameClock(info, _MILLISECOND if video_format == "matroska" else None)
+        self._open = partial(
+            VideoWriter,
+            rate=self._clock.rate,
+            encoder=working_encoder(encoders or ENCODERS[codec], info.hw),
+            video_format=video_format,
+            live=info.live,
+            endless=info.live or (info.frames or 0) > INDEXED_FRAMES,
+        )
         self._failed = False
         self._writer: VideoWriter | None = None
         self._pending: AtomicFile | None = AtomicFile(self.path)
@@ -236,16 +253,8 @@ class OverlayVideo:
         try:
             if self._writer is None:
                 self._pending.start()
-                self._writer = VideoWriter(
-                    self._pending.temporary,
-                    (image.shape[0], image.shape[1]),
-                    self._clock.tick(frame.pts),
-                    self._clock.rate,
-                    self._encoder,
-                    video_format=self._format,
-                    live=self._live,
-                    endless=self._endless,
-                )
+                tick = self._clock.tick(frame.pts)
+                self._writer = self._open(self._pending.temporary, image.shape[:2], tick)
             self._writer.write(image, self._clock.ticks(frame))
         except WRITE_ERRORS as error:
             self._failed = True
@@ -255,8 +264,8 @@ class OverlayVideo:
         """Finish the file and rename it to ``path``, or, unless complete, to
         ``NAME.partial.SUFFIX``.
 
-        Without frames nothing is left. A second call does nothing. Raises OutputError when it can
-        not be finished; if it plays all the same it is kept as partial.
+        Without frames nothing is left. A second call does nothing. Raises OutputError when it
+        cannot be finished; if it plays all the same it is kept as partial.
         """
         pending, self._pending = self._pending, None
         writer, self._writer = self._writer, None

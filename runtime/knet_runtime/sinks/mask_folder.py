@@ -1,25 +1,14 @@
-"""The sinks that write image files: a folder of masks, and the overlay of a single image."""
+"""The sink that writes a folder of masks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from knet_runtime.atomic import (
-    AtomicFile,
-    check_folder,
-    make_folder,
-    output_error,
-    remove_empty,
-    write_atomic,
-)
-from knet_runtime.drawing import encode_jpeg, encode_png
-from knet_runtime.errors import ConfigError, OutputError
+from knet_runtime.atomic import check_folder, make_folder, output_error, remove_empty, write_atomic
+from knet_runtime.drawing import encode_png
+from knet_runtime.errors import OutputError
 from knet_runtime.segmentation import Segmentation
-from knet_runtime.sinks.painter import OverlayPainter
 from knet_runtime.types import Frame
-
-_JPEG_QUALITY = 95
 
 
 class MaskFolder:
@@ -90,54 +79,3 @@ class MaskFolder:
                 write_atomic(mark, text.encode())
         except OSError as error:
             raise output_error(mark, error) from error
-
-
-class OverlayImage:
-    """Writes one frame under its colours to ``path``, a PNG or JPEG by its suffix.
-
-    ``alpha`` is the colours' opacity (0 … 1); ``legend`` adds a strip of class names and shares
-    below the image; ``classes`` names those that are drawn (none: all). The file appears whole at
-    the first ``write``; a second one is refused. Raises OutputError when it cannot be written,
-    ConfigError for another suffix, a wrong alpha or classes that the model does not have.
-
-        >>> from knet_deploy import OverlayImage, Segmenter, open_source
-        >>> with open_source("street.png") as source, Segmenter() as segment:
-        ...     sink = OverlayImage("overlay.png", legend=True)
-        ...     for frame in source:
-        ...         sink.write(frame, segment(frame.image))
-        ...     sink.close()
-    """
-
-    SUFFIXES = (".png", ".jpg", ".jpeg")
-
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        alpha: float = 0.5,
-        legend: bool = False,
-        classes: Sequence[str] = (),
-    ) -> None:
-        self.path = Path(path)
-        self.name = str(path)
-        if self.path.suffix.lower() not in self.SUFFIXES:
-            raise ConfigError(f"{path}: let the image's name end in {' or '.join(self.SUFFIXES)}")
-        self._painter = OverlayPainter(alpha=alpha, legend=legend, classes=classes)
-        self._file: AtomicFile | None = AtomicFile(self.path)
-
-    def write(self, frame: Frame, result: Segmentation) -> None:
-        """Write the image. Raises OutputError, also for a second one."""
-        file, self._file = self._file, None
-        if file is None:
-            raise OutputError(f"{self.name}: holds one image; write several as an MP4")
-        image = self._painter.paint(frame, result)
-        try:
-            png = self.path.suffix.lower() == ".png"
-            data = encode_png(image) if png else encode_jpeg(image, _JPEG_QUALITY)
-        except ValueError as error:
-            raise OutputError(f"{self.name}: {error}; write a PNG, or a smaller image") from error
-        file.write(data)
-
-    def close(self, *, complete: bool = True) -> None:
-        """Nothing is left to do: the image is whole, or was never written."""
-        self._file = None
