@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from knet_deploy.cli.choices import EngineOption
+from knet_deploy.cli.choices import BundleOption, RequireVerified, RunEngine, SizeOption
 from knet_deploy.cli.console import needs_extra, parse_size, say, say_error, track
-from knet_deploy.cli.run import BundleOption, RequireVerified, SizeOption
 
 if TYPE_CHECKING:
     from knet_runtime.batch.records import BatchResults
@@ -33,7 +32,7 @@ def batch(
         ),
     ] = None,
     bundle: BundleOption = None,
-    engine: EngineOption = "auto",
+    engine: RunEngine = "auto",
     require_verified: RequireVerified = False,
     size: SizeOption = None,
     masks: Annotated[

@@ -84,14 +84,9 @@ def bench(
     from knet_deploy.bench.machine import this_machine
     from knet_deploy.bench.report import Report
     from knet_runtime.atomic import AtomicFile
-    from knet_runtime.engines import engine_specs, probe_engines
+    from knet_runtime.engines import probe_engines
     from knet_runtime.engines.hardware import cpu_budget
 
-    for name in engine or []:
-        if name == "auto":
-            raise ConfigError("--engine auto: bench times engines by name; leave it out for all")
-        if name not in engine_specs():
-            raise ConfigError(f"there is no engine {name!r}: use {', '.join(engine_specs())}")
     baselines = _baselines(compare)
     cores = _threads(threads, cpu_budget())
     opened = _open(bundles)
@@ -101,7 +96,9 @@ def bench(
     # What cannot be written is said before the minutes of measuring, not after them.
     files = [None if file is None else AtomicFile(file.absolute()) for file in (json, plot)]
     images = _images(source, size, frames)
-    engines = engine or [status.name for status in probe_engines() if status.available]
+    engines = [str(one.value) for one in engine or []] or [
+        status.name for status in probe_engines() if status.available
+    ]
     entries = _bundle_entries(opened, engines)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="knet-bench-")))
