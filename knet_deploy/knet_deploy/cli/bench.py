@@ -12,7 +12,14 @@ import msgspec
 import typer
 
 from knet_deploy.cli.choices import EnginesOption
-from knet_deploy.cli.console import MissingExtra, needs_extra, one_line, parse_size, track
+from knet_deploy.cli.console import (
+    MissingExtra,
+    needs_extra,
+    one_line,
+    parse_size,
+    result_file,
+    track,
+)
 from knet_runtime.errors import BundleError, CheckpointError, ConfigError, EngineError
 
 if TYPE_CHECKING:
@@ -83,7 +90,6 @@ def bench(
     from knet_deploy.bench.benchmark import Benchmark
     from knet_deploy.bench.machine import this_machine
     from knet_deploy.bench.report import Report
-    from knet_runtime.atomic import AtomicFile
     from knet_runtime.engines import probe_engines
     from knet_runtime.engines.hardware import cpu_budget
 
@@ -91,10 +97,7 @@ def bench(
     cores = _threads(threads, cpu_budget())
     opened = _open(bundles)
     trained = _checkpoint(opened, bundles is None, checkpoint) if baselines else None
-    if plot is not None and plot.suffix.lower() != ".png":
-        raise ConfigError(f"--plot {plot}: it is a PNG, so let its name end in .png")
-    # What cannot be written is said before the minutes of measuring, not after them.
-    files = [None if file is None else AtomicFile(file.absolute()) for file in (json, plot)]
+    files = result_file(json), result_file(plot, ".png")
     images = _images(source, size, frames)
     engines = [str(one.value) for one in engine or []] or [
         status.name for status in probe_engines() if status.available

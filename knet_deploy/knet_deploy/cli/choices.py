@@ -35,6 +35,8 @@ EnginesOption = Annotated[
 ]
 PlanEngineOption = Annotated[PlanEngine, typer.Option("--engine", help="What the plan is for.")]
 
+LABELLED = "Labelled images: our, ADE20K's or Cityscapes' layout."
+
 # Of run and batch.
 RunEngine = Annotated[EngineName, engine_panel("--engine", help=_AUTO)]
 BundleOption = Annotated[

@@ -1,4 +1,4 @@
-"""`knet-deploy train`: a folder of labelled pictures becomes a checkpoint."""
+"""`knet-deploy train`: a folder of labelled images becomes a checkpoint."""
 
 from __future__ import annotations
 

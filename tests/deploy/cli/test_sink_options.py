@@ -62,14 +62,14 @@ def test_everything_that_is_asked_for_is_written(tmp_path: Path) -> None:
         (Outputs(raw="-", json=Path("-")), "--json and --raw would mix on stdout"),
     ],
 )
-def test_what_can_not_be_is_refused_before_anything_is_opened(
+def test_what_cannot_be_is_refused_before_anything_is_opened(
     outputs: Outputs, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         outputs.check()
 
 
-def test_unknown_classes_and_pictures_of_videos_are_refused(tmp_path: Path) -> None:
+def test_unknown_classes_and_image_files_of_videos_are_refused(tmp_path: Path) -> None:
     for outputs in (
         Outputs(overlay=tmp_path / "o.mp4", classes=("bus",)),
         Outputs(overlay=tmp_path / "o.mp4", blur=("bus",)),
