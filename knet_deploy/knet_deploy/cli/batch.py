@@ -22,8 +22,7 @@ def batch(
         ),
     ],
     out: Annotated[
-        Path,
-        typer.Option("--out", help="The folder for a folder per video and results.json."),
+        Path, typer.Option("--out", help="The folder for a folder per video and results.json.")
     ],
     ray: Annotated[
         str | None,

@@ -30,14 +30,7 @@ if TYPE_CHECKING:
     from knet_runtime.bundle.store import Bundle
     from knet_runtime.types import Rgb, Size
 
-BASELINES = (
-    "torch",
-    "torch-channels-last",
-    "torch-compile",
-    "ort-naive",
-    "openvino",
-    "torch-loop",
-)
+BASELINES = ("torch", "torch-channels-last", "torch-compile", "ort-naive", "openvino", "torch-loop")
 _SIZES = ("360x480", "720x1280")
 _TRAINED = "train/default-model/knet-edge-camvid.safetensors"
 _FILE_LENGTH = 3  # a file is the frames, so often: a pipeline needs a few to get going
@@ -111,11 +104,7 @@ def bench(
                 baselines, trained, (spec.height, spec.width), list(images), folder
             )
         benchmark = Benchmark(
-            folder,
-            images,
-            threads=cores,
-            sources=sources,
-            file_frames=_FILE_LENGTH * frames,
+            folder, images, threads=cores, sources=sources, file_frames=_FILE_LENGTH * frames
         )
         advance = stack.enter_context(track("rounds", benchmark.steps(entries, rounds)))
         before = benchmark.limits()
@@ -214,7 +203,7 @@ def _checkpoint(bundles: dict[str, Bundle], packaged: bool, given: Path | None) 
 
 def _images(source: str | None, sizes: list[str] | None, count: int) -> dict[str, list[Rgb]]:
     """Frames by the name of their size."""
-    from knet_deploy.bench.media import read_frames, street_frames
+    from knet_deploy.bench.benchmark import read_frames, street_frames
     from knet_runtime.preprocess import resize
 
     wanted = [parse_size(text) for text in sizes or ([] if source else _SIZES)]

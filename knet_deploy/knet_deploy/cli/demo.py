@@ -281,10 +281,7 @@ def _figures(examples: list[_Example], labels: LabelMap) -> str:
 def _figure(example: _Example, labels: LabelMap) -> str:
     from knet_runtime.drawing import blend, colourise, encode_jpeg
 
-    views = {
-        "frame": example.image,
-        "K-Net": blend(example.image, example.prediction, labels, 0.6),
-    }
+    views = {"frame": example.image, "K-Net": blend(example.image, example.prediction, labels, 0.6)}
     if example.truth is not None:
         views["exact labels"] = colourise(example.truth, labels)
     cells = "".join(

@@ -226,11 +226,7 @@ def run_and_say(
     try:
         with track(title, _expected(feeds, max_frames)) as advance:
             summary = run(
-                feeds,
-                segmenter,
-                max_frames=max_frames,
-                on_frame=lambda *_: advance(),
-                stats=stats,
+                feeds, segmenter, max_frames=max_frames, on_frame=lambda *_: advance(), stats=stats
             )
     except (Exception, KeyboardInterrupt) as error:
         frames = sum(feed.frames for feed in stats.snapshot().feeds.values())
