@@ -21,14 +21,10 @@ def batch(
             metavar="VIDEOS...", help="Video files and patterns, such as 'archive/**/*.mp4'."
         ),
     ],
-    out: Annotated[
-        Path, typer.Option("--out", help="The folder for a folder per video and results.json.")
-    ],
+    out: Annotated[Path, typer.Option(help="The folder for a folder per video and results.json.")],
     ray: Annotated[
         str | None,
-        typer.Option(
-            "--ray", help="The cluster: HOST:PORT or auto; without it Ray is started here."
-        ),
+        typer.Option(help="The cluster: HOST:PORT or auto; without it Ray is started here."),
     ] = None,
     bundle: BundleOption = None,
     engine: RunEngine = "auto",
@@ -39,13 +35,10 @@ def batch(
     ] = True,
     workers: Annotated[
         int | None,
-        typer.Option(
-            "--workers", min=1, help="Engines at once; by default one per GPU, or per machine."
-        ),
+        typer.Option(min=1, help="Engines at once; by default one per GPU, or per machine."),
     ] = None,
     chunk_seconds: Annotated[
-        float,
-        typer.Option("--chunk-seconds", min=0, help="Length of the chunks that videos are cut in."),
+        float, typer.Option(min=0, help="Length of the chunks that videos are cut in.")
     ] = 30.0,
 ) -> None:
     """Segment many videos, on every core or machine; a batch that was stopped goes on.

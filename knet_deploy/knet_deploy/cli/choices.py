@@ -28,17 +28,16 @@ Codec = Literal["h264", "hevc"]
 engine_panel = partial(typer.Option, rich_help_panel="Engine")
 _AUTO = "auto takes what verify has passed here."
 
-EngineOption = Annotated[EngineName, typer.Option("--engine", help=_AUTO)]
+EngineOption = Annotated[EngineName, typer.Option(help=_AUTO)]
 EnginesOption = Annotated[
-    list[NamedEngine] | None,
-    typer.Option("--engine", help="Repeatable; every one that works by default."),
+    list[NamedEngine] | None, typer.Option(help="Repeatable; every one that works by default.")
 ]
-PlanEngineOption = Annotated[PlanEngine, typer.Option("--engine", help="What the plan is for.")]
+PlanEngineOption = Annotated[PlanEngine, typer.Option(help="What the plan is for.")]
 
 LABELLED = "Labelled images: our, ADE20K's or Cityscapes' layout."
 
 # Of run and batch.
-RunEngine = Annotated[EngineName, engine_panel("--engine", help=_AUTO)]
+RunEngine = Annotated[EngineName, engine_panel(help=_AUTO)]
 BundleOption = Annotated[
     Path | None,
     engine_panel("--bundle", "-b", help="The bundle NAME.knet; the packaged model by default."),
@@ -51,6 +50,5 @@ RequireVerified = Annotated[
     ),
 ]
 SizeOption = Annotated[
-    str | None,
-    engine_panel("--size", help="HEIGHTxWIDTH that the model sees; for bundles of any size."),
+    str | None, engine_panel(help="HEIGHTxWIDTH that the model sees; for bundles of any size.")
 ]

@@ -53,16 +53,12 @@ _STAGES = {
 
 def demo(
     out: Annotated[
-        Path, typer.Option("--out", help="Folder for street.mp4, synthetic.mp4 and report.html.")
+        Path, typer.Option(help="Folder for street.mp4, synthetic.mp4 and report.html.")
     ] = Path("knet-demo"),
-    seed: Annotated[
-        int, typer.Option("--seed", min=0, help="Which synthetic street is driven along.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Which synthetic street is driven along.")] = 0,
     frames: Annotated[
         int,
-        typer.Option(
-            "--frames", min=1, help="Length of the synthetic drive; the real street has 75 at most."
-        ),
+        typer.Option(min=1, help="Length of the synthetic drive; the real street has 75 at most."),
     ] = 120,
     engine: EngineOption = "auto",
 ) -> None:

@@ -59,103 +59,85 @@ def run(
             "places with its name: o.NAME.mp4, masks/NAME/.",
         ),
     ] = None,
-    start: Annotated[
-        float | None, _input("--start", help="Seconds into the video to begin at.")
-    ] = None,
-    end: Annotated[
-        float | None, _input("--end", help="Seconds into the video to end before.")
-    ] = None,
-    every: Annotated[int, _input("--every", min=1, help="Take each n-th frame only.")] = 1,
-    max_frames: Annotated[
-        int | None, _input("--max-frames", min=1, help="Stop after so many frames.")
-    ] = None,
+    start: Annotated[float | None, _input(help="Seconds into the video to begin at.")] = None,
+    end: Annotated[float | None, _input(help="Seconds into the video to end before.")] = None,
+    every: Annotated[int, _input(min=1, help="Take each n-th frame only.")] = 1,
+    max_frames: Annotated[int | None, _input(min=1, help="Stop after so many frames.")] = None,
     policy: Annotated[
         Policy | None,
         _input(
-            "--policy",
             help="file: every frame; live: the newest one, others are dropped and counted. By "
-            "default cameras and streams are live.",
+            "default cameras and streams are live."
         ),
     ] = None,
     max_downtime: Annotated[
         float | None,
         _input(
-            "--max-downtime",
             help="Give a camera or stream up after so many seconds without a frame; it is tried "
-            "for ever by default.",
+            "for ever by default."
         ),
     ] = None,
-    transport: Annotated[Transport, _input("--transport", help="How RTSP is read.")] = "tcp",
+    transport: Annotated[Transport, _input(help="How RTSP is read.")] = "tcp",
     hwaccel: Annotated[
         bool, _input("--hwaccel", help="Decode on the GPU where FFmpeg can.")
     ] = False,
     output: Annotated[
         Path | None,
         _outputs(
-            "--output",
             "-o",
+            "--output",
             help="Write the overlay: .mp4 or .mkv; for one image also .png or .jpg.",
         ),
     ] = None,
     codec: Annotated[
-        Codec | None, _outputs("--codec", help="Of the video that -o writes; h264 by default.")
+        Codec | None, _outputs(help="Of the video that -o writes; h264 by default.")
     ] = None,
     masks: Annotated[
-        Path | None, _outputs("--masks", help="Write each class map as a PNG into this folder.")
+        Path | None, _outputs(help="Write each class map as a PNG into this folder.")
     ] = None,
     json: Annotated[
         Path | None,
-        _outputs(
-            "--json",
-            help="Write a line of JSON per frame: class shares, times, model; - is stdout.",
-        ),
+        _outputs(help="Write a line of JSON per frame: class shares, times, model; - is stdout."),
     ] = None,
     rle: Annotated[
         Path | None,
         _outputs(
-            "--rle",
-            help="Write a line of JSON per frame: each class's mask as COCO RLE; - is stdout.",
+            help="Write a line of JSON per frame: each class's mask as COCO RLE; - is stdout."
         ),
     ] = None,
     raw: Annotated[
         str | None,
         _outputs(
-            "--raw",
             metavar="-|shm:NAME",
             help="Hand the raw class maps to a program: to stdout (-), or in shared memory.",
         ),
     ] = None,
     push: Annotated[
-        str | None, _outputs("--push", metavar="URL", help="Push the overlay to an RTSP server.")
+        str | None, _outputs(metavar="URL", help="Push the overlay to an RTSP server.")
     ] = None,
     alpha: Annotated[
-        float | None, _look("--alpha", help=f"Opacity of the overlay's colours, 0 to 1 ({ALPHA}).")
+        float | None, _look(help=f"Opacity of the overlay's colours, 0 to 1 ({ALPHA}).")
     ] = None,
     legend: Annotated[
         bool, _look("--legend", help="Add class names and shares below the overlay.")
     ] = False,
     classes: Annotated[
-        str | None,
-        _look("--classes", metavar="NAME,...", help="Draw, and write to --rle, only these."),
+        str | None, _look(metavar="NAME,...", help="Draw, and write to --rle, only these.")
     ] = None,
     blur: Annotated[
         str | None,
         _look(
-            "--blur",
             metavar="NAME,...",
             help="Privacy: take these classes out of every frame, as far as the model sees them.",
         ),
     ] = None,
     smooth: Annotated[
         int | None,
-        _look(
-            "--smooth", metavar="FRAMES", help="Less flicker: classes last so many frames; try 2."
-        ),
+        _look(metavar="FRAMES", help="Less flicker: classes last so many frames; try 2."),
     ] = None,
     serve: Annotated[
         str | None,
         _page(
-            "--serve",
             metavar="HOST:PORT",
             help="Show the run on a web page there, such as 127.0.0.1:8000; with metrics and "
             "health.",
@@ -164,7 +146,6 @@ def run(
     token: Annotated[
         str | None,
         _page(
-            "--token",
             envvar="KNET_DEPLOY_TOKEN",
             help="What viewers of --serve must know; needed where others than this machine reach "
             "it.",
@@ -180,9 +161,8 @@ def run(
     self_test: Annotated[
         SelfTestPolicy,
         engine_panel(
-            "--self-test",
             help="Replay the bundle's golden tensors at the first start here, and refuse or warn "
-            "if the results differ, or off.",
+            "if the results differ, or off."
         ),
     ] = "refuse",
 ) -> None:
