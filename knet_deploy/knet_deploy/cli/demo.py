@@ -6,7 +6,7 @@ from __future__ import annotations
 import base64
 import math
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from html import escape
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from knet_runtime.pipeline import RunSummary
     from knet_runtime.segmentation import Segmentation
     from knet_runtime.segmenter import Segmenter
+    from knet_runtime.sources.base import Source
     from knet_runtime.types import Frame
 
 _PAGE = Path(__file__).with_name("demo.html")
@@ -73,19 +74,32 @@ def demo(
     from knet_runtime.engines import open_engine
     from knet_runtime.errors import ParityError
     from knet_runtime.golden import replay
+    from knet_runtime.metrics import ConfusionMatrix
     from knet_runtime.segmenter import Segmenter
+    from knet_runtime.sources.open import open_source
 
     check_folder(out)
     bundle = open_bundle(default_bundle_path())
     _check_labels(bundle)
+    labels, licence = bundle.manifest.labels, bundle.manifest.licence
     with open_engine(bundle, engine) as opened:
         golden = replay(bundle, opened)
     street_video, drive_video = out / "street.mp4", out / "synthetic.mp4"
     page = out / "report.html"
+    scores = ConfusionMatrix(labels.num_classes, labels.ignore_index)
     with Segmenter(bundle, engine) as segmenter:
         name, model = segmenter.engine, segmenter.model_id
-        street = _street(segmenter, frames, street_video)
-        summary, scores, drive = _drive(segmenter, seed, frames, drive_video)
+        with open_source(_STREET) as source:
+            count = min(frames, source.info.frames or frames)
+            _, street = _film(segmenter, source, count, street_video, _STREET_EXAMPLES)
+        with Drive(seed, frames) as drive:
+
+            def score(frame: Frame, result: Segmentation) -> ClassMap:
+                truth = drive.labels(frame.index)
+                scores.update(result.class_map, truth)
+                return truth
+
+            summary, driven = _film(segmenter, drive, frames, drive_video, _DRIVE_EXAMPLES, score)
     text = Template(_PAGE.read_text("utf-8")).substitute(
         _verdict(golden),
         miou=f"{100 * scores.miou:.1f}",
@@ -93,16 +107,16 @@ def demo(
         fps=f"{summary.fps:.1f}",
         frames=summary.frames,
         times=_times(summary),
-        classes=_classes(scores, bundle.manifest.labels),
-        street=_figures(street, bundle.manifest.labels),
-        drive=_figures(drive, bundle.manifest.labels),
+        classes=_classes(scores, labels),
+        street=_figures(street, labels),
+        drive=_figures(driven, labels),
         model=escape(model),
         engine=escape(name),
         machine=escape(_machine()),
         version=escape(package_version()),
         seed=seed,
-        weights=escape(bundle.manifest.licence.weights),
-        data=escape(bundle.manifest.licence.data),
+        weights=escape(licence.weights),
+        data=escape(licence.data),
     )
     try:
         write_atomic(page, text.encode())
@@ -134,31 +148,31 @@ class _Example:
     truth: ClassMap | None = None
 
 
-def _street(segmenter: Segmenter, most: int, video: Path) -> list[_Example]:
-    """Segment the packaged clip of a real street into a video; a few frames for the page."""
+def _film(
+    segmenter: Segmenter,
+    source: Source,
+    count: int,
+    video: Path,
+    examples: int,
+    truth_of: Callable[[Frame, Segmentation], ClassMap | None] = lambda *_: None,
+) -> tuple[RunSummary, list[_Example]]:
+    """Segment ``count`` frames into ``video``; so many of them, evenly spread, are for the page."""
     from knet_runtime.pipeline import Feed, run
     from knet_runtime.sinks import OverlayVideo
-    from knet_runtime.sources.open import open_source
 
-    examples: list[_Example] = []
-    with open_source(_STREET) as source:
-        count = min(most, source.info.frames or most)
-        shown = _spread(_STREET_EXAMPLES, count)
-        with track("real street", count) as advance:
+    shown = {round((i + 0.5) * count / examples - 0.5) for i in range(examples)}
+    found: list[_Example] = []
+    with track(f"{video.stem} video", count) as advance:
 
-            def collect(frame: Frame, result: Segmentation) -> None:
-                if frame.index in shown:
-                    examples.append(_Example(frame.index, frame.image, result.class_map))
-                advance()
+        def collect(frame: Frame, result: Segmentation) -> None:
+            truth = truth_of(frame, result)
+            if frame.index in shown:
+                found.append(_Example(frame.index, frame.image, result.class_map, truth))
+            advance()
 
-            feed = Feed(source, [OverlayVideo(video, source.info, legend=True)])
-            run([feed], segmenter, max_frames=count, on_frame=collect)
-    return examples
-
-
-def _spread(examples: int, count: int) -> set[int]:
-    """The indices of so many examples, evenly among ``count`` frames."""
-    return {round((i + 0.5) * count / examples - 0.5) for i in range(examples)}
+        feed = Feed(source, [OverlayVideo(video, source.info, legend=True)])
+        summary = run([feed], segmenter, max_frames=count, on_frame=collect)
+    return summary, found
 
 
 class Drive(Closeable):
@@ -193,32 +207,6 @@ class Drive(Closeable):
 
     def close(self) -> None:
         self.stop()
-
-
-def _drive(
-    segmenter: Segmenter, seed: int, count: int, video: Path
-) -> tuple[RunSummary, ConfusionMatrix, list[_Example]]:
-    """Drive, write the video, score every frame, and collect a few of them for the page."""
-    from knet_runtime.metrics import ConfusionMatrix
-    from knet_runtime.pipeline import Feed, run
-    from knet_runtime.sinks import OverlayVideo
-
-    labels = segmenter.labels
-    scores = ConfusionMatrix(labels.num_classes, labels.ignore_index)
-    shown = _spread(_DRIVE_EXAMPLES, count)
-    examples: list[_Example] = []
-    with Drive(seed, count) as drive, track("synthetic drive", count) as advance:
-
-        def score(frame: Frame, result: Segmentation) -> None:
-            truth = drive.labels(frame.index)
-            scores.update(result.class_map, truth)
-            if frame.index in shown:
-                examples.append(_Example(frame.index, frame.image, result.class_map, truth))
-            advance()
-
-        overlay = OverlayVideo(video, drive.info, legend=True)
-        summary = run([Feed(drive, [overlay])], segmenter, on_frame=score)
-    return summary, scores, examples
 
 
 def _check_labels(bundle: Bundle) -> None:
