@@ -42,10 +42,8 @@ class MissingExtra(KnetError):
     """A command needs packages that the base install does not have."""
 
 
-_FIXABLE = (
-    *(BundleError, CheckpointError, ConfigError, DataError),
-    *(EngineUnavailable, MissingExtra, OutputError, SourceError),
-)
+_INPUTS = (BundleError, CheckpointError, ConfigError, DataError, SourceError)
+_FIXABLE = (*_INPUTS, EngineUnavailable, MissingExtra, OutputError)
 
 
 class Terminated(KeyboardInterrupt):
@@ -160,11 +158,16 @@ def forgive_encodings() -> None:
 
 
 def package_version() -> str:
-    """The version of knet-deploy that is installed."""
+    """The version of knet-deploy that is installed; of a source tree "unknown"."""
+    return installed_version("knet-deploy") or "unknown"
+
+
+def installed_version(distribution: str) -> str | None:
+    """From the metadata: importing torch only to ask for its number takes seconds."""
     try:
-        return metadata.version("knet-deploy")
-    except metadata.PackageNotFoundError:  # run from a source tree that was never installed
-        return "unknown"
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 @contextmanager

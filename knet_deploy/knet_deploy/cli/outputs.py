@@ -15,7 +15,7 @@ from knet_runtime.errors import ConfigError
 if TYPE_CHECKING:
     from knet_runtime.labels import LabelMap
     from knet_runtime.pipeline import Feed, RunStats, RunSummary
-    from knet_runtime.pipeline.stats import FeedSnapshot, StageSnapshot
+    from knet_runtime.pipeline.stats import StageSnapshot
     from knet_runtime.segmentation import Segmentation
     from knet_runtime.segmenter import Segmenter
     from knet_runtime.sinks import Sink
@@ -276,7 +276,13 @@ def _say_feeds(
             say("frames", snapshot.frames)
         if times:
             _say_stages(snapshot.stages)
-        _say_losses(snapshot)
+        for label, count in (
+            ("dropped", snapshot.dropped),
+            ("stale", snapshot.stale_frames),
+            ("reconnects", snapshot.reconnects),
+        ):
+            if count:
+                say(label, count)
         shares = next(sink for sink in feed.sinks if isinstance(sink, Shares))
         _say_written(feed.sinks, partial=not shares.complete)
         shares.say()
@@ -287,17 +293,6 @@ def _say_stages(stages: dict[str, StageSnapshot]) -> None:
     for index, (stage, time) in enumerate(stages.items()):
         text = f"{stage:<9} {time.p50:8.1f} median {time.p95:8.1f} p95 {time.p99:8.1f} p99"
         say("" if index else "times, ms", text)
-
-
-def _say_losses(feed: FeedSnapshot) -> None:
-    """What a live source lost; nothing where nothing was lost."""
-    for label, count in (
-        ("dropped", feed.dropped),
-        ("stale", feed.stale_frames),
-        ("reconnects", feed.reconnects),
-    ):
-        if count:
-            say(label, count)
 
 
 def _say_written(sinks: Sequence[Sink], *, partial: bool) -> None:
