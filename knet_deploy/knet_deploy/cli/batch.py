@@ -41,7 +41,7 @@ def batch(
         float, typer.Option(min=0, help="Length of the chunks that videos are cut in.")
     ] = 30.0,
 ) -> None:
-    """Segment many videos, on every core or machine; a batch that was stopped goes on.
+    """Segment many videos, on every core or machine; a batch that was stopped resumes.
 
     Each video gets a folder in --out with what run's --masks and --json write, byte for byte but
     for the times; results.json has a line for all. Exit status 1 if a video failed.

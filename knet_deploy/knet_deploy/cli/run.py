@@ -55,7 +55,7 @@ def run(
         _input(
             "--source",
             metavar="SOURCE",
-            help="The same, and may be repeated for several on one engine. Each then writes to "
+            help="The same; repeat it for several sources on one engine. Each then writes to "
             "places with its name: o.NAME.mp4, masks/NAME/.",
         ),
     ] = None,
@@ -73,8 +73,8 @@ def run(
     max_downtime: Annotated[
         float | None,
         _input(
-            help="Give a camera or stream up after so many seconds without a frame; it is tried "
-            "for ever by default."
+            help="Give up on a camera or stream after so many seconds without a frame; by default "
+            "it is tried for ever."
         ),
     ] = None,
     transport: Annotated[Transport, _input(help="How RTSP is read.")] = "tcp",
@@ -90,7 +90,7 @@ def run(
         ),
     ] = None,
     codec: Annotated[
-        Codec | None, _outputs(help="Of the video that -o writes; h264 by default.")
+        Codec | None, _outputs(help="Codec of the video that -o writes; h264 by default.")
     ] = None,
     masks: Annotated[
         Path | None, _outputs(help="Write each class map as a PNG into this folder.")
@@ -161,16 +161,16 @@ def run(
     self_test: Annotated[
         SelfTestPolicy,
         engine_panel(
-            help="Replay the bundle's golden tensors at the first start here, and refuse or warn "
-            "if the results differ, or off."
+            help="Replay the bundle's golden tensors at the first start here; where the results "
+            "differ, refuse to run or warn. off: do not replay them."
         ),
     ] = "refuse",
 ) -> None:
     """Segment videos, images, cameras and streams.
 
     Ends with a summary of frames per second, times per stage and class shares; without an output
-    that summary is all there is. Ctrl-C and SIGTERM end a run early and keep what is
-    written, whole. A source that fails keeps no other from going on.
+    that summary is all there is. Ctrl-C and SIGTERM end a run early and keep what is written,
+    whole. A source that fails does not stop the others.
     """
     from knet_runtime.bundle.store import default_bundle_path, open_bundle
     from knet_runtime.engines import why_auto
