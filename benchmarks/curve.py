@@ -34,7 +34,7 @@ from operations import count_operations
 from result import parser_of, write_result
 from torch.utils.flop_counter import FlopCounterMode
 
-from knet_deploy.bench.measurement import TOTAL, Measurement, Spread, interleave, stages
+from knet_deploy.bench.report import TOTAL, Measurement, Spread, interleave, stages
 from knet_export.data import open_images
 from knet_export.export import export_bundle
 from knet_export.verify.reference import TorchReference

@@ -22,8 +22,8 @@ from typing import Any
 from random_bundle import random_model, write_random
 from result import parser_of, write_result
 
-from knet_deploy.bench.measurement import TOTAL, Measurement, interleave, stages
-from knet_deploy.bench.media import street_frames, write_video
+from knet_deploy.bench.benchmark import street_frames, write_video
+from knet_deploy.bench.report import TOTAL, Measurement, interleave, stages
 from knet_export.spec import MULTIPLE
 from knet_runtime.bundle.manifest import SizeRange
 from knet_runtime.pipeline import Feed, run

@@ -22,7 +22,7 @@ import openvino
 from numpy.typing import NDArray
 from result import parser_of, write_result
 
-from knet_deploy.bench.media import street_frames
+from knet_deploy.bench.benchmark import street_frames
 from knet_runtime.bundle.store import Bundle, open_bundle
 from knet_runtime.engines.onnxruntime import session_options
 from knet_runtime.engines.openvino import settings_of

@@ -15,8 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from knet_deploy.bench.measurement import TOTAL
-from knet_deploy.bench.report import Report, Row
+from knet_deploy.bench.report import TOTAL, Report, Row
 
 AGAINST = {"baseline torch": "× eager", "baseline ort-naive": "× plain ONNX Runtime"}
 UNITS = {"area": "pixels", "classes": "classes", "batch": "images", "sources": "files"}

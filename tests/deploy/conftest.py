@@ -68,9 +68,9 @@ def make_video(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path
         encoder = working_encoder(ENCODERS["h264"], (96, 128))
         writer = VideoWriter(path, (96, 128), Fraction(1, RATE), Fraction(RATE), encoder)
         street = Street(1, (96, 128))
-        pictures = [street.frame(index)[0] for index in range(min(frames, 4))]
+        images = [street.frame(index)[0] for index in range(min(frames, 4))]
         for tick in range(frames):
-            writer.write(pictures[tick % len(pictures)], tick)
+            writer.write(images[tick % len(images)], tick)
         writer.close()
         return path
 

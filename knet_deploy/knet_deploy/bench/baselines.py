@@ -38,25 +38,17 @@ def make_baselines(
     """
     from knet_deploy.bench.torch_baselines import CompiledBaseline, LoopBaseline, TorchBaseline
 
-    found: dict[str, Callable[[], BenchTarget]] = {}
-    plain: Callable[..., BenchTarget] | None = None
-    for name in names:
-        match name:
-            case "torch":
-                found[name] = partial(TorchBaseline, checkpoint, size)
-            case "torch-channels-last":
-                found[name] = partial(TorchBaseline, checkpoint, size, channels_last=True)
-            case "torch-compile":
-                found[name] = partial(CompiledBaseline, checkpoint, size)
-            case "torch-loop":
-                found[name] = partial(LoopBaseline, checkpoint, size)
-            case "ort-naive" | "openvino":
-                plain = plain or _plain(checkpoint, size, frames, folder)
-                opener = open_onnxruntime if name == "ort-naive" else open_openvino
-                found[name] = partial(plain, open_graph=opener)
-            case _:
-                raise ValueError(f"there is no baseline {name!r}")
-    return found
+    makers: dict[str, Callable[[], BenchTarget]] = {
+        "torch": partial(TorchBaseline, checkpoint, size),
+        "torch-channels-last": partial(TorchBaseline, checkpoint, size, channels_last=True),
+        "torch-compile": partial(CompiledBaseline, checkpoint, size),
+        "torch-loop": partial(LoopBaseline, checkpoint, size),
+    }
+    openers = {"ort-naive": open_onnxruntime, "openvino": open_openvino}
+    if not openers.keys().isdisjoint(names):
+        plain = _plain(checkpoint, size, frames, folder)
+        makers |= {name: partial(plain, open_graph=opener) for name, opener in openers.items()}
+    return {name: makers[name] for name in names}
 
 
 def _plain(
@@ -103,7 +95,6 @@ class GraphBaseline:
         self.facts = Facts(opened[first][1], digest, "a baseline", note)
 
     def segment(self, frame: Rgb) -> tuple[NDArray[np.uint8], dict[str, float]]:
-        """See ``BenchTarget``."""
         began = perf_counter()
         image = resize(frame, self._size)  # as ours: the same pixels make maps comparable
         # As mmcv.imnormalize does it: in place, by OpenCV.

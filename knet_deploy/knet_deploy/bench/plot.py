@@ -8,8 +8,7 @@ import cv2
 import msgspec
 import numpy as np
 
-from knet_deploy.bench.measurement import TOTAL
-from knet_deploy.bench.report import Report
+from knet_deploy.bench.report import TOTAL, Report
 from knet_runtime.drawing import encode_png
 from knet_runtime.types import Rgb
 

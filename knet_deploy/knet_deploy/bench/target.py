@@ -14,7 +14,7 @@ from typing import Protocol
 import msgspec
 import numpy as np
 
-from knet_deploy.bench.measurement import TOTAL
+from knet_deploy.bench.report import TOTAL
 from knet_runtime.drawing import blend
 from knet_runtime.engines import default_graph, engine_spec
 from knet_runtime.errors import EngineError

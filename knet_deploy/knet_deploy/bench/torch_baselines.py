@@ -51,7 +51,6 @@ class TorchBaseline:
 
     @torch.inference_mode()
     def segment(self, frame: Rgb) -> tuple[NDArray[np.uint8], dict[str, float]]:
-        """See ``BenchTarget``."""
         began = perf_counter()
         image = torch.from_numpy(resize(frame, self._size))[None]
         fitted = perf_counter()
@@ -77,7 +76,6 @@ class CompiledBaseline(TorchBaseline):
 
     @torch.inference_mode()
     def segment(self, frame: Rgb) -> tuple[NDArray[np.uint8], dict[str, float]]:
-        """See ``BenchTarget``."""
         began = perf_counter()
         image = torch.from_numpy(resize(frame, self._size))[None]
         fitted = perf_counter()
@@ -99,7 +97,6 @@ class LoopBaseline:
 
     @torch.inference_mode()
     def segment(self, frame: Rgb) -> tuple[NDArray[np.uint8], dict[str, float]]:
-        """See ``BenchTarget``."""
         model = self._model
         began = perf_counter()
         image = cv2.resize(frame, (self._size[1], self._size[0]))
@@ -131,7 +128,6 @@ class NaiveKNet(nn.Module):
         self.model, self.size = model, size
 
     def forward(self, images: Tensor) -> Tensor:
-        """See the class."""
         logits = F.interpolate(
             self.logits(images), size=self.size, mode="bilinear", align_corners=False
         )

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from knet_deploy.cli.choices import EngineOption
+from knet_deploy.cli.choices import BundleOption, RequireVerified, RunEngine, SizeOption
 from knet_deploy.cli.console import needs_extra, parse_size, say, say_error, track
-from knet_deploy.cli.run import BundleOption, RequireVerified, SizeOption
 
 if TYPE_CHECKING:
     from knet_runtime.batch.records import BatchResults
@@ -22,18 +21,13 @@ def batch(
             metavar="VIDEOS...", help="Video files and patterns, such as 'archive/**/*.mp4'."
         ),
     ],
-    out: Annotated[
-        Path,
-        typer.Option("--out", help="The folder for a folder per video and results.json."),
-    ],
+    out: Annotated[Path, typer.Option(help="The folder for a folder per video and results.json.")],
     ray: Annotated[
         str | None,
-        typer.Option(
-            "--ray", help="The cluster: HOST:PORT or auto; without it Ray is started here."
-        ),
+        typer.Option(help="The cluster: HOST:PORT or auto; without it Ray is started here."),
     ] = None,
     bundle: BundleOption = None,
-    engine: EngineOption = "auto",
+    engine: RunEngine = "auto",
     require_verified: RequireVerified = False,
     size: SizeOption = None,
     masks: Annotated[
@@ -41,16 +35,13 @@ def batch(
     ] = True,
     workers: Annotated[
         int | None,
-        typer.Option(
-            "--workers", min=1, help="Engines at once; by default one per GPU, or per machine."
-        ),
+        typer.Option(min=1, help="Engines at once; by default one per GPU, or per machine."),
     ] = None,
     chunk_seconds: Annotated[
-        float,
-        typer.Option("--chunk-seconds", min=0, help="Length of the chunks that videos are cut in."),
+        float, typer.Option(min=0, help="Length of the chunks that videos are cut in.")
     ] = 30.0,
 ) -> None:
-    """Segment many videos, on every core or machine; a batch that was stopped goes on.
+    """Segment many videos, on every core or machine; a batch that was stopped resumes.
 
     Each video gets a folder in --out with what run's --masks and --json write, byte for byte but
     for the times; results.json has a line for all. Exit status 1 if a video failed.

@@ -12,7 +12,14 @@ import msgspec
 import typer
 
 from knet_deploy.cli.choices import EnginesOption
-from knet_deploy.cli.console import MissingExtra, needs_extra, one_line, parse_size, track
+from knet_deploy.cli.console import (
+    MissingExtra,
+    needs_extra,
+    one_line,
+    parse_size,
+    result_file,
+    track,
+)
 from knet_runtime.errors import BundleError, CheckpointError, ConfigError, EngineError
 
 if TYPE_CHECKING:
@@ -23,14 +30,7 @@ if TYPE_CHECKING:
     from knet_runtime.bundle.store import Bundle
     from knet_runtime.types import Rgb, Size
 
-BASELINES = (
-    "torch",
-    "torch-channels-last",
-    "torch-compile",
-    "ort-naive",
-    "openvino",
-    "torch-loop",
-)
+BASELINES = ("torch", "torch-channels-last", "torch-compile", "ort-naive", "openvino", "torch-loop")
 _SIZES = ("360x480", "720x1280")
 _TRAINED = "train/default-model/knet-edge-camvid.safetensors"
 _FILE_LENGTH = 3  # a file is the frames, so often: a pipeline needs a few to get going
@@ -83,25 +83,18 @@ def bench(
     from knet_deploy.bench.benchmark import Benchmark
     from knet_deploy.bench.machine import this_machine
     from knet_deploy.bench.report import Report
-    from knet_runtime.atomic import AtomicFile
-    from knet_runtime.engines import engine_specs, probe_engines
+    from knet_runtime.engines import probe_engines
     from knet_runtime.engines.hardware import cpu_budget
 
-    for name in engine or []:
-        if name == "auto":
-            raise ConfigError("--engine auto: bench times engines by name; leave it out for all")
-        if name not in engine_specs():
-            raise ConfigError(f"there is no engine {name!r}: use {', '.join(engine_specs())}")
     baselines = _baselines(compare)
     cores = _threads(threads, cpu_budget())
     opened = _open(bundles)
     trained = _checkpoint(opened, bundles is None, checkpoint) if baselines else None
-    if plot is not None and plot.suffix.lower() != ".png":
-        raise ConfigError(f"--plot {plot}: it is a PNG, so let its name end in .png")
-    # What cannot be written is said before the minutes of measuring, not after them.
-    files = [None if file is None else AtomicFile(file.absolute()) for file in (json, plot)]
+    files = result_file(json), result_file(plot, ".png")
     images = _images(source, size, frames)
-    engines = engine or [status.name for status in probe_engines() if status.available]
+    engines = [str(one.value) for one in engine or []] or [
+        status.name for status in probe_engines() if status.available
+    ]
     entries = _bundle_entries(opened, engines)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="knet-bench-")))
@@ -111,11 +104,7 @@ def bench(
                 baselines, trained, (spec.height, spec.width), list(images), folder
             )
         benchmark = Benchmark(
-            folder,
-            images,
-            threads=cores,
-            sources=sources,
-            file_frames=_FILE_LENGTH * frames,
+            folder, images, threads=cores, sources=sources, file_frames=_FILE_LENGTH * frames
         )
         advance = stack.enter_context(track("rounds", benchmark.steps(entries, rounds)))
         before = benchmark.limits()
@@ -214,7 +203,7 @@ def _checkpoint(bundles: dict[str, Bundle], packaged: bool, given: Path | None) 
 
 def _images(source: str | None, sizes: list[str] | None, count: int) -> dict[str, list[Rgb]]:
     """Frames by the name of their size."""
-    from knet_deploy.bench.media import read_frames, street_frames
+    from knet_deploy.bench.benchmark import read_frames, street_frames
     from knet_runtime.preprocess import resize
 
     wanted = [parse_size(text) for text in sizes or ([] if source else _SIZES)]

@@ -1,7 +1,10 @@
-"""Options whose choices are the engines that there are: ``--help`` lists them."""
+"""Options that several commands share, and choices: ``--help`` lists what can be chosen."""
 
 from __future__ import annotations
 
+from enum import Enum
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -10,21 +13,42 @@ from knet_runtime.engines import engine_specs
 
 if TYPE_CHECKING:  # which ones there are is known when it runs
     EngineName = str
+    NamedEngine = Enum
     PlanEngine = str
 else:
     _specs = engine_specs()
     EngineName = Literal[("auto", *_specs)]
+    NamedEngine = Enum("NamedEngine", {name: name for name in _specs})  # typer has no list[Literal]
     PlanEngine = Literal[tuple(name for name, spec in _specs.items() if spec.runs_plans)]
 
-EngineOption = Annotated[
-    EngineName, typer.Option("--engine", help="auto takes what verify has passed here.")
-]
-PlanEngineOption = Annotated[PlanEngine, typer.Option("--engine", help="What the plan is for.")]
+# As the runtime has them, in modules that load FFmpeg: --help should not.
+Policy = Literal["file", "live"]
+Codec = Literal["h264", "hevc"]
+
+engine_panel = partial(typer.Option, rich_help_panel="Engine")
+_AUTO = "auto takes what verify has passed here."
+
+EngineOption = Annotated[EngineName, typer.Option(help=_AUTO)]
 EnginesOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--engine",
-        metavar="|".join(engine_specs()),
-        help="Repeatable; every one that works by default.",
+    list[NamedEngine] | None, typer.Option(help="Repeatable; every one that works by default.")
+]
+PlanEngineOption = Annotated[PlanEngine, typer.Option(help="What the plan is for.")]
+
+LABELLED = "Labelled images: our, ADE20K's or Cityscapes' layout."
+
+# Of run and batch.
+RunEngine = Annotated[EngineName, engine_panel(help=_AUTO)]
+BundleOption = Annotated[
+    Path | None,
+    engine_panel("--bundle", "-b", help="The bundle NAME.knet; the packaged model by default."),
+]
+RequireVerified = Annotated[
+    bool,
+    engine_panel(
+        "--require-verified",
+        help="Refuse to run what verify has not passed on this engine and device.",
     ),
+]
+SizeOption = Annotated[
+    str | None, engine_panel(help="HEIGHTxWIDTH that the model sees; for bundles of any size.")
 ]

@@ -1,6 +1,6 @@
 """What every command shares: errors as one line and an exit code, log lines, progress.
 
-Exit codes: 0 done; 1 it failed; 2 something the caller can mend (an input, an option, a missing
+Exit codes: 0 done; 1 it failed; 2 something the caller can fix (an input, an option, a missing
 package); 130 ended by Ctrl-C; 141 nobody reads the output any more; 143 ended by SIGTERM.
 Results go to stdout, everything else to stderr.
 """
@@ -13,15 +13,17 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from io import TextIOWrapper
+from pathlib import Path
 from types import FrameType
 from typing import Literal
 
 import typer
 
+from knet_runtime.atomic import AtomicFile
 from knet_runtime.errors import (
     BundleError,
     CheckpointError,
@@ -34,28 +36,14 @@ from knet_runtime.errors import (
 )
 
 Extra = Literal["train", "export", "serve", "ray"]
-_EXTRA_NAMES: dict[Extra, str] = {
-    "train": "training",
-    "export": "export",
-    "serve": "serve",
-    "ray": "ray",
-}
 
 
 class MissingExtra(KnetError):
     """A command needs packages that the base install does not have."""
 
 
-_MENDABLE = (
-    EngineUnavailable,
-    BundleError,
-    CheckpointError,
-    ConfigError,
-    DataError,
-    MissingExtra,
-    OutputError,
-    SourceError,
-)
+_INPUTS = (BundleError, CheckpointError, ConfigError, DataError, SourceError)
+_FIXABLE = (*_INPUTS, EngineUnavailable, MissingExtra, OutputError)
 
 
 class Terminated(KeyboardInterrupt):
@@ -72,10 +60,11 @@ def needs_extra(extra: Extra, command: str | None = None) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         package = (error.name or "knet_").partition(".")[0]
-        if package.startswith("knet_"):  # ours: a broken build, which no extra mends
+        if package.startswith("knet_"):  # ours: a broken build, which no extra fixes
             raise
+        name = "training" if extra == "train" else extra
         raise MissingExtra(
-            f"{command or f'knet-deploy {extra}'} needs the {_EXTRA_NAMES[extra]} extra: "
+            f"{command or f'knet-deploy {extra}'} needs the {name} extra: "
             f'pip install "knet-deploy[{extra}]"'
         ) from error
 
@@ -111,7 +100,7 @@ def _report(error: Exception) -> int:
         return 2
     if isinstance(error, KnetError):
         say_error(str(error))
-        return 2 if isinstance(error, _MENDABLE) else 1
+        return 2 if isinstance(error, _FIXABLE) else 1
     say_error(f"internal error: {type(error).__name__}: {error}; run again with --debug")
     return 1
 
@@ -132,6 +121,27 @@ def say(label: str, value: object) -> None:
     typer.echo(f"{label:<12} {one_line(str(value))}")
 
 
+def say_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table on stdout between empty lines: the first column is text, the others are numbers."""
+    columns = list(zip(head, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    typer.echo()
+    for first, *cells in zip(*columns, strict=True):
+        numbers = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        typer.echo("  ".join([first.ljust(widths[0]), *numbers]))
+    typer.echo()
+
+
+def result_file(path: Path | None, suffix: str = "") -> AtomicFile | None:
+    """Where a result goes that may take hours, tried beforehand; None for None. Raises ConfigError
+    for a name that does not end in ``suffix``, OutputError where it cannot be written."""
+    if path is None:
+        return None
+    if path.suffix.lower() != suffix and suffix:
+        raise ConfigError(f"{path}: let its name end in {suffix}")
+    return AtomicFile(path.absolute())
+
+
 def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
     """ "HEIGHTxWIDTH" of an option as two numbers; ConfigError when it is something else."""
     found = re.fullmatch(r"(\d{1,5})[x×](\d{1,5})", text.strip())
@@ -141,18 +151,23 @@ def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
 
 
 def forgive_encodings() -> None:
-    """A terminal that can not show a character shows ? for it: no reason to stop."""
+    """A terminal that cannot show a character shows ? for it: no reason to stop."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
 
 
 def package_version() -> str:
-    """The version of knet-deploy that is installed."""
+    """The version of knet-deploy that is installed; of a source tree "unknown"."""
+    return installed_version("knet-deploy") or "unknown"
+
+
+def installed_version(distribution: str) -> str | None:
+    """From the metadata: importing torch only to ask for its number takes seconds."""
     try:
-        return metadata.version("knet-deploy")
-    except metadata.PackageNotFoundError:  # run from a source tree that was never installed
-        return "unknown"
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 @contextmanager

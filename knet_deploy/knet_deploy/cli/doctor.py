@@ -8,6 +8,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +16,9 @@ from typing import Annotated
 import msgspec
 import typer
 
-from knet_deploy.cli.console import package_version, say
+from knet_deploy.cli.console import installed_version, package_version, say
+from knet_runtime.engines import EngineSpec, engine_spec, engine_specs, probe_engine
+from knet_runtime.engines.hardware import cpu_budget
 from knet_runtime.errors import ConfigError, KnetError, OutputError, ParityError
 
 _PACKAGES = {
@@ -46,7 +49,7 @@ class Diagnosis(msgspec.Struct, frozen=True):
     ok: bool
     versions: dict[str, str | None]  # None: not installed
     cores: int | None
-    cores_usable: int | None
+    cores_usable: int
     checks: list[Check]
     engines: list[Check]
     extras: list[Check]
@@ -71,18 +74,19 @@ def doctor(
 
 
 def _diagnose() -> Diagnosis:
-    versions: dict[str, str | None] = {
-        "python": platform.python_version(),
-        "knet-deploy": package_version(),
-    }
     checks = [_check(name, works) for name, works in _CHECKS.items()]
+    engines = engine_specs()
     return Diagnosis(
         ok=all(check.ok for check in checks),
-        versions=versions | {name: _version(package) for name, package in _PACKAGES.items()},
+        versions={
+            "python": platform.python_version(),
+            "knet-deploy": package_version(),
+            **{name: installed_version(package) for name, package in _PACKAGES.items()},
+        },
         cores=os.cpu_count(),
-        cores_usable=_cores_usable(),
+        cores_usable=cpu_budget(),
         checks=checks,
-        engines=_engines(),
+        engines=[_check(name, partial(_probe, spec)) for name, spec in engines.items()],
         extras=[_extra(name) for name in _EXTRAS],
     )
 
@@ -105,13 +109,12 @@ def _one_onnxruntime() -> str:
     return "one distribution of it is installed"
 
 
-def _cpu_engine() -> str:
-    from knet_runtime.engines import engine_spec, probe_engine
-
-    status = probe_engine(engine_spec(_CPU_ENGINE))
+def _probe(spec: EngineSpec) -> str:
+    status = probe_engine(spec)
+    detail = status.detail + (f"; {_NOT_YET_RUN}" if spec.device == "gpu" else "")
     if not status.available:
-        raise ConfigError(status.detail)
-    return status.detail
+        raise ConfigError(detail)
+    return detail
 
 
 def _packaged_model() -> str:
@@ -157,52 +160,18 @@ def _h264() -> str:
 
 _CHECKS: dict[str, Callable[[], str]] = {
     "onnxruntime": _one_onnxruntime,
-    "CPU engine": _cpu_engine,
+    "CPU engine": lambda: _probe(engine_spec(_CPU_ENGINE)),
     "model": _packaged_model,
     "golden": _golden,
     "H.264": _h264,
 }
 
 
-def _engines() -> list[Check]:
-    try:
-        from knet_runtime.engines import engine_spec, probe_engines
-
-        statuses = probe_engines()
-    except Exception as error:
-        return [Check("engines", False, f"{type(error).__name__}: {error}")]
-    return [
-        Check(
-            status.name,
-            status.available,
-            status.detail
-            + (f"; {_NOT_YET_RUN}" if engine_spec(status.name).device == "gpu" else ""),
-        )
-        for status in statuses
-    ]
-
-
-def _cores_usable() -> int | None:
-    try:
-        from knet_runtime.engines.hardware import cpu_budget
-    except Exception:  # whatever is wrong with the runtime, the checks say so
-        return None
-    return cpu_budget()
-
-
-def _version(distribution: str) -> str | None:
-    """From the metadata: importing torch only to ask for its number takes seconds."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _extra(extra: str) -> Check:
     wanted = _requirements(extra)
-    missing = [name for name in wanted if _version(name) is None]
+    missing = [name for name in wanted if installed_version(name) is None]
     if wanted and not missing:
-        return Check(extra, True, ", ".join(f"{name} {_version(name)}" for name in wanted))
+        return Check(extra, True, ", ".join(f"{name} {installed_version(name)}" for name in wanted))
     if extra == "gpu":  # the two overwrite each other's files
         install = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
     else:
@@ -231,8 +200,7 @@ def _lines(found: Diagnosis) -> Iterator[tuple[str, str]]:
     yield "cores", f"{found.cores}, of which this process may use {found.cores_usable}"
     for check in found.checks:
         yield check.name, f"{'ok' if check.ok else 'FAILS'}: {check.detail}"
-    for engine in found.engines:
-        yield "engine", f"{engine.name}: {'yes' if engine.ok else 'no'}: {engine.detail}"
-    for extra in found.extras:
-        yield "extra", f"{extra.name}: {'yes' if extra.ok else 'no'}: {extra.detail}"
+    for label, checks in (("engine", found.engines), ("extra", found.extras)):
+        for check in checks:
+            yield label, f"{check.name}: {'yes' if check.ok else 'no'}: {check.detail}"
     yield "", "The base runtime works." if found.ok else "The base runtime does not work here."

@@ -1,4 +1,4 @@
-"""`knet-deploy eval`: the score of a checkpoint on labelled pictures, as published scores are."""
+"""`knet-deploy eval`: the score of a checkpoint on labelled images, as published scores are."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from knet_deploy.cli.console import needs_extra, one_line, say, track
-from knet_runtime.atomic import AtomicFile
+from knet_deploy.cli.choices import LABELLED
+from knet_deploy.cli.console import needs_extra, one_line, result_file, say, say_table, track
 from knet_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint: RUN/best.safetensors.")],
-    data: Annotated[
-        Path, typer.Option(help="Labelled pictures: our, ADE20K's or Cityscapes' layout.")
-    ],
+    data: Annotated[Path, typer.Option(help=LABELLED)],
     split: Annotated[
         str | None, typer.Option(help="Split of --data; by default the checkpoint's val_split.")
     ] = None,
@@ -40,8 +38,8 @@ def evaluate(
         Path | None, typer.Option(help="Draw the confusion matrix: FILE.png.")
     ] = None,
 ) -> None:
-    """Score a checkpoint on labelled pictures, at their own sizes: mIoU, mAcc, aAcc and a table of
-    classes. How a picture is seen is the checkpoint's own: at one fixed size, or (the published
+    """Score a checkpoint on labelled images, at their own sizes: mIoU, mAcc, aAcc and a table of
+    classes. How an image is seen is the checkpoint's own: at one fixed size, or (the published
     models) at its own ratio."""
     with needs_extra("train", "knet-deploy eval"):
         import torch
@@ -54,10 +52,7 @@ def evaluate(
     for setting in settings or []:
         if not setting.startswith("data."):
             raise ConfigError(f"--set {setting}: eval takes data.* only, the rest is trained")
-    if confusion is not None and confusion.suffix.lower() != ".png":
-        raise ConfigError(f"{confusion}: let the picture's name end in .png")
-    # Tried before the work, which may take hours.
-    files = {path: AtomicFile(path) for path in (json, confusion) if path is not None}
+    json_file, drawing_file = result_file(json), result_file(confusion, ".png")
     opened = read_checkpoint(checkpoint)
     config = override_config(opened.config, settings or [])
     scores.check_mode(config, slide=slide, ms_flip=ms_flip)
@@ -72,26 +67,24 @@ def evaluate(
         counts, opened, folder, scores.describe_mode(config, slide=slide, ms_flip=ms_flip)
     )
     _show(report, device.type)
-    if json is not None:
-        say("wrote", files[json].write(scores.encode_report(report)))
-    if confusion is not None:
+    if json_file is not None:
+        say("wrote", json_file.write(scores.encode_report(report)))
+    if drawing_file is not None:
         title = f"{report.preset} on {report.data}: mIoU {_percent(report.miou)} %"
-        say("wrote", files[confusion].write(draw_confusion(counts, opened.labels, title)))
+        say("wrote", drawing_file.write(draw_confusion(counts, opened.labels, title)))
 
 
 def _show(report: EvalReport, device: str) -> None:
-    say("data", f"{report.data}, {report.images} pictures")
+    say("data", f"{report.data}, {report.images} images")
     say("model", f"{report.preset}, on {device}")
     say("seen", report.mode)
-    names = [one_line(row.name) for row in report.classes]
-    width = max(map(len, ["class", *names]))
-    typer.echo(f"\n{'class':<{width}}      IoU      Acc  Precision")
-    for name, row in zip(names, report.classes, strict=True):
-        typer.echo(
-            f"{name:<{width}}  {_percent(row.iou):>7}  {_percent(row.acc):>7}"
-            f"  {_percent(row.precision):>9}"
-        )
-    typer.echo("")
+    say_table(
+        ("class", "IoU", "Acc", "Precision"),
+        [
+            (one_line(row.name), *map(_percent, (row.iou, row.acc, row.precision)))
+            for row in report.classes
+        ],
+    )
     for name, score in (("mIoU", report.miou), ("mAcc", report.macc), ("aAcc", report.aacc)):
         say(name, f"{_percent(score)} %")
 

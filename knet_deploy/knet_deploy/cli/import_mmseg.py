@@ -59,5 +59,5 @@ def import_mmseg(
     if found.absent:
         say("absent", f"{len(found.absent)} × *.num_batches_tracked: begin at 0")
     if not found.auxiliary:
-        say("auxiliary", "no auxiliary_head in the file: training goes on without its loss")
+        say("auxiliary", "no auxiliary_head in the file: training continues without its loss")
     say("wrote", output)

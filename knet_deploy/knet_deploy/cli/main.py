@@ -1,16 +1,17 @@
-"""The command line: which commands there are, and the way in.
+"""The command line: which commands there are, and the entry point.
 
-Each command is one module, which imports the rooms it needs when it is called: ``--help`` answers
-at once, and the base install needs none of the packages that training needs.
+Each command is one module, which imports the packages it needs when it is called: ``--help``
+answers at once, and the base install needs none of the packages that training needs.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from knet_deploy.cli.batch import batch
 from knet_deploy.cli.bench import bench
@@ -33,22 +34,28 @@ from knet_deploy.cli.run import run
 from knet_deploy.cli.train import train
 from knet_deploy.cli.verify import verify
 
+
+class _Command(TyperCommand):
+    """Its plain help, too, shows options by their panels."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                title = f"{parameter.param_type_name}s".capitalize()
+                title = getattr(parameter, "rich_help_panel", None) or title
+                panels.setdefault(title, []).append(record)
+        for title, records in panels.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
 # Plain help: no markup is read out of texts and file names, and no colour goes into a pipe.
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-for command in (
-    demo,
-    run,
-    batch,
-    inspect,
-    doctor,
-    bench,
-    train,
-    import_mmseg,
-    export,
-    build,
-    verify,
-):
-    app.command(command.__name__.replace("_", "-"))(command)
+commands = (demo, run, batch, inspect, doctor, bench, train, import_mmseg, export, build, verify)
+for command in commands:
+    app.command(command.__name__.replace("_", "-"), cls=_Command)(command)
 app.command("eval")(evaluate)  # a function of that name would hide Python's
 app.add_typer(data, name="data")
 

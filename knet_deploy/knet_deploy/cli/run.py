@@ -1,72 +1,44 @@
-"""``knet-deploy run``: videos, images, cameras and streams through a bundle, into files."""
+"""``knet-deploy run``: videos, images, cameras and streams through a bundle, and onto a page."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from contextlib import ExitStack, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from knet_deploy.cli.choices import EngineOption
-from knet_deploy.cli.console import parse_size, say
-from knet_deploy.cli.run_options import (
-    ALPHA,
-    Alpha,
-    Blur,
-    Classes,
-    CodecOption,
-    Insecure,
-    Json,
-    Legend,
-    Masks,
-    Output,
-    Outputs,
-    Push,
-    Raw,
-    RleOption,
-    Serve,
-    Smooth,
-    Token,
-    live_page,
-    names,
-    page_listener,
-    smoother,
+from knet_deploy.cli.choices import (
+    BundleOption,
+    Codec,
+    Policy,
+    RequireVerified,
+    RunEngine,
+    SizeOption,
+    engine_panel,
 )
-from knet_deploy.cli.run_summary import Shares, feed_names, run_and_say
+from knet_deploy.cli.console import needs_extra, parse_size, say
+from knet_deploy.cli.outputs import ALPHA, Outputs, Shares, feed_names, run_and_say
+from knet_runtime.errors import ConfigError, ParityError
+from knet_runtime.golden import SelfTestPolicy
+from knet_runtime.sources.base import SourceOptions, Transport
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from knet_runtime.bundle.store import Bundle
-    from knet_runtime.golden import SelfTestPolicy
-    from knet_runtime.pipeline import Feed, Policy
+    from knet_runtime.pipeline import Feed, RunStats
     from knet_runtime.segmenter import Segmenter
-    from knet_runtime.sources.base import SourceOptions, Transport
+    from knet_runtime.smoothing import Smoother
+    from knet_runtime.web.auth import Listener
 
 _log = logging.getLogger(__name__)
-_Choice = TypeVar("_Choice", bound=str)
-_SELF_TESTS: tuple[SelfTestPolicy, ...] = ("refuse", "warn", "off")
-_POLICIES: tuple[Policy, ...] = ("file", "live")
-_TRANSPORTS: tuple[Transport, ...] = ("tcp", "udp")
-
-BundleOption = Annotated[
-    Path | None,
-    typer.Option("--bundle", "-b", help="The bundle NAME.knet; the packaged model by default."),
-]
-RequireVerified = Annotated[
-    bool,
-    typer.Option(
-        "--require-verified",
-        help="Refuse to run what verify has not passed on this engine and device.",
-    ),
-]
-SizeOption = Annotated[
-    str | None,
-    typer.Option("--size", help="HEIGHTxWIDTH that the model sees; for bundles of any size."),
-]
+_input = partial(typer.Option, rich_help_panel="Input")
+_outputs = partial(typer.Option, rich_help_panel="Outputs")
+_look = partial(typer.Option, rich_help_panel="Look")
+_page = partial(typer.Option, rich_help_panel="Live page")
 
 
 def run(
@@ -80,92 +52,135 @@ def run(
     ] = None,
     more: Annotated[
         list[str] | None,
-        typer.Option(
+        _input(
             "--source",
             metavar="SOURCE",
-            help="The same, and may be repeated for several on one engine. Each then writes to "
+            help="The same; repeat it for several sources on one engine. Each then writes to "
             "places with its name: o.NAME.mp4, masks/NAME/.",
         ),
     ] = None,
-    bundle: BundleOption = None,
-    output: Output = None,
-    codec: CodecOption = None,
-    masks: Masks = None,
-    json: Json = None,
-    rle: RleOption = None,
-    raw: Raw = None,
-    push: Push = None,
-    engine: EngineOption = "auto",
-    require_verified: RequireVerified = False,
-    self_test: Annotated[
-        str,
-        typer.Option(
-            "--self-test",
-            help="Replay the bundle's golden tensors at the first start here, and refuse or warn "
-            "if the results differ, or off.",
-        ),
-    ] = "refuse",
-    size: SizeOption = None,
-    every: Annotated[int, typer.Option("--every", min=1, help="Take each n-th frame only.")] = 1,
-    start: Annotated[
-        float | None, typer.Option("--start", help="Seconds into the video to begin at.")
-    ] = None,
-    end: Annotated[
-        float | None, typer.Option("--end", help="Seconds into the video to end before.")
-    ] = None,
+    start: Annotated[float | None, _input(help="Seconds into the video to begin at.")] = None,
+    end: Annotated[float | None, _input(help="Seconds into the video to end before.")] = None,
+    every: Annotated[int, _input(min=1, help="Take each n-th frame only.")] = 1,
+    max_frames: Annotated[int | None, _input(min=1, help="Stop after so many frames.")] = None,
     policy: Annotated[
-        str | None,
-        typer.Option(
-            "--policy",
+        Policy | None,
+        _input(
             help="file: every frame; live: the newest one, others are dropped and counted. By "
-            "default cameras and streams are live.",
+            "default cameras and streams are live."
         ),
     ] = None,
     max_downtime: Annotated[
         float | None,
-        typer.Option(
-            "--max-downtime",
-            help="Give a camera or stream up after so many seconds without a frame; it is tried "
-            "for ever by default.",
+        _input(
+            help="Give up on a camera or stream after so many seconds without a frame; by default "
+            "it is tried for ever."
         ),
     ] = None,
-    transport: Annotated[
-        str, typer.Option("--transport", help="How RTSP is read: tcp or udp.")
-    ] = "tcp",
+    transport: Annotated[Transport, _input(help="How RTSP is read.")] = "tcp",
     hwaccel: Annotated[
-        bool, typer.Option("--hwaccel", help="Decode on the GPU where FFmpeg can.")
+        bool, _input("--hwaccel", help="Decode on the GPU where FFmpeg can.")
     ] = False,
-    alpha: Alpha = None,
-    legend: Legend = False,
-    classes: Classes = None,
-    blur: Blur = None,
-    smooth: Smooth = None,
-    max_frames: Annotated[
-        int | None, typer.Option("--max-frames", min=1, help="Stop after so many frames.")
+    output: Annotated[
+        Path | None,
+        _outputs(
+            "-o",
+            "--output",
+            help="Write the overlay: .mp4 or .mkv; for one image also .png or .jpg.",
+        ),
     ] = None,
-    serve: Serve = None,
-    token: Token = None,
-    insecure: Insecure = False,
+    codec: Annotated[
+        Codec | None, _outputs(help="Codec of the video that -o writes; h264 by default.")
+    ] = None,
+    masks: Annotated[
+        Path | None, _outputs(help="Write each class map as a PNG into this folder.")
+    ] = None,
+    json: Annotated[
+        Path | None,
+        _outputs(help="Write a line of JSON per frame: class shares, times, model; - is stdout."),
+    ] = None,
+    rle: Annotated[
+        Path | None,
+        _outputs(
+            help="Write a line of JSON per frame: each class's mask as COCO RLE; - is stdout."
+        ),
+    ] = None,
+    raw: Annotated[
+        str | None,
+        _outputs(
+            metavar="-|shm:NAME",
+            help="Hand the raw class maps to a program: to stdout (-), or in shared memory.",
+        ),
+    ] = None,
+    push: Annotated[
+        str | None, _outputs(metavar="URL", help="Push the overlay to an RTSP server.")
+    ] = None,
+    alpha: Annotated[
+        float | None, _look(help=f"Opacity of the overlay's colours, 0 to 1 ({ALPHA}).")
+    ] = None,
+    legend: Annotated[
+        bool, _look("--legend", help="Add class names and shares below the overlay.")
+    ] = False,
+    classes: Annotated[
+        str | None, _look(metavar="NAME,...", help="Draw, and write to --rle, only these.")
+    ] = None,
+    blur: Annotated[
+        str | None,
+        _look(
+            metavar="NAME,...",
+            help="Privacy: take these classes out of every frame, as far as the model sees them.",
+        ),
+    ] = None,
+    smooth: Annotated[
+        int | None,
+        _look(metavar="FRAMES", help="Less flicker: classes last so many frames; try 2."),
+    ] = None,
+    serve: Annotated[
+        str | None,
+        _page(
+            metavar="HOST:PORT",
+            help="Show the run on a web page there, such as 127.0.0.1:8000; with metrics and "
+            "health.",
+        ),
+    ] = None,
+    token: Annotated[
+        str | None,
+        _page(
+            envvar="KNET_DEPLOY_TOKEN",
+            help="What viewers of --serve must know; needed where others than this machine reach "
+            "it.",
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool, _page("--insecure", help="Let everybody who reaches --serve look, without token.")
+    ] = False,
+    bundle: BundleOption = None,
+    engine: RunEngine = "auto",
+    size: SizeOption = None,
+    require_verified: RequireVerified = False,
+    self_test: Annotated[
+        SelfTestPolicy,
+        engine_panel(
+            help="Replay the bundle's golden tensors at the first start here; where the results "
+            "differ, refuse to run or warn. off: do not replay them."
+        ),
+    ] = "refuse",
 ) -> None:
     """Segment videos, images, cameras and streams.
 
     Ends with a summary of frames per second, times per stage and class shares; without an output
-    that summary is all there is. Ctrl-C and SIGTERM end a run early and keep what is
-    written, whole. A source that fails keeps no other from going on.
+    that summary is all there is. Ctrl-C and SIGTERM end a run early and keep what is written,
+    whole. A source that fails does not stop the others.
     """
     from knet_runtime.bundle.store import default_bundle_path, open_bundle
     from knet_runtime.engines import why_auto
-    from knet_runtime.errors import ConfigError
     from knet_runtime.pipeline import RunStats
     from knet_runtime.segmenter import Segmenter
-    from knet_runtime.sources.base import SourceOptions
 
     sources = [*([] if source is None else [source]), *(more or [])]
     if not sources:
         raise ConfigError("there is no source: knet-deploy run SOURCE, or --source for several")
     # What costs nothing is checked first, and the engine, which costs most, is loaded last.
-    tested = _one_of("--self-test", self_test, _SELF_TESTS)
-    chosen = None if policy is None else _one_of("--policy", policy, _POLICIES)
     outputs = Outputs(
         overlay=output,
         codec=codec,
@@ -185,7 +200,7 @@ def run(
         start=start,
         end=end,
         every=every,
-        transport=_one_of("--transport", transport, _TRANSPORTS),
+        transport=transport,
         max_downtime=max_downtime,
         hwaccel=hwaccel,
     )
@@ -194,27 +209,30 @@ def run(
         opened = opened.with_input_size(parse_size(size))
     with ExitStack() as stack:
         listener = stack.enter_context(page_listener(serve, token, insecure))
-        feeds = _open_feeds(stack, sources, options, chosen, outputs, smooth, opened)
+        feeds = _open_feeds(stack, sources, options, policy, outputs, smooth, opened)
         if outputs.takes_stdout:
             stack.enter_context(redirect_stdout(sys.stderr))  # words must not mix with the masks
         segmenter = stack.enter_context(Segmenter(opened, engine))
         if engine == "auto":
             say("engine", f"{segmenter.engine}: {why_auto(opened, segmenter.engine)}")
         _check_proof(segmenter, require_verified)
-        if (result := segmenter.self_test(tested)) is not None:
+        if (result := segmenter.self_test(self_test)) is not None:
             _log.info("engine %s: self-test %s", segmenter.engine, result)
         stats = RunStats()
-        page = live_page(
-            listener,
-            segmenter,
-            stats,
-            feeds,
-            alpha=ALPHA if alpha is None else alpha,
-            classes=outputs.classes,
-            hide=outputs.concealed,
-        )
-        stack.enter_context(page)
+        stack.enter_context(_live_page(listener, segmenter, stats, feeds, outputs))
         run_and_say(feeds, segmenter, stats, max_frames)
+
+
+def names(option: str | None) -> tuple[str, ...]:
+    """The class names of "road,car"."""
+    return tuple(name.strip() for name in (option or "").split(",") if name.strip())
+
+
+def smoother(strength: int | None) -> Smoother | None:
+    """What --smooth asks for; one for each feed. Raises ConfigError."""
+    from knet_runtime.smoothing import Smoother
+
+    return None if strength is None else Smoother(strength)
 
 
 def _open_feeds(
@@ -241,8 +259,6 @@ def _open_feeds(
 
 
 def _check_proof(segmenter: Segmenter, required: bool) -> None:
-    from knet_runtime.errors import ParityError
-
     unverified_reason = segmenter.unverified_reason
     if unverified_reason is None:
         return
@@ -256,10 +272,56 @@ def _check_proof(segmenter: Segmenter, required: bool) -> None:
     _log.warning("%s", text)
 
 
-def _one_of(option: str, text: str, choices: Sequence[_Choice]) -> _Choice:
-    from knet_runtime.errors import ConfigError
+@contextmanager
+def page_listener(
+    serve: str | None, token: str | None, insecure: bool
+) -> Iterator[Listener | None]:
+    """The port of --serve, held before anything that costs time is loaded; None without it.
 
-    for choice in choices:
-        if choice == text:
-            return choice
-    raise ConfigError(f"{option} is {text!r}: use {', '.join(choices)}")
+    Raises ConfigError for an address or a token that will not do, MissingExtra without the extra.
+    """
+    if serve is None:
+        if insecure:  # a token is no mistake: it may stand in the environment of all runs
+            raise ConfigError(
+                "--insecure is about the page: add --serve HOST:PORT, or leave it out"
+            )
+        yield None
+        return
+    with needs_extra("serve", "--serve"):
+        import knet_runtime.web.server  # noqa: F401
+    from knet_runtime.web.auth import listen
+
+    with listen(serve, token=token, insecure=insecure) as listener:
+        yield listener
+
+
+@contextmanager
+def _live_page(
+    listener: Listener | None,
+    segmenter: Segmenter,
+    stats: RunStats,
+    feeds: Sequence[Feed],
+    outputs: Outputs,
+) -> Iterator[None]:
+    """The page of a run that is yet to begin: it becomes a sink of each feed, with --blur where it
+    is asked for; nothing without a listener."""
+    if listener is None:
+        yield
+        return
+    from knet_runtime.web.server import LivePage
+
+    with LivePage(
+        listener,
+        segmenter.labels,
+        stats.snapshot,
+        feeds=[feed.name for feed in feeds],
+        alpha=outputs.opacity,
+        classes=outputs.classes,
+        model=segmenter.model_id,
+        engine=segmenter.engine,
+    ) as page:
+        for feed in feeds:
+            conceal = outputs.concealed(segmenter.labels)
+            feed.sinks = [*feed.sinks, conceal(page.sink(feed.name))]
+        typer.echo(f"knet-deploy: the page is at {page.url}", err=True)
+        yield

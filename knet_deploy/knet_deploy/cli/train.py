@@ -1,4 +1,4 @@
-"""`knet-deploy train`: a folder of labelled pictures becomes a checkpoint."""
+"""`knet-deploy train`: a folder of labelled images becomes a checkpoint."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def train(
         typer.Option(help="Checkpoint of the same architecture to start from; classes may differ."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out, or begin it.")
+        bool, typer.Option("--resume", help="Resume the run in --out, or begin it.")
     ] = False,
 ) -> None:
     """Train a K-Net. Leaves best.safetensors (highest mIoU on the validation split),

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from knet_deploy.bench.measurement import TOTAL
+from knet_deploy.bench.report import TOTAL
 from knet_deploy.bench.target import Facts
 from knet_runtime.engines.hardware import cpu_budget
 from knet_runtime.errors import EngineError

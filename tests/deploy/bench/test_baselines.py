@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from knet_deploy.bench.baselines import make_baselines
-from knet_deploy.bench.measurement import TOTAL
+from knet_deploy.bench.report import TOTAL
 from knet_deploy.bench.torch_baselines import NaiveKNet
 from knet_runtime.bundle.store import Bundle
 from knet_runtime.errors import EngineError

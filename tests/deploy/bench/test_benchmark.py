@@ -10,9 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from knet_deploy.bench.benchmark import Benchmark, Entry
+from knet_deploy.bench.benchmark import Benchmark, Entry, write_video
 from knet_deploy.bench.machine import Limits, this_machine
-from knet_deploy.bench.media import write_video
 from knet_deploy.bench.plot import Bar, draw_bars
 from knet_deploy.bench.target import BundleTarget
 from knet_export.graph.cost import Cost

@@ -72,8 +72,8 @@ def test_a_video_gives_its_frames_and_its_size(
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (("--engine", "abacus"), "there is no engine 'abacus'"),
-        (("--engine", "auto"), "leave it out for all"),
+        (("--engine", "abacus"), "'abacus' is not one of 'onnxruntime-cpu'"),
+        (("--engine", "auto"), "'auto' is not one of 'onnxruntime-cpu'"),
         (("--size", "big"), "write HEIGHTxWIDTH"),
         (("--compare", "torch,keras"), f"no such baseline: use {','.join(BASELINES)}"),
         (("--compare", ","), "names no baseline"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from knet_deploy.bench.measurement import (
+from knet_deploy.bench.report import (
     TOTAL,
     Measurement,
     all_ratios,

@@ -7,9 +7,8 @@ import msgspec
 import numpy as np
 
 from knet_deploy.bench.machine import Limits, Machine
-from knet_deploy.bench.measurement import Ratio, Spread
 from knet_deploy.bench.plot import bars_of
-from knet_deploy.bench.report import Failure, FileRow, MediaRow, Report, Row, lines
+from knet_deploy.bench.report import Failure, FileRow, MediaRow, Ratio, Report, Row, Spread, lines
 from knet_deploy.cli.console import one_line
 
 BLUE, PALE_BLUE, GREY = (33, 113, 181), (158, 202, 225), (170, 170, 170)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -59,6 +60,23 @@ def test_every_option_of_every_command_says_what_it_does() -> None:
             assert getattr(parameter, "help", None), f"{name} {parameter.name}"
 
 
+def test_help_groups_the_options_of_run_and_lists_what_can_be_chosen(call: Call) -> None:
+    text = call("run", "--help").out
+    panels = ["Arguments", "Input", "Outputs", "Look", "Live page", "Engine", "Options"]
+    assert re.findall(r"^(\w.*):$", text, re.M) == panels
+    for option, panel in (("--policy", 1), ("--codec", 2), ("--blur", 3), ("--token", 4)):
+        assert text.index(f"{panels[panel]}:") < text.index(f"{option} ")
+        assert text.index(f"{option} ") < text.index(f"{panels[panel + 1]}:")
+    for choices in (
+        "file|live",
+        "tcp|udp",
+        "h264|hevc",
+        "refuse|warn|off",
+        "auto|onnxruntime-cpu|",
+    ):
+        assert choices in text
+
+
 def test_version_and_a_bare_call(call: Call) -> None:
     version = call("--version")
     assert (version.code, version.out) == (0, f"knet-deploy {console.package_version()}\n")
@@ -76,7 +94,7 @@ def test_a_misspelt_command_line_is_one_line_and_two(call: Call, words: list[str
     one_error(answer.err)
 
 
-def test_help_loads_no_room_and_no_torch() -> None:
+def test_help_loads_no_heavy_package() -> None:
     code = (
         "import sys\nfrom knet_deploy.cli.main import main\nmain(['run', '--help'])\n"
         "assert not {'torch', 'av', 'rich.progress', 'knet_train'} & set(sys.modules)"
@@ -252,7 +270,7 @@ def test_sigterm_of_this_process_is_restored_after_a_command() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_an_output_that_can_not_encode_a_sign_shows_another() -> None:
+def test_an_output_that_cannot_encode_a_sign_shows_another() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "knet_deploy", "inspect"],
         env={**os.environ, "PYTHONIOENCODING": "latin-1"},

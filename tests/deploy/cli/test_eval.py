@@ -77,12 +77,12 @@ def data(tmp_path: Path) -> Path:
     return root
 
 
-def test_eval_prints_a_table_and_writes_numbers_and_a_picture(
+def test_eval_prints_a_table_and_writes_numbers_and_a_drawing(
     call: Call, checkpoint: Path, data: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "results" / "eval.json"
-    picture = tmp_path / "confusion.png"
-    answer = call("eval", checkpoint, "--data", data, "--json", out, "--confusion", picture)
+    drawing = tmp_path / "confusion.png"
+    answer = call("eval", checkpoint, "--data", data, "--json", out, "--confusion", drawing)
     assert answer.code == 0, answer.err
     assert "stretch to 96×64" in answer.out
     numbers = json.loads(out.read_text())
@@ -97,10 +97,10 @@ def test_eval_prints_a_table_and_writes_numbers_and_a_picture(
     assert [row["iou"] for row in numbers["classes"]] == pytest.approx(iou.tolist())
     assert f"mIoU         {iou.mean():.2f} %" in answer.out
     assert f"{iou[2]:7.2f}" in next(li for li in answer.out.splitlines() if li.startswith("car"))
-    assert cv2.imread(str(picture)).shape[0] > 3 * 46
+    assert cv2.imread(str(drawing)).shape[0] > 3 * 46
 
 
-def test_eval_sees_pictures_as_published_when_told(
+def test_eval_sees_images_as_published_when_told(
     call: Call, checkpoint: Path, data: Path, tmp_path: Path
 ) -> None:
     totals = {}
@@ -175,7 +175,7 @@ def test_eval_refuses_other_classes(call: Call, checkpoint: Path, data: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [(), ("--slide",), ("--ms-flip",)])
-def test_ade20ks_own_pictures_go_through_eval(
+def test_ade20ks_own_images_go_through_eval(
     call: Call,
     make_checkpoint: Callable[..., Path],
     shared_data: Path,
@@ -185,7 +185,7 @@ def test_ade20ks_own_pictures_go_through_eval(
     ade = ("data.eval_mode=keep_ratio", "data.eval_scale=[512, 128]", "data.crop=[128, 128]")
     path = make_checkpoint(ADE20K, *ade)
     folder = shared_data / "ade_samples" / "sampleData"
-    out, picture = tmp_path / "eval.json", tmp_path / "confusion.png"
+    out, drawing = tmp_path / "eval.json", tmp_path / "confusion.png"
     answer = call(
         "eval",
         path,
@@ -197,13 +197,13 @@ def test_ade20ks_own_pictures_go_through_eval(
         "--json",
         out,
         "--confusion",
-        picture,
+        drawing,
     )
     assert answer.code == 0, answer.err
     numbers = json.loads(out.read_text())
     labels = [np.array(Image.open(path)) for path in (folder / "annotations").iterdir()]
     assert np.sum(numbers["confusion"]) == sum(int((label > 0).sum()) for label in labels)
-    assert cv2.imread(str(picture)).shape[0] > 150 * 14
+    assert cv2.imread(str(drawing)).shape[0] > 150 * 14
 
 
 def test_data_check_of_a_clean_folder(call: Call, data: Path, tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_data_check_of_a_clean_folder(call: Call, data: Path, tmp_path: Path) ->
     assert answer.code == 0, answer.err
     assert "splits       val 3" in answer.out
     assert "111×75 (3)" in answer.out
-    assert "problems     none in 3 pictures" in answer.out
+    assert "problems     none in 3 images" in answer.out
     assert json.loads(out.read_text())["images"] == 3
     assert cv2.imread(str(sheet)).shape[1] > 3 * 2 * 240
 
@@ -226,7 +226,7 @@ def test_data_check_lists_every_fault_and_ends_with_1(call: Call, data: Path) ->
     assert "0.png has no label" in answer.out
     assert "1.png: is " in answer.out
     (error,) = answer.err.splitlines()
-    assert error.endswith("has 2 problems: mend the files named above")
+    assert error.endswith("has 2 problems: fix the files named above")
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_a_part_of_the_frames_is_taken(
     assert f"frames       {frames}\n" in answer.out
 
 
-def test_one_image_gives_an_overlay_picture(call: Call, tmp_path: Path) -> None:
+def test_one_image_gives_an_overlay_image(call: Call, tmp_path: Path) -> None:
     image = tmp_path / "street.png"
     cv2.imwrite(str(image), np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8))
     for name in ("o.png", "o.jpg"):
@@ -155,8 +155,10 @@ def test_a_source_that_is_none_is_refused(
             "'onnxruntime-gpu' is not one of 'auto', 'onnxruntime-cpu'",
         ),
         (["--engine", "onnxruntime-tensorrt-rtx"], "onnxruntime-ep-nv-tensorrt-rtx"),
-        (["--self-test", "maybe"], "use refuse, warn, off"),
-        (["--policy", "fast"], "use file, live"),
+        (["--self-test", "maybe"], "'maybe' is not one of 'refuse', 'warn', 'off'"),
+        (["--policy", "fast"], "'fast' is not one of 'file', 'live'"),
+        (["--transport", "pigeon"], "'pigeon' is not one of 'tcp', 'udp'"),
+        (["-o", "o.mp4", "--codec", "av1"], "'av1' is not one of 'h264', 'hevc'"),
         (["--every", "2", "--start", "3", "--end", "1"], "is not after start"),
         (["--size", "big"], "write HEIGHTxWIDTH"),
         (["--size", "384x480"], "was exported for 360×480 only"),
@@ -170,7 +172,7 @@ def test_a_source_that_is_none_is_refused(
         (["--json", "/dev/null/o.jsonl"], "/dev/null/o.jsonl"),
     ],
 )
-def test_options_that_can_not_work_are_refused_in_one_line(
+def test_options_that_cannot_work_are_refused_in_one_line(
     call: Call,
     video: Path,
     tmp_path: Path,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from knet_deploy.cli.console import MissingExtra
-from knet_deploy.cli.run_options import page_listener
+from knet_deploy.cli.run import page_listener
 from knet_runtime.errors import ConfigError
 
 

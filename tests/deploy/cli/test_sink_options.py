@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from knet_deploy.cli.run_options import Outputs, names, smoother
+from knet_deploy.cli.outputs import Outputs
+from knet_deploy.cli.run import names, smoother
 from knet_runtime.errors import ConfigError
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sources.base import SourceInfo
@@ -51,7 +52,6 @@ def test_everything_that_is_asked_for_is_written(tmp_path: Path) -> None:
     ("outputs", "message"),
     [
         (Outputs(overlay=Path("o.avi")), "end in .mp4 or .mkv"),
-        (Outputs(overlay=Path("o.mp4"), codec="av1"), "use h264 or hevc"),
         (Outputs(overlay=Path("o.png"), codec="hevc"), "name an .mp4 or .mkv"),
         (Outputs(alpha=0.3), "--alpha changes the overlay"),
         (Outputs(legend=True, json=Path("o")), "--legend changes the overlay"),
@@ -62,14 +62,14 @@ def test_everything_that_is_asked_for_is_written(tmp_path: Path) -> None:
         (Outputs(raw="-", json=Path("-")), "--json and --raw would mix on stdout"),
     ],
 )
-def test_what_can_not_be_is_refused_before_anything_is_opened(
+def test_what_cannot_be_is_refused_before_anything_is_opened(
     outputs: Outputs, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         outputs.check()
 
 
-def test_unknown_classes_and_pictures_of_videos_are_refused(tmp_path: Path) -> None:
+def test_unknown_classes_and_image_files_of_videos_are_refused(tmp_path: Path) -> None:
     for outputs in (
         Outputs(overlay=tmp_path / "o.mp4", classes=("bus",)),
         Outputs(overlay=tmp_path / "o.mp4", blur=("bus",)),

@@ -1,4 +1,4 @@
-"""Verify, train and export by their commands, and what run takes from odd pictures and bundles."""
+"""Verify, train and export by their commands, and what run takes from odd images and bundles."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_export_refuses_what_is_no_checkpoint(call: Call, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "picture",
+    "image",
     [
         np.full((1, 1, 3), 90, np.uint8),
         np.full((20, 30), 40_000, np.uint16),
@@ -81,13 +81,13 @@ def test_export_refuses_what_is_no_checkpoint(call: Call, tmp_path: Path) -> Non
     ids=["1x1", "16 bit", "RGBA", "grey"],
 )
 def test_unusual_pngs_are_segmented_at_their_size(
-    call: Call, tmp_path: Path, picture: np.ndarray
+    call: Call, tmp_path: Path, image: np.ndarray
 ) -> None:
-    cv2.imwrite(str(tmp_path / "x.png"), picture)
+    cv2.imwrite(str(tmp_path / "x.png"), image)
     outcome = call("run", tmp_path / "x.png", "--masks", tmp_path / "m")
     assert outcome.code == 0, outcome.err
     mask = cv2.imread(str(tmp_path / "m/x.png"), cv2.IMREAD_UNCHANGED)
-    assert mask.shape == picture.shape[:2]
+    assert mask.shape == image.shape[:2]
 
 
 def test_a_manifest_path_that_leaves_the_bundle_is_refused(

@@ -1,0 +1,307 @@
+"""What a run leaves: the outputs that its options ask for, and the summary that it ends with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from knet_deploy.cli.choices import Codec
+from knet_deploy.cli.console import say, track
+from knet_runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from knet_runtime.labels import LabelMap
+    from knet_runtime.pipeline import Feed, RunStats, RunSummary
+    from knet_runtime.pipeline.stats import StageSnapshot
+    from knet_runtime.segmentation import Segmentation
+    from knet_runtime.segmenter import Segmenter
+    from knet_runtime.sinks import Sink
+    from knet_runtime.sources.base import SourceInfo
+    from knet_runtime.types import Frame
+
+ALPHA = 0.5
+_IMAGES = (".png", ".jpg", ".jpeg")
+_VIDEOS = (".mp4", ".mkv")
+_SHARED = "shm:"
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one feed writes, as it was asked for. ``check`` first, then ``sinks``."""
+
+    overlay: Path | None = None
+    codec: Codec | None = None
+    masks: Path | None = None
+    json: Path | None = None
+    rle: Path | None = None
+    raw: str | None = None
+    push: str | None = None
+    alpha: float | None = None
+    legend: bool = False
+    classes: tuple[str, ...] = ()
+    blur: tuple[str, ...] = ()
+    page: bool = False
+
+    @property
+    def opacity(self) -> float:
+        """Of the overlay's colours, 0 to 1."""
+        return ALPHA if self.alpha is None else self.alpha
+
+    @property
+    def takes_stdout(self) -> bool:
+        """Whether stdout is for results, and words have to go elsewhere."""
+        return bool(self._on_stdout)
+
+    @property
+    def _on_stdout(self) -> list[str]:
+        places = (("--json", self.json), ("--rle", self.rle), ("--raw", self.raw))
+        return [option for option, place in places if str(place) == "-"]
+
+    def check(self) -> None:
+        """ConfigError for what cannot be, before anything that costs time."""
+        suffix = None if self.overlay is None else self.overlay.suffix.lower()
+        if suffix is not None and suffix not in (*_VIDEOS, *_IMAGES):
+            raise ConfigError(
+                f"{self.overlay}: let the overlay's name end in .mp4 or .mkv (or .png or .jpg for "
+                "a single image)"
+            )
+        if self.codec is not None and suffix not in _VIDEOS:
+            raise ConfigError("--codec is of the video that -o writes: name an .mp4 or .mkv")
+        shown = self.overlay is not None or self.push is not None
+        for option, given, used in (
+            ("--alpha", self.alpha is not None, shown or self.page),
+            ("--legend", self.legend, shown),
+            ("--classes", bool(self.classes), shown or self.page or self.rle is not None),
+            ("--blur", bool(self.blur), shown or self.page),
+        ):
+            if given and not used:
+                raise ConfigError(
+                    f"{option} changes the overlay: name it with -o, or leave {option} out"
+                )
+        if self.alpha is not None and not 0 <= self.alpha <= 1:
+            raise ConfigError(f"--alpha is {self.alpha}; opacity lies between 0 and 1")
+        if len(self._on_stdout) > 1:
+            raise ConfigError(
+                f"{' and '.join(self._on_stdout)} would mix on stdout; let one be a file"
+            )
+        if self.raw is not None and self.raw != "-" and not self.raw.startswith(_SHARED):
+            raise ConfigError(f"--raw is {self.raw!r}: write - for stdout, or shm:NAME")
+
+    def of(self, name: str) -> Outputs:
+        """The places for the source ``name`` among several: o.NAME.mp4, masks/NAME/, shm:X.NAME,
+        rtsp://…/NAME. Raises ConfigError for stdout, which is for one."""
+        for option in self._on_stdout:
+            fix = "use --raw shm:NAME" if option == "--raw" else "name a file"
+            raise ConfigError(f"{option} - is for one source; {fix} with several")
+        return replace(
+            self,
+            overlay=_suffixed(self.overlay, name),
+            masks=None if self.masks is None else self.masks / name,
+            json=_suffixed(self.json, name),
+            rle=_suffixed(self.rle, name),
+            raw=None if self.raw is None else f"{self.raw}.{name}",
+            push=None if self.push is None else f"{self.push.rstrip('/')}/{name}",
+        )
+
+    def check_classes(self, labels: LabelMap) -> None:
+        """ConfigError for classes that the model does not have."""
+        labels.indices(self.classes)
+        labels.indices(self.blur)
+
+    def sinks(self, info: SourceInfo, labels: LabelMap, model: str) -> list[Sink]:
+        """Open all of them. Raises ConfigError, and OutputError for what cannot be written."""
+        from knet_runtime import sinks
+
+        self.check_classes(labels)
+        made: list[Sink] = []
+        conceal = self.concealed(labels)
+        if self.overlay is not None:
+            made.append(conceal(self._overlay(self.overlay, info)))
+        if self.push is not None:
+            pushed = sinks.RtspPush(
+                self.push, info, alpha=self.opacity, legend=self.legend, classes=self.classes
+            )
+            made.append(conceal(pushed))
+        if self.masks is not None:
+            made.append(sinks.MaskFolder(self.masks))
+        if self.json is not None:
+            made.append(sinks.JsonLines(self.json, model))
+        if self.rle is not None:
+            made.append(sinks.RleLines(self.rle, model, classes=self.classes))
+        if self.raw is not None:
+            shared = self.raw.removeprefix(_SHARED)
+            made.append(sinks.RawMasks() if self.raw == "-" else sinks.SharedMasks(shared))
+        return made
+
+    def concealed(self, labels: LabelMap) -> Callable[[Sink], Sink]:
+        """Wraps a sink that shows frames, so that --blur holds for it; for one feed's sinks."""
+        from knet_runtime.privacy import Concealed, Concealer
+
+        if not self.blur:
+            return lambda sink: sink
+        concealer = Concealer(labels, self.blur)
+        return lambda sink: Concealed(sink, concealer)
+
+    def _overlay(self, output: Path, info: SourceInfo) -> Sink:
+        from knet_runtime.sinks import OverlayImage, OverlayVideo
+
+        alpha, legend, classes = self.opacity, self.legend, self.classes
+        if output.suffix.lower() in _VIDEOS:
+            codec = self.codec or "h264"
+            return OverlayVideo(
+                output, info, alpha=alpha, legend=legend, classes=classes, codec=codec
+            )
+        if info.kind != "image":
+            raise ConfigError(
+                f"{output}: an image file is for a single image; let the name end in .mp4"
+            )
+        return OverlayImage(output, alpha=alpha, legend=legend, classes=classes)
+
+
+def _suffixed(place: Path | None, name: str) -> Path | None:
+    return None if place is None else place.with_name(f"{place.stem}.{name}{place.suffix}")
+
+
+class Shares:
+    """A sink that counts what the classes cover; it writes nothing."""
+
+    path = None
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.complete = True
+        self._frames = 0
+        self._sums: dict[str, float] = {}
+
+    def write(self, frame: Frame, result: Segmentation) -> None:
+        """Add a frame; one that is shown again does not count."""
+        if frame.stale:
+            return
+        self._frames += 1
+        for label, share in result.shares().items():
+            self._sums[label] = self._sums.get(label, 0.0) + share
+
+    def close(self, *, complete: bool = True) -> None:
+        """Remember how it ended."""
+        self.complete = complete
+
+    def say(self) -> None:
+        """The classes by what they cover of all frames, most first."""
+        ordered = sorted(self._sums.items(), key=lambda item: -item[1])
+        for index, (label, total) in enumerate(ordered):
+            say("" if index else "shares", f"{100 * total / self._frames:5.1f} %  {label}")
+
+
+def feed_names(sources: Sequence[str]) -> list[str]:
+    """A name per source for numbers and files: of an address its host and path, of a file its stem;
+    letters, digits and - only, numbered where two would be the same."""
+    from knet_runtime.sources.container import redacted, scheme_of
+
+    names: list[str] = []
+    for source in sources:
+        if scheme_of(source):
+            text = redacted(source).partition("://")[2].partition("?")[0].rpartition("@")[2]
+        else:
+            text = Path(source).stem or Path(source).resolve().name
+        plain = re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-") or "source"
+        name, count = plain, 1
+        while name in names:
+            count += 1
+            name = f"{plain}-{count}"
+        names.append(name)
+    return names
+
+
+def run_and_say(
+    feeds: Sequence[Feed], segmenter: Segmenter, stats: RunStats, max_frames: int | None
+) -> None:
+    """Run to the end, or to ``max_frames`` of each feed, and say what came of it; each feed has a
+    sink ``Shares``. Raises what the run raises, after saying what is kept."""
+    from knet_runtime.pipeline import run
+
+    title = feeds[0].name if len(feeds) == 1 else f"{len(feeds)} sources"
+    try:
+        with track(title, _expected(feeds, max_frames)) as advance:
+            summary = run(
+                feeds, segmenter, max_frames=max_frames, on_frame=lambda *_: advance(), stats=stats
+            )
+    except (Exception, KeyboardInterrupt) as error:
+        frames = sum(feed.frames for feed in stats.snapshot().feeds.values())
+        if frames:
+            how = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+            say(how, f"after {frames} frames; what was written until then is kept")
+            _say_feeds(feeds, segmenter, stats, times=False)
+        raise
+    if len(feeds) == 1:
+        say_times(summary)
+    else:
+        say("frames", summary.frames)
+        say("speed", f"{summary.fps:.1f} frames/s of all sources ({summary.seconds:.1f} s)")
+    _say_feeds(feeds, segmenter, stats, times=len(feeds) > 1)
+
+
+def _expected(feeds: Sequence[Feed], max_frames: int | None) -> int | None:
+    """How many frames there will be, None where a source does not say."""
+    total = 0
+    for feed in feeds:
+        frames = feed.source.info.frames
+        if max_frames is not None:
+            frames = min(frames or max_frames, max_frames)
+        if frames is None:
+            return None
+        total += frames
+    return total
+
+
+def say_times(summary: RunSummary) -> None:
+    """The lines on speed of a run of one source."""
+    say("frames", summary.frames)
+    say("speed", f"{summary.fps:.1f} frames/s ({summary.seconds:.1f} s)")
+    _say_stages(summary.stages)
+
+
+def _say_feeds(
+    feeds: Sequence[Feed], segmenter: Segmenter, stats: RunStats, *, times: bool
+) -> None:
+    say("engine", segmenter.engine)
+    say("model", segmenter.model_id)
+    numbers = stats.snapshot().feeds
+    for feed in feeds:
+        snapshot = numbers[feed.name]
+        if len(feeds) > 1:
+            say("source", feed.name)
+            say("frames", snapshot.frames)
+        if times:
+            _say_stages(snapshot.stages)
+        for label, count in (
+            ("dropped", snapshot.dropped),
+            ("stale", snapshot.stale_frames),
+            ("reconnects", snapshot.reconnects),
+        ):
+            if count:
+                say(label, count)
+        shares = next(sink for sink in feed.sinks if isinstance(sink, Shares))
+        _say_written(feed.sinks, partial=not shares.complete)
+        shares.say()
+
+
+def _say_stages(stages: dict[str, StageSnapshot]) -> None:
+    """Milliseconds per frame by stage."""
+    for index, (stage, time) in enumerate(stages.items()):
+        text = f"{stage:<9} {time.p50:8.1f} median {time.p95:8.1f} p95 {time.p99:8.1f} p99"
+        say("" if index else "times, ms", text)
+
+
+def _say_written(sinks: Sequence[Sink], *, partial: bool) -> None:
+    """The files and folders that are there now."""
+    from knet_runtime.atomic import partial_path
+
+    for sink in sinks:
+        if sink.path is None:
+            continue
+        path = partial_path(sink.path) if partial and not sink.path.is_dir() else sink.path
+        if path.exists():
+            say("written", f"{path}{'/' if path.is_dir() else ''}")
