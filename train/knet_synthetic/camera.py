@@ -209,11 +209,7 @@ class Canvas:
         cv2.fillConvexPoly(self.labels, _fixed(corners), (label,), cv2.LINE_8, _SHIFT)
 
     def sprite(
-        self,
-        texture: Array,
-        alpha: Array,
-        rectangle: tuple[float, float, float, float],
-        label: int,
+        self, texture: Array, alpha: Array, rectangle: tuple[float, float, float, float], label: int
     ) -> None:
         """A cut-out facing the camera, in (left, top, right, bottom); a sample is in it or out."""
         x0, y0, x1, y1 = rectangle

@@ -15,12 +15,7 @@ from numpy.typing import NDArray
 
 from knet_runtime.errors import DataError, SourceError
 from knet_runtime.sources.images import read_image
-from knet_train.data.dataset import (
-    allowed_values,
-    label_table,
-    read_values,
-    sizes_differ,
-)
+from knet_train.data.dataset import allowed_values, label_table, read_values, sizes_differ
 from knet_train.data.layouts import Layout, Listing, Sample, find_layout, list_split, split_names
 
 _WORKERS = 8  # images in memory at a time

@@ -26,12 +26,7 @@ from knet_runtime.labels import LabelMap
 from knet_runtime.sources.images import IMAGE_SUFFIXES
 from knet_train.data.label_maps import ADE20K, CITYSCAPES19, load_labels_json
 
-_SAME_SPLIT = {
-    "train": "training",
-    "training": "train",
-    "val": "validation",
-    "validation": "val",
-}
+_SAME_SPLIT = {"train": "training", "training": "train", "val": "validation", "validation": "val"}
 _IMAGE, _TRAIN_IDS, _IDS = "_leftImg8bit.png", "_gtFine_labelTrainIds.png", "_gtFine_labelIds.png"
 
 

@@ -123,9 +123,7 @@ class KernelUpdateStage(nn.Module):
         )
         self.ffn_norm = nn.LayerNorm(channels)
         self.mask_fc = nn.Sequential(
-            nn.Linear(channels, channels, bias=False),
-            nn.LayerNorm(channels),
-            nn.ReLU(inplace=True),
+            nn.Linear(channels, channels, bias=False), nn.LayerNorm(channels), nn.ReLU(inplace=True)
         )
         self.fc_mask = nn.Linear(channels, channels)
 
