@@ -12,10 +12,18 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from knet_synthetic.camera import NEAR, Camera, Canvas, upright
-from knet_synthetic.labels import BUILDING, FENCE, TREE
+from knet_synthetic.canvas import (
+    BUILDING,
+    FENCE,
+    NEAR,
+    TREE,
+    Array,
+    Camera,
+    Canvas,
+    fractal,
+    upright,
+)
 from knet_synthetic.layout import Layout, Plot
-from knet_synthetic.noise import Array, fractal
 from knet_synthetic.sky import Climate
 
 DEPTH = 9.0  # metres from front to back

@@ -7,9 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from knet_synthetic.camera import NEAR, Camera, Canvas, placed
-from knet_synthetic.labels import CAR
-from knet_synthetic.noise import Array
+from knet_synthetic.canvas import CAR, NEAR, Array, Camera, Canvas, placed
 from knet_synthetic.sky import Climate, Vector
 
 PAINTS = (

@@ -11,10 +11,19 @@ import cv2
 import numpy as np
 
 from knet_runtime.labels import Colour
-from knet_synthetic.camera import NEAR, Camera, Canvas, upright
-from knet_synthetic.labels import FENCE, POLE, SIGN, TREE
+from knet_synthetic.canvas import (
+    FENCE,
+    NEAR,
+    POLE,
+    SIGN,
+    TREE,
+    Array,
+    Camera,
+    Canvas,
+    fractal,
+    upright,
+)
 from knet_synthetic.layout import Fixture
-from knet_synthetic.noise import Array, fractal
 from knet_synthetic.sky import Climate
 
 RED, BLUE, WHITE = (196, 30, 34), (28, 70, 160), (236, 236, 232)

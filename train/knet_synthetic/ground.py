@@ -12,13 +12,21 @@ import cv2
 import numpy as np
 
 from knet_synthetic.buildings import Buildings
-from knet_synthetic.camera import NEAR, NO_LABEL, Camera, Canvas, flat
+from knet_synthetic.canvas import (
+    NEAR,
+    NO_LABEL,
+    PAVEMENT,
+    ROAD,
+    TREE,
+    Array,
+    Camera,
+    Canvas,
+    flat,
+    fractal,
+)
 from knet_synthetic.cars import SHAPES, shape_of
-from knet_synthetic.labels import PAVEMENT, ROAD, TREE
-from knet_synthetic.layout import Block, Layout
-from knet_synthetic.noise import Array, fractal
+from knet_synthetic.layout import Block, Layout, Mover
 from knet_synthetic.sky import Climate
-from knet_synthetic.traffic import Mover
 
 CELL = 0.03  # metres per texel
 HALF = 15.36  # metres from the centre line to the texture's edge

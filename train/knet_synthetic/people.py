@@ -8,9 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from knet_synthetic.camera import NEAR, Camera, Canvas, placed
-from knet_synthetic.labels import BICYCLIST, PEDESTRIAN
-from knet_synthetic.noise import Array
+from knet_synthetic.canvas import BICYCLIST, NEAR, PEDESTRIAN, Array, Camera, Canvas, placed
 from knet_synthetic.sky import Climate
 
 FAR = 44  # sub-samples of height below which a walker is drawn with four strokes

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from knet_synthetic.camera import Camera, Canvas
-from knet_synthetic.labels import BUILDING, SKY, TREE
-from knet_synthetic.noise import Array, fractal
+from knet_synthetic.canvas import BUILDING, SKY, TREE, Array, Camera, Canvas, fractal
 
 Vector = tuple[float, float, float]
 REACH = 1.25  # radians (as tangents) that the panorama shows to either side

@@ -10,15 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knet_synthetic.buildings import Buildings, draw_facade
-from knet_synthetic.camera import NEAR, Camera, Canvas
+from knet_synthetic.canvas import NEAR, Array, Camera, Canvas, generator
 from knet_synthetic.cars import Cars, shape_of
 from knet_synthetic.fixtures import Fixtures, draw_bare, draw_crown, draw_railing
 from knet_synthetic.ground import Ground, Shadows
-from knet_synthetic.layout import BLOCK, STYLES, Block, Plot, build_block, draw_layout
-from knet_synthetic.noise import Array, generator
+from knet_synthetic.layout import (
+    BLOCK,
+    STYLES,
+    Block,
+    Mover,
+    Plot,
+    Traffic,
+    build_block,
+    draw_layout,
+)
 from knet_synthetic.people import draw_cyclist, draw_walker
 from knet_synthetic.sky import Sky, draw_climate, tone_table
-from knet_synthetic.traffic import Mover, Traffic
 
 RANGE = 110.0  # metres that are drawn
 DETAIL = 85.0  # metres within which people and what is as slight are drawn
