@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from knet_synthetic.buildings import Buildings, draw_facade
 from knet_synthetic.canvas import NEAR, Array, Camera, Canvas, generator
 from knet_synthetic.cars import Cars, shape_of
-from knet_synthetic.fixtures import Fixtures, draw_bare, draw_crown, draw_railing
+from knet_synthetic.fixtures import Fixtures
 from knet_synthetic.ground import Ground, Shadows
 from knet_synthetic.layout import (
     BLOCK,
@@ -66,13 +66,7 @@ class Street:
         self._buildings = Buildings(rng, facades, layout, climate)
         self._ground = Ground(rng, layout, climate)
         self._sky = Sky(rng, climate, self._focal, self._horizon)
-        bare = layout.season == 2
-        crowns = tuple(
-            draw_bare(rng, climate) if bare else draw_crown(rng, climate, layout.season, bush=False)
-            for _ in range(3)
-        )
-        bushes = tuple(draw_crown(rng, climate, 0, bush=True) for _ in range(2))
-        self._fixtures = Fixtures(climate, crowns, bushes, bare, draw_railing(climate))
+        self._fixtures = Fixtures(rng, climate, layout.season)
         self._cars = Cars(climate)
         self._traffic = Traffic(seed, layout, RANGE)
         self._shadows = Shadows(climate, layout, self._buildings)
