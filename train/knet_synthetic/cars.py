@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from knet_synthetic.canvas import CAR, NEAR, Array, Camera, Canvas, placed
+from knet_synthetic.layout import Car
 from knet_synthetic.sky import Climate, Vector
 
 PAINTS = (
@@ -48,11 +49,6 @@ SHAPES = (
     Shape(5.2, 1.95, 2.20, 1.20, 0.75, 0.05, 0.70, 0.05, 0.95, 0.35),  # van
     Shape(9.5, 2.45, 3.10, 1.35, 0.05, 0.05, 0.20, 0.05, 1.20, 0.46),  # bus
 )
-
-
-def shape_of(number: int) -> int:
-    """Vans and buses are rare among a hundred drawn numbers."""
-    return 6 if number >= 97 else 5 if number >= 88 else number % 5
 
 
 class _Face(NamedTuple):
@@ -240,17 +236,14 @@ class Cars:
         self._climate = climate
         self._body = lru_cache(maxsize=256)(partial(_Body, climate))
 
-    def draw(
-        self, canvas: Canvas, camera: Camera, x: float, s: float, heading: float,
-        shape: int, paint: int, dim: float,
-    ) -> None:  # fmt: skip
-        """`heading` 0 is along the street; `dim` is 1 in the open and less in a cast shadow."""
-        kind = SHAPES[shape]
+    def draw(self, canvas: Canvas, camera: Camera, car: Car, dim: float) -> None:
+        """``dim`` is 1 in the open and less in a cast shadow."""
+        kind, x, s, heading = SHAPES[car.shape], car.x, car.s, car.heading
         _, _, scale = camera.point(x, max(s, camera.s + 1.5 * NEAR))
         quarter = round(heading / (np.pi / 2)) % 4
         fade = round(self._climate.fade(camera.focal / scale) * 16) / 16
         fine = scale * kind.height > 26
-        body = self._body(shape, paint % len(PAINTS), quarter, fade, dim, fine)
+        body = self._body(car.shape, car.paint % len(PAINTS), quarter, fade, dim, fine)
         points = placed(body.points, x, s, heading)
         view = camera.view(points)
         passing = float(view[:, 2].min()) < NEAR

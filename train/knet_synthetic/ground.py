@@ -7,6 +7,7 @@ side roads and painted crossings lie on top; buildings, trees, posts, cars and p
 from __future__ import annotations
 
 import math
+from itertools import chain
 
 import cv2
 import numpy as np
@@ -24,8 +25,8 @@ from knet_synthetic.canvas import (
     flat,
     fractal,
 )
-from knet_synthetic.cars import SHAPES, shape_of
-from knet_synthetic.layout import Block, Layout, Mover
+from knet_synthetic.cars import SHAPES
+from knet_synthetic.layout import Block, Car, Figure, Layout
 from knet_synthetic.sky import Climate
 
 CELL = 0.03  # metres per texel
@@ -240,24 +241,25 @@ class Shadows:
         return 0.72 if away < 0.75 * 7.0 * abs(across) else 1.0
 
     def mask(
-        self, size: tuple[int, int], camera: Camera, blocks: list[Block], movers: list[Mover]
+        self, size: tuple[int, int], camera: Camera, blocks: list[Block], movers: list[Car | Figure]
     ) -> Array:
         """Pixel-sized factors of the ground's light, 255 in the open."""
         mask: Array = np.full(size, 255, np.uint8)
         near, far = camera.s - 6.0, camera.s + 75.0
         cast: list[_Outline] = []
         under: list[tuple[float, float, float, float]] = []  # x, s, half width, half length
-        cars = [(c.x, c.s, shape_of(c.style), c.heading) for block in blocks for c in block.parked]
-        cars += [(m.x, m.s, m.shape, 0.0) for m in movers if m.person is None]
-        for x, s, shape, heading in cars:
-            if near < s < far:
-                body = SHAPES[shape]
-                under.append(_footprint(x, s, body.width, body.length, heading))
-                cast.append(self._box(*under[-1], body.height))
-        for mover in movers:
-            if mover.person is not None and near < mover.s < far:
-                under.append((mover.x, mover.s, 0.22, 0.8 if mover.cycling else 0.25))
-                cast.append(self._streak(mover.x, mover.s, 1.7, 0.4))
+        for thing in chain(*(block.parked for block in blocks), movers):
+            if not near < thing.s < far:
+                continue
+            if isinstance(thing, Figure):
+                under.append((thing.x, thing.s, 0.22, 0.8 if thing.cycling else 0.25))
+                cast.append(self._streak(thing.x, thing.s, 1.7, 0.4))
+                continue
+            body = SHAPES[thing.shape]
+            sides = body.width / 2, body.length / 2
+            across, along = sides[::-1] if abs(math.sin(thing.heading)) > 0.7 else sides
+            under.append((thing.x, thing.s, across, along))
+            cast.append(self._box(*under[-1], body.height))
         if self._sunny:
             for block in blocks:
                 cast += self._standing(block, near, far)
@@ -315,14 +317,6 @@ class Shadows:
         px, ps = -ds / norm * width / 2, dx / norm * width / 2
         return [(x - px, s - ps), (x + px, s + ps), (x + px + dx, s + ps + ds),
                 (x - px + dx, s - ps + ds)]  # fmt: skip
-
-
-def _footprint(
-    x: float, s: float, width: float, length: float, heading: float
-) -> tuple[float, float, float, float]:
-    if abs(math.sin(heading)) > 0.7:
-        width, length = length, width
-    return x, s, width / 2, length / 2
 
 
 def _fill(mask: Array, camera: Camera, outlines: list[_Outline], value: int) -> None:

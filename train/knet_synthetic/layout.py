@@ -13,12 +13,13 @@ from functools import lru_cache
 import numpy as np
 
 from knet_synthetic.canvas import Curve, generator
-from knet_synthetic.cars import shape_of
-from knet_synthetic.people import Person, draw_person
 
 BLOCK = 24.0  # metres
 BAY = 2.1  # metres of road that a row of parked cars takes
 STYLES = ("terrace", "high street", "office", "suburb")
+CLOTHES = ((34, 36, 44), (52, 58, 84), (110, 40, 38), (170, 164, 150), (62, 82, 60), (196, 70, 50),
+           (44, 90, 130), (90, 74, 60), (206, 206, 204), (28, 28, 30), (150, 120, 60))  # fmt: skip
+SKIN = ((226, 184, 156), (198, 150, 120), (140, 96, 70), (92, 62, 46))
 
 
 @dataclass(frozen=True)
@@ -114,19 +115,55 @@ class Fixture:
 
 
 @dataclass(frozen=True)
-class Parked:
+class Car:
+    """Parked or moving; ``heading`` in radians, 0 is along the street."""
+
     x: float
     s: float
-    style: int
-    paint: int
     heading: float
+    shape: int
+    paint: int
+
+
+def shape_of(number: int) -> int:
+    """Vans and buses are rare among a hundred drawn numbers."""
+    return 6 if number >= 97 else 5 if number >= 88 else number % 5
+
+
+@dataclass(frozen=True)
+class Person:
+    height: float
+    coat: int
+    legs: int
+    skin: int
+    phase: float
+    bag: bool
+
+
+def draw_person(rng: np.random.Generator) -> Person:
+    return Person(
+        rng.uniform(1.5, 1.9), int(rng.integers(len(CLOTHES))), int(rng.integers(len(CLOTHES))),
+        int(rng.integers(len(SKIN))), rng.uniform(0, 6.28), bool(rng.random() < 0.35),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A walker or cyclist; ``phase`` is that of the step, or of the pedals, in radians."""
+
+    x: float
+    s: float
+    heading: float
+    person: Person
+    cycling: bool = False
+    phase: float = 0.0
 
 
 @dataclass
 class Block:
     plots: list[Plot] = field(default_factory=list)
     fixtures: list[Fixture] = field(default_factory=list)
-    parked: list[Parked] = field(default_factory=list)
+    parked: list[Car] = field(default_factory=list)
     junction: tuple[float, float, int] | None = None  # start, end, and side (0: both)
     crossing: float | None = None
 
@@ -243,26 +280,14 @@ def _furnish(
                 heading = 0.0 if side == layout.side or rng.random() < 0.3 else np.pi
                 look, paint = int(rng.integers(100)), int(rng.integers(100))
                 heading += rng.normal(0, 0.02)
-                block.parked.append(Parked(x, s + 2.3, look, paint, heading))
+                block.parked.append(Car(x, s + 2.3, heading, shape_of(look), paint))
             s += rng.uniform(5.0, 6.2)
     if block.junction is not None and block.junction[2] != -side and rng.random() < 0.6:
         middle = 0.5 * (block.junction[0] + block.junction[1])
         lane = middle + layout.side * side * 1.6
         x = layout.wall(side) + side * rng.uniform(2.0, 4.0)
         look, paint = int(rng.integers(80)), int(rng.integers(100))
-        block.parked.append(Parked(x, lane, look, paint, -side * np.pi / 2))
-
-
-@dataclass(frozen=True)
-class Mover:
-    x: float
-    s: float
-    heading: float
-    person: Person | None  # None: a car
-    cycling: bool = False
-    phase: float = 0.0
-    shape: int = 0
-    paint: int = 0
+        block.parked.append(Car(x, lane, -side * np.pi / 2, shape_of(look), paint))
 
 
 @dataclass(frozen=True)
@@ -312,16 +337,16 @@ class Traffic:
             if rng.random() < 0.5 * layout.traffic
         ]  # fmt: skip
 
-    def around(self, s: float, time: float) -> list[Mover]:
+    def around(self, s: float, time: float) -> list[Car | Figure]:
         return [*self._lead_cars(s, time), *self._streaming(s, time), *self._crossing(s, time)]
 
-    def _lead_cars(self, s: float, time: float) -> Iterator[Mover]:
+    def _lead_cars(self, s: float, time: float) -> Iterator[Car]:
         x = self._layout.side * self._layout.lane * 0.5
         for k, (gap, phase, shape, paint) in enumerate(self._leads):
             ahead = gap * (1.0 + 0.25 * np.sin(0.21 * time / (k + 1) + phase)) + 4.0
-            yield Mover(x, s + float(ahead), 0.0, None, shape=shape_of(shape), paint=paint)
+            yield Car(x, s + float(ahead), 0.0, shape_of(shape), paint)
 
-    def _streaming(self, s: float, time: float) -> Iterator[Mover]:
+    def _streaming(self, s: float, time: float) -> Iterator[Car | Figure]:
         for stream in self._streams:
             drift = stream.speed * time
             first = int(np.floor((s - 4.0 - drift) / stream.spacing)) - 1
@@ -334,14 +359,14 @@ class Traffic:
                 x = stream.x[0] + (stream.x[1] - stream.x[0]) * member.lateral
                 heading = 0.0 if stream.speed > 0 else np.pi
                 if stream.kind == "car":
-                    yield Mover(x, place, heading, None, shape=member.shape, paint=member.paint)
+                    yield Car(x, place, heading, member.shape, member.paint)
                 else:
                     cycling = stream.kind == "cyclist"
                     # Two steps, or one turn of the pedals, for each stretch of way.
                     phase = abs(drift) * (1.1 if cycling else 4.2) % (2 * np.pi)
-                    yield Mover(x, place, heading, member.person, cycling, float(phase))
+                    yield Figure(x, place, heading, member.person, cycling, float(phase))
 
-    def _crossing(self, s: float, time: float) -> Iterator[Mover]:
+    def _crossing(self, s: float, time: float) -> Iterator[Figure]:
         """People who cross the road well ahead, from kerb to kerb and back again."""
         left, right = self._layout.wall(-1) + 0.5, self._layout.wall(1) - 0.5
         spacing = 70.0 / self._layout.people
@@ -355,7 +380,8 @@ class Traffic:
             moving = 0.0 < share < 1.0
             heading = np.pi / 2 if member.present < 0.65 else -np.pi / 2
             phase = share * (right - left) * 4.2 if moving else 0.0
-            yield Mover(left + (right - left) * share, place, heading, member.person, False, phase)
+            x = left + (right - left) * share
+            yield Figure(x, place, heading, member.person, phase=phase)
 
     def _draw_member(self, stream: int, k: int) -> _Member:
         rng = generator(self._seed, 201, stream, k)

@@ -11,20 +11,21 @@ from numpy.typing import NDArray
 
 from knet_synthetic.buildings import Buildings, draw_facade
 from knet_synthetic.canvas import NEAR, Array, Camera, Canvas, generator
-from knet_synthetic.cars import Cars, shape_of
+from knet_synthetic.cars import Cars
 from knet_synthetic.fixtures import Fixtures
 from knet_synthetic.ground import Ground, Shadows
 from knet_synthetic.layout import (
     BLOCK,
     STYLES,
     Block,
-    Mover,
+    Car,
+    Figure,
     Plot,
     Traffic,
     build_block,
     draw_layout,
 )
-from knet_synthetic.people import draw_cyclist, draw_walker
+from knet_synthetic.people import draw_figure
 from knet_synthetic.sky import Sky, draw_climate, tone_table
 
 RANGE = 110.0  # metres that are drawn
@@ -125,7 +126,7 @@ class Street:
         return build_block(self.seed, number, self._layout, self._counts)
 
     def _things(
-        self, camera: Camera, blocks: list[Block], moving: list[Mover], time: float
+        self, camera: Camera, blocks: list[Block], moving: list[Car | Figure], time: float
     ) -> Iterator[tuple[float, Draw]]:
         """What to draw and how far off it is. A front counts from its far end: the street is
         nearly convex, so whatever stands in it before that end stands before the front."""
@@ -145,18 +146,15 @@ class Street:
                     yield item.s, partial(self._fixtures.draw, canvas, camera, item, time)
             for car in block.parked:
                 if near - 2.0 < car.s < far:
-                    pose = (car.x, car.s, car.heading, shape_of(car.style), car.paint, dim(car.x))
-                    yield car.s, partial(self._cars.draw, canvas, camera, *pose)
+                    yield car.s, partial(self._cars.draw, canvas, camera, car, dim(car.x))
         for mover in moving:
             if not near - 5.0 < mover.s < far:
                 continue
-            x, s, way, light = mover.x, mover.s, mover.heading, dim(mover.x)
-            if mover.person is None:
-                pose = (x, s, way, mover.shape, mover.paint, light)
-                yield s, partial(self._cars.draw, canvas, camera, *pose)
-            elif s < camera.s + DETAIL:
-                figure = partial(draw_cyclist if mover.cycling else draw_walker, canvas, camera)
-                yield s, partial(figure, climate, mover.person, x, s, way, mover.phase, light)
+            light = dim(mover.x)
+            if isinstance(mover, Car):
+                yield mover.s, partial(self._cars.draw, canvas, camera, mover, light)
+            elif mover.s < camera.s + DETAIL:
+                yield mover.s, partial(draw_figure, canvas, camera, climate, mover, light)
 
     def _develop(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Lens and sensor: sub-samples to pixels, vignette, tone, grain, soft colour."""
