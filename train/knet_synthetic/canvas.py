@@ -223,27 +223,19 @@ class Canvas:
         left, top, right, bottom = window
         if source is None:
             rows, columns = texture.shape[:2]
-            source = np.array([[0, 0], [columns, 0], [columns, rows], [0, rows]], np.float32) - 0.5
+            source = np.array([[0, 0], [columns, 0], [columns, rows], [0, rows]]) - 0.5
         local = (corners - (left, top)).astype(np.float32)
         matrix = cv2.getPerspectiveTransform(source.astype(np.float32), local)
-        patch = cv2.warpPerspective(
-            texture,
-            matrix,
-            (right - left, bottom - top),
-            flags=cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_REPLICATE,
-        )
+        size = (right - left, bottom - top)
+        patch = cv2.warpPerspective(texture, matrix, size, borderMode=cv2.BORDER_REPLICATE)
         mask: Array = np.zeros(patch.shape[:2], np.uint8)
         cv2.fillConvexPoly(mask, _fixed(local), (255,), cv2.LINE_8, _SHIFT)
         region = self.image[top:bottom, left:right]
         if texture.ndim == 3 and texture.shape[2] == 4:
             # Railings: bars finer than a sample are mixed, and the whole panel is labelled.
             weight = patch[..., 3:].astype(np.float32) * (mask[..., None] * (1 / 65025.0))
-            region += (
-                ((patch[..., :3] - region.astype(np.float32)) * weight)
-                .astype(np.int16)
-                .astype(np.uint8)
-            )
+            change = (patch[..., :3] - region.astype(np.float32)) * weight
+            region += change.astype(np.int16).astype(np.uint8)
         else:
             cv2.copyTo(patch, mask, region)
         cv2.fillConvexPoly(self.labels, _fixed(corners), (label,), cv2.LINE_8, _SHIFT)

@@ -42,10 +42,10 @@ class Ground:
         light = climate.shade((0.0, 1.0, 0.0))
         self.layout, self.climate = layout, climate
         self.paint = np.clip(np.array((212, 210, 202)) * light, 0, 255)
-        texture, self._profile, self.asphalt = _bake(rng, layout)
+        texture, self._profile, asphalt = _bake(rng, layout)
         lit = np.clip(texture * light, 0, 255).astype(np.uint8)
         self._levels = {(0, 0): np.concatenate([lit, lit])}
-        self.asphalt = np.clip(self.asphalt * light, 0, 255)
+        self.asphalt = np.clip(asphalt * light, 0, 255)
         self._haze = climate.horizon.astype(np.float32)
 
     def draw(
@@ -78,9 +78,7 @@ class Ground:
             target = canvas.image[rows[band[0]] : rows[band[-1]] + 1]
             # Fixed-point maps halve the time of the largest drawing step.
             coarse, rest = cv2.convertMaps(across, along, cv2.CV_16SC2)
-            cv2.remap(
-                texture, coarse, rest, cv2.INTER_LINEAR, dst=target, borderMode=cv2.BORDER_WRAP
-            )
+            cv2.remap(texture, coarse, rest, cv2.INTER_LINEAR, target, cv2.BORDER_WRAP)
         # Labels are taken of every second sample only: the others need none of their own.
         index = _plane((x0[::2] + HALF) / CELL, x1[::2] / CELL, columns[::2])
         np.clip(index, 0, len(self._profile) - 1, out=index)
@@ -188,9 +186,8 @@ def _bake(rng: np.random.Generator, layout: Layout) -> tuple[Array, Array, Array
         joint = (s[:, None] % long < CELL) | (out[None] % wide < CELL)
         tones = rng.normal(1, 0.05, (int(LENGTH / long) + 1, int(20 / wide) + 1))
         cells = tones[(s / long).astype(int)[:, None], np.clip(out / wide, 0, 10).astype(int)[None]]
-        stone = (
-            slab * ((cells + 0.05 * grain + 0.05 * blotch) * np.where(joint, 0.7, 1.0))[..., None]
-        )
+        tone = (cells + 0.05 * grain + 0.05 * blotch) * np.where(joint, 0.7, 1.0)
+        stone = slab * tone[..., None]
         # Walls keep the sky's light from the strip at their foot.
         stone *= (1 - 0.25 * np.exp(-np.maximum(abs(wall - kerb) - out, 0) / 0.4))[None, :, None]
         image[:, pavement] = stone[:, pavement]
@@ -298,9 +295,8 @@ class Shadows:
                           s + radius * math.sin(a + turn)) for a in _TURNS]
                     )  # fmt: skip
             elif item.kind in ("lamp", "lights", "sign"):
-                found.append(
-                    self._streak(item.x, item.s, 5.0 if item.kind == "lamp" else 3.0, 0.12)
-                )
+                height = 5.0 if item.kind == "lamp" else 3.0
+                found.append(self._streak(item.x, item.s, height, 0.12))
         return found
 
     def _box(self, x: float, s: float, a: float, b: float, height: float) -> _Outline:

@@ -32,7 +32,7 @@ class Layout:
     parking: tuple[bool, bool]
     pavement: tuple[float, float]
     curve: Curve
-    mix: tuple[float, float, float, float]  # terrace, high street, office, suburb
+    mix: tuple[float, ...]  # shares of STYLES
     parked: float
     trees: float
     people: float
@@ -70,7 +70,7 @@ def draw_layout(rng: np.random.Generator) -> Layout:
             (rng.uniform(38, 60), rng.uniform(70, 120)),
             (rng.uniform(0, 6.28), rng.uniform(0, 6.28)),
         ),
-        mix=(float(lean[0]), float(lean[1]), float(lean[2]), float(lean[3])),
+        mix=tuple(lean.tolist()),
         parked=rng.uniform(0.25, 0.85),
         trees=rng.uniform(0.2, 1.2),
         people=rng.uniform(0.3, 1.3),
@@ -167,6 +167,14 @@ class Block:
     junction: tuple[float, float, int] | None = None  # start, end, and side (0: both)
     crossing: float | None = None
 
+    def mouth(self, side: int) -> tuple[float, float] | None:
+        """Start and end of the road that begins on a side (-1 left, +1 right)."""
+        return None if self.junction is None or self.junction[2] == -side else self.junction[:2]
+
+    def in_mouth(self, side: int, start: float, end: float) -> bool:
+        mouth = self.mouth(side)
+        return mouth is not None and start < mouth[1] and end > mouth[0]
+
 
 def build_block(seed: int, number: int, layout: Layout, facades: tuple[int, ...]) -> Block:
     """`facades` counts the street's facades of each style in STYLES, kept one after another."""
@@ -186,12 +194,6 @@ def build_block(seed: int, number: int, layout: Layout, facades: tuple[int, ...]
     return block
 
 
-def in_junction(block: Block, side: int, start: float, end: float) -> bool:
-    if block.junction is None or block.junction[2] == -side:
-        return False
-    return start < block.junction[1] and end > block.junction[0]
-
-
 def _fill_side(
     block: Block,
     rng: np.random.Generator,
@@ -201,7 +203,7 @@ def _fill_side(
     style: int,
     facades: tuple[int, ...],
 ) -> None:
-    park = layout.park_side == side
+    park, mouth = layout.park_side == side, block.mouth(side)
     setback = 0.0 if style in (0, 1) and rng.random() < 0.75 else rng.uniform(1.5, 5.0)
     s = base
     while s < base + BLOCK - 0.5:
@@ -210,9 +212,8 @@ def _fill_side(
         if base + BLOCK - end < 4.0:
             end = base + BLOCK
         stretches = [(s, end)]
-        if block.junction is not None and block.junction[2] != -side:
-            first, last = block.junction[0] - 1.5, block.junction[1] + 1.5
-            stretches = [(s, min(end, first)), (max(s, last), end)]
+        if mouth is not None:
+            stretches = [(s, min(end, mouth[0] - 1.5)), (max(s, mouth[1] + 1.5), end)]
         for start, stop in stretches:
             if stop - start < 1.5:
                 continue
@@ -246,7 +247,7 @@ def _furnish(
     edge = kerb + side * 0.45
 
     def put(kind: str, s: float, x: float = edge, size: float = 1.0) -> None:
-        if not in_junction(block, side, s - 1.0, s + 1.0):
+        if not block.in_mouth(side, s - 1.0, s + 1.0):
             block.fixtures.append(Fixture(kind, side, x, s, int(rng.integers(1 << 16)), size))
 
     if rng.random() < 0.75:
@@ -274,7 +275,7 @@ def _furnish(
         s = base + 1.0
         while s < base + BLOCK - 4.0:
             near = block.crossing is not None and abs(s + 2.3 - block.crossing) < 6.5
-            blocked = near or in_junction(block, side, s - 3.0, s + 7.0)
+            blocked = near or block.in_mouth(side, s - 3.0, s + 7.0)
             if not blocked and rng.random() < layout.parked:
                 x = kerb - side * rng.uniform(0.95, 1.2)
                 heading = 0.0 if side == layout.side or rng.random() < 0.3 else np.pi
@@ -282,9 +283,9 @@ def _furnish(
                 heading += rng.normal(0, 0.02)
                 block.parked.append(Car(x, s + 2.3, heading, shape_of(look), paint))
             s += rng.uniform(5.0, 6.2)
-    if block.junction is not None and block.junction[2] != -side and rng.random() < 0.6:
-        middle = 0.5 * (block.junction[0] + block.junction[1])
-        lane = middle + layout.side * side * 1.6
+    mouth = block.mouth(side)
+    if mouth is not None and rng.random() < 0.6:
+        lane = 0.5 * (mouth[0] + mouth[1]) + layout.side * side * 1.6
         x = layout.wall(side) + side * rng.uniform(2.0, 4.0)
         look, paint = int(rng.integers(80)), int(rng.integers(100))
         block.parked.append(Car(x, lane, -side * np.pi / 2, shape_of(look), paint))
@@ -326,9 +327,8 @@ class Traffic:
         for k, way in enumerate((-1, 1)):
             low, high = layout.kerb(way) + way * 0.9, layout.wall(way) - way * 0.35
             for j, speed in enumerate((1.35, -1.25)):
-                streams.append(
-                    _Stream(10 + 2 * k + j, speed, 13.0 / layout.people, (low, high), "walker")
-                )
+                spacing = 13.0 / layout.people
+                streams.append(_Stream(10 + 2 * k + j, speed, spacing, (low, high), "walker"))
         self._streams = streams
         self._leads = [
             (gap * rng.uniform(0.8, 1.3), rng.uniform(0, 6.28), int(rng.integers(100)),

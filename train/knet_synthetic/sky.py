@@ -73,8 +73,7 @@ def draw_climate(rng: np.random.Generator) -> Climate:
         elevation, ambient, sun = 30.0, (0.40, 0.42, 0.48), (0.05, 0.05, 0.04)
         zenith, horizon = (108, 120, 142), (186, 190, 198)
         cloud, haze = rng.uniform(0.7, 1.0), rng.uniform(0.003, 0.010)
-    height = np.sin(np.radians(elevation))
-    flat = np.cos(np.radians(elevation))
+    height, flat = np.sin(np.radians(elevation)), np.cos(np.radians(elevation))
     # The camera meters a street that is half in its own shade.
     exposure = np.mean(ambient) + 0.3 * np.mean(sun) * height
     return Climate(
@@ -130,13 +129,8 @@ class Sky:
         left = (turn - camera.cx + 0.5 * across - 0.5) * k + self._sky.shape[1] / 2
         top = self._sky.shape[0] - 1 - (camera.cy - 0.5 * along + 0.5) * k
         matrix = np.array([[across * k, 0, left], [0, along * k, top]])
-        window = cv2.warpAffine(
-            self._sky,
-            matrix,
-            small,
-            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-            borderMode=cv2.BORDER_REFLECT_101,
-        )
+        flags, border = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, cv2.BORDER_REFLECT_101
+        window = cv2.warpAffine(self._sky, matrix, small, flags=flags, borderMode=border)
         cv2.resize(window, (canvas.width, bottom), dst=canvas.image[:bottom])
         canvas.labels[:bottom] = SKY
         self._skyline(canvas, bottom, round(turn - camera.cx))
@@ -190,10 +184,9 @@ def _paint_skyline(
     while x < columns:
         wide = int(rng.integers(rows // 3 + 1, rows + 2))
         built = rng.random() < 0.6
-        albedo = np.array((1.0, 0.95, 0.88)) * rng.uniform(90, 170)
-        colour = (albedo if built else np.array((66, 84, 48))) * light * (
-            1 - haze
-        ) + climate.horizon * haze
+        wall = np.array((1.0, 0.95, 0.88)) * rng.uniform(90, 170)
+        albedo = wall if built else np.array((66, 84, 48))
+        colour = albedo * light * (1 - haze) + climate.horizon * haze
         fill = tuple(map(float, np.clip(colour, 0, 255)))
         top = int(rows * (1 - rng.uniform(0.25, 0.62)))
         if built:
