@@ -40,10 +40,10 @@ _Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 class Buildings:
-    def __init__(
-        self, rng: np.random.Generator, facades: list[Facade], layout: Layout, climate: Climate
-    ) -> None:
-        self._facades, self._layout, self._climate = facades, layout, climate
+    def __init__(self, rng: np.random.Generator, layout: Layout, climate: Climate) -> None:
+        self._layout, self._climate = layout, climate
+        styles = np.repeat(STYLES, layout.facades).tolist()
+        facades = self._facades = [_draw_facade(rng, style) for style in styles]
         # The front of facade k is number k, its side wall number -1 - k.
         self._textures = [f.front for f in facades] + [f.side for f in reversed(facades)]
         self._boundaries = {"fence": _planks(rng), "hedge": _hedge(rng), "railing": _bars()}
@@ -227,7 +227,7 @@ def _bars() -> Array:
 
 
 @dataclass(frozen=True)
-class Facade:
+class _Facade:
     """The street front, its plain side wall, and the roof's colour; sizes in metres."""
 
     front: Array
@@ -238,7 +238,7 @@ class Facade:
     pitched: bool
 
 
-def draw_facade(rng: np.random.Generator, style: str) -> Facade:
+def _draw_facade(rng: np.random.Generator, style: str) -> _Facade:
     """`style` is one of STYLES."""
     drawn = [int(rng.integers(low, high)) for low, high in ((2, 4), (2, 5), (3, 6))]
     floors = dict(zip(STYLES, (*drawn, 2), strict=True))[style]
@@ -283,7 +283,7 @@ def draw_facade(rng: np.random.Generator, style: str) -> Facade:
     front = np.clip(front * grime, 0, 255).astype(np.uint8)
     dark = rng.uniform(0.7, 1.1)
     roof = np.rint(np.array((92, 94, 102) if rng.random() < 0.6 else (146, 88, 66)) * dark)
-    return Facade(front, side, width, height, roof, style != "office" and rng.random() < 0.85)
+    return _Facade(front, side, width, height, roof, style != "office" and rng.random() < 0.85)
 
 
 def _wall(

@@ -48,6 +48,11 @@ class Layout:
     height: float
     speed: float
 
+    @property
+    def facades(self) -> tuple[int, ...]:
+        """How many facades the street has of each of STYLES; they are kept one after another."""
+        return tuple(1 + round(2.4 * share) for share in self.mix)
+
     def kerb(self, side: int) -> float:
         """Signed x of the kerb on a side (-1 left, +1 right)."""
         return side * (self.lane + BAY * self.parking[side > 0])
@@ -176,8 +181,7 @@ class Block:
         return mouth is not None and start < mouth[1] and end > mouth[0]
 
 
-def build_block(seed: int, number: int, layout: Layout, facades: tuple[int, ...]) -> Block:
-    """`facades` counts the street's facades of each style in STYLES, kept one after another."""
+def build_block(seed: int, layout: Layout, number: int) -> Block:
     rng = generator(seed, 101, number)
     zone = generator(seed, 102, number // 5)
     weights = np.array(layout.mix) * zone.uniform(0.2, 1.8, 4)
@@ -189,20 +193,15 @@ def build_block(seed: int, number: int, layout: Layout, facades: tuple[int, ...]
     elif number % 3 == 1 and rng.random() < 0.5:
         block.crossing = base + rng.uniform(6, 18)
     for side in (-1, 1):
-        _fill_side(block, rng, base, side, layout, style, facades)
+        _fill_side(block, rng, base, side, layout, style)
         _furnish(block, rng, base, side, layout, style)
     return block
 
 
 def _fill_side(
-    block: Block,
-    rng: np.random.Generator,
-    base: float,
-    side: int,
-    layout: Layout,
-    style: int,
-    facades: tuple[int, ...],
+    block: Block, rng: np.random.Generator, base: float, side: int, layout: Layout, style: int
 ) -> None:
+    facades = layout.facades
     park, mouth = layout.park_side == side, block.mouth(side)
     setback = 0.0 if style in (0, 1) and rng.random() < 0.75 else rng.uniform(1.5, 5.0)
     s = base

@@ -9,14 +9,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from knet_synthetic.buildings import Buildings, draw_facade
+from knet_synthetic.buildings import Buildings
 from knet_synthetic.canvas import NEAR, Array, Camera, Canvas, generator
 from knet_synthetic.cars import Cars
 from knet_synthetic.fixtures import Fixtures
 from knet_synthetic.ground import Ground, Shadows
 from knet_synthetic.layout import (
     BLOCK,
-    STYLES,
     Block,
     Car,
     Figure,
@@ -57,14 +56,7 @@ class Street:
         layout, climate = self._layout, self._climate
         self._focal = 2.0 * width * layout.focal
         self._horizon = 2.0 * height * layout.horizon
-        counts = tuple(1 + round(2.4 * share) for share in layout.mix)
-        facades = [
-            draw_facade(rng, style)
-            for style, count in zip(STYLES, counts, strict=True)
-            for _ in range(count)
-        ]
-        self._counts = counts
-        self._buildings = Buildings(rng, facades, layout, climate)
+        self._buildings = Buildings(rng, layout, climate)
         self._ground = Ground(rng, layout, climate)
         self._sky = Sky(rng, climate, self._focal, self._horizon)
         self._fixtures = Fixtures(rng, climate, layout.season)
@@ -78,7 +70,7 @@ class Street:
         grain = 0.5 * grain + 0.8 * grain.mean(axis=2, keepdims=True)
         self._grain = np.clip(np.rint(128 + grain), 0, 255).astype(np.uint8)
         self._canvas = Canvas(height, width)
-        self._block = lru_cache(maxsize=64)(self._build)
+        self._block = lru_cache(maxsize=64)(partial(build_block, seed, layout))
 
     def frame(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """The image uint8 [H, W, 3] RGB and the labels uint8 [H, W] of a frame; IndexError
@@ -121,9 +113,6 @@ class Street:
             yaw=float(0.02 * np.sin(0.23 * time + wave[3])),
             curve=layout.curve,
         )
-
-    def _build(self, number: int) -> Block:
-        return build_block(self.seed, number, self._layout, self._counts)
 
     def _things(
         self, camera: Camera, blocks: list[Block], moving: list[Car | Figure], time: float

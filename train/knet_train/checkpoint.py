@@ -26,13 +26,7 @@ from knet_train.models.build import build_model
 from knet_train.models.knet import KNet
 
 FORMAT = "knet-deploy checkpoint 1"
-# A row per class in each; with other classes they start afresh.
-_CLASSIFIERS = (
-    "conv_seg.weight",
-    "conv_seg.bias",
-    "auxiliary.conv_seg.weight",
-    "auxiliary.conv_seg.bias",
-)
+_CLASSIFIERS = ("conv_seg", "auxiliary.conv_seg")  # a row per class; others start afresh
 # Where ImageNet weights stand under another name than the model's own.
 _HUB = {
     "efficientnet_lite0": "timm/tf_efficientnet_lite0.in1k",
@@ -155,15 +149,15 @@ def load_initial(model: KNet, path: Path) -> None:
             "backbone alone go to --backbone-weights"
         )
     needed = model.state_dict()
+    auxiliary = any(key.startswith("auxiliary.") for key in state)
     fresh = []
-    if not any(key.startswith("auxiliary.") for key in state):
-        fresh += [key for key in needed if key.startswith("auxiliary.")]
-    for key in _CLASSIFIERS:
-        if key in state and key in needed and state[key].shape != needed[key].shape:
-            fresh.append(key)
-    taken = {}
     for key in needed:
-        if key in fresh:
+        if not auxiliary and key.startswith("auxiliary."):
+            fresh.append(key)
+            continue
+        classifier = key.rpartition(".")[0] in _CLASSIFIERS
+        if classifier and key in state and state[key].shape != needed[key].shape:
+            fresh.append(key)
             continue
         if key not in state:
             raise CheckpointError(f"{path} has no weight {key}: it is another architecture")
@@ -174,10 +168,10 @@ def load_initial(model: KNet, path: Path) -> None:
             )
         if not torch.isfinite(state[key]).all():
             raise CheckpointError(f"{path}: {key} holds values that are not finite: it is broken")
-        taken[key] = state[key]
     foreign = [key for key in state if key not in needed and not key.startswith("auxiliary.")]
     if foreign:
         raise CheckpointError(f"{path} has the weight {foreign[0]}, which the model has not")
+    taken = {key: state[key] for key in needed if key not in fresh}
     model.load_state_dict(taken, strict=False)
     _log.info("%d of %d weights taken from %s", len(taken), len(needed), path)
     if fresh:

@@ -36,8 +36,7 @@ from knet_train.devices import (
 from knet_train.loss import class_weights
 from knet_train.models.build import build_model
 from knet_train.models.knet import KNet
-from knet_train.module import KNetModule, recompute_backbone
-from knet_train.optim import check_layers, freeze_layers
+from knet_train.module import KNetModule, check_layers, freeze_layers, recompute_backbone
 from knet_train.run_folder import (
     BEST,
     LAST,

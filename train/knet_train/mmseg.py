@@ -30,6 +30,16 @@ from knet_train.models.knet import KNet
 
 _log = logging.getLogger(__name__)
 
+# By backbone and head; the two Swin-L rows have the same keys.
+_PRESETS: dict[tuple[str | None, str | None], str] = {
+    ("resnet50c", "fcn"): "r50-fcn",
+    ("resnet50c", "psp"): "r50-pspnet",
+    ("resnet50c", "aspp"): "r50-deeplabv3",
+    ("resnet50c", "uper"): "r50-upernet",
+    ("swin_tiny", "uper"): "swin-t-upernet",
+    ("swin_large", "uper"): "swin-l-upernet-512",
+}
+
 _GENERATE = "decode_head.kernel_generate_head"
 _UPDATE = "decode_head.kernel_update_head"
 AUXILIARY = "auxiliary_head."
@@ -117,7 +127,7 @@ def read_mmseg(
     preset that does not exist.
     """
     state = read_state(source)
-    if not is_knet(state):
+    if not any(name.startswith(f"{_UPDATE}.") for name in state):
         raise CheckpointError(
             f"{source} holds no K-Net of mmsegmentation: it has no "
             "decode_head.kernel_update_head.* among its keys"
@@ -145,16 +155,8 @@ def read_mmseg(
     model.load_state_dict(weights)
     for name, reason in dropped.items():
         _log.info("dropped %s: %s", name, reason)
-    return Imported(
-        model,
-        config,
-        labels,
-        mapped=tuple(name for name in state if name not in dropped),
-        dropped=dropped,
-        absent=absent,
-        guessed=preset is None,
-        auxiliary=auxiliary,
-    )
+    mapped = tuple(name for name in state if name not in dropped)
+    return Imported(model, config, labels, mapped, dropped, absent, preset is None, auxiliary)
 
 
 def map_state(
@@ -353,27 +355,12 @@ def merging_order(value: Tensor) -> Tensor:
     return split.permute(axes).reshape(value.shape)
 
 
-def is_knet(state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict is a K-Net's of mmsegmentation."""
-    return any(name.startswith(f"{_UPDATE}.") for name in state)
-
-
 def guess_preset(state: Mapping[str, Tensor]) -> str | None:
     """The published row that a K-Net's keys belong to; None when it is none of them.
 
     The two Swin-L rows have the same keys: this gives the one at 512.
     """
     return _PRESETS.get((_backbone_of(state), _head_of(state)))
-
-
-_PRESETS: dict[tuple[str | None, str | None], str] = {
-    ("resnet50c", "fcn"): "r50-fcn",
-    ("resnet50c", "psp"): "r50-pspnet",
-    ("resnet50c", "aspp"): "r50-deeplabv3",
-    ("resnet50c", "uper"): "r50-upernet",
-    ("swin_tiny", "uper"): "swin-t-upernet",
-    ("swin_large", "uper"): "swin-l-upernet-512",
-}
 
 
 def _head_of(state: Mapping[str, Tensor]) -> str | None:

@@ -210,16 +210,14 @@ class SegmentationData(pl.LightningDataModule):
         self.parts: Parts | None = None
 
     def train_dataloader(self) -> Parts:
-        optim, settings = self.config.optim, self.config.trainer
-        assert self.trainer is not None
-        rank, ranks = self.trainer.global_rank, self.trainer.world_size
+        optim, settings, trainer = self.config.optim, self.config.trainer, self.trainer
+        assert trainer is not None
+        step, rank, ranks = trainer.global_step, trainer.global_rank, trainer.world_size
         length = optim.steps * optim.batch_size
         loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
             TrainingSamples(self.train, self.config.data, settings.seed, length),
             optim.batch_size // ranks,
-            sampler=StepIndices(
-                self.trainer.global_step, optim.steps, optim.batch_size, rank, ranks
-            ),
+            sampler=StepIndices(step, optim.steps, optim.batch_size, rank, ranks),
             num_workers=settings.workers,
             persistent_workers=settings.workers > 0,
             worker_init_fn=_leave_signals_to_parent,

@@ -124,6 +124,8 @@ def check(
                     good.append(sample)
         finally:
             pool.shutdown(cancel_futures=True)  # after Ctrl-C nothing more is read
+    paths = {path for listing in found.listings.values() for path in listing.unused}
+    unused = [path.name for path in sorted(paths)]
     classes = zip(labels.names, pixels.tolist(), images.tolist(), strict=True)
     report = DataReport(
         root=str(found.layout.root),
@@ -138,7 +140,7 @@ def check(
         problems=tuple(problems),
         warnings=(
             *_leaks(found),
-            *_some(_unused(found), "labels have no image"),
+            *_some(unused, "labels have no image"),
             *_some(void, "images have no labelled pixel"),
         ),
     )
@@ -213,11 +215,6 @@ def _scores(one: str, other: str) -> bool:
         sides.append((kind, stem.replace(kind, "") if kind else name))
     (kind, rest), (other_kind, other_rest) = sides
     return bool(kind and other_kind) and kind != other_kind and rest == other_rest
-
-
-def _unused(found: Survey) -> list[str]:
-    paths = {path for listing in found.listings.values() for path in listing.unused}
-    return [path.name for path in sorted(paths)]
 
 
 def _some(names: list[str], what: str) -> list[str]:
