@@ -27,10 +27,6 @@ class _Pen:
         self.light = climate.shade((0.3, 0.4, -0.85)) * dim * (1 - fade)
         self.mist = climate.horizon * fade
 
-    @property
-    def visible(self) -> bool:
-        return self.scale > 0.0 and self.camera.focal / self.scale > 1.6 * NEAR
-
     def place(self, joints: Array) -> Array:
         view = self.camera.view(placed(joints, self.figure.x, self.figure.s, self.figure.heading))
         view[:, 2] = np.maximum(view[:, 2], 0.5)
@@ -48,7 +44,7 @@ def draw_figure(
 ) -> None:
     """``dim`` is 1 in the open and less in a cast shadow."""
     pen = _Pen(canvas, camera, climate, figure, dim)
-    if pen.visible:
+    if pen.scale > 0.0 and camera.focal / pen.scale > 1.6 * NEAR:
         (_draw_cyclist if figure.cycling else _draw_walker)(pen, figure.person, figure.phase)
 
 
