@@ -14,16 +14,7 @@ from knet_synthetic.canvas import NEAR, Array, Camera, Canvas, generator
 from knet_synthetic.cars import Cars
 from knet_synthetic.fixtures import Fixtures
 from knet_synthetic.ground import Ground, Shadows
-from knet_synthetic.layout import (
-    BLOCK,
-    Block,
-    Car,
-    Figure,
-    Plot,
-    Traffic,
-    build_block,
-    draw_layout,
-)
+from knet_synthetic.layout import BLOCK, Block, Car, Figure, Plot, Traffic, build_block, draw_layout
 from knet_synthetic.people import draw_figure
 from knet_synthetic.sky import Sky, draw_climate, tone_table
 

@@ -151,22 +151,20 @@ def load_initial(model: KNet, path: Path) -> None:
     needed = model.state_dict()
     auxiliary = any(key.startswith("auxiliary.") for key in state)
     fresh = []
-    for key in needed:
-        if not auxiliary and key.startswith("auxiliary."):
+    for key, like in needed.items():
+        misshapen = key in state and state[key].shape != like.shape
+        if (misshapen and key.rpartition(".")[0] in _CLASSIFIERS) or (
+            key.startswith("auxiliary.") and not auxiliary
+        ):
             fresh.append(key)
-            continue
-        classifier = key.rpartition(".")[0] in _CLASSIFIERS
-        if classifier and key in state and state[key].shape != needed[key].shape:
-            fresh.append(key)
-            continue
-        if key not in state:
+        elif key not in state:
             raise CheckpointError(f"{path} has no weight {key}: it is another architecture")
-        if state[key].shape != needed[key].shape:
+        elif misshapen:
             raise CheckpointError(
-                f"{path} has {key} as {list(state[key].shape)}, the model as "
-                f"{list(needed[key].shape)}: pass the preset and the settings it was trained with"
+                f"{path} has {key} as {list(state[key].shape)}, the model as {list(like.shape)}: "
+                "pass the preset and the settings it was trained with"
             )
-        if not torch.isfinite(state[key]).all():
+        elif not torch.isfinite(state[key]).all():
             raise CheckpointError(f"{path}: {key} holds values that are not finite: it is broken")
     foreign = [key for key in state if key not in needed and not key.startswith("auxiliary.")]
     if foreign:

@@ -278,18 +278,18 @@ def _config_for(source: Path, state: Mapping[str, Tensor], preset: str | None) -
 
 
 def _labels_for(source: Path, classes: int, labels: LabelMap | None) -> LabelMap:
-    if labels is None and classes != ADE20K.num_classes:
+    wanted = labels or ADE20K
+    if classes == wanted.num_classes:
+        return wanted
+    if labels is None:
         raise CheckpointError(
             f"{source} has {classes} classes, which are not ADE20K's {ADE20K.num_classes}: "
             "name them with --labels labels.json"
         )
-    labels = labels or ADE20K
-    if classes != labels.num_classes:
-        raise CheckpointError(
-            f"{source} has {classes} classes, and the label map {labels.num_classes}: "
-            f"pass a labels.json with {classes} class_names"
-        )
-    return labels
+    raise CheckpointError(
+        f"{source} has {classes} classes, and the label map {labels.num_classes}: "
+        f"pass a labels.json with {classes} class_names"
+    )
 
 
 def _listed(names: list[str]) -> str:

@@ -1,4 +1,5 @@
-"""Where the images and labels of a data folder are: three layouts, told apart by what is there.
+"""Where a data folder has its images and labels, and of which classes: three layouts, told apart
+by what is there.
 
 - **knet-deploy**: ``images/`` and ``labels/`` with the same file stems (labels are PNGs of class
   indices) and ``labels.json`` (``class_names``, optionally ``palette_rgb`` and ``ignore_index``).
