@@ -18,7 +18,7 @@ from knet_runtime.types import Size
 from knet_synthetic import Street
 from knet_train.checkpoint import save_checkpoint
 from knet_train.config import load_config
-from knet_train.data.label_maps import ADE20K
+from knet_train.data.layouts import ADE20K
 from knet_train.models.knet import KNet
 
 

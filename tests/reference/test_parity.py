@@ -23,8 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from knet_train import KNet, load_checkpoint
+from knet_train.checkpoint import load_checkpoint
 from knet_train.mmseg import import_mmseg
+from knet_train.models.knet import KNet
 
 pytestmark = [pytest.mark.reference, pytest.mark.slow, pytest.mark.timeout(1800)]
 

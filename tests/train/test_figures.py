@@ -12,7 +12,7 @@ from knet_runtime.labels import LabelMap
 from knet_runtime.metrics import ConfusionMatrix
 from knet_synthetic import CAMVID11
 from knet_train.data.check import check, survey
-from knet_train.data.label_maps import ADE20K
+from knet_train.data.layouts import ADE20K
 from knet_train.figures import draw_confusion, draw_sheet
 
 

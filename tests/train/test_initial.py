@@ -13,10 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from knet_runtime.errors import CheckpointError, ConfigError
 from knet_runtime.labels import LabelMap
-from knet_train.checkpoint import save_checkpoint
+from knet_train.checkpoint import load_initial, load_pretrained, save_checkpoint
 from knet_train.config import Config
 from knet_train.fit import RunResult
-from knet_train.initial import load_initial, load_pretrained
 from knet_train.models.backbones import build_backbone
 from knet_train.models.build import build_model
 

@@ -7,10 +7,10 @@ import torch
 
 from knet_runtime.errors import ConfigError
 from knet_train.config import Config, load_config
-from knet_train.mmseg_keys import mmseg_name
+from knet_train.mmseg import mmseg_name
 from knet_train.models.build import build_model
 from knet_train.models.knet import KNet
-from knet_train.optim import build_optimizer, check_layers, freeze_layers, lr_factor
+from knet_train.module import build_optimizer, check_layers, freeze_layers, lr_factor
 
 BACKBONE_TENTH = 'optim.layers=[{pattern="backbone.*", lr_scale=0.1}]'
 

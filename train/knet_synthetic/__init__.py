@@ -6,7 +6,7 @@ label of a pixel is the sub-sample at its centre, so labels are exact while edge
 Two conventions follow CamVid's annotators: railings are labelled as whole panels, grass as Tree.
 """
 
-from knet_synthetic.labels import CAMVID11
+from knet_synthetic.canvas import CAMVID11
 from knet_synthetic.street import Street
 
 __all__ = ["CAMVID11", "Street"]

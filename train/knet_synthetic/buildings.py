@@ -12,10 +12,18 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from knet_synthetic.camera import NEAR, Camera, Canvas, upright
-from knet_synthetic.labels import BUILDING, FENCE, TREE
-from knet_synthetic.layout import Layout, Plot
-from knet_synthetic.noise import Array, fractal
+from knet_synthetic.canvas import (
+    BUILDING,
+    FENCE,
+    NEAR,
+    TREE,
+    Array,
+    Camera,
+    Canvas,
+    fractal,
+    upright,
+)
+from knet_synthetic.layout import STYLES, Layout, Plot
 from knet_synthetic.sky import Climate
 
 DEPTH = 9.0  # metres from front to back
@@ -28,13 +36,16 @@ RENDERS = ((214, 208, 194), (192, 180, 158), (224, 224, 218), (200, 172, 140), (
 STONES = ((166, 158, 144), (146, 140, 130), (182, 172, 150))
 FRAMES = ((232, 232, 228), (230, 230, 226), (60, 56, 52), (96, 70, 50), (70, 84, 80))
 SHOPS = ((36, 60, 52), (120, 28, 30), (28, 42, 84), (40, 40, 42), (190, 150, 40), (84, 40, 84))
+_Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 class Buildings:
-    def __init__(
-        self, rng: np.random.Generator, facades: list[Facade], layout: Layout, climate: Climate
-    ) -> None:
-        self._facades, self._layout, self._climate = facades, layout, climate
+    def __init__(self, rng: np.random.Generator, layout: Layout, climate: Climate) -> None:
+        self._layout, self._climate = layout, climate
+        styles = np.repeat(STYLES, layout.facades).tolist()
+        facades = self._facades = [_draw_facade(rng, style) for style in styles]
+        # The front of facade k is number k, its side wall number -1 - k.
+        self._textures = [f.front for f in facades] + [f.side for f in reversed(facades)]
         self._boundaries = {"fence": _planks(rng), "hedge": _hedge(rng), "railing": _bars()}
         self._lit = lru_cache(maxsize=384)(self._light)
         self._mean = lru_cache(maxsize=1024)(self._mean_light)
@@ -48,27 +59,25 @@ class Buildings:
         start = max(plot.start, camera.s + 1.5 * NEAR)
         if plot.end - start < 0.2:
             return
-        x = self._layout.wall(plot.side) + plot.side * plot.setback
         if plot.facade >= 0:
-            self._building(canvas, camera, plot, before, x, start)
+            self._building(canvas, camera, plot, before, start)
         if plot.boundary:
             self._boundary(canvas, camera, plot, start)
 
     def _building(
-        self, canvas: Canvas, camera: Camera, plot: Plot, before: Plot | None, x: float,
-        start: float,
-    ) -> None:  # fmt: skip
+        self, canvas: Canvas, camera: Camera, plot: Plot, before: Plot | None, start: float
+    ) -> None:
         facade, height = self._facades[plot.facade], self.height(plot)
-        back = x + plot.side * DEPTH
+        x = self._layout.wall(plot.side) + plot.side * plot.setback
         ridge = x + plot.side * DEPTH / 2
         rise = 2.6 if facade.pitched else 0.0
         fade = self._climate.fade(0.5 * (start + plot.end) - camera.s)
         hidden = self._hidden(plot, before)
         if plot.start > camera.s + 2 * NEAR and hidden < height + rise:
-            self._side_wall(canvas, camera, plot, x, back, height, rise, fade, hidden)
+            self._side_wall(canvas, camera, plot, x, height, rise, fade, hidden)
         if facade.pitched:
             slope = self._climate.shade((-plot.side * 0.5, 0.87, 0.0)) * (1 - fade)
-            tone = np.clip(np.array(facade.roof) * slope, 0, 255) + self._climate.horizon * fade
+            tone = np.clip(facade.roof * slope, 0, 255) + self._climate.horizon * fade
             eaves = x - plot.side * 0.25
             low, high = height - 0.1, height + rise
             corners = np.array([[eaves, low, start], [eaves, low, plot.end],
@@ -76,14 +85,14 @@ class Buildings:
             canvas.polygon(camera.polygon(corners), np.clip(tone, 0, 255), BUILDING)
             self._chimney(canvas, camera, plot, ridge, height + rise, fade)
         screen = camera.project(upright(x, height, start, plot.end))
-        if abs(screen[0, 0] - screen[1, 0]) < 0.5 or not _inside(screen, canvas):
+        wide, normal = abs(screen[0, 0] - screen[1, 0]), -plot.side
+        if wide < 0.5 or not _inside(screen, canvas):
             return
-        normal = -plot.side
-        if abs(screen[0, 0] - screen[1, 0]) < SLIVER:
+        if wide < SLIVER:
             canvas.polygon(screen, self._mean(plot.facade, normal, round(fade * 20)), BUILDING)
             return
         texture = self._fit(plot.facade, normal, fade, screen)
-        columns, rows = texture.shape[1], texture.shape[0]
+        rows, columns = texture.shape[:2]
         # The part that the near plane cut off is not squeezed into what is left.
         first = (start - plot.start) / (plot.end - plot.start) * columns
         source = np.array([[first, 0], [columns, 0], [columns, rows], [first, rows]]) - 0.5
@@ -92,9 +101,10 @@ class Buildings:
         canvas.quad(texture, screen, BUILDING, source)
 
     def _side_wall(
-        self, canvas: Canvas, camera: Camera, plot: Plot, x: float, back: float, height: float,
-        rise: float, fade: float, hidden: float,
+        self, canvas: Canvas, camera: Camera, plot: Plot, x: float, height: float, rise: float,
+        fade: float, hidden: float,
     ) -> None:  # fmt: skip
+        back = x + plot.side * DEPTH
         low = min(hidden, height - 0.1)
         corners = np.array([[x, height, plot.start], [back, height, plot.start],
                             [back, low, plot.start], [x, low, plot.start]])  # fmt: skip
@@ -103,8 +113,7 @@ class Buildings:
             return
         tone = self._mean(-1 - plot.facade, 0, round(fade * 20))
         if rise:
-            middle = np.array([[0.5 * (x + back), height + rise, plot.start]])
-            apex = camera.project(middle)
+            apex = camera.project(np.array([[0.5 * (x + back), height + rise, plot.start]]))
             canvas.polygon(np.stack([screen[0], screen[1], apex[0]]), tone, BUILDING)
         if abs(screen[0, 0] - screen[1, 0]) < 4 * SLIVER:
             canvas.polygon(screen, tone, BUILDING)
@@ -126,8 +135,8 @@ class Buildings:
         if not 4.0 < plot.start - camera.s < 80.0:
             return
         s = plot.start + 0.4
-        tone = self._climate.shade((0, 0, -1)) * np.array((140, 92, 74))
-        tone = self._climate.through_haze(tone, fade)
+        brick = self._climate.shade((0, 0, -1)) * np.array((140, 92, 74))
+        tone = self._climate.through_haze(brick, fade)
         for half, low, high, factor in ((0.5, -0.8, 1.1, 1.0), (0.3, 1.1, 1.5, 1.15)):
             left, right, foot, head = ridge - half, ridge + half, top + low, top + high
             box = np.array([[left, foot, s], [right, foot, s], [right, head, s], [left, head, s]])
@@ -158,7 +167,7 @@ class Buildings:
 
     def _fit(self, number: int, normal: int, fade: float, screen: Array) -> Array:
         """The texture in its light and haze, no finer than it will be seen."""
-        full = self._facades[number].front if number >= 0 else self._facades[-1 - number].side
+        full = self._textures[number]
         tall = max(abs(screen[0, 1] - screen[3, 1]), abs(screen[1, 1] - screen[2, 1]))
         wide = abs(screen[0, 0] - screen[1, 0]) * 1.6
         down_y, down_x = _halvings(full.shape[0], tall), _halvings(full.shape[1], wide)
@@ -169,7 +178,7 @@ class Buildings:
         return np.asarray(self._lit(number, normal, fade, 4, 4).mean((0, 1)))
 
     def _light(self, number: int, normal: int, fade: int, down_y: int, down_x: int) -> Array:
-        full = self._facades[number].front if number >= 0 else self._facades[-1 - number].side
+        full = self._textures[number]
         size = (max(1, full.shape[1] >> down_x), max(1, full.shape[0] >> down_y))
         small = cv2.resize(full, size, interpolation=cv2.INTER_AREA) if down_x + down_y else full
         share = fade / 20
@@ -218,25 +227,21 @@ def _bars() -> Array:
 
 
 @dataclass(frozen=True)
-class Facade:
+class _Facade:
     """The street front, its plain side wall, and the roof's colour; sizes in metres."""
 
     front: Array
     side: Array
     width: float
     height: float
-    roof: tuple[int, int, int]
+    roof: Array
     pitched: bool
 
 
-def draw_facade(rng: np.random.Generator, style: str) -> Facade:
-    """`style` is terrace, high street, office or suburb."""
-    floors = {
-        "terrace": int(rng.integers(2, 4)),
-        "high street": int(rng.integers(2, 5)),
-        "office": int(rng.integers(3, 6)),
-        "suburb": 2,
-    }[style]
+def _draw_facade(rng: np.random.Generator, style: str) -> _Facade:
+    """`style` is one of STYLES."""
+    drawn = [int(rng.integers(low, high)) for low, high in ((2, 4), (2, 5), (3, 6))]
+    floors = dict(zip(STYLES, (*drawn, 2), strict=True))[style]
     width, height = float(rng.uniform(6.0, 11.0)), floors * FLOOR + float(rng.uniform(0.2, 0.9))
     if style == "office":
         width += 4.0
@@ -258,8 +263,7 @@ def draw_facade(rng: np.random.Generator, style: str) -> Facade:
             continue
         door = int(rng.integers(bays)) if floor == 0 else -1
         for bay in range(bays):
-            middle = (bay + 0.5) * pitch
-            half = pitch * wide * 0.5
+            middle, half = (bay + 0.5) * pitch, pitch * wide * 0.5
             sill = bottom - 0.28 * FLOOR * PPM
             if bay == door:
                 _door(front, rng, (middle - 15, bottom - 2.15 * PPM, middle + 15, bottom))
@@ -278,9 +282,8 @@ def draw_facade(rng: np.random.Generator, style: str) -> Facade:
     grime[-foot:, 0, 0] = np.linspace(1.0, 0.62, foot)
     front = np.clip(front * grime, 0, 255).astype(np.uint8)
     dark = rng.uniform(0.7, 1.1)
-    roof = (92, 94, 102) if rng.random() < 0.6 else (146, 88, 66)
-    tone = (round(roof[0] * dark), round(roof[1] * dark), round(roof[2] * dark))
-    return Facade(front, side, width, height, tone, style != "office" and rng.random() < 0.85)
+    roof = np.rint(np.array((92, 94, 102) if rng.random() < 0.6 else (146, 88, 66)) * dark)
+    return _Facade(front, side, width, height, roof, style != "office" and rng.random() < 0.85)
 
 
 def _wall(
@@ -307,13 +310,7 @@ def _wall(
     return np.clip(tone[..., None] * base, 0, 255).astype(np.uint8), base
 
 
-def _window(
-    image: Array,
-    rng: np.random.Generator,
-    box: tuple[float, float, float, float],
-    frame: Array,
-    lintel: Array,
-) -> None:
+def _window(image: Array, rng: np.random.Generator, box: _Box, frame: Array, lintel: Array) -> None:
     left, top, right, bottom = (round(v) for v in box)
     _fill(image, left - 3, top - 5, right + 3, top, lintel)
     _fill(image, left - 3, bottom, right + 3, bottom + 4, np.clip(lintel * 1.15, 0, 250))
@@ -349,7 +346,7 @@ def _glass(
         pane[: round(rows * rng.uniform(0.3, 0.7))] = np.array((204, 200, 190)) * 0.85
 
 
-def _door(image: Array, rng: np.random.Generator, box: tuple[float, float, float, float]) -> None:
+def _door(image: Array, rng: np.random.Generator, box: _Box) -> None:
     left, top, right, bottom = (round(v) for v in box)
     _fill(image, left - 3, top - 4, right + 3, bottom, np.array((206, 202, 192)))
     paint = np.array(SHOPS[rng.integers(len(SHOPS))]) * rng.uniform(0.7, 1.1)

@@ -5,43 +5,49 @@ Crowns of trees, bare branches and bushes are cut-outs with ragged edges, lit fr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from knet_runtime.labels import Colour
-from knet_synthetic.camera import NEAR, Camera, Canvas, upright
-from knet_synthetic.labels import FENCE, POLE, SIGN, TREE
+from knet_synthetic.canvas import (
+    FENCE,
+    NEAR,
+    POLE,
+    SIGN,
+    TREE,
+    Array,
+    Camera,
+    Canvas,
+    fractal,
+    upright,
+)
 from knet_synthetic.layout import Fixture
-from knet_synthetic.noise import Array, fractal
 from knet_synthetic.sky import Climate
 
-RED, BLUE, WHITE = (196, 30, 34), (28, 70, 160), (236, 236, 232)
+RED, BLUE = (196, 30, 34), (28, 70, 160)
+WHITE, BLACK = (236, 236, 232), (30, 30, 30)
 SIZE = 192  # texels of a crown, each way
 
 
-@dataclass(frozen=True)
-class _Spot:
-    """Where a fixture's foot is in the frame, its scale, and the haze before it."""
-
-    u: float
-    v: float
-    scale: float
-    fade: float
-    climate: Climate
-
-    def tone(self, colour: Colour, light: Array) -> Array:
-        return self.climate.through_haze(np.array(colour) * light, self.fade)
+# Where a fixture's foot is in the frame (column, row), sub-samples per metre there, and what makes
+# its colours of an albedo and the light on it.
+_Spot = tuple[float, float, float, Callable[[Colour, Array], Array]]
 
 
 class Fixtures:
-    def __init__(
-        self, climate: Climate, crowns: tuple[Cutout, ...], bushes: tuple[Cutout, ...],
-        bare: bool, railing: Array,
-    ) -> None:  # fmt: skip
-        self.climate, self.crowns, self.bushes, self.bare = climate, crowns, bushes, bare
-        self.railing = railing
+    """All fixtures of a street; trees are leafy in season 0, in autumn colours in 1, bare in 2."""
+
+    def __init__(self, rng: np.random.Generator, climate: Climate, season: int) -> None:
+        self.climate, self.bare = climate, season == 2
+        self.crowns = [
+            _draw_bare(rng, climate) if self.bare else _draw_crown(rng, climate, season, bush=False)
+            for _ in range(3)
+        ]
+        self.bushes = [_draw_crown(rng, climate, 0, bush=True) for _ in range(2)]
+        self.railing = _draw_railing(climate)
         self.metal = climate.shade((-0.4, 0.2, -0.8))
         self.face = climate.shade((0.0, 0.1, -1.0))
 
@@ -52,7 +58,12 @@ class Fixtures:
         u, v, scale = camera.point(item.x, item.s)
         if scale == 0.0 or not -14 * scale < u < canvas.width + 14 * scale:
             return
-        spot = _Spot(u, v, scale, self.climate.fade(camera.focal / scale), self.climate)
+        fade = self.climate.fade(camera.focal / scale)
+
+        def tone(colour: Colour, light: Array) -> Array:
+            return self.climate.through_haze(np.array(colour) * light, fade)
+
+        spot = (u, v, scale, tone)
         match item.kind:
             case "lamp":
                 self._lamp(canvas, item, spot)
@@ -61,7 +72,7 @@ class Fixtures:
             case "lights":
                 self._lights(canvas, item, spot, time)
             case "bollard":
-                self._post(canvas, spot, 1.0, 0.11, spot.tone((62, 60, 58), self.metal))
+                self._post(canvas, spot, 1.0, 0.11, tone((62, 60, 58), self.metal))
             case "bush":
                 wide = 1.3 * item.size * scale
                 texture, alpha = self.bushes[item.variant % len(self.bushes)].at(2 * wide)
@@ -71,7 +82,7 @@ class Fixtures:
                 self._tree(canvas, item, spot)
 
     def _post(self, canvas: Canvas, spot: _Spot, height: float, width: float, tone: Array) -> None:
-        u, v, scale = spot.u, spot.v, spot.scale
+        u, v, scale, _ = spot
         half = max(0.5 * width * scale, 1.0)
         top = v - height * scale
         canvas.box(u - half, top, u + half, v, tone, POLE)
@@ -79,7 +90,7 @@ class Fixtures:
             canvas.box(u - 0.5 * half, top, u + 0.1 * half, v, np.minimum(tone * 1.25, 255), POLE)
 
     def _lamp(self, canvas: Canvas, item: Fixture, spot: _Spot) -> None:
-        u, v, scale, tone = spot.u, spot.v, spot.scale, spot.tone
+        u, v, scale, tone = spot
         height = 6.5 * item.size
         grey = ((120, 124, 124), (60, 66, 62), (150, 150, 146))[item.variant % 3]
         metal = tone(grey, self.metal)
@@ -93,43 +104,46 @@ class Fixtures:
         canvas.line(end, end + np.array((0.5 * reach, 0.0)), 0.17 * scale, head, POLE)
 
     def _sign(self, canvas: Canvas, item: Fixture, spot: _Spot) -> None:
-        u, v, scale, tone = spot.u, spot.v, spot.scale, spot.tone
+        u, v, scale, tone = spot
         kind = item.variant % 6
         height = 2.7 if item.size <= 1 else 3.3
         self._post(canvas, spot, height, 0.08, tone((116, 118, 118), self.metal))
         radius = 0.36 * item.size * scale
         y = v - (height - 0.25) * scale
+
+        def disc(size: float, sides: int, colour: Colour, start: float = 0.0) -> None:
+            ring = _ring(u, y, size * radius, sides, start)
+            canvas.polygon(ring, tone(colour, self.face), SIGN)
+
+        def panel(left: float, top: float, right: float, bottom: float, colour: Colour) -> None:
+            face = tone(colour, self.face)
+            canvas.box(u + left, y + top, u + right, y + bottom, face, SIGN)
+
         if kind in (0, 1):  # a prohibition, or a mandatory blue disc
-            rim, field = (RED, WHITE) if kind == 0 else (WHITE, BLUE)
-            canvas.polygon(_ring(u, y, radius, 18), tone(rim, self.face), SIGN)
-            canvas.polygon(_ring(u, y, 0.76 * radius, 18), tone(field, self.face), SIGN)
+            disc(1.0, 18, RED if kind == 0 else WHITE)
+            disc(0.76, 18, WHITE if kind == 0 else BLUE)
             if kind == 0 and radius > 6:
                 for x in (-0.28, 0.1):
-                    canvas.box(u + x * radius, y - 0.35 * radius, u + (x + 0.22) * radius,
-                               y + 0.35 * radius, tone((30, 30, 30), self.face), SIGN)  # fmt: skip
+                    right = (x + 0.22) * radius
+                    panel(x * radius, -0.35 * radius, right, 0.35 * radius, BLACK)
         elif kind == 2:  # a warning triangle
-            for size, colour in ((1.15, RED), (0.72, WHITE)):
-                canvas.polygon(
-                    _ring(u, y, size * radius, 3, -np.pi / 2), tone(colour, self.face), SIGN
-                )
-            canvas.box(u - 0.09 * radius, y - 0.35 * radius, u + 0.09 * radius, y + 0.25 * radius,
-                       tone((30, 30, 30), self.face), SIGN)  # fmt: skip
+            disc(1.15, 3, RED, -np.pi / 2)
+            disc(0.72, 3, WHITE, -np.pi / 2)
+            panel(-0.09 * radius, -0.35 * radius, 0.09 * radius, 0.25 * radius, BLACK)
         else:  # a panel: parking, direction, or information
             wide = radius * (1.0, 1.9, 1.1)[kind - 3]
             tall = radius * (1.25, 0.9, 1.6)[kind - 3]
+            panel(-wide, -tall, wide, tall, WHITE)
             colour = (BLUE, (20, 90, 60), WHITE)[kind - 3]
-            mark = WHITE if kind != 5 else (40, 44, 60)
-            canvas.box(u - wide, y - tall, u + wide, y + tall, tone(WHITE, self.face), SIGN)
-            canvas.box(u - 0.9 * wide, y - 0.9 * tall, u + 0.9 * wide, y + 0.9 * tall,
-                       tone(colour, self.face), SIGN)  # fmt: skip
+            panel(-0.9 * wide, -0.9 * tall, 0.9 * wide, 0.9 * tall, colour)
             if radius > 5:
+                mark = WHITE if kind != 5 else (40, 44, 60)
                 for k in (-0.5, 0.0, 0.5):
-                    right = u + (0.6 - 0.3 * (k > 0)) * wide
-                    canvas.box(u - 0.6 * wide, y + (k - 0.1) * tall, right, y + (k + 0.1) * tall,
-                               tone(mark, self.face), SIGN)  # fmt: skip
+                    right = (0.6 - 0.3 * (k > 0)) * wide
+                    panel(-0.6 * wide, (k - 0.1) * tall, right, (k + 0.1) * tall, mark)
 
     def _lights(self, canvas: Canvas, item: Fixture, spot: _Spot, time: float) -> None:
-        u, v, scale, tone = spot.u, spot.v, spot.scale, spot.tone
+        u, v, scale, tone = spot
         self._post(canvas, spot, 3.3, 0.12, tone((70, 72, 72), self.metal))
         half, top, bottom = 0.2 * scale, v - 3.5 * scale, v - 2.4 * scale
         canvas.box(u - 1.5 * half, top - 0.3 * half, u + 1.5 * half, bottom + 0.3 * half,
@@ -153,7 +167,7 @@ class Fixtures:
         canvas.quad(self.railing, screen, FENCE, source)
 
     def _tree(self, canvas: Canvas, item: Fixture, spot: _Spot) -> None:
-        u, v, scale, tone = spot.u, spot.v, spot.scale, spot.tone
+        u, v, scale, tone = spot
         height, size = 6.2 * item.size, item.size * scale
         if self.bare:
             texture, alpha = self.crowns[item.variant % len(self.crowns)].at(height * scale)
@@ -179,7 +193,7 @@ def _ring(u: float, v: float, radius: float, sides: int, start: float = 0.0) -> 
     return np.stack([u + radius * np.cos(angle), v + radius * np.sin(angle)], 1)
 
 
-def draw_railing(climate: Climate) -> Array:
+def _draw_railing(climate: Climate) -> Array:
     """A panel of upright bars, RGBA."""
     image: Array = np.zeros((32, 128, 4), np.uint8)
     image[..., :3] = np.clip(np.array((112, 116, 118)) * climate.shade((-0.6, 0.1, -0.7)), 0, 255)
@@ -203,7 +217,7 @@ class Cutout:
         return self.levels[0]
 
 
-def draw_crown(rng: np.random.Generator, climate: Climate, season: int, bush: bool) -> Cutout:
+def _draw_crown(rng: np.random.Generator, climate: Climate, season: int, bush: bool) -> Cutout:
     """Overlapping lobes, lit as balls are, broken up by leaves; season 0 is leafy, 1 autumn."""
     greens = ((62, 84, 38), (78, 98, 44), (54, 76, 48), (92, 104, 52))
     autumn = ((122, 92, 46), (128, 104, 56), (104, 72, 44), (100, 98, 52))
@@ -236,7 +250,7 @@ def draw_crown(rng: np.random.Generator, climate: Climate, season: int, bush: bo
     return _levels(image, alpha.astype(np.uint8) * 255)
 
 
-def draw_bare(rng: np.random.Generator, climate: Climate) -> Cutout:
+def _draw_bare(rng: np.random.Generator, climate: Climate) -> Cutout:
     """A winter tree: trunk and branches to the third order."""
     size = 2 * SIZE
     bark = np.array((92, 80, 68)) * rng.uniform(0.6, 1.0) * climate.shade((0.0, 0.3, -0.9))

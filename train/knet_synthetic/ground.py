@@ -7,18 +7,27 @@ side roads and painted crossings lie on top; buildings, trees, posts, cars and p
 from __future__ import annotations
 
 import math
+from itertools import chain
 
 import cv2
 import numpy as np
 
 from knet_synthetic.buildings import Buildings
-from knet_synthetic.camera import NEAR, NO_LABEL, Camera, Canvas, flat
-from knet_synthetic.cars import SHAPES, shape_of
-from knet_synthetic.labels import PAVEMENT, ROAD, TREE
-from knet_synthetic.layout import Block, Layout
-from knet_synthetic.noise import Array, fractal
+from knet_synthetic.canvas import (
+    NEAR,
+    NO_LABEL,
+    PAVEMENT,
+    ROAD,
+    TREE,
+    Array,
+    Camera,
+    Canvas,
+    flat,
+    fractal,
+)
+from knet_synthetic.cars import SHAPES
+from knet_synthetic.layout import Block, Car, Figure, Layout
 from knet_synthetic.sky import Climate
-from knet_synthetic.traffic import Mover
 
 CELL = 0.03  # metres per texel
 HALF = 15.36  # metres from the centre line to the texture's edge
@@ -33,10 +42,10 @@ class Ground:
         light = climate.shade((0.0, 1.0, 0.0))
         self.layout, self.climate = layout, climate
         self.paint = np.clip(np.array((212, 210, 202)) * light, 0, 255)
-        texture, self._profile, self.asphalt = _bake(rng, layout)
+        texture, self._profile, asphalt = _bake(rng, layout)
         lit = np.clip(texture * light, 0, 255).astype(np.uint8)
         self._levels = {(0, 0): np.concatenate([lit, lit])}
-        self.asphalt = np.clip(self.asphalt * light, 0, 255)
+        self.asphalt = np.clip(asphalt * light, 0, 255)
         self._haze = climate.horizon.astype(np.float32)
 
     def draw(
@@ -69,9 +78,7 @@ class Ground:
             target = canvas.image[rows[band[0]] : rows[band[-1]] + 1]
             # Fixed-point maps halve the time of the largest drawing step.
             coarse, rest = cv2.convertMaps(across, along, cv2.CV_16SC2)
-            cv2.remap(
-                texture, coarse, rest, cv2.INTER_LINEAR, dst=target, borderMode=cv2.BORDER_WRAP
-            )
+            cv2.remap(texture, coarse, rest, cv2.INTER_LINEAR, target, cv2.BORDER_WRAP)
         # Labels are taken of every second sample only: the others need none of their own.
         index = _plane((x0[::2] + HALF) / CELL, x1[::2] / CELL, columns[::2])
         np.clip(index, 0, len(self._profile) - 1, out=index)
@@ -179,9 +186,8 @@ def _bake(rng: np.random.Generator, layout: Layout) -> tuple[Array, Array, Array
         joint = (s[:, None] % long < CELL) | (out[None] % wide < CELL)
         tones = rng.normal(1, 0.05, (int(LENGTH / long) + 1, int(20 / wide) + 1))
         cells = tones[(s / long).astype(int)[:, None], np.clip(out / wide, 0, 10).astype(int)[None]]
-        stone = (
-            slab * ((cells + 0.05 * grain + 0.05 * blotch) * np.where(joint, 0.7, 1.0))[..., None]
-        )
+        tone = (cells + 0.05 * grain + 0.05 * blotch) * np.where(joint, 0.7, 1.0)
+        stone = slab * tone[..., None]
         # Walls keep the sky's light from the strip at their foot.
         stone *= (1 - 0.25 * np.exp(-np.maximum(abs(wall - kerb) - out, 0) / 0.4))[None, :, None]
         image[:, pavement] = stone[:, pavement]
@@ -232,24 +238,25 @@ class Shadows:
         return 0.72 if away < 0.75 * 7.0 * abs(across) else 1.0
 
     def mask(
-        self, size: tuple[int, int], camera: Camera, blocks: list[Block], movers: list[Mover]
+        self, size: tuple[int, int], camera: Camera, blocks: list[Block], movers: list[Car | Figure]
     ) -> Array:
         """Pixel-sized factors of the ground's light, 255 in the open."""
         mask: Array = np.full(size, 255, np.uint8)
         near, far = camera.s - 6.0, camera.s + 75.0
         cast: list[_Outline] = []
         under: list[tuple[float, float, float, float]] = []  # x, s, half width, half length
-        cars = [(c.x, c.s, shape_of(c.style), c.heading) for block in blocks for c in block.parked]
-        cars += [(m.x, m.s, m.shape, 0.0) for m in movers if m.person is None]
-        for x, s, shape, heading in cars:
-            if near < s < far:
-                body = SHAPES[shape]
-                under.append(_footprint(x, s, body.width, body.length, heading))
-                cast.append(self._box(*under[-1], body.height))
-        for mover in movers:
-            if mover.person is not None and near < mover.s < far:
-                under.append((mover.x, mover.s, 0.22, 0.8 if mover.cycling else 0.25))
-                cast.append(self._streak(mover.x, mover.s, 1.7, 0.4))
+        for thing in chain(*(block.parked for block in blocks), movers):
+            if not near < thing.s < far:
+                continue
+            if isinstance(thing, Figure):
+                under.append((thing.x, thing.s, 0.22, 0.8 if thing.cycling else 0.25))
+                cast.append(self._streak(thing.x, thing.s, 1.7, 0.4))
+                continue
+            body = SHAPES[thing.shape]
+            sides = body.width / 2, body.length / 2
+            across, along = sides[::-1] if abs(math.sin(thing.heading)) > 0.7 else sides
+            under.append((thing.x, thing.s, across, along))
+            cast.append(self._box(*under[-1], body.height))
         if self._sunny:
             for block in blocks:
                 cast += self._standing(block, near, far)
@@ -288,9 +295,8 @@ class Shadows:
                           s + radius * math.sin(a + turn)) for a in _TURNS]
                     )  # fmt: skip
             elif item.kind in ("lamp", "lights", "sign"):
-                found.append(
-                    self._streak(item.x, item.s, 5.0 if item.kind == "lamp" else 3.0, 0.12)
-                )
+                height = 5.0 if item.kind == "lamp" else 3.0
+                found.append(self._streak(item.x, item.s, height, 0.12))
         return found
 
     def _box(self, x: float, s: float, a: float, b: float, height: float) -> _Outline:
@@ -307,14 +313,6 @@ class Shadows:
         px, ps = -ds / norm * width / 2, dx / norm * width / 2
         return [(x - px, s - ps), (x + px, s + ps), (x + px + dx, s + ps + ds),
                 (x - px + dx, s - ps + ds)]  # fmt: skip
-
-
-def _footprint(
-    x: float, s: float, width: float, length: float, heading: float
-) -> tuple[float, float, float, float]:
-    if abs(math.sin(heading)) > 0.7:
-        width, length = length, width
-    return x, s, width / 2, length / 2
 
 
 def _fill(mask: Array, camera: Camera, outlines: list[_Outline], value: int) -> None:

@@ -1,20 +1,25 @@
-"""What one street is like throughout, and what stands along it block by block.
+"""What one street is like, what stands along it block by block, and what moves along it.
 
-A block is a pure function of the seed and its number.
+A block is a pure function of the seed and its number. Movers are streams of like things, each an
+endless lattice in its own moving frame: where they are is a pure function of the seed and the time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
-from knet_synthetic.camera import Curve
-from knet_synthetic.noise import generator
+from knet_synthetic.canvas import Curve, generator
 
 BLOCK = 24.0  # metres
 BAY = 2.1  # metres of road that a row of parked cars takes
 STYLES = ("terrace", "high street", "office", "suburb")
+CLOTHES = ((34, 36, 44), (52, 58, 84), (110, 40, 38), (170, 164, 150), (62, 82, 60), (196, 70, 50),
+           (44, 90, 130), (90, 74, 60), (206, 206, 204), (28, 28, 30), (150, 120, 60))  # fmt: skip
+SKIN = ((226, 184, 156), (198, 150, 120), (140, 96, 70), (92, 62, 46))
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Layout:
     parking: tuple[bool, bool]
     pavement: tuple[float, float]
     curve: Curve
-    mix: tuple[float, float, float, float]  # terrace, high street, office, suburb
+    mix: tuple[float, ...]  # shares of STYLES
     parked: float
     trees: float
     people: float
@@ -42,6 +47,11 @@ class Layout:
     horizon: float
     height: float
     speed: float
+
+    @property
+    def facades(self) -> tuple[int, ...]:
+        """How many facades the street has of each of STYLES; they are kept one after another."""
+        return tuple(1 + round(2.4 * share) for share in self.mix)
 
     def kerb(self, side: int) -> float:
         """Signed x of the kerb on a side (-1 left, +1 right)."""
@@ -65,7 +75,7 @@ def draw_layout(rng: np.random.Generator) -> Layout:
             (rng.uniform(38, 60), rng.uniform(70, 120)),
             (rng.uniform(0, 6.28), rng.uniform(0, 6.28)),
         ),
-        mix=(float(lean[0]), float(lean[1]), float(lean[2]), float(lean[3])),
+        mix=tuple(lean.tolist()),
         parked=rng.uniform(0.25, 0.85),
         trees=rng.uniform(0.2, 1.2),
         people=rng.uniform(0.3, 1.3),
@@ -110,25 +120,68 @@ class Fixture:
 
 
 @dataclass(frozen=True)
-class Parked:
+class Car:
+    """Parked or moving; ``heading`` in radians, 0 is along the street."""
+
     x: float
     s: float
-    style: int
-    paint: int
     heading: float
+    shape: int
+    paint: int
+
+
+def shape_of(number: int) -> int:
+    """Vans and buses are rare among a hundred drawn numbers."""
+    return 6 if number >= 97 else 5 if number >= 88 else number % 5
+
+
+@dataclass(frozen=True)
+class Person:
+    height: float
+    coat: int
+    legs: int
+    skin: int
+    phase: float
+    bag: bool
+
+
+def draw_person(rng: np.random.Generator) -> Person:
+    return Person(
+        rng.uniform(1.5, 1.9), int(rng.integers(len(CLOTHES))), int(rng.integers(len(CLOTHES))),
+        int(rng.integers(len(SKIN))), rng.uniform(0, 6.28), bool(rng.random() < 0.35),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A walker or cyclist; ``phase`` is that of the step, or of the pedals, in radians."""
+
+    x: float
+    s: float
+    heading: float
+    person: Person
+    cycling: bool = False
+    phase: float = 0.0
 
 
 @dataclass
 class Block:
     plots: list[Plot] = field(default_factory=list)
     fixtures: list[Fixture] = field(default_factory=list)
-    parked: list[Parked] = field(default_factory=list)
+    parked: list[Car] = field(default_factory=list)
     junction: tuple[float, float, int] | None = None  # start, end, and side (0: both)
     crossing: float | None = None
 
+    def mouth(self, side: int) -> tuple[float, float] | None:
+        """Start and end of the road that begins on a side (-1 left, +1 right)."""
+        return None if self.junction is None or self.junction[2] == -side else self.junction[:2]
 
-def build_block(seed: int, number: int, layout: Layout, facades: tuple[int, ...]) -> Block:
-    """`facades` counts the street's facades of each style in STYLES, kept one after another."""
+    def in_mouth(self, side: int, start: float, end: float) -> bool:
+        mouth = self.mouth(side)
+        return mouth is not None and start < mouth[1] and end > mouth[0]
+
+
+def build_block(seed: int, layout: Layout, number: int) -> Block:
     rng = generator(seed, 101, number)
     zone = generator(seed, 102, number // 5)
     weights = np.array(layout.mix) * zone.uniform(0.2, 1.8, 4)
@@ -140,27 +193,16 @@ def build_block(seed: int, number: int, layout: Layout, facades: tuple[int, ...]
     elif number % 3 == 1 and rng.random() < 0.5:
         block.crossing = base + rng.uniform(6, 18)
     for side in (-1, 1):
-        _fill_side(block, rng, base, side, layout, style, facades)
+        _fill_side(block, rng, base, side, layout, style)
         _furnish(block, rng, base, side, layout, style)
     return block
 
 
-def in_junction(block: Block, side: int, start: float, end: float) -> bool:
-    if block.junction is None or block.junction[2] == -side:
-        return False
-    return start < block.junction[1] and end > block.junction[0]
-
-
 def _fill_side(
-    block: Block,
-    rng: np.random.Generator,
-    base: float,
-    side: int,
-    layout: Layout,
-    style: int,
-    facades: tuple[int, ...],
+    block: Block, rng: np.random.Generator, base: float, side: int, layout: Layout, style: int
 ) -> None:
-    park = layout.park_side == side
+    facades = layout.facades
+    park, mouth = layout.park_side == side, block.mouth(side)
     setback = 0.0 if style in (0, 1) and rng.random() < 0.75 else rng.uniform(1.5, 5.0)
     s = base
     while s < base + BLOCK - 0.5:
@@ -169,9 +211,8 @@ def _fill_side(
         if base + BLOCK - end < 4.0:
             end = base + BLOCK
         stretches = [(s, end)]
-        if block.junction is not None and block.junction[2] != -side:
-            first, last = block.junction[0] - 1.5, block.junction[1] + 1.5
-            stretches = [(s, min(end, first)), (max(s, last), end)]
+        if mouth is not None:
+            stretches = [(s, min(end, mouth[0] - 1.5)), (max(s, mouth[1] + 1.5), end)]
         for start, stop in stretches:
             if stop - start < 1.5:
                 continue
@@ -205,7 +246,7 @@ def _furnish(
     edge = kerb + side * 0.45
 
     def put(kind: str, s: float, x: float = edge, size: float = 1.0) -> None:
-        if not in_junction(block, side, s - 1.0, s + 1.0):
+        if not block.in_mouth(side, s - 1.0, s + 1.0):
             block.fixtures.append(Fixture(kind, side, x, s, int(rng.integers(1 << 16)), size))
 
     if rng.random() < 0.75:
@@ -233,17 +274,117 @@ def _furnish(
         s = base + 1.0
         while s < base + BLOCK - 4.0:
             near = block.crossing is not None and abs(s + 2.3 - block.crossing) < 6.5
-            blocked = near or in_junction(block, side, s - 3.0, s + 7.0)
+            blocked = near or block.in_mouth(side, s - 3.0, s + 7.0)
             if not blocked and rng.random() < layout.parked:
                 x = kerb - side * rng.uniform(0.95, 1.2)
                 heading = 0.0 if side == layout.side or rng.random() < 0.3 else np.pi
                 look, paint = int(rng.integers(100)), int(rng.integers(100))
                 heading += rng.normal(0, 0.02)
-                block.parked.append(Parked(x, s + 2.3, look, paint, heading))
+                block.parked.append(Car(x, s + 2.3, heading, shape_of(look), paint))
             s += rng.uniform(5.0, 6.2)
-    if block.junction is not None and block.junction[2] != -side and rng.random() < 0.6:
-        middle = 0.5 * (block.junction[0] + block.junction[1])
-        lane = middle + layout.side * side * 1.6
+    mouth = block.mouth(side)
+    if mouth is not None and rng.random() < 0.6:
+        lane = 0.5 * (mouth[0] + mouth[1]) + layout.side * side * 1.6
         x = layout.wall(side) + side * rng.uniform(2.0, 4.0)
         look, paint = int(rng.integers(80)), int(rng.integers(100))
-        block.parked.append(Parked(x, lane, look, paint, -side * np.pi / 2))
+        block.parked.append(Car(x, lane, -side * np.pi / 2, shape_of(look), paint))
+
+
+@dataclass(frozen=True)
+class _Stream:
+    number: int
+    speed: float  # along s, signed
+    spacing: float
+    x: tuple[float, float]
+    kind: str  # car, walker, cyclist
+
+
+@dataclass(frozen=True)
+class _Member:
+    present: float
+    jitter: float
+    lateral: float
+    shape: int
+    paint: int
+    person: Person
+
+
+class Traffic:
+    def __init__(self, seed: int, layout: Layout, reach: float) -> None:
+        self._seed, self._layout, self._reach = seed, layout, reach
+        self._member = lru_cache(maxsize=1024)(self._draw_member)
+        side, lane = layout.side, layout.lane
+        rng = generator(seed, 200)
+        other = -side * lane * 0.52
+        edge, slack = lane - 0.45, lane - 0.75
+        streams = [
+            _Stream(0, -layout.speed * rng.uniform(0.8, 1.1), 26.0 / layout.traffic,
+                    (other - 0.15, other + 0.15), "car"),
+            _Stream(1, 4.6, 55.0 / layout.cyclists, (side * edge, side * slack), "cyclist"),
+            _Stream(2, -4.9, 80.0 / layout.cyclists, (-side * edge, -side * slack), "cyclist"),
+        ]  # fmt: skip
+        for k, way in enumerate((-1, 1)):
+            low, high = layout.kerb(way) + way * 0.9, layout.wall(way) - way * 0.35
+            for j, speed in enumerate((1.35, -1.25)):
+                spacing = 13.0 / layout.people
+                streams.append(_Stream(10 + 2 * k + j, speed, spacing, (low, high), "walker"))
+        self._streams = streams
+        self._leads = [
+            (gap * rng.uniform(0.8, 1.3), rng.uniform(0, 6.28), int(rng.integers(100)),
+             int(rng.integers(100)))
+            for gap in (13.0, 30.0, 55.0)
+            if rng.random() < 0.5 * layout.traffic
+        ]  # fmt: skip
+
+    def around(self, s: float, time: float) -> list[Car | Figure]:
+        return [*self._lead_cars(s, time), *self._streaming(s, time), *self._crossing(s, time)]
+
+    def _lead_cars(self, s: float, time: float) -> Iterator[Car]:
+        x = self._layout.side * self._layout.lane * 0.5
+        for k, (gap, phase, shape, paint) in enumerate(self._leads):
+            ahead = gap * (1.0 + 0.25 * np.sin(0.21 * time / (k + 1) + phase)) + 4.0
+            yield Car(x, s + float(ahead), 0.0, shape_of(shape), paint)
+
+    def _streaming(self, s: float, time: float) -> Iterator[Car | Figure]:
+        for stream in self._streams:
+            drift = stream.speed * time
+            first = int(np.floor((s - 4.0 - drift) / stream.spacing)) - 1
+            last = int(np.ceil((s + self._reach - drift) / stream.spacing)) + 1
+            for k in range(first, last):
+                member = self._member(stream.number, k)
+                if member.present < 0.3:
+                    continue
+                place = (k + 0.6 * member.jitter) * stream.spacing + drift
+                x = stream.x[0] + (stream.x[1] - stream.x[0]) * member.lateral
+                heading = 0.0 if stream.speed > 0 else np.pi
+                if stream.kind == "car":
+                    yield Car(x, place, heading, member.shape, member.paint)
+                else:
+                    cycling = stream.kind == "cyclist"
+                    # Two steps, or one turn of the pedals, for each stretch of way.
+                    phase = abs(drift) * (1.1 if cycling else 4.2) % (2 * np.pi)
+                    yield Figure(x, place, heading, member.person, cycling, float(phase))
+
+    def _crossing(self, s: float, time: float) -> Iterator[Figure]:
+        """People who cross the road well ahead, from kerb to kerb and back again."""
+        left, right = self._layout.wall(-1) + 0.5, self._layout.wall(1) - 0.5
+        spacing = 70.0 / self._layout.people
+        for k in range(int(s // spacing), int((s + self._reach) // spacing) + 1):
+            member = self._member(90, k)
+            place = (k + 0.6 * member.jitter) * spacing
+            # They are over by the time the camera comes: the way left to it sets their place.
+            left_over = (place - s - 6.0) / 45.0 + 0.5 * member.lateral - 0.25
+            share = float(np.clip(1.0 - left_over, 0.0, 1.0))
+            share = share if member.present < 0.65 else 1.0 - share
+            moving = 0.0 < share < 1.0
+            heading = np.pi / 2 if member.present < 0.65 else -np.pi / 2
+            phase = share * (right - left) * 4.2 if moving else 0.0
+            x = left + (right - left) * share
+            yield Figure(x, place, heading, member.person, phase=phase)
+
+    def _draw_member(self, stream: int, k: int) -> _Member:
+        rng = generator(self._seed, 201, stream, k)
+        return _Member(
+            rng.random(), rng.random(), rng.random(), shape_of(int(rng.integers(100))),
+            int(rng.integers(100)), draw_person(rng),
+        )  # fmt: skip

@@ -9,13 +9,23 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from knet_synthetic.camera import Camera, Canvas
-from knet_synthetic.labels import BUILDING, SKY, TREE
-from knet_synthetic.noise import Array, fractal
+from knet_synthetic.canvas import BUILDING, SKY, TREE, Array, Camera, Canvas, fractal
 
 Vector = tuple[float, float, float]
 REACH = 1.25  # radians (as tangents) that the panorama shows to either side
 TALL = 0.16  # the skyline strip's height, as a tangent
+# The sun's elevation (least, most; degrees), ambient and sun as irradiances, the sky's colour at
+# the zenith and at the horizon, cloud and haze (least, most).
+_WEATHER = (
+    ((28.0, 60.0), (0.50, 0.56, 0.66), (0.78, 0.73, 0.62),  # clear
+     (88, 138, 208), (206, 222, 236), (0.0, 0.45), (0.002, 0.006)),
+    ((50.0, 50.0), (0.84, 0.86, 0.88), (0.10, 0.10, 0.09),  # overcast
+     (196, 202, 210), (236, 238, 240), (0.8, 1.0), (0.004, 0.014)),
+    ((9.0, 20.0), (0.46, 0.46, 0.54), (1.05, 0.80, 0.50),  # low sun
+     (112, 142, 190), (250, 222, 180), (0.1, 0.5), (0.004, 0.010)),
+    ((30.0, 30.0), (0.40, 0.42, 0.48), (0.05, 0.05, 0.04),  # the end of a grey day
+     (108, 120, 142), (186, 190, 198), (0.7, 1.0), (0.003, 0.010)),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,26 +67,12 @@ class Climate:
 
 
 def draw_climate(rng: np.random.Generator) -> Climate:
-    kind = rng.choice(4, p=[0.36, 0.34, 0.2, 0.1])
+    kind = int(rng.choice(4, p=[0.36, 0.34, 0.2, 0.1]))
     azimuth = rng.uniform(-np.pi, np.pi)
-    if kind == 0:  # clear
-        elevation, ambient, sun = rng.uniform(28, 60), (0.50, 0.56, 0.66), (0.78, 0.73, 0.62)
-        zenith, horizon = (88, 138, 208), (206, 222, 236)
-        cloud, haze = rng.uniform(0.0, 0.45), rng.uniform(0.002, 0.006)
-    elif kind == 1:  # overcast
-        elevation, ambient, sun = 50.0, (0.84, 0.86, 0.88), (0.10, 0.10, 0.09)
-        zenith, horizon = (196, 202, 210), (236, 238, 240)
-        cloud, haze = rng.uniform(0.8, 1.0), rng.uniform(0.004, 0.014)
-    elif kind == 2:  # low sun
-        elevation, ambient, sun = rng.uniform(9, 20), (0.46, 0.46, 0.54), (1.05, 0.80, 0.50)
-        zenith, horizon = (112, 142, 190), (250, 222, 180)
-        cloud, haze = rng.uniform(0.1, 0.5), rng.uniform(0.004, 0.010)
-    else:  # the end of a grey day
-        elevation, ambient, sun = 30.0, (0.40, 0.42, 0.48), (0.05, 0.05, 0.04)
-        zenith, horizon = (108, 120, 142), (186, 190, 198)
-        cloud, haze = rng.uniform(0.7, 1.0), rng.uniform(0.003, 0.010)
-    height = np.sin(np.radians(elevation))
-    flat = np.cos(np.radians(elevation))
+    (low, high), ambient, sun, zenith, horizon, clouds, hazes = _WEATHER[kind]
+    elevation = rng.uniform(low, high) if low < high else low
+    cloud, haze = rng.uniform(*clouds), rng.uniform(*hazes)
+    height, flat = np.sin(np.radians(elevation)), np.cos(np.radians(elevation))
     # The camera meters a street that is half in its own shade.
     exposure = np.mean(ambient) + 0.3 * np.mean(sun) * height
     return Climate(
@@ -85,9 +81,9 @@ def draw_climate(rng: np.random.Generator) -> Climate:
         towards_sun=(float(np.sin(azimuth) * flat), float(height), float(np.cos(azimuth) * flat)),
         zenith=np.clip(np.array(zenith) * rng.uniform(0.85, 1.1), 0, 255),
         horizon=np.clip(np.array(horizon) * rng.uniform(0.95, 1.05), 0, 255),
-        cloud=float(cloud),
-        haze=float(haze),
-        lamps_lit=bool(kind == 3),
+        cloud=cloud,
+        haze=haze,
+        lamps_lit=kind == 3,
         gain=float(rng.uniform(0.72, 1.2) / (0.3 + 0.7 * exposure)),
         gamma=rng.uniform(0.85, 1.25),
         contrast=rng.uniform(0.15, 0.6),
@@ -132,13 +128,8 @@ class Sky:
         left = (turn - camera.cx + 0.5 * across - 0.5) * k + self._sky.shape[1] / 2
         top = self._sky.shape[0] - 1 - (camera.cy - 0.5 * along + 0.5) * k
         matrix = np.array([[across * k, 0, left], [0, along * k, top]])
-        window = cv2.warpAffine(
-            self._sky,
-            matrix,
-            small,
-            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-            borderMode=cv2.BORDER_REFLECT_101,
-        )
+        flags, border = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, cv2.BORDER_REFLECT_101
+        window = cv2.warpAffine(self._sky, matrix, small, flags=flags, borderMode=border)
         cv2.resize(window, (canvas.width, bottom), dst=canvas.image[:bottom])
         canvas.labels[:bottom] = SKY
         self._skyline(canvas, bottom, round(turn - camera.cx))
@@ -192,10 +183,9 @@ def _paint_skyline(
     while x < columns:
         wide = int(rng.integers(rows // 3 + 1, rows + 2))
         built = rng.random() < 0.6
-        albedo = np.array((1.0, 0.95, 0.88)) * rng.uniform(90, 170)
-        colour = (albedo if built else np.array((66, 84, 48))) * light * (
-            1 - haze
-        ) + climate.horizon * haze
+        wall = np.array((1.0, 0.95, 0.88)) * rng.uniform(90, 170)
+        albedo = wall if built else np.array((66, 84, 48))
+        colour = albedo * light * (1 - haze) + climate.horizon * haze
         fill = tuple(map(float, np.clip(colour, 0, 255)))
         top = int(rows * (1 - rng.uniform(0.25, 0.62)))
         if built:

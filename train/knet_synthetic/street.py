@@ -9,16 +9,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from knet_synthetic.buildings import Buildings, draw_facade
-from knet_synthetic.camera import NEAR, Camera, Canvas
-from knet_synthetic.cars import Cars, shape_of
-from knet_synthetic.fixtures import Fixtures, draw_bare, draw_crown, draw_railing
+from knet_synthetic.buildings import Buildings
+from knet_synthetic.canvas import NEAR, Array, Camera, Canvas, generator
+from knet_synthetic.cars import Cars
+from knet_synthetic.fixtures import Fixtures
 from knet_synthetic.ground import Ground, Shadows
-from knet_synthetic.layout import BLOCK, STYLES, Block, Plot, build_block, draw_layout
-from knet_synthetic.noise import Array, generator
-from knet_synthetic.people import draw_cyclist, draw_walker
+from knet_synthetic.layout import BLOCK, Block, Car, Figure, Plot, Traffic, build_block, draw_layout
+from knet_synthetic.people import draw_figure
 from knet_synthetic.sky import Sky, draw_climate, tone_table
-from knet_synthetic.traffic import Mover, Traffic
 
 RANGE = 110.0  # metres that are drawn
 DETAIL = 85.0  # metres within which people and what is as slight are drawn
@@ -49,23 +47,10 @@ class Street:
         layout, climate = self._layout, self._climate
         self._focal = 2.0 * width * layout.focal
         self._horizon = 2.0 * height * layout.horizon
-        counts = tuple(1 + round(2.4 * share) for share in layout.mix)
-        facades = [
-            draw_facade(rng, style)
-            for style, count in zip(STYLES, counts, strict=True)
-            for _ in range(count)
-        ]
-        self._counts = counts
-        self._buildings = Buildings(rng, facades, layout, climate)
+        self._buildings = Buildings(rng, layout, climate)
         self._ground = Ground(rng, layout, climate)
         self._sky = Sky(rng, climate, self._focal, self._horizon)
-        bare = layout.season == 2
-        crowns = tuple(
-            draw_bare(rng, climate) if bare else draw_crown(rng, climate, layout.season, bush=False)
-            for _ in range(3)
-        )
-        bushes = tuple(draw_crown(rng, climate, 0, bush=True) for _ in range(2))
-        self._fixtures = Fixtures(climate, crowns, bushes, bare, draw_railing(climate))
+        self._fixtures = Fixtures(rng, climate, layout.season)
         self._cars = Cars(climate)
         self._traffic = Traffic(seed, layout, RANGE)
         self._shadows = Shadows(climate, layout, self._buildings)
@@ -76,7 +61,7 @@ class Street:
         grain = 0.5 * grain + 0.8 * grain.mean(axis=2, keepdims=True)
         self._grain = np.clip(np.rint(128 + grain), 0, 255).astype(np.uint8)
         self._canvas = Canvas(height, width)
-        self._block = lru_cache(maxsize=64)(self._build)
+        self._block = lru_cache(maxsize=64)(partial(build_block, seed, layout))
 
     def frame(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """The image uint8 [H, W, 3] RGB and the labels uint8 [H, W] of a frame; IndexError
@@ -120,11 +105,8 @@ class Street:
             curve=layout.curve,
         )
 
-    def _build(self, number: int) -> Block:
-        return build_block(self.seed, number, self._layout, self._counts)
-
     def _things(
-        self, camera: Camera, blocks: list[Block], moving: list[Mover], time: float
+        self, camera: Camera, blocks: list[Block], moving: list[Car | Figure], time: float
     ) -> Iterator[tuple[float, Draw]]:
         """What to draw and how far off it is. A front counts from its far end: the street is
         nearly convex, so whatever stands in it before that end stands before the front."""
@@ -144,18 +126,15 @@ class Street:
                     yield item.s, partial(self._fixtures.draw, canvas, camera, item, time)
             for car in block.parked:
                 if near - 2.0 < car.s < far:
-                    pose = (car.x, car.s, car.heading, shape_of(car.style), car.paint, dim(car.x))
-                    yield car.s, partial(self._cars.draw, canvas, camera, *pose)
+                    yield car.s, partial(self._cars.draw, canvas, camera, car, dim(car.x))
         for mover in moving:
             if not near - 5.0 < mover.s < far:
                 continue
-            x, s, way, light = mover.x, mover.s, mover.heading, dim(mover.x)
-            if mover.person is None:
-                pose = (x, s, way, mover.shape, mover.paint, light)
-                yield s, partial(self._cars.draw, canvas, camera, *pose)
-            elif s < camera.s + DETAIL:
-                figure = partial(draw_cyclist if mover.cycling else draw_walker, canvas, camera)
-                yield s, partial(figure, climate, mover.person, x, s, way, mover.phase, light)
+            light = dim(mover.x)
+            if isinstance(mover, Car):
+                yield mover.s, partial(self._cars.draw, canvas, camera, mover, light)
+            elif mover.s < camera.s + DETAIL:
+                yield mover.s, partial(draw_figure, canvas, camera, climate, mover, light)
 
     def _develop(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Lens and sensor: sub-samples to pixels, vignette, tone, grain, soft colour."""

@@ -1,26 +1,39 @@
-"""Our checkpoints: one safetensors file whose header carries the configuration as JSON."""
+"""Our checkpoints (one safetensors file whose header carries the configuration as JSON), and the
+weights that a new run starts from: one of these, or an ImageNet backbone."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import timm
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from knet_runtime.atomic import output_error, write_atomic
 from knet_runtime.errors import CheckpointError
 from knet_runtime.labels import LabelMap
 from knet_train.config import Config, ModelConfig
+from knet_train.models.backbones import SwinBackbone
 from knet_train.models.build import build_model
 from knet_train.models.knet import KNet
 
 FORMAT = "knet-deploy checkpoint 1"
+_CLASSIFIERS = ("conv_seg", "auxiliary.conv_seg")  # a row per class; others start afresh
+# Where ImageNet weights stand under another name than the model's own.
+_HUB = {
+    "efficientnet_lite0": "timm/tf_efficientnet_lite0.in1k",
+    "resnet50c": "timm/resnet50c.mm_in1k",
+}
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -118,3 +131,88 @@ def load_checkpoint(path: Path | str) -> KNet:
         'KNet'
     """
     return read_checkpoint(Path(path)).model
+
+
+def load_initial(model: KNet, path: Path) -> None:
+    """All weights of a checkpoint of the same architecture into ``model``.
+
+    Classifiers of another number of classes keep their new weights, and so does an auxiliary
+    classifier that the checkpoint has not; both are logged. Raises CheckpointError naming the
+    first weight that is missing, misshapen, foreign, or not finite.
+    """
+    metadata, state = read_tensors(
+        path, "--init wants one that `knet-deploy train` or `import-mmseg` wrote"
+    )
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} is no checkpoint of `knet-deploy train` or `import-mmseg`; weights of a "
+            "backbone alone go to --backbone-weights"
+        )
+    needed = model.state_dict()
+    auxiliary = any(key.startswith("auxiliary.") for key in state)
+    fresh = []
+    for key, like in needed.items():
+        misshapen = key in state and state[key].shape != like.shape
+        if (misshapen and key.rpartition(".")[0] in _CLASSIFIERS) or (
+            key.startswith("auxiliary.") and not auxiliary
+        ):
+            fresh.append(key)
+        elif key not in state:
+            raise CheckpointError(f"{path} has no weight {key}: it is another architecture")
+        elif misshapen:
+            raise CheckpointError(
+                f"{path} has {key} as {list(state[key].shape)}, the model as {list(like.shape)}: "
+                "pass the preset and the settings it was trained with"
+            )
+        elif not torch.isfinite(state[key]).all():
+            raise CheckpointError(f"{path}: {key} holds values that are not finite: it is broken")
+    foreign = [key for key in state if key not in needed and not key.startswith("auxiliary.")]
+    if foreign:
+        raise CheckpointError(f"{path} has the weight {foreign[0]}, which the model has not")
+    taken = {key: state[key] for key in needed if key not in fresh}
+    model.load_state_dict(taken, strict=False)
+    _log.info("%d of %d weights taken from %s", len(taken), len(needed), path)
+    if fresh:
+        _log.warning("%s does not hold these for this model, they start afresh: %s", path, fresh)
+
+
+def load_pretrained(backbone: nn.Module, config: ModelConfig, weights: Path | None) -> None:
+    """ImageNet weights into ``backbone``: from a safetensors file, else from timm's hub.
+
+    A file may hold the whole classifier; what the features don't need is left out. Raises
+    CheckpointError when the file is broken or lacks a weight, or the hub cannot be reached.
+    """
+    default = timm.get_pretrained_cfg(config.backbone)
+    name = _HUB.get(config.backbone) or (default and default.hf_hub_id) or f"timm/{config.backbone}"
+    if weights is not None:
+        _, state = read_tensors(weights, f"pass {name}'s model.safetensors")
+    else:
+        state = _from_hub(config.backbone, name)
+    needed = backbone.state_dict()
+    if isinstance(backbone, SwinBackbone):  # its norms of the levels are K-Net's, not ImageNet's
+        needed = {key: value for key, value in needed.items() if not key.startswith("norms.")}
+    # timm's feature wrappers write "stages_0" where its files have "stages.0".
+    plain = {key.replace(".", "_"): value for key, value in state.items()}
+    state = {key: plain[k] for key in needed if (k := key.replace(".", "_")) in plain}
+    missing = [key for key in needed if key not in state]
+    wrong = [key for key in state if state[key].shape != needed[key].shape]
+    if missing or wrong:
+        raise CheckpointError(
+            f"{weights or 'the hub'} does not hold {config.backbone}: "
+            f"{len(missing)} weights missing, {len(wrong)} of another shape "
+            f"(first: {(missing + wrong)[0]}); it wants {name}'s model.safetensors"
+        )
+    backbone.load_state_dict(state, strict=False)
+
+
+def _from_hub(backbone: str, name: str) -> dict[str, Tensor]:
+    try:
+        source = timm.create_model(f"hf_hub:{name}", pretrained=True)
+    except Exception as error:  # the hub client raises many unrelated types
+        raise CheckpointError(
+            f"ImageNet weights of {backbone} could not be fetched from the hub "
+            f"({type(error).__name__}): connect to the network, or pass "
+            f"--backbone-weights FILE.safetensors ({name}'s model.safetensors)"
+        ) from error
+    state: dict[str, Tensor] = source.state_dict()
+    return state

@@ -82,9 +82,8 @@ def check_single_images(model: KNet, config: Config) -> None:
     """Refuse, with ConfigError, BatchNorm over the single value that one pooled image gives."""
     settings, optim = config.trainer, config.optim
     ranks = process_count(settings)
-    if optim.batch_size > ranks * optim.accumulate or config.model.head not in _POOLING_HEADS:
-        return
-    if settings.sync_batchnorm and ranks > 1:
+    several = optim.batch_size > ranks * optim.accumulate or (settings.sync_batchnorm and ranks > 1)
+    if several or config.model.head not in _POOLING_HEADS:
         return
     if any(isinstance(module, _BatchNorm) and module.training for module in model.head.modules()):
         raise ConfigError(

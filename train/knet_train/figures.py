@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from knet_runtime.drawing import blend, legend_strip
+from knet_runtime.drawing import blend, encode_png, legend_strip
 from knet_runtime.labels import Colour, LabelMap
 from knet_runtime.metrics import ConfusionMatrix
 from knet_runtime.preprocess import resize
@@ -56,7 +56,7 @@ def draw_sheet(layout: Layout, samples: Sequence[Sample], shares: dict[str, floa
         caption = f"{name}  {image.shape[1]}x{image.shape[0]}"
         _text(sheet, caption, (left, top + _BOX[0] + 16), 0.42, _LIGHT)
     legend = legend_strip(_seen(layout.labels, shares), sheet.shape[1], shares)
-    return _png(np.concatenate([sheet, legend]))
+    return encode_png(np.concatenate([sheet, legend]))
 
 
 def _seen(labels: LabelMap, shares: dict[str, float]) -> LabelMap:
@@ -113,7 +113,7 @@ def draw_confusion(confusion: ConfusionMatrix, labels: LabelMap, title: str) -> 
     _text(image, "predicted", (left, _MARGIN + 34), 0.46, _PALE)
     _upright(image, "labelled", (_MARGIN + 4, top + _width("labelled", 0.46)), 0.46, _PALE)
     _draw_scale(image, left + side + 24, top, min(side, 400))
-    return _png(image)
+    return encode_png(image)
 
 
 def _percentages(
@@ -177,8 +177,3 @@ def _end(text: str, width: int) -> str:
     while len(cut) > 1 and _width(cut, 0.42) > width:
         cut = cut[1:]
     return cut if cut == text else ".." + cut[2:]
-
-
-def _png(image: Rgb) -> bytes:
-    _, data = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))
-    return data.tobytes()

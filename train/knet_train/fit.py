@@ -20,6 +20,7 @@ from torch import Tensor
 
 from knet_runtime.errors import ConfigError, KnetError, TrainingError
 from knet_synthetic import CAMVID11
+from knet_train.checkpoint import load_initial, load_pretrained
 from knet_train.config import Config, ModelConfig
 from knet_train.data.batches import SegmentationData
 from knet_train.data.dataset import LabelledFolder, check_pairs, open_folder
@@ -32,12 +33,10 @@ from knet_train.devices import (
     environment_plugins,
     place_model,
 )
-from knet_train.initial import load_initial, load_pretrained
 from knet_train.loss import class_weights
 from knet_train.models.build import build_model
 from knet_train.models.knet import KNet
-from knet_train.module import KNetModule, recompute_backbone
-from knet_train.optim import check_layers, freeze_layers
+from knet_train.module import KNetModule, check_layers, freeze_layers, recompute_backbone
 from knet_train.run_folder import (
     BEST,
     LAST,

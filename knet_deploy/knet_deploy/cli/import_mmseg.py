@@ -35,7 +35,7 @@ def import_mmseg(
     """
     with needs_extra("train", "knet-deploy import-mmseg"):
         from knet_train.mmseg import import_mmseg as import_file
-    from knet_train.data.label_maps import load_labels_json
+    from knet_train.data.layouts import load_labels_json
 
     found = import_file(
         source,

@@ -16,9 +16,9 @@ from PIL import Image
 
 from knet_runtime.labels import LabelMap
 from knet_synthetic import Street
-from knet_train.checkpoint import save_checkpoint
+from knet_train.checkpoint import load_checkpoint, save_checkpoint
 from knet_train.config import load_config
-from knet_train.data.label_maps import ADE20K
+from knet_train.data.layouts import ADE20K
 from knet_train.models.build import build_model
 
 Call = Callable[..., Any]
@@ -122,8 +122,6 @@ def test_eval_sees_images_as_published_when_told(
 def test_eval_agrees_with_plain_torch_at_a_scale_of_its_own(
     call: Call, checkpoint: Path, data: Path, tmp_path: Path
 ) -> None:
-    from knet_train import load_checkpoint
-
     model = load_checkpoint(checkpoint)
     hits = 0
     for index in range(3):

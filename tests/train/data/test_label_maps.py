@@ -8,7 +8,7 @@ import pytest
 from knet_runtime.errors import DataError
 from knet_runtime.labels import distinct_palette
 from knet_synthetic import CAMVID11
-from knet_train.data.label_maps import ADE20K, load_labels_json
+from knet_train.data.layouts import ADE20K, load_labels_json
 
 
 def test_labels_json_is_read_and_its_missing_palette_made(tmp_path: Path):

@@ -12,8 +12,7 @@ from PIL import Image
 
 from knet_runtime.errors import DataError
 from knet_train.data.dataset import check_pairs, open_folder
-from knet_train.data.label_maps import ADE20K, CITYSCAPES19
-from knet_train.data.layouts import find_layout, split_names
+from knet_train.data.layouts import ADE20K, CITYSCAPES19, find_layout, split_names
 
 VALUES = np.array([[0, 1, 150], [2, 0, 7]], np.uint8)  # as ADE20K's files hold them
 CLASSES = np.array([[255, 0, 149], [1, 255, 6]], np.uint8)

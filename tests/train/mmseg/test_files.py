@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from knet_deploy.cli.main import main
 from knet_runtime.errors import OutputError
 from knet_runtime.labels import LabelMap, distinct_palette
-from knet_train import load_checkpoint
-from knet_train.data.label_maps import ADE20K
+from knet_train.checkpoint import load_checkpoint
+from knet_train.data.layouts import ADE20K
 from knet_train.mmseg import import_mmseg, read_mmseg, read_state
 
 SEVEN = LabelMap(tuple("abcdefg"), distinct_palette(7), 255)

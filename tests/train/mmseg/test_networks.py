@@ -13,11 +13,11 @@ import torch
 
 from knet_train import mmseg
 from knet_train.config import load_config
-from knet_train.mmseg import map_state
-from knet_train.mmseg_keys import (
+from knet_train.mmseg import (
     drop_reason,
     guess_preset,
     is_patch_merging,
+    map_state,
     merging_order,
     mmseg_name,
 )

@@ -14,7 +14,7 @@ import torch
 
 from knet_runtime.errors import CheckpointError
 from knet_runtime.labels import LabelMap, distinct_palette
-from knet_train.data.label_maps import ADE20K
+from knet_train.data.layouts import ADE20K
 from knet_train.mmseg import read_mmseg, read_state
 
 SEVEN = LabelMap(tuple("abcdefg"), distinct_palette(7), 255)

@@ -1,14 +1,18 @@
-"""Which process computes which samples at which step, and the images that score the run.
+"""The samples that a run learns from, which process computes which of them, and the images that
+score it.
 
-Step s of a run uses the samples s·B … (s + 1)·B - 1, whatever the number of processes: process r of
-R takes the r-th slice of them, and computes it in ``optim.accumulate`` parts. So a run on many
-devices sees the same batches as on one.
+Sample ``i`` of a run is a pure function of (seed, i): which image it is, and every random number of
+its augmentation. So the order of workers does not matter, and a resumed run continues with the very
+samples that it would have seen. Step s uses the samples s·B … (s + 1)·B - 1, whatever the number of
+processes: process r of R takes the r-th slice of them, and computes it in ``optim.accumulate``
+parts. So a run on many devices sees the same batches as on one.
 """
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from functools import lru_cache
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -17,13 +21,127 @@ import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as tvf
 
-from knet_train.config import Config
-from knet_train.data.augment import TrainingSamples
+from knet_synthetic import Street
+from knet_train.config import Config, DataConfig
 from knet_train.data.dataset import LabelledFolder
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+_FRAMES_PER_STREET = 16  # a street costs more to build than a frame to draw
+_FILL = 128  # grey, which is near zero after normalisation
+
+
+class TrainingSamples(Dataset[tuple[Tensor, Tensor]]):
+    """``length`` augmented samples: image uint8 [H, W, 3] and label uint8 [H, W] of the crop size.
+
+    A ``data.synthetic_share`` of them, evenly spread, are synthetic streets; the others go through
+    the folder in a new order every time round.
+    """
+
+    def __init__(self, folder: LabelledFolder, config: DataConfig, seed: int, length: int) -> None:
+        self.folder = folder
+        self.config = config
+        self.seed = seed
+        self.length = length
+        *strengths, hue = config.jitter
+        brightness, contrast, saturation = ((1 - s, 1 + s) for s in strengths)
+        self.jitter = _Jitter(brightness, contrast, saturation, (-hue, hue))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        synthetic = int(index * self.config.synthetic_share)
+        if int((index + 1) * self.config.synthetic_share) > synthetic:
+            street = _street(
+                self.seed * 1_000_003 + synthetic // _FRAMES_PER_STREET, self.config.eval_size
+            )
+            rng = np.random.default_rng((self.seed, 1, index))
+            pixels, classes = street.frame(int(rng.integers(0, 3000)))
+        else:
+            turn, place = divmod(index - synthetic, len(self.folder))
+            order = np.random.default_rng((self.seed, 2, turn)).permutation(len(self.folder))
+            pixels, classes = self.folder.read(int(order[place]))
+        image = tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
+        label = tv_tensors.Mask(torch.from_numpy(classes))
+        with torch.random.fork_rng(devices=[]):
+            (state,) = np.random.SeedSequence((self.seed, 3, index)).generate_state(1)
+            torch.manual_seed(int(state))
+            image, label = self._augment(image, label)
+        return image.as_subclass(Tensor).permute(1, 2, 0), label.as_subclass(Tensor)
+
+    def _augment(
+        self, image: tv_tensors.Image, label: tv_tensors.Mask
+    ) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+        config, ignore = self.config, self.folder.labels.ignore_index
+        scale = _uniform(*config.scale) * self._evaluation_scale(*label.shape)
+        stretch = _uniform(-1.0, 1.0) * np.log(config.aspect)
+        size = [
+            max(1, round(label.shape[0] * scale * float(np.exp(-stretch / 2)))),
+            max(1, round(label.shape[1] * scale * float(np.exp(stretch / 2)))),
+        ]
+        image = tvf.resize(image, size, InterpolationMode.BILINEAR, antialias=True)
+        label = tvf.resize(label, size, InterpolationMode.NEAREST_EXACT)
+        height, width = config.crop
+        pad_y, pad_x = max(0, height - size[0]), max(0, width - size[1])
+        if pad_y or pad_x:
+            before_y, before_x = _integer(pad_y + 1), _integer(pad_x + 1)
+            sides = [before_x, before_y, pad_x - before_x, pad_y - before_y]
+            image = tvf.pad(image, sides, fill=_FILL)
+            label = tvf.pad(label, sides, fill=ignore)
+        top, left = self._crop_corner(label)
+        image = tvf.crop(image, top, left, height, width)
+        label = tvf.crop(label, top, left, height, width)
+        if _uniform(0, 1) < config.flip:
+            image, label = tvf.horizontal_flip(image), tvf.horizontal_flip(label)
+        if _uniform(0, 1) < config.photometric:
+            image = self.jitter(image)
+        return image, label
+
+    def _evaluation_scale(self, height: int, width: int) -> float:
+        """Scale 1 is the size at which the network will see the whole image."""
+        if self.config.eval_mode == "keep_ratio":
+            longest, shortest = self.config.eval_scale
+            return min(longest / max(height, width), shortest / min(height, width))
+        return min(self.config.eval_size[0] / height, self.config.eval_size[1] / width)
+
+    def _crop_corner(self, label: Tensor) -> tuple[int, int]:
+        """A corner whose crop is not mostly one class, as mmsegmentation's ``cat_max_ratio``."""
+        height, width = self.config.crop
+        for _ in range(10):
+            top = _integer(label.shape[0] - height + 1)
+            left = _integer(label.shape[1] - width + 1)
+            crop = label[top : top + height, left : left + width]
+            counts = torch.bincount(crop.flatten(), minlength=256)
+            counts[self.folder.labels.ignore_index] = 0
+            if (counts > 0).sum() > 1 and counts.max() < self.config.max_class_share * counts.sum():
+                break
+        return top, left
+
+
+class _Jitter(v2.RandomPhotometricDistort):  # type: ignore[misc]  # torchvision has no types
+    """Each distortion with probability 1/2, but never torchvision's swap of colour channels: grass
+    and sky keep their colours, as in mmsegmentation's ``PhotoMetricDistortion``."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        return {**super().make_params(flat_inputs), "channel_permutation": None}
+
+
+def _uniform(low: float, high: float) -> float:
+    return low + (high - low) * float(torch.rand(()))
+
+
+def _integer(high: int) -> int:
+    return int(torch.randint(high, ()))
+
+
+@lru_cache(maxsize=2)
+def _street(seed: int, size: tuple[int, int]) -> Street:
+    return Street(seed, size)
 
 
 class Part(NamedTuple):
@@ -92,16 +210,14 @@ class SegmentationData(pl.LightningDataModule):
         self.parts: Parts | None = None
 
     def train_dataloader(self) -> Parts:
-        optim, settings = self.config.optim, self.config.trainer
-        assert self.trainer is not None
-        rank, ranks = self.trainer.global_rank, self.trainer.world_size
+        optim, settings, trainer = self.config.optim, self.config.trainer, self.trainer
+        assert trainer is not None
+        step, rank, ranks = trainer.global_step, trainer.global_rank, trainer.world_size
         length = optim.steps * optim.batch_size
         loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
             TrainingSamples(self.train, self.config.data, settings.seed, length),
             optim.batch_size // ranks,
-            sampler=StepIndices(
-                self.trainer.global_step, optim.steps, optim.batch_size, rank, ranks
-            ),
+            sampler=StepIndices(step, optim.steps, optim.batch_size, rank, ranks),
             num_workers=settings.workers,
             persistent_workers=settings.workers > 0,
             worker_init_fn=_leave_signals_to_parent,

@@ -15,12 +15,7 @@ from numpy.typing import NDArray
 
 from knet_runtime.errors import DataError, SourceError
 from knet_runtime.sources.images import read_image
-from knet_train.data.dataset import (
-    allowed_values,
-    label_table,
-    read_values,
-    sizes_differ,
-)
+from knet_train.data.dataset import allowed_values, label_table, read_values, sizes_differ
 from knet_train.data.layouts import Layout, Listing, Sample, find_layout, list_split, split_names
 
 _WORKERS = 8  # images in memory at a time
@@ -129,6 +124,8 @@ def check(
                     good.append(sample)
         finally:
             pool.shutdown(cancel_futures=True)  # after Ctrl-C nothing more is read
+    paths = {path for listing in found.listings.values() for path in listing.unused}
+    unused = [path.name for path in sorted(paths)]
     classes = zip(labels.names, pixels.tolist(), images.tolist(), strict=True)
     report = DataReport(
         root=str(found.layout.root),
@@ -143,7 +140,7 @@ def check(
         problems=tuple(problems),
         warnings=(
             *_leaks(found),
-            *_some(_unused(found), "labels have no image"),
+            *_some(unused, "labels have no image"),
             *_some(void, "images have no labelled pixel"),
         ),
     )
@@ -218,11 +215,6 @@ def _scores(one: str, other: str) -> bool:
         sides.append((kind, stem.replace(kind, "") if kind else name))
     (kind, rest), (other_kind, other_rest) = sides
     return bool(kind and other_kind) and kind != other_kind and rest == other_rest
-
-
-def _unused(found: Survey) -> list[str]:
-    paths = {path for listing in found.listings.values() for path in listing.unused}
-    return [path.name for path in sorted(paths)]
 
 
 def _some(names: list[str], what: str) -> list[str]:

@@ -17,15 +17,12 @@ def build_model(config: ModelConfig, classes: int) -> KNet:
     auxiliary = None
     if config.auxiliary_channels:
         auxiliary = AuxiliaryHead(levels, config.auxiliary_channels, classes, config.dropout)
+    head = _HEADS[config.head](levels, config.channels)
+    sizes = (config.channels, config.update_channels, config.heads, config.ffn_channels)
     return KNet(
         backbone,
-        _HEADS[config.head](levels, config.channels),
-        [
-            KernelUpdateStage(
-                config.channels, config.update_channels, config.heads, config.ffn_channels
-            )
-            for _ in range(config.stages)
-        ],
+        head,
+        [KernelUpdateStage(*sizes) for _ in range(config.stages)],
         classes=classes,
         channels=config.channels,
         dropout=config.dropout,

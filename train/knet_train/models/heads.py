@@ -72,10 +72,9 @@ class FCNHead(nn.Module):
 
     def __init__(self, in_channels: Sequence[int], channels: int) -> None:
         super().__init__()
-        self.convs = nn.Sequential(
-            ConvBlock(in_channels[-1], channels), ConvBlock(channels, channels)
-        )
-        self.fuse = ConvBlock(in_channels[-1] + channels, channels)
+        cin = in_channels[-1]
+        self.convs = nn.Sequential(ConvBlock(cin, channels), ConvBlock(channels, channels))
+        self.fuse = ConvBlock(cin + channels, channels)
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         last = levels[-1]
@@ -119,12 +118,8 @@ class ASPPHead(nn.Module):
         super().__init__()
         cin = in_channels[-1]
         self.image_pool = ConvBlock(cin, channels, 1)
-        self.branches = nn.ModuleList(
-            [
-                ConvBlock(cin, channels, 1),
-                *(ConvBlock(cin, channels, dilation=dilation) for dilation in _DILATIONS),
-            ]
-        )
+        dilated = (ConvBlock(cin, channels, dilation=dilation) for dilation in _DILATIONS)
+        self.branches = nn.ModuleList([ConvBlock(cin, channels, 1), *dilated])
         self.fuse = ConvBlock((2 + len(_DILATIONS)) * channels, channels)
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
@@ -147,9 +142,8 @@ class UPerHead(nn.Module):
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         top = self.pyramid(levels[-1])
         outs = [top]
-        for lateral, smooth, level in reversed(
-            list(zip(self.laterals, self.smooth, levels, strict=False))
-        ):
+        parts = list(zip(self.laterals, self.smooth, levels[:-1], strict=True))
+        for lateral, smooth, level in reversed(parts):
             side = lateral(level)
             top = side + upsample_to(top, side)
             outs.insert(0, smooth(top))

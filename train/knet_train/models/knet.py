@@ -123,9 +123,7 @@ class KernelUpdateStage(nn.Module):
         )
         self.ffn_norm = nn.LayerNorm(channels)
         self.mask_fc = nn.Sequential(
-            nn.Linear(channels, channels, bias=False),
-            nn.LayerNorm(channels),
-            nn.ReLU(inplace=True),
+            nn.Linear(channels, channels, bias=False), nn.LayerNorm(channels), nn.ReLU(inplace=True)
         )
         self.fc_mask = nn.Linear(channels, channels)
 
@@ -174,19 +172,14 @@ class KernelUpdator(nn.Module):
     def forward(self, gathered: Tensor, kernels: Tensor) -> Tensor:
         """Group features and kernels, both [B, N, C] -> updated kernels [B, N, C]."""
         batch, count, channels = kernels.shape
-        parts = count * channels // self.width
-        group_in, group_out = self.dynamic_layer(gathered.reshape(batch, parts, self.width)).chunk(
-            2, dim=-1
-        )
-        kernel_in, kernel_out = self.input_layer(kernels.reshape(batch, parts, self.width)).chunk(
-            2, dim=-1
-        )
+        parts = (batch, count * channels // self.width, self.width)
+        group_in, group_out = self.dynamic_layer(gathered.reshape(parts)).chunk(2, dim=-1)
+        kernel_in, kernel_out = self.input_layer(kernels.reshape(parts)).chunk(2, dim=-1)
         gate = group_in * kernel_in
         input_gate = torch.sigmoid(self.input_norm_in(self.input_gate(gate)))
         update_gate = torch.sigmoid(self.norm_in(self.update_gate(gate)))
-        mixed = update_gate * self.norm_out(group_out) + input_gate * self.input_norm_out(
-            kernel_out
-        )
+        group_part = update_gate * self.norm_out(group_out)
+        mixed = group_part + input_gate * self.input_norm_out(kernel_out)
         updated: Tensor = torch.relu(self.fc_norm(self.fc_layer(mixed)))
         return updated.reshape(batch, count, channels)
 

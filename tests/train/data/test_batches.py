@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from knet_runtime.labels import LabelMap
 from knet_synthetic import CAMVID11
 from knet_train.config import Config, DataConfig
-from knet_train.data.augment import TrainingSamples
+from knet_train.data.batches import TrainingSamples
 from knet_train.data.dataset import LabelledFolder, open_folder
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
@@ -144,7 +144,7 @@ def test_the_synthetic_share_is_exact_and_does_not_skip_images(
         def frame(self, index: int) -> Pair:
             return np.full((64, 96, 3), 255, np.uint8), np.zeros((64, 96), np.uint8)
 
-    monkeypatch.setattr("knet_train.data.augment._street", lambda seed, size: White())
+    monkeypatch.setattr("knet_train.data.batches._street", lambda seed, size: White())
     plain = msgspec.structs.replace(
         data, photometric=0.0, scale=(1.0, 1.0), aspect=1.0, synthetic_share=share
     )

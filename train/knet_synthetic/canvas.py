@@ -1,10 +1,10 @@
-"""Drawing in perspective: the camera says where a point of the street lies in the frame, the canvas
-draws there, image and labels by the same call.
+"""What everything is drawn with: noise of a seed, CamVid's classes, the camera, and the canvas.
 
-Street coordinates are (x right of the centre line, y up, s along it). The street bends: `Curve` is
-its centre line's lateral offset, and a point's true position is x + offset(s). Pitch is a shift of
-the horizon (exact for a shifted lens), so that what is vertical stays vertical in the frame. The
-canvas has two sub-samples per pixel and side.
+The camera says where a point of the street lies in the frame; the canvas draws there, image and
+labels by the same call. Street coordinates are (x right of the centre line, y up, s along it). The
+street bends: `Curve` is its centre line's lateral offset, and a point's true position is
+x + offset(s). Pitch is a shift of the horizon (exact for a shifted lens), so that what is vertical
+stays vertical in the frame. The canvas has two sub-samples per pixel and side.
 """
 
 from __future__ import annotations
@@ -12,17 +12,57 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-from knet_synthetic.noise import Array
+from knet_runtime.labels import LabelMap
+
+Array = NDArray[Any]
+
+CAMVID11 = LabelMap(
+    names=("Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car",
+           "Pedestrian", "Bicyclist"),
+    palette=((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222),
+             (128, 128, 0), (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0),
+             (0, 128, 192)),
+    ignore_index=11,
+)  # fmt: skip
+SKY, BUILDING, POLE, ROAD, PAVEMENT, TREE, SIGN, FENCE, CAR, PEDESTRIAN, BICYCLIST = range(11)
+NO_LABEL = -1  # only the image is drawn and labels stay: paint on the road
 
 NEAR = 1.0
 BEHIND, BEYOND = -60, 460  # metres from the camera within which the bend is known
 _METRES = np.arange(BEYOND - BEHIND)
-NO_LABEL = -1  # only the image is drawn and labels stay: paint on the road
 _SHIFT = 4  # binary places of the polygon coordinates handed to OpenCV
+
+
+def generator(*key: int) -> np.random.Generator:
+    """A generator for this key alone: what makes every frame a pure function of its index."""
+    # Seeds may not be negative: the sign is folded in so that block -1 differs from block 1.
+    return np.random.default_rng([2 * k if k >= 0 else -2 * k - 1 for k in key])
+
+
+def fractal(
+    rng: np.random.Generator, height: int, width: int, cells: tuple[int, int], octaves: int = 3
+) -> Array:
+    """Float32 noise of about unit deviation which tiles in both directions."""
+    total = np.zeros((height, width), np.float32)
+    rows, columns, power = *cells, 0.0
+    for octave in range(1, octaves + 1):
+        weight = 0.6**octave
+        rows, columns = min(rows, height), min(columns, width)
+        grid = np.pad(rng.standard_normal((rows, columns), dtype=np.float32), 2, mode="wrap")
+        # Sampling the padded grid between its first and last true cell makes the tile periodic.
+        scale_y, scale_x = rows / height, columns / width
+        matrix = np.array([[scale_x, 0, 2.0], [0, scale_y, 2.0]])
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        total += weight * cv2.warpAffine(grid, matrix, (width, height), flags=flags)
+        power += weight**2
+        rows, columns = rows * 2, columns * 2
+    return total * np.float32(1.4 / power**0.5)
 
 
 def flat(x0: float, x1: float, s0: float, s1: float) -> Array:
@@ -183,37 +223,25 @@ class Canvas:
         left, top, right, bottom = window
         if source is None:
             rows, columns = texture.shape[:2]
-            source = np.array([[0, 0], [columns, 0], [columns, rows], [0, rows]], np.float32) - 0.5
+            source = np.array([[0, 0], [columns, 0], [columns, rows], [0, rows]]) - 0.5
         local = (corners - (left, top)).astype(np.float32)
         matrix = cv2.getPerspectiveTransform(source.astype(np.float32), local)
-        patch = cv2.warpPerspective(
-            texture,
-            matrix,
-            (right - left, bottom - top),
-            flags=cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_REPLICATE,
-        )
+        size = (right - left, bottom - top)
+        patch = cv2.warpPerspective(texture, matrix, size, borderMode=cv2.BORDER_REPLICATE)
         mask: Array = np.zeros(patch.shape[:2], np.uint8)
         cv2.fillConvexPoly(mask, _fixed(local), (255,), cv2.LINE_8, _SHIFT)
         region = self.image[top:bottom, left:right]
         if texture.ndim == 3 and texture.shape[2] == 4:
             # Railings: bars finer than a sample are mixed, and the whole panel is labelled.
             weight = patch[..., 3:].astype(np.float32) * (mask[..., None] * (1 / 65025.0))
-            region += (
-                ((patch[..., :3] - region.astype(np.float32)) * weight)
-                .astype(np.int16)
-                .astype(np.uint8)
-            )
+            change = (patch[..., :3] - region.astype(np.float32)) * weight
+            region += change.astype(np.int16).astype(np.uint8)
         else:
             cv2.copyTo(patch, mask, region)
         cv2.fillConvexPoly(self.labels, _fixed(corners), (label,), cv2.LINE_8, _SHIFT)
 
     def sprite(
-        self,
-        texture: Array,
-        alpha: Array,
-        rectangle: tuple[float, float, float, float],
-        label: int,
+        self, texture: Array, alpha: Array, rectangle: tuple[float, float, float, float], label: int
     ) -> None:
         """A cut-out facing the camera, in (left, top, right, bottom); a sample is in it or out."""
         x0, y0, x1, y1 = rectangle
