@@ -24,6 +24,7 @@ else:
 # As the runtime has them, in modules that load FFmpeg: --help should not.
 Policy = Literal["file", "live"]
 Codec = Literal["h264", "hevc"]
+Transport = Literal["tcp", "udp"]
 
 engine_panel = partial(typer.Option, rich_help_panel="Engine")
 _AUTO = "auto takes what verify has passed here."

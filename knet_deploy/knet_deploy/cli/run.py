@@ -19,19 +19,20 @@ from knet_deploy.cli.choices import (
     RequireVerified,
     RunEngine,
     SizeOption,
+    Transport,
     engine_panel,
 )
 from knet_deploy.cli.console import needs_extra, parse_size, say
 from knet_deploy.cli.outputs import ALPHA, Outputs, Shares, feed_names, run_and_say
 from knet_runtime.errors import ConfigError, ParityError
 from knet_runtime.golden import SelfTestPolicy
-from knet_runtime.sources.base import SourceOptions, Transport
 
 if TYPE_CHECKING:
     from knet_runtime.bundle.store import Bundle
     from knet_runtime.pipeline import Feed, RunStats
     from knet_runtime.segmenter import Segmenter
     from knet_runtime.smoothing import Smoother
+    from knet_runtime.sources.base import SourceOptions
     from knet_runtime.web.auth import Listener
 
 _log = logging.getLogger(__name__)
@@ -176,6 +177,7 @@ def run(
     from knet_runtime.engines import why_auto
     from knet_runtime.pipeline import RunStats
     from knet_runtime.segmenter import Segmenter
+    from knet_runtime.sources.base import SourceOptions
 
     sources = [*([] if source is None else [source]), *(more or [])]
     if not sources:
