@@ -75,51 +75,33 @@ if TYPE_CHECKING:
 
 # The same names again, for the run: each is imported when it is first used.
 _MODULES = {
-    "knet_export.export": ("export_bundle",),
-    "knet_export.verify.verify": ("verify_bundle",),
-    "knet_runtime.bundle.store": ("Bundle", "open_bundle"),
+    "knet_export.export": "export_bundle",
+    "knet_export.verify.verify": "verify_bundle",
+    "knet_runtime.bundle.store": "Bundle open_bundle",
     "knet_runtime.errors": (
-        "BundleError",
-        "CheckpointError",
-        "ConfigError",
-        "DataError",
-        "EngineError",
-        "EngineUnavailable",
-        "KnetError",
-        "OutputClosed",
-        "OutputError",
-        "ParityError",
-        "SourceError",
-        "TrainingError",
+        "BundleError CheckpointError ConfigError DataError EngineError EngineUnavailable "
+        "KnetError OutputClosed OutputError ParityError SourceError TrainingError"
     ),
-    "knet_runtime.labels": ("LabelMap",),
-    "knet_runtime.pipeline": ("Feed", "Pipeline", "RunStats", "RunSummary", "run"),
-    "knet_runtime.privacy": ("Concealed", "Concealer"),
-    "knet_runtime.segmentation": ("Instance", "Segment", "Segmentation"),
-    "knet_runtime.segmenter": ("Segmenter",),
+    "knet_runtime.labels": "LabelMap",
+    "knet_runtime.pipeline": "Feed Pipeline RunStats RunSummary run",
+    "knet_runtime.privacy": "Concealed Concealer",
+    "knet_runtime.segmentation": "Instance Segment Segmentation",
+    "knet_runtime.segmenter": "Segmenter",
     "knet_runtime.sinks": (
-        "JsonLines",
-        "MaskFolder",
-        "OverlayImage",
-        "OverlayVideo",
-        "RawMasks",
-        "RleLines",
-        "RtspPush",
-        "SharedMasks",
-        "Sink",
+        "JsonLines MaskFolder OverlayImage OverlayVideo RawMasks RleLines RtspPush SharedMasks Sink"
     ),
-    "knet_runtime.sinks.raw_masks": ("read_masks",),
-    "knet_runtime.sinks.shared_memory": ("SharedMaskReader",),
-    "knet_runtime.smoothing": ("Smoother",),
-    "knet_runtime.sources.base": ("Source", "SourceInfo", "SourceOptions"),
-    "knet_runtime.sources": ("open_source",),
-    "knet_runtime.types": ("Frame",),
-    "knet_runtime.web.auth": ("listen",),
-    "knet_runtime.web.server": ("LivePage",),
-    "knet_train.checkpoint": ("load_checkpoint",),
-    "knet_train.models.knet": ("KNet",),
+    "knet_runtime.sinks.raw_masks": "read_masks",
+    "knet_runtime.sinks.shared_memory": "SharedMaskReader",
+    "knet_runtime.smoothing": "Smoother",
+    "knet_runtime.sources.base": "Source SourceInfo SourceOptions",
+    "knet_runtime.sources": "open_source",
+    "knet_runtime.types": "Frame",
+    "knet_runtime.web.auth": "listen",
+    "knet_runtime.web.server": "LivePage",
+    "knet_train.checkpoint": "load_checkpoint",
+    "knet_train.models.knet": "KNet",
 }
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
+_HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
 __all__ = sorted(_HOME)
 _EXTRAS = {"knet_export": "export", "knet_train": "train", "knet_runtime.web": "serve"}
 

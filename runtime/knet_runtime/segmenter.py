@@ -9,7 +9,7 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from knet_runtime.bundle.store import Bundle, default_bundle_path, open_bundle
+from knet_runtime.bundle.store import Bundle, open_bundle
 from knet_runtime.engines import open_engine, unverified_reason
 from knet_runtime.errors import BundleError, EngineError
 from knet_runtime.golden import SelfTest, SelfTestPolicy, check_at_start
@@ -37,8 +37,6 @@ class Segmenter(Closeable):
     """
 
     def __init__(self, bundle: Bundle | Path | str | None = None, engine: str = "auto") -> None:
-        if bundle is None:
-            bundle = default_bundle_path()
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         manifest = self.bundle.manifest
         if manifest.task != "semantic":

@@ -70,7 +70,7 @@ def demo(
     PyTorch gave. Exit status 1 if it does not.
     """
     from knet_runtime.atomic import check_folder, output_error, write_atomic
-    from knet_runtime.bundle.store import default_bundle_path, open_bundle
+    from knet_runtime.bundle.store import open_bundle
     from knet_runtime.engines import open_engine
     from knet_runtime.errors import ParityError
     from knet_runtime.golden import replay
@@ -79,7 +79,7 @@ def demo(
     from knet_runtime.sources import open_source
 
     check_folder(out)
-    bundle = open_bundle(default_bundle_path())
+    bundle = open_bundle()
     _check_labels(bundle)
     labels, licence = bundle.manifest.labels, bundle.manifest.licence
     with open_engine(bundle, engine) as opened:

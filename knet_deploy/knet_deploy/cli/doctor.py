@@ -118,18 +118,18 @@ def _probe(spec: EngineSpec) -> str:
 
 
 def _packaged_model() -> str:
-    from knet_runtime.bundle.store import default_bundle_path, open_bundle
+    from knet_runtime.bundle.store import open_bundle
 
-    bundle = open_bundle(default_bundle_path())
+    bundle = open_bundle()
     return f"{bundle.model_id}, every file is what its manifest says"
 
 
 def _golden() -> str:
-    from knet_runtime.bundle.store import default_bundle_path, open_bundle
+    from knet_runtime.bundle.store import open_bundle
     from knet_runtime.engines import open_engine
     from knet_runtime.golden import replay
 
-    bundle = open_bundle(default_bundle_path())
+    bundle = open_bundle()
     with open_engine(bundle, _CPU_ENGINE) as engine:
         report = replay(bundle, engine)
     if not report.passed:

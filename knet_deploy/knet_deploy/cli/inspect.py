@@ -28,9 +28,9 @@ def inspect(
     plans that were built in it, origin and licences.
     """
     from knet_runtime.bundle.manifest import encode_manifest
-    from knet_runtime.bundle.store import default_bundle_path, open_bundle
+    from knet_runtime.bundle.store import open_bundle
 
-    opened = open_bundle(bundle or default_bundle_path())
+    opened = open_bundle(bundle)
     if json:
         typer.echo(encode_manifest(opened.manifest).decode(), nl=False)
         return

@@ -173,7 +173,7 @@ def run(
     that summary is all there is. Ctrl-C and SIGTERM end a run early and keep what is written,
     whole. A source that fails does not stop the others.
     """
-    from knet_runtime.bundle.store import default_bundle_path, open_bundle
+    from knet_runtime.bundle.store import open_bundle
     from knet_runtime.engines import why_auto
     from knet_runtime.pipeline import RunStats
     from knet_runtime.segmenter import Segmenter
@@ -206,7 +206,7 @@ def run(
         max_downtime=max_downtime,
         hwaccel=hwaccel,
     )
-    opened = open_bundle(bundle or default_bundle_path())
+    opened = open_bundle(bundle)
     if size is not None:
         opened = opened.with_input_size(parse_size(size))
     with ExitStack() as stack:

@@ -96,18 +96,19 @@ class Bundle:
         return self.path / relative
 
 
-def open_bundle(path: Path | str) -> Bundle:
-    """Open the folder ``path``, after reading every listed file and comparing size and SHA-256.
+def open_bundle(path: Path | str | None = None) -> Bundle:
+    """Open the folder ``path``, after reading every listed file and comparing size and SHA-256;
+    None is the packaged model.
 
     Files that the manifest does not list are left alone and never read.
     Raises BundleError, with the file's name, for whatever is missing, damaged, leaves the folder
     through a symbolic link, or was written by a newer version.
 
-        >>> from knet_deploy import Segmenter, open_bundle
-        >>> with Segmenter() as segment:
-        ...     open_bundle(segment.bundle.path).model_id
+        >>> from knet_deploy import open_bundle
+        >>> open_bundle().model_id
         'camvid-knet-edge@...'
     """
+    path = default_bundle_path() if path is None else path
     root = Path(path).absolute()
     if not root.exists():
         raise BundleError(f"{path}: there is no such bundle; check the path")
