@@ -36,13 +36,7 @@ from torch import Tensor
 
 from knet_deploy.bench.machine import gpu_memory_used, gpu_meter
 from knet_deploy.bench.plot import BASELINE, OURS, Bar, draw_bars
-from knet_deploy.bench.report import (
-    TOTAL,
-    Measurement,
-    interleave,
-    joules_per_frame,
-    stages,
-)
+from knet_deploy.bench.report import TOTAL, Measurement, interleave, joules_per_frame, stages
 from knet_deploy.bench.torch_baselines import class_maps
 from knet_export.graph.cost import count_cost
 from knet_runtime.bundle.store import Bundle

@@ -12,13 +12,7 @@ from knet_export.fuse.precision import to_precision
 from knet_export.graph.classmap import add_classmap_head
 from knet_export.graph.to_onnx import CLASSMAP_NAME, LOGITS_NAME, WEIGHTS_NAME, export_onnx
 from knet_export.spec import bundle_graphs, export_spec
-from knet_runtime.bundle.manifest import (
-    Licence,
-    Manifest,
-    Precision,
-    Provenance,
-    SizeRange,
-)
+from knet_runtime.bundle.manifest import Licence, Manifest, Precision, Provenance, SizeRange
 from knet_runtime.bundle.store import Bundle, write_bundle
 from knet_runtime.labels import LabelMap, distinct_palette
 from knet_runtime.types import Size

@@ -30,13 +30,7 @@ from knet_export.verify.measure import default_tolerance
 from knet_export.verify.reference import TorchReference
 from knet_export.verify.verify import verify
 from knet_runtime.atomic import make_folder, output_error, remove_empty
-from knet_runtime.bundle.manifest import (
-    Licence,
-    Manifest,
-    Precision,
-    Provenance,
-    SizeRange,
-)
+from knet_runtime.bundle.manifest import Licence, Manifest, Precision, Provenance, SizeRange
 from knet_runtime.bundle.store import Bundle, write_bundle
 from knet_runtime.engines import open_engine
 from knet_runtime.errors import ConfigError, OutputError, ParityError

@@ -19,6 +19,8 @@ from knet_runtime.labels import LabelMap
 from knet_runtime.rle import Rle, rles_of
 from knet_runtime.types import ClassMap, Rgb, Size, Task
 
+Box = tuple[int, int, int, int]
+
 _EXACT_PIXELS = 1 << 24  # cv2.calcHist counts in float32, which holds every whole number up to it
 
 
@@ -43,7 +45,7 @@ class Segment(msgspec.Struct, frozen=True):
     label: str
     score: float | None
     area: int
-    box: tuple[int, int, int, int]
+    box: Box
     is_thing: bool
     track: int | None = None
 
@@ -282,7 +284,7 @@ def _segment(
     class_id: int,
     score: float | None,
     area: int,
-    box: tuple[int, int, int, int],
+    box: Box,
     track: int | None,
 ) -> Segment:
     if not 0 <= class_id < labels.num_classes:
@@ -308,7 +310,7 @@ def _histogram(ids: ClassMap, count: int) -> NDArray[np.int64]:
     return total
 
 
-def _boxes(ids: ClassMap, wanted: Collection[int]) -> dict[int, tuple[int, int, int, int]]:
+def _boxes(ids: ClassMap, wanted: Collection[int]) -> dict[int, Box]:
     """(left, top, right, bottom) of each of ``wanted`` that is in ``ids`` [H, W], in order."""
     boxes = {}
     for value in wanted:

@@ -241,11 +241,7 @@ def make_videos(folder: Path, seed: int = 0) -> list[Path]:
         *_seeded("box", 40, boxed, patch_box),
     ]
     written = {name: change(random.Random(f"{seed} {name}")) for name, change in jobs}
-    for kind, made in (
-        ("zero", _empty()),
-        ("absurd", _absurd(clips)),
-        ("large", _large(folder)),
-    ):
+    for kind, made in (("zero", _empty()), ("absurd", _absurd(clips)), ("large", _large(folder))):
         written |= {f"{kind}-{number:03d}-{name}": made[name] for number, name in enumerate(made)}
     for name, data in written.items():
         (folder / name).write_bytes(data)

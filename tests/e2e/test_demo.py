@@ -59,9 +59,7 @@ def test_a_failed_golden_check_fails_the_demo(
     assert "NOT PyTorch" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_folder_that_can_not_be_written_is_one_line(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_folder_that_can_not_be_written_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--out", "/dev/null/demo"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 

@@ -82,8 +82,7 @@ def test_views_are_drawn_as_their_copies(dtype: type) -> None:
     assert colours.flags.c_contiguous
     np.testing.assert_array_equal(colours, colourise(class_map.copy(), CAMVID11))
     np.testing.assert_array_equal(
-        blend(image, class_map, CAMVID11, 0.3),
-        blend(image.copy(), class_map.copy(), CAMVID11, 0.3),
+        blend(image, class_map, CAMVID11, 0.3), blend(image.copy(), class_map.copy(), CAMVID11, 0.3)
     )
 
 

@@ -4,12 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from knet_runtime.postprocess import (
-    candidates,
-    class_map,
-    restore_class_map,
-    upsampled_argmax,
-)
+from knet_runtime.postprocess import candidates, class_map, restore_class_map, upsampled_argmax
 from knet_runtime.preprocess import Geometry
 
 torch = pytest.importorskip("torch", reason="PyTorch's own resize is the reference")

@@ -140,8 +140,7 @@ def test_masks_rle_polygons_and_coco_say_the_same(result: Segmentation) -> None:
 
 
 @pytest.mark.parametrize(
-    ("classes", "message"),
-    [([0, 1], "above the 2 described"), ([0, 1, 1, 1, 3], "class 3 of 3")],
+    ("classes", "message"), [([0, 1], "above the 2 described"), ([0, 1, 1, 1, 3], "class 3 of 3")]
 )
 def test_a_panoptic_map_that_says_more_than_its_segments_is_refused(
     classes: list[int], message: str

@@ -142,8 +142,7 @@ def test_an_interrupted_run_resumes_as_if_nothing_had_been(
 
 
 def test_a_crash_loses_no_more_than_the_steps_since_the_last_evaluation(
-    go: Callable[..., RunResult],
-    different: Different,
+    go: Callable[..., RunResult], different: Different
 ) -> None:
     def crash() -> None:
         raise RuntimeError("the power went")
@@ -231,9 +230,7 @@ def test_resuming_what_has_no_state_yet_starts_it(
     assert not list((tmp_path / "killed").glob(".*"))
 
 
-def test_another_seed_would_draw_other_samples_and_is_refused(
-    go: Callable[..., RunResult],
-) -> None:
+def test_another_seed_would_draw_other_samples_and_is_refused(go: Callable[..., RunResult]) -> None:
     with pytest.raises(KeyboardInterrupt):
         go("run", callbacks=[At(1, interrupt)])
     with pytest.raises(ConfigError, match=r"started with trainer\.seed = 0, not 1"):
@@ -294,8 +291,7 @@ def test_faulty_data_is_refused_before_anything_is_written(
 
 @pytest.mark.slow
 def test_workers_change_nothing_and_interrupts_do_not_kill_them(
-    go: Callable[..., RunResult],
-    different: Different,
+    go: Callable[..., RunResult], different: Different
 ) -> None:
     expected = go("none")
     with pytest.raises(KeyboardInterrupt):

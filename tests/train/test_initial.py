@@ -79,10 +79,7 @@ def test_as_many_classes_keep_their_classifiers(config: Config, five: Path) -> N
 
 
 def test_an_auxiliary_classifier_comes_and_goes(
-    config: Config,
-    five: Path,
-    tiny_config: Callable[..., Config],
-    caplog: pytest.LogCaptureFixture,
+    config: Config, five: Path, tiny_config: Callable[..., Config], caplog: pytest.LogCaptureFixture
 ) -> None:
     without = build_model(tiny_config(*UPER[:2]).model, 5)
     load_initial(without, five)

@@ -60,10 +60,7 @@ LEARN_BY_HEART = (
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_a_published_preset_trains(
-    preset: str,
-    make_folder: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    preset: str, make_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without ImageNet's weights. Swin-L runs the code of Swin-T, and needs 4 GiB for AdamW."""
     monkeypatch.setattr("knet_train.fit.load_pretrained", lambda *_: None)

@@ -43,10 +43,7 @@ def spread(items: Sequence[Item], count: int) -> list[Item]:
 
 
 def measure_ranges(
-    graph: OnnxGraph,
-    tensors: Sequence[str],
-    images: Iterable[LabelledImage],
-    spec: InputSpec,
+    graph: OnnxGraph, tensors: Sequence[str], images: Iterable[LabelledImage], spec: InputSpec
 ) -> dict[str, Histogram]:
     """Run the float ``graph`` on fitted images, one at a time, and count what ``tensors`` hold.
 

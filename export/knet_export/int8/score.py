@@ -47,11 +47,7 @@ class Int8Scorer:
     """Held-out images, kept in memory with the float graph's class maps at the images' sizes."""
 
     def __init__(
-        self,
-        graph: OnnxGraph,
-        manifest: Manifest,
-        images: ImageSet,
-        indices: Sequence[int],
+        self, graph: OnnxGraph, manifest: Manifest, images: ImageSet, indices: Sequence[int]
     ) -> None:
         self._manifest = manifest
         session = graph.session()

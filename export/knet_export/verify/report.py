@@ -139,11 +139,7 @@ def _measures(report: VerifyReport) -> Iterator[str]:
         ("delta_miou", "ΔmIoU", interval),
         ("worst_class_delta_iou", "Worst class, ΔIoU", str(report.worst_class)),
         ("agreement", "Pixel agreement", "all pixels"),
-        (
-            "agreement_confident",
-            "Agreement where confident",
-            "the reference leads by a logit",
-        ),
+        ("agreement_confident", "Agreement where confident", "the reference leads by a logit"),
         ("max_logit_diff", "Largest logit difference", "share of the largest logit"),
         ("mean_logit_diff", "Mean logit difference", "share of the largest logit"),
     ):

@@ -137,10 +137,7 @@ def verify_bundle(
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     images = open_images(Path(data), split, opened.manifest.labels)
-    with (
-        open_engine(opened, engine) as running,
-        open_reference(Path(against), opened) as reference,
-    ):
+    with open_engine(opened, engine) as running, open_reference(Path(against), opened) as reference:
         report = verify(opened, running, reference, images, images.name)
     if report.same_checkpoint:
         record_parity(opened, running.kind, report.parity())

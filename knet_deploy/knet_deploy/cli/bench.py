@@ -167,11 +167,10 @@ def _threads(asked: int | None, cores: int) -> int:
 
 def _open(paths: list[Path] | None) -> dict[str, Bundle]:
     """Bundles by the words that tell their rows apart: none, where there is only one."""
-    from knet_runtime.bundle.store import default_bundle_path, open_bundle
+    from knet_runtime.bundle.store import open_bundle
 
-    paths = paths or [default_bundle_path()]
-    if len(paths) == 1:
-        return {"": open_bundle(paths[0])}
+    if paths is None or len(paths) == 1:
+        return {"": open_bundle(paths[0] if paths else None)}
     found = {f" {path.name.removesuffix('.knet')}": open_bundle(path) for path in paths}
     if len(found) < len(paths):
         raise ConfigError("bundles of one name: their rows could not be told apart; rename one")

@@ -33,8 +33,7 @@ def build(
         str | None, typer.Option("--max", help="Largest; by default all that was exported.")
     ] = None,
     target: Annotated[
-        str | None,
-        typer.Option(help="sm86,sm89,...: build TensorRT-RTX for these, without a GPU."),
+        str | None, typer.Option(help="sm86,sm89,...: build TensorRT-RTX for these, without a GPU.")
     ] = None,
     workspace: Annotated[
         int | None, typer.Option(min=1, help="Most MiB of GPU memory for TensorRT's own use.")

@@ -21,8 +21,7 @@ def export(
         Precision, typer.Option(help="fp16 and bf16 are for GPUs, int8 needs --calibration.")
     ] = "fp32",
     size: Annotated[
-        str | None,
-        typer.Option(help="HEIGHTxWIDTH of the input; the checkpoint's own by default."),
+        str | None, typer.Option(help="HEIGHTxWIDTH of the input; the checkpoint's own by default.")
     ] = None,
     dynamic: Annotated[
         bool, typer.Option("--dynamic", help="Free height and width; not for Swin.")
@@ -46,8 +45,7 @@ def export(
         typer.Option(help="Nodes, blocks or operators that int8 leaves alone, as 'head.*'."),
     ] = None,
     keep_fp16: Annotated[
-        list[str] | None,
-        typer.Option(help="Those that compute in fp16 where the rest is int8."),
+        list[str] | None, typer.Option(help="Those that compute in fp16 where the rest is int8.")
     ] = None,
     data: Annotated[
         Path | None,

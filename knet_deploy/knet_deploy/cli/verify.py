@@ -30,8 +30,7 @@ def verify(
         typer.Option(help="The PyTorch checkpoint that it was exported from, or another bundle."),
     ] = None,
     data: Annotated[
-        Path | None,
-        typer.Option(help="With --against: labelled images, or a folder of images."),
+        Path | None, typer.Option(help="With --against: labelled images, or a folder of images.")
     ] = None,
     split: Annotated[str, typer.Option(help="Split of --data.")] = "val",
     size: Annotated[

@@ -18,13 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from knet_runtime.atomic import (
-    AtomicFolder,
-    check_folder,
-    output_error,
-    partial_path,
-    write_json,
-)
+from knet_runtime.atomic import AtomicFolder, check_folder, output_error, partial_path, write_json
 from knet_runtime.batch.records import (
     FINISHED_NAME,
     LINES_NAME,

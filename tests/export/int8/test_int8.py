@@ -222,9 +222,7 @@ def minmax(network: OnnxGraph, images: ImageSet) -> dict[str, float]:
     return {name: histogram.threshold("minmax") for name, histogram in histograms.items()}
 
 
-def test_what_works_on_pixels_can_be_int8_and_the_kernels_can_not(
-    network: OnnxGraph,
-) -> None:
+def test_what_works_on_pixels_can_be_int8_and_the_kernels_can_not(network: OnnxGraph) -> None:
     macs = multiply_adds(network)
     nodes = quantisable(network, macs)
     assert [(node.name, node.block, node.axis) for node in nodes] == [
@@ -408,19 +406,10 @@ def test_the_same_images_give_the_same_graph(
 
 @pytest.mark.parametrize(("calibrator", "tried"), [("minmax", 1), ("percentile", 3), ("auto", 5)])
 def test_every_method_is_measured_and_the_nearest_taken(
-    network: OnnxGraph,
-    manifest: Manifest,
-    images: ImageSet,
-    calibrator: Calibrator,
-    tried: int,
+    network: OnnxGraph, manifest: Manifest, images: ImageSet, calibrator: Calibrator, tried: int
 ) -> None:
     _, record = quantise_within(
-        network,
-        manifest,
-        images,
-        TOLERANCE,
-        calibrator=calibrator,
-        keep_fp32=["head.fuse.0"],
+        network, manifest, images, TOLERANCE, calibrator=calibrator, keep_fp32=["head.fuse.0"]
     )
     assert len(record.tried) == tried
     chosen = [

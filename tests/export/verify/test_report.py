@@ -157,10 +157,7 @@ def test_a_browser_shows_the_verdict_and_the_images(
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
     flags += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},{height}"]
     dom = subprocess.run(
-        [browser, *flags, "--dump-dom", probe.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
+        [browser, *flags, "--dump-dom", probe.as_uri()], capture_output=True, text=True, timeout=120
     ).stdout
     found = re.search(r"<pre id=\"seen\">(.*?)</pre>", dom)
     assert found is not None, dom[-500:]

@@ -313,8 +313,5 @@ def test_broken_data_is_named(small_bundle: Bundle, streets: Path, tmp_path: Pat
 
 def test_no_images_is_an_error(small_bundle: Bundle, checkpoint: Path) -> None:
     none: list[LabelledImage] = []
-    with (
-        open_engine(small_bundle, CPU) as backend,
-        pytest.raises(DataError, match="no images"),
-    ):
+    with open_engine(small_bundle, CPU) as backend, pytest.raises(DataError, match="no images"):
         verify(small_bundle, backend, TorchReference(read_checkpoint(checkpoint)), none, "nothing")

@@ -90,11 +90,7 @@ def test_a_damaged_video_is_what_a_single_run_leaves_and_stops_no_other(
 
 
 def test_what_is_finished_is_not_done_again_unless_it_was_made_otherwise(
-    video: Video,
-    settings: Settings,
-    pool: Any,
-    tmp_path: Path,
-    make_bundle: Callable[..., Any],
+    video: Video, settings: Settings, pool: Any, tmp_path: Path, make_bundle: Callable[..., Any]
 ) -> None:
     path = tmp_path / "b-frames.mp4"
     shutil.copy(video("b-frames.mp4"), path)

@@ -34,8 +34,6 @@ def test_every_bad_bundle_is_refused_in_one_line(corpus: list[Path]) -> None:
     assert kinds == {"BundleError", "EngineError", "ParityError"}
 
 
-def test_the_good_bundle_that_they_are_made_of_passes(
-    make_bundle: Callable[..., Bundle],
-) -> None:
+def test_the_good_bundle_that_they_are_made_of_passes(make_bundle: Callable[..., Bundle]) -> None:
     (line,) = read_apart("read_bundles.py", [make_bundle().path], timeout=60)
     assert line["error"] == ""

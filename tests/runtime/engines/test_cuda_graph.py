@@ -48,8 +48,7 @@ class Machine:
         spec = bundle.manifest.input
         logits = bundle.graph("logits").outputs[0].shape(spec.size)
         self.module = SimulatedTensorRT(
-            self.context,
-            {"image": (-1, spec.height, spec.width, 3), "logits": (-1, *logits)},
+            self.context, {"image": (-1, spec.height, spec.width, 3), "logits": (-1, *logits)}
         )
         self._monkeypatch = monkeypatch
         monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", self.cuda)

@@ -9,15 +9,7 @@ from time import monotonic
 
 import numpy as np
 import pytest
-from fakes import (
-    Batches,
-    Frames,
-    Recorder,
-    entries,
-    pipeline_threads,
-    raises,
-    segment_one,
-)
+from fakes import Batches, Frames, Recorder, entries, pipeline_threads, raises, segment_one
 from numpy.typing import NDArray
 from waiting import wait_until
 

@@ -133,9 +133,7 @@ def children() -> set[int]:
     return found
 
 
-def test_a_file_arrives_whole_in_order_and_at_its_own_speed(
-    server: Callable[..., Server],
-) -> None:
+def test_a_file_arrives_whole_in_order_and_at_its_own_speed(server: Callable[..., Server]) -> None:
     record = server()
     sink = RtspPush(f"rtsp://127.0.0.1:{record.port}/live", FILE)
     began = time.monotonic()
@@ -195,9 +193,7 @@ def test_wrong_credentials_end_it_without_showing_them(server: Callable[..., Ser
     sink.close()
 
 
-def test_a_server_that_freezes_costs_frames_and_nothing_else(
-    server: Callable[..., Server],
-) -> None:
+def test_a_server_that_freezes_costs_frames_and_nothing_else(server: Callable[..., Server]) -> None:
     record = server()
     sink = RtspPush(f"rtsp://127.0.0.1:{record.port}/live", LIVE, patience=0.5)
     index = 0

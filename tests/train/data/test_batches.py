@@ -203,8 +203,7 @@ def test_without_augmentation_the_image_comes_through(
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"),
-    [((60, 80), (64, 85)), ((60, 400), (38, 256)), ((400, 60), (256, 38))],
+    ("size", "expected"), [((60, 80), (64, 85)), ((60, 400), (38, 256)), ((400, 60), (256, 38))]
 )
 def test_scale_one_is_the_published_size_of_evaluation(
     tiny_labels: LabelMap, data: DataConfig, size: tuple[int, int], expected: tuple[int, int]

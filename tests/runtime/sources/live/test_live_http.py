@@ -96,9 +96,7 @@ def test_every_takes_each_nth_frame_of_a_stream(
 
 
 def test_a_stream_that_ends_is_opened_again_and_the_counts_go_on(
-    http_server: Callable[..., Any],
-    mjpeg: Callable[..., None],
-    caplog: pytest.LogCaptureFixture,
+    http_server: Callable[..., Any], mjpeg: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
     def answer(handler: Any, server: Any) -> None:
         mjpeg(handler, server, frames=20, rate=200)
@@ -145,9 +143,7 @@ def test_a_stream_that_goes_silent_is_opened_again(
 
 
 def test_while_it_is_gone_the_status_says_so_and_stop_ends_it(
-    http_server: Callable[..., Any],
-    mjpeg: Callable[..., None],
-    reading: Callable[..., Any],
+    http_server: Callable[..., Any], mjpeg: Callable[..., None], reading: Callable[..., Any]
 ) -> None:
     with http_server(mjpeg) as server:
         source = open_source(server.url(), QUICK)
@@ -177,9 +173,7 @@ def test_a_source_that_stays_away_ends_after_max_downtime(
 
 
 def test_credentials_that_are_refused_later_are_not_tried_again_fast(
-    http_server: Callable[..., Any],
-    mjpeg: Callable[..., None],
-    reading: Callable[..., Any],
+    http_server: Callable[..., Any], mjpeg: Callable[..., None], reading: Callable[..., Any]
 ) -> None:
     def answer(handler: Any, server: Any) -> None:
         if server.requests > 1:
@@ -200,9 +194,7 @@ def test_credentials_that_are_refused_later_are_not_tried_again_fast(
 
 
 def test_the_wall_clock_may_jump(
-    http_server: Callable[..., Any],
-    mjpeg: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
+    http_server: Callable[..., Any], mjpeg: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with http_server(mjpeg) as server, open_source(server.url(), QUICK) as source:
         take(source, 5)
@@ -353,9 +345,7 @@ def test_a_playlist_that_grows_is_live_and_comes_at_its_own_pace(
 
 
 def test_a_playlist_that_stands_still_is_lost_and_its_end_does_not_come_twice(
-    http_server: Callable[..., Any],
-    tmp_path: Path,
-    reading: Callable[..., Any],
+    http_server: Callable[..., Any], tmp_path: Path, reading: Callable[..., Any]
 ) -> None:
     write_clip(tmp_path / "clip.m3u8", 60, hls_time="0.3", hls_list_size="0")
     playlist = (tmp_path / "clip.m3u8").read_text()
@@ -401,10 +391,7 @@ def test_a_part_of_a_stream_cannot_be_chosen(
         open_source(server.url(), SourceOptions(start=3))
 
 
-def test_nothing_stays_open(
-    http_server: Callable[..., Any],
-    mjpeg: Callable[..., None],
-) -> None:
+def test_nothing_stays_open(http_server: Callable[..., Any], mjpeg: Callable[..., None]) -> None:
     process = psutil.Process()
     with http_server(mjpeg) as server, open_source(server.url(), QUICK) as source:
         take(source, 3)

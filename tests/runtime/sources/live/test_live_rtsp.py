@@ -83,8 +83,7 @@ def test_rtsps_is_read_though_the_camera_signs_for_itself(
 
 
 def test_a_server_that_freezes_is_noticed_and_found_again(
-    rtsp_server: Callable[..., RtspServer],
-    reading: Callable[..., Any],
+    rtsp_server: Callable[..., RtspServer], reading: Callable[..., Any]
 ) -> None:
     server = rtsp_server()
     source = open_source(server.url(), SourceOptions(connect_timeout=2, read_timeout=1))
@@ -100,8 +99,7 @@ def test_a_server_that_freezes_is_noticed_and_found_again(
 
 
 def test_a_server_killed_and_started_again_is_found_again(
-    rtsp_server: Callable[..., RtspServer],
-    reading: Callable[..., Any],
+    rtsp_server: Callable[..., RtspServer], reading: Callable[..., Any]
 ) -> None:
     server = rtsp_server()
     process = psutil.Process()
