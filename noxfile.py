@@ -87,8 +87,7 @@ def _reference(session: nox.Session) -> None:
     python = home / "bin" / "python"
     if not python.exists():
         session.run("python", "-m", "venv", str(home))
-        session.run(
-            str(python), "-m", "pip", "install", "-q", "--no-compile", "-r", str(requirements),
-            external=True,
-        )  # fmt: skip
+        words = [str(python), "-m", "pip", "install", "-q", "--no-compile", "-r", str(requirements)]
+        # Every version is pinned there; a machine's own constraints must not contradict them.
+        session.run(*words, external=True, env={"PIP_CONSTRAINT": str(requirements)})
     session.run("pytest", "-m", "reference", env={"KNET_REFERENCE_PYTHON": str(python)})
