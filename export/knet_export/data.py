@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from knet_runtime.errors import DataError, SourceError
 from knet_runtime.labels import LabelMap
 from knet_runtime.sources.images import frame_names, list_images, read_image
-from knet_runtime.types import Rgb
+from knet_runtime.types import Rgb, as_utf8
 
 if TYPE_CHECKING:
     from knet_train.data.dataset import LabelledFolder
@@ -59,7 +59,7 @@ def open_images(path: Path, split: str, labels: LabelMap, option: str = "--data"
         images = list_images(path)
     except SourceError as error:
         raise DataError(f"{option} {error}, or name a data set with images/ and labels/") from error
-    return ImageSet(path.resolve().name, tuple(frame_names(images)), tuple(images))
+    return ImageSet(as_utf8(path.resolve().name), tuple(frame_names(images)), tuple(images))
 
 
 def open_labelled(path: Path, split: str, labels: LabelMap, option: str = "--data") -> ImageSet:
@@ -80,8 +80,8 @@ def open_labelled(path: Path, split: str, labels: LabelMap, option: str = "--dat
             "use the data set that the model was trained for"
         )
     return ImageSet(
-        f"{path.resolve().name}, split {split}",
-        tuple(sample.name for sample in folder.samples),
+        as_utf8(f"{path.resolve().name}, split {split}"),
+        tuple(as_utf8(sample.name) for sample in folder.samples),
         tuple(sample.image for sample in folder.samples),
         folder,
     )

@@ -30,7 +30,14 @@ from knet_export.verify.measure import default_tolerance
 from knet_export.verify.reference import TorchReference
 from knet_export.verify.verify import verify
 from knet_runtime.atomic import make_folder, output_error, remove_empty
-from knet_runtime.bundle.manifest import Licence, Manifest, Precision, Provenance, SizeRange
+from knet_runtime.bundle.manifest import (
+    Licence,
+    Manifest,
+    Precision,
+    Provenance,
+    SizeRange,
+    name_for,
+)
 from knet_runtime.bundle.store import Bundle, write_bundle
 from knet_runtime.engines import open_engine
 from knet_runtime.errors import ConfigError, OutputError, ParityError
@@ -97,6 +104,7 @@ def export_bundle(
             "--precision int8 and --calibration go together: int8 needs images to measure on, "
             "such as those the model was trained with"
         )
+    _check_name(destination)
     if destination.exists() and not replace:
         raise OutputError(f"{destination} exists already: choose another name, or pass --force")
     if card is not None and not card.is_file():
@@ -110,7 +118,7 @@ def export_bundle(
     proof = _proof_images(loaded, data, split)
 
     manifest = Manifest(
-        name=destination.name.removesuffix(".knet"),
+        name=name_for(destination),
         input=export_spec(loaded.config, size, sizes, max_batch),
         labels=loaded.labels,
         graphs=bundle_graphs(precision, loaded.labels.num_classes, loaded.config.model.stride),
@@ -168,6 +176,21 @@ def export_bundle(
         text = card.read_bytes() if card else model_card(manifest, loaded.config, record).encode()
         files = {path.name: path for path in work.iterdir() if path.is_file()}
         return write_bundle(destination, manifest, {**files, CARD_NAME: text}, replace=replace)
+
+
+def _check_name(destination: Path) -> None:
+    """ConfigError for the name of a file that somebody expects instead of a bundle."""
+    bundle = destination.with_suffix(".knet")
+    match destination.suffix.lower():
+        case ".onnx":
+            then = f"its ONNX graph is then {bundle / LOGITS_NAME}"
+        case ".engine" | ".plan" | ".trt":
+            then = f"knet-deploy build {bundle} then makes the TensorRT engine"
+        case ".xml" | ".bin" | ".pt" | ".pth" | ".safetensors" | ".tflite":
+            then = "every engine reads that one"
+        case _:
+            return
+    raise ConfigError(f"{destination}: export writes a bundle, a folder: -o {bundle}; {then}")
 
 
 class _Proof(NamedTuple):

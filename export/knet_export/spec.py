@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import msgspec
@@ -103,17 +104,18 @@ def bundle_graphs(precision: Precision, classes: int, stride: int) -> tuple[Grap
 
 def model_card(manifest: Manifest, config: Config, int8: Quantisation | None = None) -> str:
     """Markdown that states what is known: input, classes, parity, int8, recipe, licences."""
-    spec, records = manifest.input, manifest.graph("logits").parity
+    spec, licence = manifest.input, manifest.licence
+    records = manifest.graph("logits").parity
     lines = [
         f"# {manifest.name}",
         "",
         f"K-Net (arXiv 2106.14855), preset `{config.preset}`, exported by knet-deploy.",
         "",
         f"- Input: {spec.width}×{spec.height} RGB; other sizes are fitted by {spec.resize}.",
-        f"- Classes ({manifest.labels.num_classes}): {', '.join(manifest.labels.names)}.",
+        f"- Classes ({manifest.labels.num_classes}): {_plain(', '.join(manifest.labels.names))}.",
         f"- Checkpoint: SHA-256 `{manifest.provenance.checkpoint_sha256}`.",
-        f"- Licences: code {manifest.licence.code}; weights {manifest.licence.weights}; "
-        f"training data {manifest.licence.data}.",
+        f"- Licences: code {_plain(licence.code)}; weights {_plain(licence.weights)}; "
+        f"training data {_plain(licence.data)}.",
         "",
         "## Parity with PyTorch",
         "",
@@ -121,7 +123,9 @@ def model_card(manifest: Manifest, config: Config, int8: Quantisation | None = N
     if not records:
         lines.append("Not measured.")
     for parity in records:
-        lines.append(f"Measured on {parity.images} images ({parity.data}), {parity.engine}:")
+        lines.append(
+            f"Measured on {parity.images} images ({_plain(parity.data)}), {parity.engine}:"
+        )
         lines.append("")
         if parity.miou_reference is not None:
             lines.append(f"- mIoU in PyTorch {parity.miou_reference:.2f} %")
@@ -146,7 +150,7 @@ def _int8_lines(record: Quantisation) -> list[str]:
         f"- int8 (static Q/DQ): {record.int8_nodes} convolutions and products, "
         f"{100 * record.int8_macs:.1f} % of the multiply-adds.",
         f"- Calibrated by {method_name(record.method, record.percent)} on "
-        f"{record.calibrated} images of {record.data}.",
+        f"{record.calibrated} images of {_plain(record.data)}.",
         f"- Against the float graph on {record.held_out} others: {describe(record.score)}.",
         f"- Kept in fp32: {_quoted(kept) or 'nothing of these'}.",
     ]
@@ -158,6 +162,11 @@ def _int8_lines(record: Quantisation) -> list[str]:
         "",
     ]
     return lines
+
+
+def _plain(text: str) -> str:
+    """Text in Markdown that is shown as it is: no markup, and no HTML, is read out of it."""
+    return re.sub(r"([\\`*_\[\]<>&|~#])", r"\\\1", " ".join(text.split()))
 
 
 def _quoted(names: Sequence[str]) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from knet_runtime.errors import OutputError
+from knet_runtime.types import as_utf8
 
 _log = logging.getLogger(__name__)
 _MANY = 100  # files; one takes about 5 ms
@@ -176,7 +177,27 @@ def write_atomic(target: Path, data: bytes, *, durable: bool = True) -> None:
 def write_json(target: Path, value: Any) -> None:
     """Write ``value`` as indented JSON so that it is never seen half-written, missing parents
     included. Raises OutputError."""
-    AtomicFile(target).write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    AtomicFile(target).write(msgspec.json.format(json_bytes(value), indent=2) + b"\n")
+
+
+def json_bytes(value: Any) -> bytes:
+    """``value`` as JSON; names of files in it may be no UTF-8 (see ``as_utf8``)."""
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_readable(msgspec.to_builtins(value)))
+
+
+def _readable(value: Any) -> Any:
+    match value:
+        case str():
+            return as_utf8(value)
+        case list() | tuple():
+            return [_readable(item) for item in value]
+        case dict():
+            return {_readable(key): _readable(item) for key, item in value.items()}
+        case _:
+            return value
 
 
 class AtomicFolder:

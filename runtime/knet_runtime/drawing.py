@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from knet_runtime.errors import ConfigError
 from knet_runtime.labels import LabelMap
-from knet_runtime.types import ClassMap, Rgb
+from knet_runtime.types import ClassMap, Rgb, as_utf8
 
 _LEGEND_CLASSES = 24
 _ROW, _PAD, _SWATCH = 22, 6, 12
 _FONT, _SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.42
+_HAS_FONTS = hasattr(cv2, "FontFace")  # of OpenCV 5; those of 4 know ASCII only
 _STALE_RED = (200, 0, 0)
 
 
@@ -87,12 +88,12 @@ def legend_strip(
 
     ``shares`` (0 … 1 by class name) are written as percentages; ``classes`` are those shown (None:
     all). The height follows from labels, classes and width alone, so the strips of a video fit one
-    another. Of more than 24 classes the 24 with the largest share are shown. Characters outside
-    ASCII are shown as "?".
+    another. Of more than 24 classes the 24 with the largest share are shown. OpenCV 5 draws names
+    in most scripts; what it has no glyph for, and with OpenCV 4 all outside ASCII, is shown as "?".
     """
     shown = sorted(range(labels.num_classes) if classes is None else classes)
     # All names count, not only those shown now, so that the columns stay where they are.
-    texts = {index: labels.names[index].encode("ascii", "replace").decode() for index in shown}
+    texts = {index: drawable(labels.names[index]) for index in shown}
     if len(shown) > _LEGEND_CLASSES:
         if shares is not None:
             shown.sort(key=lambda index: -shares.get(labels.names[index], 0.0))
@@ -117,6 +118,13 @@ def legend_strip(
         at = (left + _SWATCH + _PAD, top + _SWATCH - 1)
         cv2.putText(strip, text, at, _FONT, _SCALE, (235, 235, 235), 1, cv2.LINE_AA)
     return strip
+
+
+def drawable(text: str) -> str:
+    """Text as OpenCV's fonts can draw it."""
+    if _HAS_FONTS:
+        return as_utf8(text)
+    return text.replace("×", "x").encode("ascii", "replace").decode()
 
 
 def mark_stale(image: Rgb, seconds: float) -> Rgb:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
 import msgspec
@@ -12,12 +13,17 @@ from knet_runtime.errors import ConfigError
 
 Colour = tuple[int, int, int]
 
+_UNSHOWABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode's controls, formats, halves, line ends
+_JOINERS = "\u200c\u200d"  # formats that Persian, Hindi and others are written with
+
 
 class LabelMap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Names and RGB colours of classes 0 … N-1, and the label value that means "not labelled".
 
     ``things`` are the classes whose objects are told apart (cars), in ascending order; the others
-    are stuff (road).
+    are stuff (road). A name is one line of text in any script: what could end a line, steer a
+    terminal or turn the direction of writing is refused here, for all who show names. Raises
+    ValueError.
 
         >>> from knet_deploy import LabelMap
         >>> labels = LabelMap(("road", "car"), ((128, 64, 128), (0, 0, 142)), ignore_index=255)
@@ -35,6 +41,8 @@ class LabelMap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("a label map needs at least one class")
         if len(self.names) != len(self.palette):
             raise ValueError(f"{len(self.names)} class names but {len(self.palette)} colours")
+        for name in self.names:
+            _check_name(name)
         if len(set(self.names)) != len(self.names):
             raise ValueError("class names must differ from one another")
         if any(not 0 <= value <= 255 for colour in self.palette for value in colour):
@@ -76,6 +84,17 @@ class LabelMap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         table = np.zeros((max(256, self.num_classes), 3), np.uint8)
         table[: self.num_classes] = self.palette
         return table
+
+
+def _check_name(name: str) -> None:
+    if not name or name != name.strip():
+        raise ValueError(f"class name {name!r}: must not be empty, nor begin or end with a space")
+    for char in name:
+        if char not in _JOINERS and unicodedata.category(char) in _UNSHOWABLE:
+            raise ValueError(
+                f"class name {name!a}: take out {char!a}, which is no letter or sign but a control "
+                "character"
+            )
 
 
 def distinct_palette(count: int) -> tuple[Colour, ...]:

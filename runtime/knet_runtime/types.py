@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
@@ -33,9 +34,9 @@ class Frame:
     ``image`` is uint8 [H, W, 3] RGB, contiguous and the frame's own. ``index`` counts the frames
     that are handed on, from 0. ``pts`` is the time in seconds since the source's start, exact, or
     None where the source has no time (images) or left it out. ``name`` differs between all frames
-    of a source: the image's stem, or the index with at least six digits. ``wall`` is when a live
-    frame arrived, in seconds since the epoch. ``stale`` marks a frame that is handed on again
-    because no newer one came.
+    of a source: the image's stem (``as_utf8``), or the index with at least six digits. ``wall`` is
+    when a live frame arrived, in seconds since the epoch. ``stale`` marks a frame that is handed on
+    again because no newer one came.
 
         >>> from knet_deploy import open_source
         >>> with open_source("drive.mp4") as source:
@@ -50,6 +51,17 @@ class Frame:
     name: str
     wall: float | None = None
     stale: bool = False
+
+
+def as_utf8(name: str) -> str:
+    """A file's name as text that can be written: bytes of it that are no UTF-8, which Python holds
+    as lone surrogates, become "\\xe9"; every other text stays as it is."""
+    return re.sub("[\ud800-\udfff]", lambda half: _escaped(ord(half[0])), name)
+
+
+def _escaped(half: int) -> str:
+    byte = half - 0xDC00
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else "\ufffd"
 
 
 _Self = TypeVar("_Self", bound="Closeable")

@@ -17,7 +17,7 @@ from knet_deploy.bench.target import BundleTarget
 from knet_deploy.cli import bench
 from knet_runtime.bundle.manifest import Parity
 from knet_runtime.bundle.store import Bundle, open_bundle, record_parity
-from knet_runtime.engines import engine_specs, open_engine, probe_engines, why_auto
+from knet_runtime.engines import engine_specs, open_engine, probe_engines, waits_for_verify
 from knet_runtime.segmenter import Segmenter
 
 ABACUS = '''
@@ -105,7 +105,7 @@ def test_it_is_opened_chosen_tested_and_measured(
         np.testing.assert_allclose(engine.infer(images)["logits"][:, 1], 200)
     with open_engine(bundle) as engine:  # it was never verified
         assert engine.name == "onnxruntime-cpu"
-    assert "may be taken here (abacus" in why_auto(bundle, "onnxruntime-cpu")
+    assert waits_for_verify(bundle, "onnxruntime-cpu") == "abacus"
 
     record_parity(bundle, "logits", parity("abacus"))
     with Segmenter(open_bundle(bundle.path)) as segment:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from knet_export import export as export_module
 from knet_export.export import export_bundle
-from knet_export.spec import size_range
+from knet_export.spec import model_card, size_range
 from knet_export.verify.measure import default_tolerance
-from knet_runtime.bundle.manifest import Precision, SizeRange
+from knet_runtime.bundle.manifest import Licence, Precision, SizeRange
 from knet_runtime.bundle.store import Bundle, open_bundle
 from knet_runtime.engines import open_engine
 from knet_runtime.errors import CheckpointError, ConfigError, DataError, OutputError, ParityError
@@ -170,6 +170,18 @@ def test_a_full_disk_is_named_and_leaves_nothing(checkpoint: Path, tmp_path: Pat
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_model_card_shows_names_as_they_are(bundle: Bundle, checkpoint: Path) -> None:
+    names = ("<script>", "[a](b)", "x_y*", *bundle.manifest.labels.names[3:])
+    manifest = msgspec.structs.replace(
+        bundle.manifest,
+        labels=msgspec.structs.replace(bundle.manifest.labels, names=names),
+        licence=Licence("Apache-2.0", "<b>", "see | here\n# title"),
+    )
+    card = model_card(manifest, read_checkpoint(checkpoint).config)
+    assert r": \<script\>, \[a\](b), x\_y\*, " in card
+    assert r"weights \<b\>; training data see \| here \# title." in card
 
 
 def test_exports_do_not_replace_unasked(checkpoint: Path, bundle: Bundle) -> None:

@@ -38,11 +38,30 @@ def test_options_that_can_not_be_are_one_line_that_says_what_can(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("x.onnx", "export writes a bundle, a folder: -o {}/x.knet; its ONNX graph is then"),
+        ("x.engine", "knet-deploy build {}/x.knet then makes the TensorRT engine"),
+        ("x.pth", "-o {}/x.knet"),
+    ],
+)
+def test_the_name_of_another_file_gets_the_command_that_was_meant(
+    checkpoint: Path, tmp_path: Path, name: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(checkpoint), "-o", str(tmp_path / name)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message.format(tmp_path) in line
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_command_exports_at_a_size_for_one_image_at_a_time(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--size", "32x64", "--max-batch", "1", "-o", str(tmp_path / "one.knet")]
+    words = ["--size", "32x64", "--max-batch", "1", "-o", str(tmp_path / "my one.knet")]
     assert main(["export", str(checkpoint), *words]) == 0
-    spec = open_bundle(tmp_path / "one.knet").manifest.input
+    manifest = open_bundle(tmp_path / "my one.knet").manifest
+    spec = manifest.input
+    assert manifest.name == "my-one"  # the names of bundles have no spaces
     assert (spec.height, spec.width, spec.max_batch, spec.sizes) == (32, 64, 1, None)
     assert "agreement" in capsys.readouterr().out

@@ -6,10 +6,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from knet_runtime import atomic
-from knet_runtime.atomic import AtomicFile, AtomicFolder, write_atomic, write_json
+from knet_runtime.atomic import AtomicFile, AtomicFolder, json_bytes, write_atomic, write_json
 from knet_runtime.errors import OutputError
 
 
@@ -105,3 +106,14 @@ def test_a_folder_that_is_not_committed_vanishes_and_the_old_one_stays(tmp_path:
         (folder.path / "b.txt").write_text("half")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.txt"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_json_escapes_what_utf8_cannot_hold_wherever_it_stands():
+    class Record(msgspec.Struct):
+        name: str
+        parts: dict[str, tuple[str, ...]]
+
+    plain = Record("é", {"a": ("b",)})
+    assert json_bytes(plain) == msgspec.json.encode(plain)
+    odd = Record("caf\udce9", {"\udcff": ("x", "\ud800")})
+    assert json_bytes(odd) == '{"name":"caf\\\\xe9","parts":{"\\\\xff":["x","\ufffd"]}}'.encode()

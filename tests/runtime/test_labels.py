@@ -54,3 +54,37 @@ def test_classes_are_found_by_name_in_any_case() -> None:
 def test_an_unknown_class_is_refused_with_the_list_of_classes() -> None:
     with pytest.raises(ConfigError, match="no class 'lorry'; this model's are Sky, Building, Pole"):
         CAMVID11.indices(["Car", "lorry"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a\nb",
+        "a\rb",
+        "a\tb",
+        "\x1b[31mred",
+        "a\u2028b",
+        "a\u202eb",
+        "a\x00",
+        "\ufeffa",
+        "caf\udce9",
+    ],
+)
+def test_a_class_name_that_could_steer_what_shows_it_is_refused(name):
+    with pytest.raises(ValueError, match=r"take out .* control character") as refused:
+        LabelMap(("road", name), distinct_palette(2), 255)
+    assert str(refused.value).isascii()
+    assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["", " ", " road", "road ", "\u3000road"])
+def test_a_class_name_without_letters_or_with_spaces_around_is_refused(name):
+    with pytest.raises(ValueError, match="must not be empty, nor begin or end with a space"):
+        LabelMap(("road", name), distinct_palette(2), 255)
+
+
+@pytest.mark.parametrize(
+    "name", ["traffic light", "Straße", "背景", "دوچرخه\u200cسوار", "<b>", "😀"]
+)
+def test_a_class_name_may_be_of_any_script(name):
+    assert LabelMap((name,), ((0, 0, 0),), 255).indices([name]) == (0,)

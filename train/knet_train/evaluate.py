@@ -7,6 +7,7 @@ from collections.abc import Callable
 import msgspec
 import numpy as np
 
+from knet_runtime.atomic import json_bytes
 from knet_runtime.errors import ConfigError, DataError
 from knet_runtime.labels import LabelMap
 from knet_runtime.metrics import ConfusionMatrix
@@ -132,7 +133,7 @@ def make_report(
 
 def encode_report(report: EvalReport) -> bytes:
     """The report as JSON."""
-    return msgspec.json.encode(report) + b"\n"
+    return json_bytes(report) + b"\n"
 
 
 def _percent(share: float) -> float | None:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from knet_runtime.drawing import blend, encode_png, legend_strip
+from knet_runtime.drawing import blend, drawable, encode_png, legend_strip
 from knet_runtime.labels import Colour, LabelMap
 from knet_runtime.metrics import ConfusionMatrix
 from knet_runtime.preprocess import resize
@@ -52,7 +52,7 @@ def draw_sheet(layout: Layout, samples: Sequence[Sample], shares: dict[str, floa
         left = place % columns * cell[1] + _GAP
         image, label = folder.read(place)
         _draw_pair(sheet[top:, left:], image, label, layout.labels)
-        name = _end(_ascii(folder.samples[place].name), 2 * _BOX[1] - 90)
+        name = _end(drawable(folder.samples[place].name), 2 * _BOX[1] - 90)
         caption = f"{name}  {image.shape[1]}x{image.shape[0]}"
         _text(sheet, caption, (left, top + _BOX[0] + 16), 0.42, _LIGHT)
     legend = legend_strip(_seen(layout.labels, shares), sheet.shape[1], shares)
@@ -90,7 +90,7 @@ def draw_confusion(confusion: ConfusionMatrix, labels: LabelMap, title: str) -> 
     totals = confusion.matrix.sum(1)
     shares = confusion.matrix / np.maximum(totals, 1)[:, None]
     cell, scale = (46, 0.46) if count <= 30 else (14, 0.36)
-    names = [_start(_ascii(name), _LONGEST_NAME) for name in labels.names]
+    names = [_start(drawable(name), _LONGEST_NAME) for name in labels.names]
     widest = max(_width(name, scale) for name in names)
     left, top = _MARGIN + 22 + widest + 8, _MARGIN + 40 + widest + 8
     side = cell * count
@@ -109,7 +109,7 @@ def draw_confusion(confusion: ConfusionMatrix, labels: LabelMap, title: str) -> 
         _upright(image, name, (left + middle, top - 8), scale, _INK)
     if count <= 30:
         _percentages(image[top:, left:], shares, totals, cell)
-    _text(image, _start(_ascii(title), 110), (_MARGIN, _MARGIN + 12), 0.6, _INK)
+    _text(image, _start(drawable(title), 110), (_MARGIN, _MARGIN + 12), 0.6, _INK)
     _text(image, "predicted", (left, _MARGIN + 34), 0.46, _PALE)
     _upright(image, "labelled", (_MARGIN + 4, top + _width("labelled", 0.46)), 0.46, _PALE)
     _draw_scale(image, left + side + 24, top, min(side, 400))
@@ -160,11 +160,6 @@ def _upright(image: Rgb, text: str, at: tuple[int, int], scale: float, ink: Colo
 
 def _width(text: str, scale: float) -> int:
     return int(cv2.getTextSize(text, _FONT, scale, 1)[0][0])
-
-
-def _ascii(text: str) -> str:
-    """What OpenCV's font can write."""
-    return text.encode("ascii", "replace").decode()
 
 
 def _start(text: str, longest: int) -> str:

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from knet_deploy.bench.report import TOTAL, Report
-from knet_runtime.drawing import encode_png
+from knet_runtime.drawing import drawable, encode_png
 from knet_runtime.types import Rgb
 
 Colour = tuple[int, int, int]
@@ -74,16 +74,11 @@ def draw_bars(title: str, note: str, groups: Sequence[tuple[str, Sequence[Bar]]]
     return encode_png(image)
 
 
-def _ascii(text: str) -> str:
-    """OpenCV's letters are ASCII."""
-    return text.replace("×", "x").encode("ascii", "replace").decode()
-
-
 def _text_width(text: str, scale: float) -> int:
     """Of what ``_put_text`` writes, in pixels."""
-    return int(cv2.getTextSize(_ascii(text), _FONT, scale, 1)[0][0])
+    return int(cv2.getTextSize(drawable(text), _FONT, scale, 1)[0][0])
 
 
 def _put_text(image: Rgb, text: str, at: tuple[int, int], scale: float, ink: Colour = _INK) -> None:
     """Write ``text`` with its lower left corner ``at`` (x, y)."""
-    cv2.putText(image, _ascii(text), at, _FONT, scale, ink, 1, cv2.LINE_AA)
+    cv2.putText(image, drawable(text), at, _FONT, scale, ink, 1, cv2.LINE_AA)

@@ -20,6 +20,7 @@ from knet_deploy.cli.console import (
     result_file,
     track,
 )
+from knet_runtime.atomic import json_bytes
 from knet_runtime.errors import BundleError, CheckpointError, ConfigError, EngineError
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def _publish(report: Report, json: AtomicFile | None, plot: AtomicFile | None) -
     for line in lines(report):
         typer.echo(one_line(line))
     if json is not None:
-        json.write(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
+        json.write(msgspec.json.format(json_bytes(report)) + b"\n")
     if plot is not None:
         plot.write(bars_of(report))
     if not any(row.ours for row in report.rows):

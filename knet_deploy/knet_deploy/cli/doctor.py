@@ -17,6 +17,7 @@ import msgspec
 import typer
 
 from knet_deploy.cli.console import installed_version, package_version, say
+from knet_runtime.atomic import json_bytes
 from knet_runtime.engines import EngineSpec, engine_spec, engine_specs, probe_engine
 from knet_runtime.engines.hardware import cpu_budget
 from knet_runtime.errors import ConfigError, KnetError, OutputError, ParityError
@@ -65,7 +66,7 @@ def doctor(
     """
     found = _diagnose()
     if json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+        typer.echo(msgspec.json.format(json_bytes(found), indent=2).decode())
     else:
         for label, value in _lines(found):
             say(label, value)

@@ -77,10 +77,10 @@ def export(
         from knet_export.export import export_bundle
         from knet_export.spec import MAX_SIZE, MIN_SIZE, size_range
         from knet_export.triton import check_triton, write_triton
-    from knet_runtime.bundle.manifest import Licence
+    from knet_runtime.bundle.manifest import Licence, name_for
 
     if triton is not None:
-        check_triton(triton, output.name.removesuffix(".knet"), replace=force)
+        check_triton(triton, name_for(output), replace=force)
     sizes = None
     if dynamic:
         sizes = size_range(

@@ -55,7 +55,8 @@ class _Command(TyperCommand):
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 commands = (demo, run, batch, inspect, doctor, bench, train, import_mmseg, export, build, verify)
 for command in commands:
-    app.command(command.__name__.replace("_", "-"), cls=_Command)(command)
+    more = {"allow_extra_args": command is run}  # it says what to do with several files
+    app.command(command.__name__.replace("_", "-"), cls=_Command, context_settings=more)(command)
 app.command("eval")(evaluate)  # a function of that name would hide Python's
 app.add_typer(data, name="data")
 

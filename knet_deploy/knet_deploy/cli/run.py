@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
@@ -43,6 +44,7 @@ _page = partial(typer.Option, rich_help_panel="Live page")
 
 
 def run(
+    context: typer.Context,
     source: Annotated[
         str | None,
         typer.Argument(
@@ -174,11 +176,17 @@ def run(
     whole. A source that fails does not stop the others.
     """
     from knet_runtime.bundle.store import open_bundle
-    from knet_runtime.engines import why_auto
+    from knet_runtime.engines import waits_for_verify
     from knet_runtime.pipeline import RunStats
     from knet_runtime.segmenter import Segmenter
     from knet_runtime.sources.base import SourceOptions
 
+    if context.args:
+        words = " ".join(map(shlex.quote, (str(source), *context.args)))
+        raise ConfigError(
+            f"one SOURCE goes here: knet-deploy batch {words} --out RESULTS does files one after "
+            "the other; --source FILE, repeated, does them at once"
+        )
     sources = [*([] if source is None else [source]), *(more or [])]
     if not sources:
         raise ConfigError("there is no source: knet-deploy run SOURCE, or --source for several")
@@ -216,7 +224,9 @@ def run(
             stack.enter_context(redirect_stdout(sys.stderr))  # words must not mix with the masks
         segmenter = stack.enter_context(Segmenter(opened, engine))
         if engine == "auto":
-            say("engine", f"{segmenter.engine}: {why_auto(opened, segmenter.engine)}")
+            other = waits_for_verify(opened, segmenter.engine)
+            hint = f" ({other} works here, too, but is not verified: knet-deploy verify)"
+            say("engine", segmenter.engine + (hint if other else ""))
         _check_proof(segmenter, require_verified)
         if (result := segmenter.self_test(self_test)) is not None:
             _log.info("engine %s: self-test %s", segmenter.engine, result)
@@ -267,7 +277,7 @@ def _check_proof(segmenter: Segmenter, required: bool) -> None:
     precision = segmenter.bundle.manifest.precision
     text = (
         f"{segmenter.bundle.path} ({precision}) on {segmenter.engine}: {unverified_reason}; "
-        f"knet-deploy verify --engine {segmenter.engine} measures it"
+        f"knet-deploy verify {segmenter.bundle.path} --engine {segmenter.engine} measures it"
     )
     if required:
         raise ParityError(text)

@@ -18,7 +18,14 @@ from pathlib import Path
 
 import msgspec
 
-from knet_runtime.atomic import AtomicFolder, check_folder, output_error, partial_path, write_json
+from knet_runtime.atomic import (
+    AtomicFolder,
+    check_folder,
+    json_bytes,
+    output_error,
+    partial_path,
+    write_json,
+)
 from knet_runtime.batch.records import (
     FINISHED_NAME,
     LINES_NAME,
@@ -37,6 +44,7 @@ from knet_runtime.batch.records import (
 from knet_runtime.batch.worker import settings_bundle
 from knet_runtime.errors import ConfigError, EngineError, SourceError
 from knet_runtime.sinks.json_lines import Record
+from knet_runtime.types import as_utf8
 
 _log = logging.getLogger(__name__)
 _WORK = ".work"
@@ -61,6 +69,8 @@ def find_sources(patterns: Sequence[str]) -> dict[str, Path]:
         names = [pattern] if exact else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
         files = [Path(name).absolute() for name in names if Path(name).is_file()]
         if not files:
+            if Path(pattern).is_dir():
+                raise SourceError(f"{pattern}: is a folder; name files in it: '{pattern}/*.mp4'")
             raise SourceError(f"{pattern}: no file is found there; check the path")
         parts = Path(pattern).absolute().parts
         magic = (i for i, part in enumerate(parts) if not exact and glob.has_magic(part))
@@ -69,7 +79,7 @@ def find_sources(patterns: Sequence[str]) -> dict[str, Path]:
     root = Path(os.path.commonpath(roots))
     named: dict[str, Path] = {}
     for path in found:
-        name = path.relative_to(root).as_posix()
+        name = as_utf8(path.relative_to(root).as_posix())
         if name.startswith(".") or ".." in name.split("/"):
             raise ConfigError(f"{path}: hidden files and '..' are not read; name it otherwise")
         named[name] = path
@@ -225,7 +235,7 @@ def join(target: Path, work: Path, pieces: Sequence[Outcome], result: SourceResu
                 engines=tuple(sorted({piece.engine for piece in pieces})),
                 shares={name: round(total / count, 6) for name, total in totals.items()},
             )
-            (folder.path / FINISHED_NAME).write_bytes(msgspec.json.encode(whole))
+            (folder.path / FINISHED_NAME).write_bytes(json_bytes(whole))
             folder.commit()
         shutil.rmtree(work, ignore_errors=True)
     except OSError as error:

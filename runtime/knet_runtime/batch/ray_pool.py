@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-
-import msgspec
 
 from knet_runtime.batch.records import Job, Outcome, Settings
 from knet_runtime.batch.worker import ChunkWorker
@@ -91,17 +90,17 @@ class RayPool(Closeable):
         context.enable_progress_bars = False
         context.max_errored_blocks = -1  # one part that kills its worker stops no other
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-        rows = [{"job": msgspec.json.encode(job).decode()} for job in jobs]
+        rows = [{"job": pickle.dumps(job)} for job in jobs]
         mapped = data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             RayWorker,
-            fn_constructor_args=(msgspec.json.encode(self._settings).decode(), self._model),
+            fn_constructor_args=(self._settings, self._model),
             compute=data.ActorPoolStrategy(size=min(self._workers, len(rows))),
             batch_size=1,
             num_cpus=self._cpus,
             num_gpus=self._gpus,
         )
         for row in mapped.iter_rows():
-            yield msgspec.json.decode(row["outcome"], type=Outcome)
+            yield pickle.loads(row["outcome"])
 
     def close(self) -> None:
         """Stop what was started here."""
@@ -123,11 +122,10 @@ class RayPool(Closeable):
 
 
 class RayWorker:
-    """A ``ChunkWorker`` as Ray Data calls it: batches of one row, of JSON in and out."""
+    """A ``ChunkWorker`` as Ray Data calls it: batches of one row, pickled in and out."""
 
-    def __init__(self, settings: str, model: str) -> None:
-        self._worker = ChunkWorker(msgspec.json.decode(settings, type=Settings), model)
+    def __init__(self, settings: Settings, model: str) -> None:
+        self._worker = ChunkWorker(settings, model)
 
-    def __call__(self, batch: dict[str, Sequence[str]]) -> dict[str, list[str]]:
-        jobs = [msgspec.json.decode(str(job), type=Job) for job in batch["job"]]
-        return {"outcome": [msgspec.json.encode(self._worker(job)).decode() for job in jobs]}
+    def __call__(self, batch: dict[str, Sequence[bytes]]) -> dict[str, list[bytes]]:
+        return {"outcome": [pickle.dumps(self._worker(pickle.loads(job))) for job in batch["job"]]}

@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from knet_runtime.atomic import json_bytes
 from knet_runtime.bundle.store import Bundle
 from knet_runtime.sources.base import SourceOptions
 from knet_runtime.types import Size
@@ -164,4 +165,4 @@ def key_of(bundle: Bundle, settings: Settings, source: str, state: tuple[int, in
         source,
         state,
     )
-    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:24]
+    return hashlib.sha256(json_bytes(parts)).hexdigest()[:24]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from knet_runtime.atomic import output_error
+from knet_runtime.atomic import json_bytes, output_error
 from knet_runtime.batch.records import (
     FINISHED_NAME,
     LINES_NAME,
@@ -96,7 +96,7 @@ class ChunkWorker:
             fresh.mkdir(parents=True)
             outcome = self._run(fresh, job, chunk, segmenter)
             if outcome.status in ("done", "partial"):
-                (fresh / FINISHED_NAME).write_bytes(msgspec.json.encode(outcome))
+                (fresh / FINISHED_NAME).write_bytes(json_bytes(outcome))
                 try:
                     fresh.rename(work / chunk.name)
                 except OSError:
@@ -168,9 +168,10 @@ def finished(job: Job) -> Outcome | None:
         return None
     try:
         data = (Path(job.work) / job.chunk.name / FINISHED_NAME).read_bytes()
-        return msgspec.json.decode(data, type=Outcome)
+        outcome = msgspec.json.decode(data, type=Outcome)
     except (OSError, msgspec.DecodeError):
         return None
+    return msgspec.structs.replace(outcome, source=job.source)
 
 
 class _ChunkFrames(Closeable):

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -34,6 +36,14 @@ _CHANNELS: dict[Meaning, int] = {  # sizes of an output before its height and wi
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def name_for(folder: Path) -> str:
+    """The name of a bundle that is written to ``folder`` (NAME.knet): what a name cannot hold
+    becomes "-", and letters lose their accents."""
+    plain = unicodedata.normalize("NFKD", folder.name.removesuffix(".knet"))
+    plain = plain.encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-._")[:100] or "model"
 
 
 class SizeRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

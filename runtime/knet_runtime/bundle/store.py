@@ -96,6 +96,33 @@ class Bundle:
         return self.path / relative
 
 
+def _no_bundle(path: Path) -> str:
+    """What ``path`` is instead of a bundle, and the command that makes or finds one."""
+    if path.is_dir():
+        inner = next((found.parent for found in sorted(path.glob(f"*/{MANIFEST_NAME}"))), None)
+        if (path / "best.safetensors").is_file():
+            fix = (
+                f"it is a training run: knet-deploy export {path / 'best.safetensors'} -o NAME.knet"
+            )
+        elif inner is not None:
+            fix = f"did you mean {inner}?"
+        else:
+            fix = "pass the folder that knet-deploy export wrote"
+        return f"this is no bundle, it holds no {MANIFEST_NAME}; {fix}"
+    bundle = path.with_suffix(".knet").name
+    if (path.parent / MANIFEST_NAME).is_file():
+        return f"this is a file of the bundle {path.absolute().parent}: pass that folder"
+    match path.suffix.lower():
+        case ".safetensors":
+            return f"this is a checkpoint; first knet-deploy export {path} -o {bundle}"
+        case ".pth" | ".pt" | ".ckpt":
+            return f"this is a checkpoint; first knet-deploy import-mmseg {path}, then export"
+        case ".onnx" | ".engine" | ".plan":
+            return "this is a graph; a bundle is the folder that knet-deploy export wrote"
+        case _:
+            return "this is a file; a bundle is a folder: unpack it first"
+
+
 def open_bundle(path: Path | str | None = None) -> Bundle:
     """Open the folder ``path``, after reading every listed file and comparing size and SHA-256;
     None is the packaged model.
@@ -112,13 +139,8 @@ def open_bundle(path: Path | str | None = None) -> Bundle:
     root = Path(path).absolute()
     if not root.exists():
         raise BundleError(f"{path}: there is no such bundle; check the path")
-    if not root.is_dir():
-        raise BundleError(f"{path}: this is a file; a bundle is a folder: unpack it first")
-    if not os.path.lexists(root / MANIFEST_NAME):
-        raise BundleError(
-            f"{path}: this is no bundle, it holds no {MANIFEST_NAME}; "
-            "pass the folder that the export wrote"
-        )
+    if not root.is_dir() or not os.path.lexists(root / MANIFEST_NAME):
+        raise BundleError(f"{path}: {_no_bundle(Path(path))}")
     with _naming(f"{path}: {MANIFEST_NAME}"):
         file = _inside(root, MANIFEST_NAME)
         if (size := _size(file)) > _MAX_MANIFEST:

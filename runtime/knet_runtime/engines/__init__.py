@@ -89,19 +89,19 @@ def why_not_auto(bundle: Bundle, engine: str, kind: Kind | None = None) -> str |
     return unverified_reason(graph, engine, device)
 
 
-def why_auto(bundle: Bundle, engine: str) -> str:
-    """Why "auto" took ``engine`` here, in words: what spoke against those before it."""
-    passed_over: dict[str, list[str]] = {}
-    for earlier in auto_order():
-        if earlier.name == engine:
+def waits_for_verify(bundle: Bundle, engine: str) -> str | None:
+    """The first engine before ``engine`` in auto's order that works here, and was never verified
+    here with this bundle; None where there is none."""
+    for spec in auto_order():
+        if spec.name == engine:
             break
-        # Nothing was against it, and it was not taken: so it did not open, as a warning said.
-        against = why_not_auto(bundle, earlier.name) or "it passed verify but does not work now"
-        passed_over.setdefault(against, []).append(earlier.name)
-    if not passed_over:
-        return "the first of auto's order"
-    others = "; ".join(f"{', '.join(names)}: {why}" for why, names in passed_over.items())
-    return f"the first of auto's order that may be taken here ({others})"
+        device = processor_name() if spec.device == "cpu" else gpu_name()
+        if device is None or bundle.manifest.precision in spec.refuses:
+            continue
+        graph = bundle.graph(default_graph(bundle, spec.name))
+        if graph.parity_on(spec.name, device) is None and probe_engine(spec).available:
+            return spec.name
+    return None
 
 
 def open_engine(bundle: Bundle, engine: str = "auto", kind: Kind | None = None) -> Engine:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import glob
+import os
 import re
+import shlex
 from pathlib import Path
 
 from av.container import InputContainer
@@ -55,6 +58,11 @@ def open_source(source: str | Path, options: SourceOptions | None = None) -> Sou
             )
         return _stream(source, options)
     path = Path(source)
+    if not os.path.lexists(path) and glob.has_magic(text):
+        raise SourceError(
+            f"{text}: no file has that name; knet-deploy batch {shlex.quote(text)} --out RESULTS "
+            "takes patterns"
+        )
     if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
         _refuse_part(text, options)
         return ImageSource(path, options)

@@ -8,6 +8,7 @@ and the libraries below it would otherwise write their own complaints to stderr.
 from __future__ import annotations
 
 import re
+import shlex
 import struct
 import threading
 import zlib
@@ -21,9 +22,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from knet_runtime.bundle.manifest import MANIFEST_NAME
 from knet_runtime.errors import SourceError
 from knet_runtime.sources.base import SourceInfo, SourceKind, SourceOptions, SourceStatus
-from knet_runtime.types import MAX_PIXELS, Closeable, Frame
+from knet_runtime.types import MAX_PIXELS, Closeable, Frame, as_utf8
 
 _PNG_KEPT = {b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"}
 
@@ -210,6 +212,7 @@ _quiet_opencv = _Silence()
 
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".ts", ".mts", ".m2ts", ".m4v", ".webm", ".mpg")
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -231,11 +234,20 @@ def list_images(folder: Path) -> list[Path]:
             f"{folder}: {error.strerror}; check the folder and its permissions"
         ) from error
     if not found:
-        extensions = " ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
-        raise SourceError(
-            f"{folder}: has no images; put files with these extensions directly in it: {extensions}"
-        )
+        raise SourceError(f"{folder}: has no images; {_instead(folder)}")
     return sorted(found, key=_natural_key)
+
+
+def _instead(folder: Path) -> str:
+    """What to do with a folder that holds no images."""
+    if (folder / MANIFEST_NAME).is_file():
+        return f"it is a bundle: name a video or images, and --bundle {folder}"
+    videos = [path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES]
+    if videos:
+        pattern = shlex.quote(f"{folder}/*{min(path.suffix for path in videos)}")
+        return f"for its videos: knet-deploy batch {pattern} --out RESULTS"
+    extensions = " ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
+    return f"put files with these extensions directly in it: {extensions}"
 
 
 def _natural_key(path: Path) -> tuple[list[str | int], str]:
@@ -244,11 +256,14 @@ def _natural_key(path: Path) -> tuple[list[str | int], str]:
 
 
 def frame_names(paths: list[Path]) -> list[str]:
-    """A name per image that no other has: its stem, or the whole file name where stems repeat."""
+    """A name per image that no other has: its stem, or the whole file name where stems repeat; as
+    UTF-8 can hold it."""
     stems = Counter(path.stem for path in paths)
     names = [path.name if stems[path.stem] > 1 else path.stem for path in paths]
     # a.jpg, a.png and a.png.png: the last one's stem is the second one's file name.
-    return names if len(set(names)) == len(names) else [path.name for path in paths]
+    if len(set(names)) < len(names):
+        names = [path.name for path in paths]
+    return [as_utf8(name) for name in names]
 
 
 class ImageSource(Closeable):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,8 +18,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from knet_runtime.bundle.store import Bundle, open_bundle, record_parity
+import knet_runtime.engines
+from knet_runtime.bundle.store import Bundle, default_bundle_path, open_bundle, record_parity
+from knet_runtime.drawing import encode_png
+from knet_runtime.engines import engine_spec, engine_specs
 from knet_runtime.engines.hardware import processor_name
+from knet_runtime.errors import EngineUnavailable
 from knet_runtime.sources.images import read_image
 
 Call = Callable[..., Any]
@@ -107,6 +112,23 @@ def test_a_part_of_the_frames_is_taken(
     assert f"frames       {frames}\n" in answer.out
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
+def test_names_that_are_no_utf8_are_escaped_in_every_output(call: Call, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    picture = encode_png(np.zeros((24, 32, 3), np.uint8))
+    for name in (b"caf\xe9.png", b"caf\xe8.png", "café.png".encode()):
+        (photos / os.fsdecode(name)).write_bytes(picture)
+    places = tmp_path / "o.jsonl", tmp_path / "o.rle", tmp_path / "masks"
+    words = ["--json", places[0], "--rle", places[1], "--masks", places[2]]
+    assert call("run", photos, *words).code == 0
+    names = ["café", r"caf\xe8", r"caf\xe9"]
+    for lines in places[:2]:
+        records = map(json.loads, lines.read_text(encoding="utf-8").splitlines())
+        assert sorted(record["name"] for record in records) == sorted(names)
+    assert sorted(path.stem for path in places[2].iterdir()) == sorted(names)
+
+
 def test_one_image_gives_an_overlay_image(call: Call, tmp_path: Path) -> None:
     image = tmp_path / "street.png"
     cv2.imwrite(str(image), np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8))
@@ -128,9 +150,19 @@ def _empty_folder(folder: Path) -> list[str]:
     return [str(folder / "empty")]
 
 
+def _videos(folder: Path) -> list[str]:
+    (folder / "my clips").mkdir()
+    (folder / "my clips" / "b.MP4").write_bytes(b"")
+    return [str(folder / "my clips")]
+
+
 @pytest.mark.parametrize(
     ("make", "text"),
     [
+        (_videos, "my clips/*.MP4' --out RESULTS"),
+        (lambda folder: [str(folder / "*.mp4")], "*.mp4' --out RESULTS takes patterns"),
+        (lambda _: ["a.mp4", "b c.mp4"], "knet-deploy batch a.mp4 'b c.mp4' --out RESULTS does"),
+        (lambda _: [str(default_bundle_path())], "it is a bundle: name a video or images, and"),
         (lambda folder: [str(folder / "gone.mp4")], "gone.mp4"),
         (_text_file, "is not a video"),
         (_empty_folder, "has no images"),
@@ -205,6 +237,28 @@ def _forget(bundle: Path) -> None:
     path.write_text(json.dumps(manifest), encoding="utf-8")
 
 
+def test_the_engines_line_is_short_and_advises_only_what_works_here(
+    call: Call, video: Path, copied_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["run", video, "--bundle", copied_bundle, "--max-frames", "1"]
+    alone = engine_spec("openvino-bf16")
+    alone = msgspec.structs.replace(alone, probe=_fails)
+    others = {name: spec for name, spec in engine_specs().items() if name != alone.name}
+    monkeypatch.setattr(knet_runtime.engines, "engine_specs", lambda: {**others, alone.name: alone})
+    assert call(*words).out.startswith("engine       onnxruntime-cpu\n")
+    there = msgspec.structs.replace(alone, probe=lambda _: "works")
+    monkeypatch.setattr(knet_runtime.engines, "engine_specs", lambda: {**others, there.name: there})
+    first = call(*words).out.splitlines()[0]
+    assert first == (
+        "engine       onnxruntime-cpu (openvino-bf16 works here, too, but is not verified: "
+        "knet-deploy verify)"
+    )
+
+
+def _fails(_: str) -> str:
+    raise EngineUnavailable("it is not installed")
+
+
 def test_a_bundle_that_was_never_verified_runs_with_one_warning(
     call: Call, video: Path, copied_bundle: Path
 ) -> None:
@@ -214,7 +268,11 @@ def test_a_bundle_that_was_never_verified_runs_with_one_warning(
     assert answer.code == 0
     (line,) = answer.err.splitlines()
     assert line.startswith("knet-deploy: warning: ")
-    for text in ("(fp32) on onnxruntime-cpu", "never verified on", "knet-deploy verify --engine"):
+    for text in (
+        "(fp32) on onnxruntime-cpu",
+        "never verified on",
+        f"verify {copied_bundle} --engine",
+    ):
         assert text in line
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -263,3 +264,28 @@ def test_a_part_that_kills_its_worker_each_time_is_given_up(
     assert outcome.status == "failed"
     assert outcome.error.startswith(f"{path}: part whole killed its worker 4 times")
     assert pool.worker(job).status == "done"  # another batch tries again
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
+def test_a_name_that_is_no_utf8_is_escaped_and_stops_no_other(
+    video: Video, settings: Settings, pool: Any, tmp_path: Path
+) -> None:
+    good, odd = tmp_path / "good.mp4", Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.mp4"))
+    broken = Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xe9.mp4"))
+    for path in (good, odd):
+        shutil.copy(video("plain.mp4"), path)
+    broken.write_text("no video")
+    sources = find_sources([str(tmp_path / "*.mp4")])
+    assert sources == {r"bad\xe9.mp4": broken, r"caf\xe9.mp4": odd, "good.mp4": good}
+    run_batch(sources, tmp_path / "out", settings, pool)
+    kept = read_results(tmp_path / "out")
+    assert [(result.folder, result.frames) for result in kept.sources] == [
+        (r"bad\xe9.mp4", 0),
+        (r"caf\xe9.mp4", 60),
+        ("good.mp4", 60),
+    ]
+    assert list(kept.failures) == [str(tmp_path / r"bad\xe9.mp4")]
+    assert (tmp_path / "out" / r"caf\xe9.mp4" / "frames.jsonl").is_file()
+    done = len(pool.chunks)
+    run_batch(sources, tmp_path / "out", settings, pool)
+    assert len(pool.chunks) == done  # what is finished stays so

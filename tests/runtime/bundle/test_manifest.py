@@ -24,6 +24,7 @@ from knet_runtime.bundle.manifest import (
     check_paths,
     decode_manifest,
     encode_manifest,
+    name_for,
 )
 from knet_runtime.errors import BundleError
 from knet_runtime.labels import LabelMap, distinct_palette
@@ -446,3 +447,19 @@ def test_paths_that_collide_are_refused(paths):
 )
 def test_plain_paths_are_taken(path):
     check_paths([path, "other"])
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("street.knet", "street"),
+        ("my model.knet", "my-model"),
+        ("a/b/modèle v2.1.knet", "modele-v2.1"),
+        ("-x (copy).knet", "x-copy"),
+        ("街道.knet", "model"),
+        ("x" * 200 + ".knet", "x" * 100),
+        ("plain", "plain"),
+    ],
+)
+def test_a_bundle_is_named_for_its_folder_in_what_a_name_can_hold(folder, name):
+    assert name_for(Path(folder)) == name

@@ -157,13 +157,37 @@ def test_link_within_the_bundle_and_to_the_bundle_is_taken(written: Path):
 def test_what_is_no_bundle_is_one_clear_error(tmp_path: Path, written: Path):
     with pytest.raises(BundleError, match="there is no such bundle"):
         open_bundle(tmp_path / "absent.knet")
-    with pytest.raises(BundleError, match="this is a file; a bundle is a folder"):
+    with pytest.raises(BundleError, match=f"this is a file of the bundle {written}: pass that"):
         open_bundle(written / "model.onnx")
     with pytest.raises(BundleError, match=r"holds no manifest\.json"):
         open_bundle(written / "docs")
     (written / "manifest.json").write_bytes(b"\xff{")
     with pytest.raises(BundleError, match=r"colours\.knet: manifest\.json cannot be read"):
         open_bundle(written)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("run/best.safetensors", r"knet-deploy export .*best\.safetensors -o best\.knet"),
+        ("published.pth", "knet-deploy import-mmseg .*published"),
+        ("logits.onnx", "this is a graph; a bundle is the folder that knet-deploy export wrote"),
+        ("street.knet.zip", "unpack it first"),
+    ],
+)
+def test_a_file_instead_of_a_bundle_gets_the_command_that_makes_one(tmp_path, name, words):
+    (tmp_path / "run").mkdir()
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(BundleError, match=words):
+        open_bundle(tmp_path / name)
+
+
+def test_a_folder_instead_of_a_bundle_gets_the_command_or_the_bundle_in_it(tmp_path, written):
+    with pytest.raises(BundleError, match=f"did you mean {written}"):
+        open_bundle(tmp_path)
+    (tmp_path / "best.safetensors").write_bytes(b"x")
+    with pytest.raises(BundleError, match=r"knet-deploy export .*best\.safetensors -o NAME\.knet"):
+        open_bundle(tmp_path)
 
 
 def test_manifest_that_is_cut_anywhere_is_refused(written: Path):

@@ -6,6 +6,7 @@ import importlib
 import logging
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -15,13 +16,14 @@ import knet_runtime.engines.openvino
 from knet_runtime.bundle.manifest import Parity
 from knet_runtime.bundle.store import Bundle, open_bundle, record_parity
 from knet_runtime.engines import (
+    EngineStatus,
     auto_order,
     default_graph,
     engine_specs,
     open_engine,
     probe_engines,
     unverified_reason,
-    why_auto,
+    waits_for_verify,
     why_not_auto,
 )
 from knet_runtime.errors import EngineError, EngineUnavailable, ParityError
@@ -120,9 +122,6 @@ def test_proven_engine_that_does_not_open_is_passed_over_aloud(recorded, parity,
         assert loaded.name == CPU
     (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert "onnxruntime-tensorrt-rtx does not work" in warning.getMessage()
-    assert "onnxruntime-tensorrt-rtx: it passed verify but does not work now" in why_auto(
-        bundle, CPU
-    )
 
 
 @pytest.mark.usefixtures("with_gpu")
@@ -225,9 +224,20 @@ def test_probe_reports_an_onnxruntime_that_cannot_be_imported(monkeypatch):
         assert "pip install" in status.detail
 
 
-def test_the_reason_names_what_speaks_against_each_faster_engine(recorded, parity, with_gpu):
-    bundle = recorded(parity(CPU), parity("openvino-bf16", passed=False))
-    told = why_auto(bundle, CPU)
-    assert told.startswith("the first of auto's order that may be taken here (tensorrt, tensorrt-")
-    assert f"onnxruntime-cuda: it was never verified on {GPU}; openvino-bf16: it did not" in told
-    assert why_auto(bundle, "tensorrt") == "the first of auto's order"
+def test_only_what_works_here_and_was_never_tried_waits_for_verify(
+    recorded, parity, with_gpu, monkeypatch
+):
+    works = {"onnxruntime-cuda", "openvino-bf16"}
+    status = partial(EngineStatus, detail="")
+    monkeypatch.setattr(
+        knet_runtime.engines, "probe_engine", lambda spec: status(spec.name, spec.name in works)
+    )
+    bundle = recorded(parity(CPU))
+    assert waits_for_verify(bundle, CPU) == "onnxruntime-cuda"
+    assert waits_for_verify(bundle, "tensorrt") is None
+    works.remove("onnxruntime-cuda")
+    assert waits_for_verify(bundle, CPU) == "openvino-bf16"
+    assert waits_for_verify(recorded(parity("openvino-bf16", passed=False)), CPU) is None
+    monkeypatch.setattr(knet_runtime.engines, "gpu_name", lambda: None)
+    works |= {"onnxruntime-cuda"}
+    assert waits_for_verify(bundle, CPU) == "openvino-bf16"

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from knet_runtime.atomic import json_bytes
 from knet_runtime.errors import DataError, SourceError
 from knet_runtime.sources.images import read_image
 from knet_train.data.dataset import allowed_values, label_table, read_values, sizes_differ
@@ -149,7 +150,7 @@ def check(
 
 def encode_report(report: DataReport) -> bytes:
     """The report as JSON."""
-    return msgspec.json.format(msgspec.json.encode(report)) + b"\n"
+    return msgspec.json.format(json_bytes(report)) + b"\n"
 
 
 def _read(sample: Sample) -> tuple[tuple[int, int] | None, NDArray[np.int64] | None, list[str]]:
