@@ -137,29 +137,37 @@ class Benchmark:
         entries: Sequence[Entry],
         rounds: int,
         pause: float = PAUSE,
-        on_step: Callable[[], None] = lambda: None,
+        on_step: Callable[[int, str], None] = lambda *_: None,
+        on_round: Callable[[int], None] = lambda _: None,
     ) -> None:
         """Open all, compare their maps with those of the first of ours that is verified (of the
-        first of ours, if none is), and run the rounds; ``pause`` is in seconds."""
+        first of ours, if none is), and run the rounds; ``pause`` is in seconds.
+
+        ``on_step`` is told whose turn begins in which round, from 1; to open a target is round 0.
+        ``on_round`` is told how many rounds are done. What was measured until an exception ends it
+        is kept.
+        """
         with ExitStack() as stack:
             for entry in entries:
+                on_step(0, entry.name)
                 self._open(stack, entry)
-                on_step()
             self._compare()
             media = stack.enter_context(self._process(Media))
             cases = {name: self._cases(opened.entry) for name, opened in self._opened.items()}
 
             def measure(name: str, case: str, number: int) -> Measurement | None:
                 if name == _MEDIA:
-                    return self._measure_media(media, case, number)
-                found = self._measure(self._opened[name], case, number)
-                on_step()
+                    found = self._measure_media(media, case, number)
+                else:
+                    on_step(number + 1, name)
+                    found = self._measure(self._opened[name], case, number)
+                if found is not None:
+                    self.measurements.append(found)
                 return found
 
             cases[_MEDIA] = list(self.frames)
-            self.measurements = interleave(cases, rounds, measure, pause=pause)
-            for opened in self._opened.values():
-                opened.peak_bytes = opened.process.peak_bytes()
+            on_round(0)
+            interleave(cases, rounds, measure, pause=pause, on_round=on_round)
 
     def steps(self, entries: Sequence[Entry], rounds: int) -> int:
         """How often ``run`` calls ``on_step`` if nobody fails."""
@@ -224,6 +232,7 @@ class Benchmark:
             self.failures.append(Failure(opened.entry.name, str(error)))
             return None
         after = meter() if meter else None
+        opened.peak_bytes = process.peak_bytes()
         joules = None if before is None or after is None else after - before
         return Measurement(opened.entry.name, case, number, samples, joules)
 

@@ -56,12 +56,13 @@ def interleave(
     *,
     pause: float = PAUSE,
     sleep: Callable[[float], None] = _sleep,
+    on_round: Callable[[int], None] = lambda _: None,
 ) -> list[Measurement]:
     """All measurements of ``rounds`` rounds.
 
     ``cases`` says what each target does in its turn, in that order. ``measure`` (target, case,
     round) does one of them; None from it ends that target's part in all that follows. ``pause`` is
-    in seconds and comes before every turn.
+    in seconds and comes before every turn. ``on_round`` is told how many rounds are done.
     """
     measurements, out = [], set()
     for number in range(rounds):
@@ -75,6 +76,7 @@ def interleave(
                     out.add(name)
                 else:
                     measurements.append(found)
+        on_round(number + 1)
     return measurements
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from time import monotonic
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import msgspec
 import typer
@@ -25,6 +28,7 @@ from knet_runtime.errors import BundleError, CheckpointError, ConfigError, Engin
 
 if TYPE_CHECKING:
     from knet_deploy.bench.benchmark import Entry
+    from knet_deploy.bench.machine import Limits
     from knet_deploy.bench.report import Report
     from knet_export.graph.cost import Cost
     from knet_runtime.atomic import AtomicFile
@@ -32,7 +36,6 @@ if TYPE_CHECKING:
     from knet_runtime.types import Rgb, Size
 
 BASELINES = ("torch", "torch-channels-last", "torch-compile", "ort-naive", "openvino", "torch-loop")
-_SIZES = ("360x480", "720x1280")
 _TRAINED = "train/default-model/knet-edge-camvid.safetensors"
 _FILE_LENGTH = 3  # a file is the frames, so often: a pipeline needs a few to get going
 
@@ -58,11 +61,20 @@ def bench(
         str | None,
         typer.Option(help="A video or a folder of images; a synthetic street by default."),
     ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="Under a minute on most machines: --rounds 3 --frames 5 --sources 0, and one "
+            "size, where you name no others.",
+        ),
+    ] = False,
     sources: Annotated[
-        int, typer.Option(min=0, help="Files that run at once, file to file; 0: leave that out.")
-    ] = 1,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns that each one gets.")] = 7,
-    frames: Annotated[int, typer.Option(min=1, help="Frames of one turn.")] = 20,
+        int | None,
+        typer.Option(min=0, help="Files that run at once, file to file (1); 0: leave that out."),
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Turns that each one gets (7).")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames of one turn (20).")] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Cores for everybody; all that may be used.")
     ] = None,
@@ -79,7 +91,7 @@ def bench(
 
     Each engine and baseline has a process of its own and the same cores. Times go from the decoded
     frame to the class map at its size. Nothing is refused, but what verify has not passed here is
-    marked.
+    marked. A first table comes after the first round, and Ctrl-C prints what was measured so far.
     """
     from knet_deploy.bench.benchmark import Benchmark
     from knet_deploy.bench.machine import this_machine
@@ -87,12 +99,15 @@ def bench(
     from knet_runtime.engines import probe_engines
     from knet_runtime.engines.hardware import cpu_budget
 
+    extent = _QUICK if quick else _THOROUGH
+    rounds, frames = rounds or extent.rounds, frames or extent.frames
+    sources = extent.sources if sources is None else sources
     baselines = _baselines(compare)
     cores = _threads(threads, cpu_budget())
     opened = _open(bundles)
     trained = _checkpoint(opened, bundles is None, checkpoint) if baselines else None
     files = result_file(json), result_file(plot, ".png")
-    images = _images(source, size, frames)
+    images = _images(source, size or ([] if source else extent.sizes), frames)
     engines = [str(one.value) for one in engine or []] or [
         status.name for status in probe_engines() if status.available
     ]
@@ -107,26 +122,82 @@ def bench(
         benchmark = Benchmark(
             folder, images, threads=cores, sources=sources, file_frames=_FILE_LENGTH * frames
         )
-        advance = stack.enter_context(track("rounds", benchmark.steps(entries, rounds)))
         before = benchmark.limits()
-        benchmark.run(entries, rounds, on_step=advance)
-        limits = before.best(benchmark.limits())
-        report = Report(
-            models=[bundle.model_id for bundle in opened.values()],
-            source=source or "synthetic street",
-            frames=frames,
-            rounds=rounds,
-            threads=cores,
-            reference=benchmark.reference,
-            rows=benchmark.rows(limits),
-            failures=benchmark.failures,
-            ratios=benchmark.ratios(),
-            files=benchmark.files(),
-            media=benchmark.media(),
-            limits=limits,
-            machine=this_machine(cores),
-        )
-    _publish(report, *files)
+
+        def report(done: int, limits: Limits) -> Report:
+            return Report(
+                models=[bundle.model_id for bundle in opened.values()],
+                source=source or "synthetic street",
+                frames=frames,
+                rounds=done,
+                threads=cores,
+                reference=benchmark.reference,
+                rows=benchmark.rows(limits),
+                failures=benchmark.failures,
+                ratios=benchmark.ratios(),
+                files=benchmark.files(),
+                media=benchmark.media(),
+                limits=limits,
+                machine=this_machine(cores),
+            )
+
+        try:
+            with track("bench", benchmark.steps(entries, rounds)) as advance:
+                progress = _Progress(rounds, advance, lambda: report(1, before))
+                benchmark.run(entries, rounds, on_step=progress.step, on_round=progress.round)
+        except KeyboardInterrupt:
+            if begun := len({one.round for one in benchmark.measurements}):
+                _publish(report(begun, before), *files)
+                typer.echo(f"stopped in round {begun} of {rounds}", err=True)
+            raise
+        whole = report(rounds, before.best(benchmark.limits()))
+    _publish(whole, *files)
+    if not any(row.ours for row in whole.rows):
+        raise EngineError("no engine ran this bundle: the reasons stand above")
+
+
+class _Extent(NamedTuple):
+    """How much is measured where the user does not say."""
+
+    rounds: int
+    frames: int
+    sources: int
+    sizes: list[str]
+
+
+_THOROUGH = _Extent(rounds=7, frames=20, sources=1, sizes=["360x480", "720x1280"])
+_QUICK = _Extent(rounds=3, frames=5, sources=0, sizes=["360x480"])
+
+
+class _Progress:
+    """Says on stderr how far the rounds are, and shows ``first_table`` after the first one."""
+
+    def __init__(
+        self, rounds: int, advance: Callable[..., None], first_table: Callable[[], Report]
+    ) -> None:
+        self._rounds, self._advance, self._first_table = rounds, advance, first_table
+        self._began = monotonic()
+
+    def step(self, number: int, name: str) -> None:
+        """A turn begins; opening is round 0."""
+        self._advance(f"round {number} of {self._rounds}, {name}" if number else f"opening {name}")
+        if not number and not sys.stderr.isatty():
+            typer.echo(f"opening {name}", err=True)
+
+    def round(self, done: int) -> None:
+        """So many rounds are done."""
+        from knet_deploy.bench.report import lines
+
+        if done == 0:
+            self._began = monotonic()
+            return
+        left = (monotonic() - self._began) / done * (self._rounds - done)
+        if left and done == 1:
+            for line in lines(self._first_table()):
+                typer.echo(one_line(line), err=True)
+        if left:
+            about = f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
+            typer.echo(f"round {done} of {self._rounds} is done, about {about} to go", err=True)
 
 
 def _publish(report: Report, json: AtomicFile | None, plot: AtomicFile | None) -> None:
@@ -139,8 +210,6 @@ def _publish(report: Report, json: AtomicFile | None, plot: AtomicFile | None) -
         json.write(msgspec.json.format(json_bytes(report)) + b"\n")
     if plot is not None:
         plot.write(bars_of(report))
-    if not any(row.ours for row in report.rows):
-        raise EngineError("no engine ran this bundle: the reasons stand above")
 
 
 def _baselines(text: str | None) -> list[str]:
@@ -201,12 +270,12 @@ def _checkpoint(bundles: dict[str, Bundle], packaged: bool, given: Path | None) 
     return given
 
 
-def _images(source: str | None, sizes: list[str] | None, count: int) -> dict[str, list[Rgb]]:
+def _images(source: str | None, sizes: list[str], count: int) -> dict[str, list[Rgb]]:
     """Frames by the name of their size."""
     from knet_deploy.bench.benchmark import read_frames, street_frames
     from knet_runtime.preprocess import resize
 
-    wanted = [parse_size(text) for text in sizes or ([] if source else _SIZES)]
+    wanted = [parse_size(text) for text in sizes]
     if source is None:
         found = {size: street_frames(size, count) for size in wanted}
     else:

@@ -204,26 +204,39 @@ class _Lines(logging.Handler):
 
 
 @contextmanager
-def track(what: str, total: int | None) -> Iterator[Callable[[], None]]:
-    """A bar on stderr, on a terminal only; gives the function to call after each step.
+def track(what: str, total: int | None) -> Iterator[Callable[..., None]]:
+    """A bar on stderr, on a terminal only; gives the function to call after each step, which may be
+    told in words what comes next.
 
     ``total`` is a hint, as files state their length wrongly.
     """
     if not sys.stderr.isatty():
-        yield lambda: None
+        yield lambda _="": None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(one_line(what), total=total)
-        yield lambda: bar.advance(task)
+
+        def advance(now: str = what) -> None:
+            bar.update(task, advance=1, description=one_line(now))
+
+        yield advance
 
 
 @contextmanager

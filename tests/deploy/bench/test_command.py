@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import cv2
 import pytest
 
+from knet_deploy.bench.benchmark import Benchmark
 from knet_deploy.cli.bench import BASELINES
 from knet_runtime.bundle.store import Bundle, default_bundle_path
 from knet_runtime.engines import probe_engines
@@ -38,6 +40,81 @@ def test_a_bundle_is_timed_and_all_of_it_is_in_the_files(
     assert report["limits"]["matmul"] > 1e6
     assert report["machine"]["packages"]["numpy"]
     assert cv2.imread(str(plot)) is not None
+
+
+def test_quick_is_one_size_and_few_frames_and_what_is_named_counts(
+    call: Callable[..., Any], free_bundle: Bundle, tmp_path: Path
+) -> None:
+    words = ("--engine", "onnxruntime-cpu", "--quick", "--json", tmp_path / "b.json")
+    answer = call("bench", free_bundle.path, *words)
+    assert answer.code == 0, answer.err
+    report = json.loads((tmp_path / "b.json").read_text())
+    assert (report["rounds"], report["frames"], report["files"]) == (3, 5, [])
+    assert [row["size"] for row in report["rows"]] == ["360×480"]
+    assert call("bench", free_bundle.path, *words, "--rounds", "1", "--size", "32x48").code == 0
+    report = json.loads((tmp_path / "b.json").read_text())
+    assert (report["rounds"], report["frames"]) == (1, 5)
+    assert [row["size"] for row in report["rows"]] == ["32×48"]
+
+
+def test_progress_is_told_and_a_first_table_comes_after_the_first_round(
+    call: Callable[..., Any], free_bundle: Bundle
+) -> None:
+    words = ("--size", "32x48", "--sources", "0", *FEW[:2], "--rounds", "3", "--frames", "1")
+    answer = call("bench", free_bundle.path, *words)
+    assert answer.code == 0
+    lines = answer.err.splitlines()
+    assert lines[0] == "opening onnxruntime-cpu"
+    first, second = (
+        place for place, line in enumerate(lines) if re.fullmatch("round .* to go", line)
+    )
+    assert lines[first].startswith("round 1 of 3 is done, about ")
+    table = [line for line in lines[1:first] if line.startswith("onnxruntime-cpu *")]
+    assert len(table) == 1
+    assert lines[second].startswith("round 2 of 3 is done, about ")
+    assert second == first + 1 == len(lines) - 1
+
+
+@pytest.mark.parametrize("turn", [1, 3])
+def test_ctrl_c_prints_and_writes_what_was_measured_so_far(
+    call: Callable[..., Any],
+    free_bundle: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    turn: int,
+) -> None:
+    turns = []
+    measure = Benchmark._measure
+
+    def interrupted(*words: Any) -> Any:
+        turns.append(words)
+        if len(turns) > turn:
+            raise KeyboardInterrupt
+        return measure(*words)
+
+    monkeypatch.setattr(Benchmark, "_measure", interrupted)
+    sizes = ("--size", "32x48", "--size", "48x64", "--sources", "0")
+    out = tmp_path / "b.json"
+    answer = call("bench", free_bundle.path, *sizes, *FEW[:2], "--rounds", "5", "--json", out)
+    assert answer.code == 130
+    report = json.loads(out.read_text())
+    found = {row["size"]: len(row["stages"]) for row in report["rows"]}
+    assert list(found) == (["32×48"] if turn == 1 else ["32×48", "48×64"])
+    assert report["rounds"] == (turn + 1) // 2
+    assert "32×48" in answer.out
+    assert f"stopped in round {(turn + 1) // 2} of 5" in answer.err
+
+
+def test_ctrl_c_before_anything_is_measured_leaves_nothing(
+    call: Callable[..., Any], free_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Benchmark, "_open", interrupt)
+    answer = call("bench", free_bundle.path, "--quick", "--json", tmp_path / "b.json")
+    assert (answer.code, answer.out) == (130, "")
+    assert not (tmp_path / "b.json").exists()
 
 
 def test_bundles_stand_side_by_side(
