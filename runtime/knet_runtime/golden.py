@@ -212,15 +212,16 @@ def check_at_start(bundle: Bundle, engine: Engine, policy: SelfTestPolicy) -> Se
     if GOLDEN_NAME not in bundle.manifest.files:
         _log.warning("%s holds no golden tensors, so its results were not checked", bundle.path)
         return None
-    place = cache_folder() / f"{_key(bundle, engine)}.json"
-    with contextlib.suppress(OSError, msgspec.DecodeError):
-        found = msgspec.json.decode(place.read_bytes(), type=SelfTest)
-        return msgspec.structs.replace(found, remembered=True)
+    folder = cache_folder()
+    place = folder and folder / f"{_key(bundle, engine)}.json"
+    if place is not None and (known := _remembered(place)) is not None:
+        return known
     test = _replay(bundle, engine)
     if test.passed:
-        with contextlib.suppress(OSError):  # without a cache it is made again, no more
-            place.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(place, msgspec.json.encode(test))
+        if place is not None:
+            with contextlib.suppress(OSError):  # without a cache it is made again, no more
+                place.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(place, msgspec.json.encode(test))
         return test
     text = (
         f"{bundle.path} on {engine.name} does not give the results that PyTorch gave "
@@ -232,11 +233,25 @@ def check_at_start(bundle: Bundle, engine: Engine, policy: SelfTestPolicy) -> Se
     return test
 
 
-def cache_folder() -> Path:
-    """Where passes are remembered: under XDG_CACHE_HOME, or ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(base) if Path(base).is_absolute() else Path("~/.cache").expanduser()
-    return root / "knet-deploy" / "self-test"
+def cache_folder() -> Path | None:
+    """Where passes are remembered: under XDG_CACHE_HOME, or ~/.cache; None for a user who has no
+    home, as in many containers and services."""
+    root = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not root.is_absolute():
+        try:
+            root = Path("~/.cache").expanduser()
+        except RuntimeError:
+            return None
+    return root / "knet-deploy" / "self-test" if root.is_absolute() else None
+
+
+def _remembered(place: Path) -> SelfTest | None:
+    """The pass that is stored there; None for whatever cannot be read, or is none."""
+    try:
+        found = msgspec.json.decode(place.read_bytes(), type=SelfTest)
+    except (OSError, ValueError):
+        return None
+    return msgspec.structs.replace(found, remembered=True) if found.passed else None
 
 
 def _replay(bundle: Bundle, engine: Engine) -> SelfTest:
