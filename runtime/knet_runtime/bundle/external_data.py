@@ -6,7 +6,7 @@ tensor kept elsewhere has ``external_data`` entries, of which "location" names t
 
 from __future__ import annotations
 
-from typing import Protocol
+from mmap import mmap
 
 _MOST_FIELDS = 1_000_000  # that are looked at, in a second; the packaged graph has 12,000
 _ENTRY = "StringStringEntryProto"
@@ -35,14 +35,7 @@ _COMPILED = b"EPContext"  # ONNX Runtime's node that names a file of compiled co
 _KEY, _VALUE = 1, 2  # of an entry
 
 
-class _Bytes(Protocol):
-    """What ``bytes`` and ``mmap`` share."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, at: slice) -> bytes: ...
-
-
-def external_locations(graph: bytes | _Bytes) -> set[str]:
+def external_locations(graph: bytes | mmap) -> set[str]:
     """The files that the graph names, as they stand in it, relative to its own folder.
 
     Those of every tensor count, whether it is used or not and wherever it is: initializers,
@@ -76,7 +69,7 @@ def external_locations(graph: bytes | _Bytes) -> set[str]:
     return found
 
 
-def _field(graph: bytes | _Bytes, at: int, end: int) -> tuple[int, int, int]:
+def _field(graph: bytes | mmap, at: int, end: int) -> tuple[int, int, int]:
     """The number of the field at ``at``, where its text or message begins (-1: it is a number), and
     where it ends. ValueError for what no writer of ONNX writes."""
     tag, at = _varint(graph, at, end, 5)
@@ -96,8 +89,10 @@ def _field(graph: bytes | _Bytes, at: int, end: int) -> tuple[int, int, int]:
     return number, start, at
 
 
-def _varint(graph: bytes | _Bytes, at: int, end: int, most: int) -> tuple[int, int]:
+def _varint(graph: bytes | mmap, at: int, end: int, most: int) -> tuple[int, int]:
     """The number at ``at``, of at most ``most`` bytes and before ``end``, and where it ends."""
+    if at < end and (value := graph[at]) < 128:
+        return value, at + 1
     value = 0
     for shift, byte in enumerate(graph[at : min(end, at + most)]):
         value |= (byte & 127) << 7 * shift

@@ -340,6 +340,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             raise ValueError("the graphs of one bundle have one precision")
         for graph in self.graphs:
             self._check_outputs(graph)
+            if len(set(graph.files)) < len(graph.files):
+                raise ValueError(f"the graph {graph.path} names a file twice")
         check_paths(list(self.files))
         for path in (path for graph in self.graphs for path in graph.files):
             if self.files and path not in self.files:
