@@ -171,15 +171,6 @@ def test_weights_that_are_listed_for_no_graph_are_refused(
         bundle_of(tmp_path, manifest, files, ())
 
 
-def test_weights_that_a_graph_does_not_read_are_refused_unless_there_are_none(
-    tmp_path: Path, manifest: Manifest, colour_model: Callable[..., bytes]
-) -> None:
-    files = {"model.onnx": colour_model(), "w.bin": b"1"}
-    with pytest.raises(BundleError, match=r"reads nothing from its external data 'w\.bin'"):
-        bundle_of(tmp_path, manifest, files, ("w.bin",))
-    assert bundle_of(tmp_path, manifest, files | {"w.bin": b""}, ("w.bin",)).model_id
-
-
 @pytest.mark.parametrize("name", ["model.onnx", "w.bin"])
 def test_a_graph_and_its_weights_are_no_links(
     tmp_path: Path, manifest: Manifest, colour_model: Callable[..., bytes], name: str
