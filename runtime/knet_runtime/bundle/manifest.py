@@ -398,7 +398,8 @@ def check_paths(paths: list[str]) -> None:
     seen: dict[str, str] = {}
     for path in paths:
         if reason := _unsafe(path):
-            raise ValueError(f"unsafe path {path!r}: {reason}")
+            shown = path if len(path) <= _MAX_PATH else f"{path[:60]}…"
+            raise ValueError(f"unsafe path {shown!r}: {reason}")
         # Some file systems fold case: two such files would overwrite each other when copied there.
         other = seen.setdefault(path.casefold(), path)
         if other != path:

@@ -30,6 +30,7 @@ from knet_runtime.errors import BundleError, ConfigError, OutputError
 from knet_runtime.types import Size
 
 _BLOCK = 1 << 20
+_SHOWN = 10  # files, in an error
 _MAX_MANIFEST = 1 << 24  # bytes; a real one has some thousands
 _MAX_BYTES = 1 << 34  # of all files together; a file of holes is soon made and takes hours to read
 
@@ -94,7 +95,7 @@ class Bundle:
     def file(self, relative: str) -> Path:
         """The absolute path of a listed file; BundleError if the manifest lists others only."""
         if self.manifest.files and relative not in self.manifest.files:
-            listed = ", ".join(sorted(self.manifest.files))
+            listed = ", ".join(sorted(self.manifest.files)[:_SHOWN])
             raise BundleError(f"{self.path}: {relative!r} is not listed in it (it lists {listed})")
         return self.path / relative
 

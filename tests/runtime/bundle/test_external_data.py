@@ -240,7 +240,7 @@ def locations(message: Message) -> Iterator[str]:
                 yield value if isinstance(value, str) else value.decode("utf-8", "surrogateescape")
     for field, value in message.ListFields():
         if field.message_type is not None:
-            for child in value if field.is_repeated else [value]:
+            for child in [value] if isinstance(value, Message) else value:
                 yield from locations(child)
 
 
