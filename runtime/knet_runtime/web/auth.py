@@ -24,7 +24,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from knet_runtime.errors import ConfigError
 from knet_runtime.types import Closeable
-from knet_runtime.web.connections import neighbourhood
 
 _LOOPBACK = "127.0.0.1"
 _STUCK_MS = 5000
@@ -218,7 +217,7 @@ class AuthMiddleware:
 
     async def _slow_down(self, request: Request) -> None:
         """Wait, unless who asks goes away before."""
-        wait = self._failures.wait(neighbourhood(request.client.host if request.client else ""))
+        wait = self._failures.wait(request.state.connection.address)
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(_gone(request), wait)
 
