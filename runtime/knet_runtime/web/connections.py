@@ -15,7 +15,9 @@ from math import inf
 from pathlib import Path
 from time import monotonic
 
+from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
 
 _MOST, _FEWEST = 256, 8
 _RESERVE = 64  # descriptors that are left to the run, for its files and cameras: a quarter at most
@@ -154,8 +156,8 @@ class Connection(H11Protocol):
     its query may hold the token.
     """
 
-    def __init__(self, connections: Connections, **options: object) -> None:
-        super().__init__(**options, app_state={"connection": self})  # type: ignore[arg-type]
+    def __init__(self, connections: Connections, config: Config, server_state: ServerState) -> None:
+        super().__init__(config, server_state, {"connection": self})
         self.logger = _log
         self.access_log = False
         self.address = ""

@@ -355,7 +355,7 @@ class _Server(uvicorn.Server):
                 viewer.close()
 
     def _connection(self) -> Connection:
-        return Connection(self._connections, config=self.config, server_state=self.server_state)
+        return Connection(self._connections, self.config, self.server_state)
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         if self._accepting is not None:
