@@ -24,7 +24,7 @@ _RESERVE = 64  # descriptors that are left to the run, for its files and cameras
 _BEGIN = 0.05  # seconds that each has to begin, whoever else wants its place
 _LOG_PAUSE = 10.0
 
-PATIENCE = 10.0
+PATIENCE = 5.0
 """Seconds in which a connection has to send its first request whole, and then each further one."""
 
 HEADER_BYTES = 16 * 1024
