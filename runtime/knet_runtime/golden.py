@@ -121,6 +121,8 @@ def _read(bundle: Bundle) -> Golden:
         with path.open("rb") as file:
             _check_directory(file)
             with zipfile.ZipFile(file) as archive:
+                if sorted(archive.namelist()) != ["images.npy", "logits.npy"]:
+                    raise ValueError("it is no archive of images and logits")
                 images, logits = _stated(archive, "images"), _stated(archive, "logits")
                 if problem := _problem(images, logits) or _misfit(bundle, images, logits):
                     raise BundleError(f"{path}: {problem}; export the bundle again")
@@ -142,7 +144,7 @@ def _check_directory(file: BinaryIO) -> None:
     large = locator.startswith(b"PK\6\7")  # ZIP64: the size of the list stands elsewhere
     plain = record.startswith(b"PK\5\6") and record.endswith(b"\0\0")  # and no comment follows
     if large or not plain or int.from_bytes(record[12:16], "little") > _MAX_DIRECTORY:
-        raise ValueError("it is no archive of two arrays")
+        raise ValueError("it is no archive of images and logits")
 
 
 class _Form(NamedTuple):

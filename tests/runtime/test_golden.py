@@ -191,7 +191,9 @@ def test_many_images_are_refused_before_any_is_unpacked(tmp_path, manifest):
     assert len(load_golden(write(tmp_path, manifest, most)).images) == 16
 
 
-@pytest.mark.parametrize("kind", ["more", "less", "members", "comment", "zip64", "lzma"])
+@pytest.mark.parametrize(
+    "kind", ["more", "less", "twice", "another", "members", "comment", "zip64", "lzma"]
+)
 def test_an_archive_that_states_what_it_does_not_hold_is_refused(tmp_path, manifest, kind):
     good = zipped(IMAGES, LOGITS)
     assert load_golden(write(tmp_path, manifest, good)).images.shape == IMAGES.shape
@@ -204,6 +206,11 @@ def test_an_archive_that_states_what_it_does_not_hold_is_refused(tmp_path, manif
         with zipfile.ZipFile(buffer, "a") as archive:
             archive.writestr("images.npy", data + b"\0" if kind == "more" else data[:-1])
         bad = buffer.getvalue()
+    elif kind == "twice":
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            bad = zipped(IMAGES, LOGITS, **{"images.npy": b""})
+    elif kind == "another":
+        bad = zipped(IMAGES, LOGITS, photos=b"")
     elif kind == "members":
         bad = zipped(IMAGES, LOGITS, **{f"{n:030}": b"" for n in range(100)})
     elif kind == "comment":

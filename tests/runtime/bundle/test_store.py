@@ -386,6 +386,15 @@ def test_parity_that_cannot_be_recorded_leaves_the_manifest(
         record_parity(bundle, "logits", parity("openvino"))
 
 
+def test_a_file_of_holes_is_refused_before_it_is_read(written: Path):
+    with (written / "golden.npz").open("r+b") as file:
+        file.truncate(2**34)
+    manifest = written / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"bytes": 7\n', f'"bytes": {2**34}\n', 1))
+    with pytest.raises(BundleError, match="lists more than 16 GiB of files"):
+        open_bundle(written)
+
+
 def test_newer_bundle_says_upgrade(written: Path):
     path = written / "manifest.json"
     path.write_bytes(path.read_bytes().replace(b'"schema": 3', b'"schema": 7'))
