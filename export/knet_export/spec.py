@@ -49,7 +49,7 @@ def export_spec(
     """The graphs' input: of ``size``, by default the one in the checkpoint, and of all ``sizes``.
 
     Raises ConfigError for a size that is no multiple of the logits' stride, too small, or not
-    among ``sizes``, and for a batch below 1.
+    among ``sizes``, or larger than a bundle may state, and for such a batch or one below 1.
     """
     usual = input_spec(config)
     height, width = size or (usual.height, usual.width)
@@ -73,9 +73,12 @@ def export_spec(
             f"{sizes.multiple} leaves out {height}x{width}, the size it would run at: "
             "widen --min and --max, or choose another --size"
         )
-    return msgspec.structs.replace(
-        usual, height=height, width=width, sizes=sizes, max_batch=max_batch
-    )
+    try:
+        return msgspec.structs.replace(
+            usual, height=height, width=width, sizes=sizes, max_batch=max_batch
+        )
+    except ValueError as error:  # larger than a bundle may state
+        raise ConfigError(str(error)) from error
 
 
 def _times(size: Size) -> str:

@@ -22,7 +22,7 @@ import zlib
 from importlib import metadata
 from pathlib import Path
 from time import perf_counter
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -44,7 +44,11 @@ _log = logging.getLogger(__name__)
 
 SelfTestPolicy = Literal["refuse", "warn", "off"]
 GOLDEN_NAME = "golden.npz"
-_MOST = 1 << 30  # bytes of one array; a few images and their logits are far below
+MAX_IMAGES = 16
+_MOST = 1 << 30  # bytes of both arrays; a few images and their logits are far below
+_NOT_FINITE = "logits hold NaN or infinity"
+_LOCATOR, _END_RECORD = 20, 22  # bytes that end a ZIP archive without comment, as NumPy writes it
+_MAX_DIRECTORY = 1 << 12  # bytes of the list of members, of which there are two
 # What zipfile raises for a damaged archive, one that is encrypted, or packed in an unknown way.
 _UNREADABLE = (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError)
 
@@ -87,10 +91,13 @@ def save_golden(
 ) -> None:
     """Write ``images`` uint8 [K, H, W, 3] and ``logits`` float32 [K, N, h, w], compressed.
 
-    Equal arrays give equal bytes. Raises ValueError when the shapes or types are others.
+    Equal arrays give equal bytes. Raises ValueError when the shapes or types are others, for more
+    than 16 images, and for more than 1 GiB.
     """
     if problem := _problem(images, logits):
         raise ValueError(problem)
+    if not np.isfinite(logits).all():
+        raise ValueError(_NOT_FINITE)
     np.savez_compressed(target, images=images, logits=logits)
 
 
@@ -98,58 +105,103 @@ def load_golden(bundle: Bundle) -> Golden:
     """Read the bundle's ``golden.npz``; BundleError if absent or at odds with the manifest."""
     golden = _read(bundle)
     size = bundle.manifest.input.size
-    expected = bundle.graph("logits").output("semantic_logits").shape(size)
-    if golden.size != size:
-        problem = f"images are {golden.images.shape}, the model takes {size[0]}×{size[1]}"
-    elif golden.logits.shape[1:] != expected:
-        shape = ", ".join(map(str, expected))
-        problem = f"logits are {golden.logits.shape}, the model gives [K, {shape}]"
-    else:
+    if golden.size == size:
         return golden
-    raise BundleError(f"{bundle.file(GOLDEN_NAME)}: {problem}; export the bundle again")
+    raise BundleError(
+        f"{bundle.file(GOLDEN_NAME)}: images are {golden.images.shape}, the model takes "
+        f"{size[0]}×{size[1]}; export the bundle again"
+    )
 
 
 def _read(bundle: Bundle) -> Golden:
-    """What the bundle's file holds, at whatever size; BundleError."""
+    """What the bundle's file holds, at whatever size that its graph takes; BundleError. Nothing is
+    unpacked, and no memory taken, before all that the file states is known to fit."""
     path = bundle.file(GOLDEN_NAME)
     try:
-        with zipfile.ZipFile(path) as archive:
-            golden = Golden(_array(archive, "images"), _array(archive, "logits"))
+        with path.open("rb") as file:
+            _check_directory(file)
+            with zipfile.ZipFile(file) as archive:
+                if sorted(archive.namelist()) != ["images.npy", "logits.npy"]:
+                    raise ValueError("it is no archive of images and logits")
+                images, logits = _stated(archive, "images"), _stated(archive, "logits")
+                if problem := _problem(images, logits) or _misfit(bundle, images, logits):
+                    raise BundleError(f"{path}: {problem}; export the bundle again")
+                golden = Golden(_array(archive, "images"), _array(archive, "logits"))
     except (*_UNREADABLE, OSError, ValueError, KeyError, EOFError, SyntaxError) as error:
         raise BundleError(f"{path}: no golden tensors: {error}; export the bundle again") from error
-    if problem := _problem(golden.images, golden.logits):
-        raise BundleError(f"{path}: {problem}; export the bundle again")
+    if not np.isfinite(golden.logits).all():
+        raise BundleError(f"{path}: {_NOT_FINITE}; export the bundle again")
     return golden
 
 
-def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    """One array of an .npz; ValueError for one that states more than ``_MOST`` bytes, or more than
-    there are, before memory is taken for it."""
+def _check_directory(file: BinaryIO) -> None:
+    """ValueError for a ZIP archive whose list of members is long, or cannot be told to be short:
+    all of it would be read."""
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(0, end - _LOCATOR - _END_RECORD))
+    tail = file.read()
+    locator, record = tail[:-_END_RECORD], tail[-_END_RECORD:]
+    large = locator.startswith(b"PK\6\7")  # ZIP64: the size of the list stands elsewhere
+    plain = record.startswith(b"PK\5\6") and record.endswith(b"\0\0")  # and no comment follows
+    if large or not plain or int.from_bytes(record[12:16], "little") > _MAX_DIRECTORY:
+        raise ValueError("it is no archive of images and logits")
+
+
+class _Form(NamedTuple):
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
+def _stated(archive: zipfile.ZipFile, name: str) -> _Form:
+    """What an array of an .npz is said to be; ValueError unless there are just so many bytes."""
     member = archive.getinfo(f"{name}.npy")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{name} is packed in a way that NumPy does not use")
     with archive.open(member) as file:
         version = npy.read_magic(file)
         read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
         if read is None:
             raise ValueError(f"{name} is of an unknown version {version}")
         shape, _, dtype = read(file)
-        stated = math.prod(shape) * dtype.itemsize
-        if dtype.hasobject or stated < 0:
-            raise ValueError(f"{name} is {dtype} {shape}, not numbers")
-        if stated > _MOST or stated > member.file_size:
-            raise ValueError(f"{name} states {stated} bytes, of which there cannot be so many")
-    with archive.open(member) as file:
+        held = member.file_size - file.tell()
+    if dtype.hasobject or min(shape, default=0) < 0:
+        raise ValueError(f"{name} is {dtype} {shape}, not numbers")
+    if (stated := math.prod(shape) * dtype.itemsize) != held:
+        raise ValueError(f"{name} states {stated} bytes and holds {held}")
+    return _Form(dtype, shape)
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    with archive.open(f"{name}.npy") as file:
         return np.ascontiguousarray(npy.read_array(file, allow_pickle=False))
 
 
-def _problem(images: NDArray[np.uint8], logits: NDArray[np.float32]) -> str | None:
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+def _misfit(bundle: Bundle, images: _Form, logits: _Form) -> str | None:
+    """In what they are not the model's."""
+    spec = bundle.manifest.input
+    size = images.shape[1], images.shape[2]
+    if size != spec.size and (spec.sizes is None or size not in spec.sizes):
+        return f"images are {images.shape}, the model takes {spec.height}×{spec.width}"
+    expected = bundle.graph("logits").output("semantic_logits").shape(size)
+    if logits.shape[1:] != expected:
+        shape = ", ".join(map(str, expected))
+        return f"logits are {logits.shape}, the model gives [K, {shape}]"
+    return None
+
+
+def _problem(images: _Form | NDArray[Any], logits: _Form | NDArray[Any]) -> str | None:
+    """In what they are not golden tensors, as far as their types and shapes tell."""
+    if images.dtype != np.uint8 or len(images.shape) != 4 or images.shape[3] != 3:
         return f"images must be uint8 [K, H, W, 3], not {images.dtype} {images.shape}"
-    if logits.dtype != np.float32 or logits.ndim != 4:
+    if logits.dtype != np.float32 or len(logits.shape) != 4:
         return f"logits must be float32 [K, N, h, w], not {logits.dtype} {logits.shape}"
-    if len(images) != len(logits) or not logits.size or not images.size:
-        return f"{len(images)} images but {len(logits)} logits: one each, and at least one"
-    if not np.isfinite(logits).all():
-        return "logits hold NaN or infinity"
+    count, pixels, numbers = images.shape[0], math.prod(images.shape), math.prod(logits.shape)
+    if count != logits.shape[0] or not pixels or not numbers:
+        return f"{count} images but {logits.shape[0]} logits: one each, and at least one"
+    if count > MAX_IMAGES:
+        return f"{count} images: {MAX_IMAGES} at most, so that the self-test is short"
+    if pixels + 4 * numbers > _MOST:
+        return f"images and logits of {pixels + 4 * numbers} bytes: {_MOST >> 20} MiB at most"
     return None
 
 
@@ -212,15 +264,16 @@ def check_at_start(bundle: Bundle, engine: Engine, policy: SelfTestPolicy) -> Se
     if GOLDEN_NAME not in bundle.manifest.files:
         _log.warning("%s holds no golden tensors, so its results were not checked", bundle.path)
         return None
-    place = cache_folder() / f"{_key(bundle, engine)}.json"
-    with contextlib.suppress(OSError, msgspec.DecodeError):
-        found = msgspec.json.decode(place.read_bytes(), type=SelfTest)
-        return msgspec.structs.replace(found, remembered=True)
+    folder = cache_folder()
+    place = folder and folder / f"{_key(bundle, engine)}.json"
+    if place is not None and (known := _remembered(place)) is not None:
+        return known
     test = _replay(bundle, engine)
     if test.passed:
-        with contextlib.suppress(OSError):  # without a cache it is made again, no more
-            place.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(place, msgspec.json.encode(test))
+        if place is not None:
+            with contextlib.suppress(OSError):  # without a cache it is made again, no more
+                place.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(place, msgspec.json.encode(test))
         return test
     text = (
         f"{bundle.path} on {engine.name} does not give the results that PyTorch gave "
@@ -232,11 +285,25 @@ def check_at_start(bundle: Bundle, engine: Engine, policy: SelfTestPolicy) -> Se
     return test
 
 
-def cache_folder() -> Path:
-    """Where passes are remembered: under XDG_CACHE_HOME, or ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(base) if Path(base).is_absolute() else Path("~/.cache").expanduser()
-    return root / "knet-deploy" / "self-test"
+def cache_folder() -> Path | None:
+    """Where passes are remembered: under XDG_CACHE_HOME, or ~/.cache; None for a user who has no
+    home, as in many containers and services."""
+    root = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not root.is_absolute():
+        try:
+            root = Path("~/.cache").expanduser()
+        except RuntimeError:
+            return None
+    return root / "knet-deploy" / "self-test" if root.is_absolute() else None
+
+
+def _remembered(place: Path) -> SelfTest | None:
+    """The pass that is stored there; None for whatever cannot be read, or is none."""
+    try:
+        found = msgspec.json.decode(place.read_bytes(), type=SelfTest)
+    except (OSError, ValueError):
+        return None
+    return msgspec.structs.replace(found, remembered=True) if found.passed else None
 
 
 def _replay(bundle: Bundle, engine: Engine) -> SelfTest:

@@ -1,4 +1,4 @@
-"""100 damaged, lying and hostile bundles, from one small good one; the same for the same seed.
+"""120 damaged, lying and hostile bundles, from one small good one; the same for the same seed.
 
     python tests/corpus/make_bundles.py GOOD.knet FOLDER [--seed 0]
 
@@ -92,6 +92,21 @@ def _changes() -> Iterator[tuple[str, Change]]:
     yield "weights-absolute", _signed(_graph(lambda model: _external(model, "/dev/zero")))
     yield "weights-unlisted", _signed(_graph(lambda model: _external(model, "unlisted.bin")))
     yield "huge-tensor", _signed(_graph(_huge))
+    for place, put in _PLACES.items():
+        yield f"weights-of-{place}", _signed(_graph(lambda model, put=put: put(model, _tensor())))
+    for location in ("./weights.bin", "WEIGHTS.BIN", "a/../weights.bin", "*/_ORT_MEM_ADDR_/*"):
+        yield "weights-spelt", _signed(_graph(lambda model, at=location: _external(model, at)))
+    yield "weights-of-none", _signed(_listed_for_none)
+    yield "weights-link", _signed(_linked_weights)
+    yield "weights-twice", _edit_manifest(lambda stated: _twice_external(stated, 200_000))
+    yield "compiled", _signed(_graph(_compiled))
+    yield "ort-name", _ort_name
+    yield "many-fields", _signed(lambda bundle, _: _append_fields(bundle / GRAPH))
+    yield "many-files", _edit_manifest(_many_files)
+    yield "long-path", _edit_manifest(lambda stated: _rename(stated, "a/" * 40_000 + GRAPH))
+    yield "long-key", _edit_manifest(lambda stated: stated.update({"x\n" * 40_000: 1}))
+    yield "many-golden", _signed(_many_golden)
+    yield "many-members", _signed(lambda bundle, _: _many_members(bundle / GOLDEN))
 
 
 def _flipped(name: str) -> Change:
@@ -277,6 +292,88 @@ def _external(model: onnx.ModelProto, location: str) -> None:
     weight.data_location = TensorProto.EXTERNAL
     entry = weight.external_data.add()
     entry.key, entry.value = "location", location
+
+
+def _tensor() -> TensorProto:
+    weight = TensorProto(name="more", dims=[2], data_type=TensorProto.FLOAT)
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="unlisted.bin")
+    return weight
+
+
+def _node(**value: Any) -> onnx.NodeProto:
+    return helper.make_node("Constant", [], ["more"], **value)
+
+
+_PLACES: dict[str, Callable[[onnx.ModelProto, TensorProto], object]] = {
+    "constant": lambda model, weight: model.graph.node.append(_node(value=weight)),
+    "branch": lambda model, weight: model.graph.node.append(
+        _node(body=helper.make_graph([_node(value=weight)], "body", [], []))
+    ),
+    "function": lambda model, weight: model.functions.add(name="f", domain="d").node.append(
+        _node(value=weight)
+    ),
+    "training": lambda model, weight: model.training_info.add().algorithm.initializer.append(
+        weight
+    ),
+    "sparse": lambda model, weight: model.graph.sparse_initializer.append(
+        onnx.SparseTensorProto(values=weight, dims=[4])
+    ),
+}
+
+
+def _listed_for_none(bundle: Path, chance: random.Random) -> None:
+    """Its weights are listed and hashed, but as no graph's."""
+    _graph(lambda model: _external(model, WEIGHTS))(bundle, chance)
+    (bundle / WEIGHTS).write_bytes(bytes(4096))
+    _edit_manifest(lambda stated: stated["files"].update({WEIGHTS: {"sha256": "", "bytes": 0}}))(
+        bundle, chance
+    )
+
+
+def _linked_weights(bundle: Path, chance: random.Random) -> None:
+    _listed_for_none(bundle, chance)
+    _edit_manifest(lambda stated: stated["graphs"][0].update(external_data=[WEIGHTS]))(
+        bundle, chance
+    )
+    (bundle / WEIGHTS).unlink()
+    (bundle / WEIGHTS).symlink_to("unlisted.bin")
+
+
+def _twice_external(stated: dict[str, Any], times: int) -> None:
+    stated["graphs"][0]["external_data"] = [GOLDEN] * times
+
+
+def _ort_name(bundle: Path, chance: random.Random) -> None:
+    (bundle / GRAPH).rename(bundle / "model.ort")
+    _edit_manifest(lambda stated: _rename(stated, "model.ort"))(bundle, chance)
+
+
+def _compiled(model: onnx.ModelProto) -> None:
+    model.graph.node.append(helper.make_node("EPContext", [], ["more"], domain="com.microsoft"))
+
+
+def _append_fields(path: Path) -> None:
+    """Small numbers in a field that no ONNX has."""
+    path.write_bytes(path.read_bytes() + b"\x78\x01" * 5_000_000)
+
+
+def _many_files(stated: dict[str, Any]) -> None:
+    record = stated["files"][GRAPH]
+    stated["files"].update({f"{'d/' * 50}{number}": record for number in range(50_000)})
+
+
+def _many_golden(bundle: Path, _: random.Random) -> None:
+    """2,000 images in little more than a kilobyte each, or less."""
+    with np.load(bundle / GOLDEN) as arrays:
+        images, logits = (np.repeat(arrays[name][:1], 2000, 0) for name in ("images", "logits"))
+    np.savez_compressed(bundle / GOLDEN, images=images, logits=logits)
+
+
+def _many_members(path: Path) -> None:
+    with zipfile.ZipFile(path, "a") as archive:
+        for number in range(5000):
+            archive.writestr(f"{number}", b"")
 
 
 def _huge(model: onnx.ModelProto) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -168,6 +169,63 @@ def test_file_without_golden_tensors_is_refused_by_name(tmp_path, manifest):
     for data in (b"", b"words", pickled.getvalue(), single.getvalue(), other.getvalue()):
         with pytest.raises(BundleError, match=r"golden\.npz: no golden tensors"):
             load_golden(write(tmp_path, manifest, data))
+
+
+def zipped(images: np.ndarray, logits: np.ndarray, **other: bytes) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, images=images, logits=logits)
+    with zipfile.ZipFile(buffer, "a", zipfile.ZIP_LZMA) as archive:
+        for name, data in other.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def test_many_images_are_refused_before_any_is_unpacked(tmp_path, manifest):
+    many = zipped(np.zeros((17, 16, 24, 3), np.uint8), np.zeros((17, 3, 4, 6), np.float32))
+    with pytest.raises(BundleError, match="17 images: 16 at most") as caught:
+        load_golden(write(tmp_path, manifest, many))
+    assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(ValueError, match="17 images: 16 at most"):
+        save_golden(io.BytesIO(), np.zeros((17, 8, 8, 3), np.uint8), np.zeros((17, 1, 2, 2), "f4"))
+    most = zipped(np.zeros((16, 16, 24, 3), np.uint8), np.zeros((16, 3, 4, 6), np.float32))
+    assert len(load_golden(write(tmp_path, manifest, most)).images) == 16
+
+
+@pytest.mark.parametrize(
+    "kind", ["more", "less", "twice", "another", "members", "comment", "zip64", "lzma"]
+)
+def test_an_archive_that_states_what_it_does_not_hold_is_refused(tmp_path, manifest, kind):
+    good = zipped(IMAGES, LOGITS)
+    assert load_golden(write(tmp_path, manifest, good)).images.shape == IMAGES.shape
+    if kind in ("more", "less"):  # than the images' header says
+        buffer = io.BytesIO()
+        np.save(buffer, IMAGES)
+        data = buffer.getvalue()
+        buffer = io.BytesIO()
+        np.savez(buffer, logits=LOGITS)
+        with zipfile.ZipFile(buffer, "a") as archive:
+            archive.writestr("images.npy", data + b"\0" if kind == "more" else data[:-1])
+        bad = buffer.getvalue()
+    elif kind == "twice":
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            bad = zipped(IMAGES, LOGITS, **{"images.npy": b""})
+    elif kind == "another":
+        bad = zipped(IMAGES, LOGITS, photos=b"")
+    elif kind == "members":
+        bad = zipped(IMAGES, LOGITS, **{f"{n:030}": b"" for n in range(100)})
+    elif kind == "comment":
+        bad = good[:-2] + b"\x02\x00hi"
+    elif kind == "zip64":
+        bad = good[:-22] + b"PK\6\7" + bytes(16) + good[-22:]
+    else:
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_LZMA) as archive:
+            for name, array in (("images", IMAGES), ("logits", LOGITS)):
+                with archive.open(f"{name}.npy", "w") as file:
+                    np.save(file, array)
+        bad = buffer.getvalue()
+    with pytest.raises(BundleError, match=r"golden\.npz: no golden tensors: "):
+        load_golden(write(tmp_path, manifest, bad))
 
 
 def test_bundle_without_golden_file_says_so(tmp_path, manifest):

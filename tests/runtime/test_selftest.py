@@ -90,7 +90,34 @@ def test_a_failure_refuses_or_warns_and_is_never_remembered(
     assert not list(cache.rglob("*.json"))
 
 
-@pytest.mark.parametrize("kind", ["file", "missing", "garbage"])
+@pytest.mark.parametrize("kind", ["none", "relative", "file"])
+def test_without_a_home_the_self_test_is_made_each_time_and_nothing_is_left(
+    make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    import pwd
+
+    def unknown(_: int) -> None:
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)  # as in a container under a number of its own
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    file = tmp_path / "home"
+    file.write_text("not a folder")
+    home = {"none": None, "relative": "home/of/mine", "file": str(file)}[kind]
+    monkeypatch.delenv("HOME") if home is None else monkeypatch.setenv("HOME", home)
+    folder = tmp_path / "working"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with Segmenter(make_bundle(), "onnxruntime-cpu") as segmenter:
+        for _ in range(2):
+            result = segmenter.self_test()
+            assert result is not None
+            assert (result.passed, result.remembered) == (True, False)
+    assert not list(folder.iterdir())
+    assert file.read_text() == "not a folder"
+
+
+@pytest.mark.parametrize("kind", ["file", "missing", "garbage", "failure", "no UTF-8"])
 def test_a_cache_that_cannot_be_used_only_costs_time(
     make_bundle: MakeBundle, cache: Path, kind: str
 ) -> None:
@@ -101,9 +128,14 @@ def test_a_cache_that_cannot_be_used_only_costs_time(
             result = segmenter.self_test()
             assert result is not None
             assert result.passed
-            if kind == "garbage":
+            wrong = {
+                "garbage": b'{"passed": tru',
+                "failure": b'{"passed": false, "detail": "", "seconds": 1.0}',
+                "no UTF-8": b'{"passed": true, "detail": "\xff", "seconds": 1.0}',
+            }.get(kind)
+            if wrong is not None:
                 for path in cache.rglob("*.json"):
-                    path.write_bytes(b'{"passed": tru')
+                    path.write_bytes(wrong)
             else:
                 assert result.remembered == (kind == "missing" and _ == 1)
 

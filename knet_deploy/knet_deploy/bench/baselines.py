@@ -125,9 +125,9 @@ def open_onnxruntime(path: Path) -> Opened:
 
 def open_openvino(path: Path) -> Opened:
     """The graph in OpenVINO, which computes in bf16 of its own accord where the processor can."""
-    import openvino
+    from knet_runtime.engines.openvino import load_openvino
 
-    compiled: Any = openvino.compile_model(path, "CPU")
+    compiled: Any = load_openvino().compile_model(path, "CPU")
     request = compiled.create_infer_request()
 
     def run(batch: NDArray[np.float32]) -> NDArray[np.int64]:

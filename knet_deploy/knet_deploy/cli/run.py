@@ -334,6 +334,7 @@ def _live_page(
     ) as page:
         for feed in feeds:
             conceal = outputs.concealed(segmenter.labels)
-            feed.sinks = [*feed.sinks, conceal(page.sink(feed.name))]
+            # First, so that it says that a feed has ended before large files are closed.
+            feed.sinks = [conceal(page.sink(feed.name)), *feed.sinks]
         typer.echo(f"knet-deploy: the page is at {page.url}", err=True)
         yield

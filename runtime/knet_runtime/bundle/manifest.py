@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +37,13 @@ _CHANNELS: dict[Meaning, int] = {  # sizes of an output before its height and wi
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+
+# Bounds, so that no bundle keeps whoever opens it busy for long; real ones are far below.
+_MAX_FILES = 1000
+_MAX_PATH = 255  # characters
+_MAX_SIDE = 1 << 14  # pixels
+_MAX_BATCH = 1 << 10
+_MAX_REASON = 300  # characters of an error that may quote the manifest
 
 
 def name_for(folder: Path) -> str:
@@ -99,8 +107,10 @@ class InputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("the input needs the name of the graph's input tensor")
         if self.height < 1 or self.width < 1:
             raise ValueError(f"an input of {self.height}×{self.width} pixels holds no image")
-        if self.max_batch < 1:
-            raise ValueError(f"max_batch {self.max_batch} must be at least 1")
+        if self.height > _MAX_SIDE or self.width > _MAX_SIDE:
+            raise ValueError(f"the input's sides may have {_MAX_SIDE} pixels at most")
+        if not 1 <= self.max_batch <= _MAX_BATCH:
+            raise ValueError(f"max_batch {self.max_batch} must be 1 to {_MAX_BATCH}")
         if self.multiple < 1:
             raise ValueError(f"multiple {self.multiple} must be at least 1")
         if self.height % self.multiple or self.width % self.multiple:
@@ -113,6 +123,8 @@ class InputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(
                 f"sizes in multiples of {self.sizes.multiple} must be multiples of {self.multiple}"
             )
+        if max(self.sizes.max) > _MAX_SIDE:
+            raise ValueError(f"sizes may go to {_MAX_SIDE} pixels at most")
         if self.size not in self.sizes:
             raise ValueError(
                 f"an input of {self.height}×{self.width} pixels is not among the sizes "
@@ -338,6 +350,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             raise ValueError("the graphs of one bundle have one precision")
         for graph in self.graphs:
             self._check_outputs(graph)
+            if len(set(graph.files)) < len(graph.files):
+                raise ValueError(f"the graph {graph.path} names a file twice")
         check_paths(list(self.files))
         for path in (path for graph in self.graphs for path in graph.files):
             if self.files and path not in self.files:
@@ -387,20 +401,23 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 def check_paths(paths: list[str]) -> None:
-    """Refuse (ValueError) paths that could leave the bundle's folder or collide in it."""
+    """Refuse (ValueError) paths that could leave the bundle's folder or collide in it, that are
+    longer than 255 characters, and more than 1,000 of them."""
+    if len(paths) > _MAX_FILES:
+        raise ValueError(f"a bundle has {_MAX_FILES} files at most, not {len(paths)}")
     seen: dict[str, str] = {}
     for path in paths:
         if reason := _unsafe(path):
-            raise ValueError(f"unsafe path {path!r}: {reason}")
+            shown = path if len(path) <= _MAX_PATH else f"{path[:60]}…"
+            raise ValueError(f"unsafe path {shown!r}: {reason}")
         # Some file systems fold case: two such files would overwrite each other when copied there.
         other = seen.setdefault(path.casefold(), path)
         if other != path:
             raise ValueError(f"paths {other!r} and {path!r} differ only in case")
     for path in seen:
-        parts = path.split("/")
-        for depth in range(1, len(parts)):
-            if "/".join(parts[:depth]) in seen:
-                raise ValueError(f"{seen['/'.join(parts[:depth])]!r} is both a file and a folder")
+        for folder in accumulate(path.split("/")[:-1], "{}/{}".format):
+            if folder in seen:
+                raise ValueError(f"{seen[folder]!r} is both a file and a folder")
     if MANIFEST_NAME in seen:
         raise ValueError(f"{MANIFEST_NAME} cannot list itself")
 
@@ -408,6 +425,8 @@ def check_paths(paths: list[str]) -> None:
 def _unsafe(path: str) -> str | None:
     if not path:
         return "it is empty"
+    if len(path) > _MAX_PATH:
+        return f"it has more than {_MAX_PATH} characters"
     if "\\" in path or ":" in path:
         return "backslashes and colons mean another place on some systems"
     if not path.isprintable():
@@ -445,11 +464,19 @@ def decode_manifest(data: bytes) -> Manifest:
             manifest = msgspec.convert(_upgraded(msgspec.json.decode(data)), Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(
-            f"{MANIFEST_NAME} cannot be read: {error}; copy or export the bundle again"
+            f"{MANIFEST_NAME} cannot be read: {_one_line(error)}; copy or export the bundle again"
         ) from error
     if not manifest.files:
         raise BundleError(f"{MANIFEST_NAME} lists no files; export the bundle again")
     return manifest
+
+
+def _one_line(error: Exception) -> str:
+    """Its text, which may quote whatever the manifest holds, as a short line."""
+    text = str(error)
+    if len(text) > _MAX_REASON:
+        text = f"{text[: _MAX_REASON // 2]} … {text[-_MAX_REASON // 2 :]}"
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
 def _upgraded(old: dict[str, Any]) -> dict[str, Any]:

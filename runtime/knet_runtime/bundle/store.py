@@ -4,6 +4,7 @@ and that never looks whole when it is half written."""
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import BinaryIO
 import msgspec
 
 from knet_runtime.atomic import AtomicFolder, output_error, write_atomic
+from knet_runtime.bundle.external_data import external_locations
 from knet_runtime.bundle.manifest import (
     MANIFEST_NAME,
     FileRecord,
@@ -28,7 +30,9 @@ from knet_runtime.errors import BundleError, ConfigError, OutputError
 from knet_runtime.types import Size
 
 _BLOCK = 1 << 20
-_MAX_MANIFEST = 1 << 26  # bytes; a real one has some thousands
+_SHOWN = 10  # files, in an error
+_MAX_MANIFEST = 1 << 24  # bytes; a real one has some thousands
+_MAX_BYTES = 1 << 34  # of all files together; a file of holes is soon made and takes hours to read
 
 
 class Bundle:
@@ -91,7 +95,7 @@ class Bundle:
     def file(self, relative: str) -> Path:
         """The absolute path of a listed file; BundleError if the manifest lists others only."""
         if self.manifest.files and relative not in self.manifest.files:
-            listed = ", ".join(sorted(self.manifest.files))
+            listed = ", ".join(sorted(self.manifest.files)[:_SHOWN])
             raise BundleError(f"{self.path}: {relative!r} is not listed in it (it lists {listed})")
         return self.path / relative
 
@@ -129,7 +133,9 @@ def open_bundle(path: Path | str | None = None) -> Bundle:
 
     Files that the manifest does not list are left alone and never read.
     Raises BundleError, with the file's name, for whatever is missing, damaged, leaves the folder
-    through a symbolic link, or was written by a newer version.
+    through a symbolic link, or was written by a newer version; and for a graph that reads weights
+    from anything but the files that the manifest lists as its external data. A file that is changed
+    after this, before an engine reads it, is not noticed.
 
         >>> from knet_deploy import open_bundle
         >>> open_bundle().model_id
@@ -150,9 +156,20 @@ def open_bundle(path: Path | str | None = None) -> Bundle:
         manifest = decode_manifest(data)
     except BundleError as error:
         raise BundleError(f"{path}: {error}") from error
+    if sum(record.bytes for record in manifest.files.values()) > _MAX_BYTES:
+        raise BundleError(
+            f"{path}: {MANIFEST_NAME} lists more than {_MAX_BYTES >> 30} GiB of files, which no "
+            "bundle holds; export it again"
+        )
     for relative, record in manifest.files.items():
         with _naming(f"{path}: {relative}"):
             _check_file(_inside(root, relative), record)
+    for graph in manifest.graphs:
+        for relative in graph.files if graph.external_data else ():
+            with _naming(f"{path}: {relative}"):
+                _check_no_link(root, relative)
+        with _naming(f"{path}: {graph.path}"):
+            _check_external_data(root, graph, manifest.files[graph.path].bytes)
     return Bundle(root, manifest)
 
 
@@ -295,6 +312,37 @@ def _check_file(path: Path, expected: FileRecord) -> None:
             raise BundleError(
                 "is damaged (its SHA-256 is not the manifest's); copy the bundle again"
             )
+
+
+def _check_no_link(root: Path, relative: str) -> None:
+    """An engine looks for a graph's weights beside the graph, or beside what it is a link to."""
+    if (root / relative).resolve() != root.resolve() / relative:
+        raise BundleError("is or goes through a link; put the file itself there")
+
+
+def _check_external_data(root: Path, graph: Graph, size: int) -> None:
+    """BundleError when the graph reads weights from anything but its ``external_data``, spelt as
+    there."""
+    if not graph.path.endswith(".onnx"):
+        # By another name engines take it for another format, which names other files.
+        raise BundleError("is a graph and must end in .onnx; export it again")
+    folder = graph.path.rpartition("/")[0]
+    read = set()
+    if size:  # nothing cannot be mapped
+        with (
+            (root / graph.path).open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
+            try:
+                read = external_locations(data)
+            except ValueError as error:
+                raise BundleError(f"cannot be taken: {error}; export it again") from error
+    found = {f"{folder}/{location}" if folder else location for location in read}
+    for name in sorted(found - set(graph.external_data)):
+        raise BundleError(
+            f"reads weights from {name[:100]!r}, which the manifest does not list as its external "
+            "data; export it again"
+        )
 
 
 def _inside(root: Path, relative: str) -> Path:

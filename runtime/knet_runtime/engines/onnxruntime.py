@@ -175,6 +175,8 @@ def session_options() -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 4  # fatal only: what matters is raised, and stderr is the user's
     options.intra_op_num_threads = cpu_budget()
+    # What was checked is an ONNX graph: never take the file for ONNX Runtime's own format.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     # Threads that spin while they wait take the cores from the decoder and the postprocessing.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options

@@ -9,10 +9,12 @@ It compiles anew whenever it is opened: no cache of its models is kept on disk.
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from knet_runtime.types import Closeable
 
 _HINTS = {"openvino": "f32", "openvino-bf16": "bf16"}
 _HALVES = {"bf16", "f16"}
+_TELEMETRY = "openvino_telemetry"
 _ANY = -1  # OpenVINO's word for a size that is left free
 _VIEWS = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Convert")
 _DTYPES = {"f32": "float32", "u8": "uint8"}
@@ -96,10 +99,8 @@ class OpenVinoEngine(Closeable):
 
 
 def _probe(engine: str) -> str:
-    import openvino
-
     _check_processor(_core(), engine)
-    version = openvino.get_version().partition("-")[0]
+    version = load_openvino().get_version().partition("-")[0]
     return f"openvino {version}, {_HINTS[engine]}, {cpu_budget()} threads"
 
 
@@ -117,9 +118,19 @@ def _core() -> Any:
     """OpenVINO, once for the process and to its end. Its CPU plugin gives the thread that loads it
     an alternate stack for signals and puts the former one back when it is freed: of two, the second
     puts back the freed one of the first, and the next signal is a segmentation fault."""
-    import openvino
+    return load_openvino().Core()
 
-    return openvino.Core()
+
+def load_openvino() -> Any:
+    """The module, without its telemetry: that cannot be loaded by a user who has no home, and an
+    edge box reports to nobody. Raises ImportError."""
+    absent: Any = None  # to import it is an ImportError, for which OpenVINO has a stub
+    sys.modules.setdefault(_TELEMETRY, absent)
+    try:
+        return import_module("openvino")
+    finally:
+        if sys.modules[_TELEMETRY] is absent:
+            del sys.modules[_TELEMETRY]
 
 
 def _check_processor(core: Any, engine: str) -> None:

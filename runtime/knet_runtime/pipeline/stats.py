@@ -32,8 +32,8 @@ class StageSnapshot(msgspec.Struct, frozen=True):
 
 
 class FeedSnapshot(msgspec.Struct, frozen=True):
-    """One feed: counts since the start, seconds since its last new frame was read (None before the
-    first one is written), and times of those of ``STAGES`` that it has had."""
+    """One feed: counts since the start, seconds since its last new frame was read and since one was
+    written (None before the first one is), and times of those of ``STAGES`` that it has had."""
 
     frames: int
     dropped: int
@@ -42,6 +42,7 @@ class FeedSnapshot(msgspec.Struct, frozen=True):
     connected: bool
     last_frame_age: float | None
     stages: dict[str, StageSnapshot]
+    since_written: float | None = None
 
 
 class RunSnapshot(msgspec.Struct, frozen=True):
@@ -57,7 +58,7 @@ class FeedStats:
         self._source = source
         self._lock = threading.Lock()
         self._frames = self._dropped = self._stale = 0
-        self._last: float | None = None
+        self._last: tuple[float, float] | None = None  # when it was read, when written
         self._times: dict[str, deque[float]] = {}
 
     def add(self, stage: str, milliseconds: float) -> None:
@@ -69,7 +70,7 @@ class FeedStats:
         """A new frame, read at this moment of the monotonic clock, is written."""
         with self._lock:
             self._frames += 1
-            self._last = read_at
+            self._last = read_at, monotonic()
 
     def dropped(self) -> None:
         """A frame was passed over because a newer one came."""
@@ -86,14 +87,15 @@ class FeedStats:
         status = self._source.status
         with self._lock:
             times = {stage: list(values) for stage, values in self._times.items()}
-            age = None if self._last is None else monotonic() - self._last
+            now = monotonic()
+            age, since = (None, None) if self._last is None else (now - at for at in self._last)
             counts = self._frames, self._dropped, self._stale
         stages = {
             stage: StageSnapshot(*np.percentile(times[stage], (50, 95, 99)).tolist())
             for stage in dict.fromkeys((*STAGES, *times))  # those of others come last
             if stage in times
         }
-        return FeedSnapshot(*counts, status.reconnects, status.connected, age, stages)
+        return FeedSnapshot(*counts, status.reconnects, status.connected, age, stages, since)
 
 
 class RunStats:

@@ -5,13 +5,17 @@ The address is bound before the run begins, so that a wrong one is an error at o
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import errno
 import hmac
 import re
 import socket
 from base64 import b64decode
+from collections import OrderedDict
 from dataclasses import dataclass
 from ipaddress import ip_address
+from time import monotonic
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
@@ -24,6 +28,8 @@ from knet_runtime.types import Closeable
 _LOOPBACK = "127.0.0.1"
 _STUCK_MS = 5000
 _SEND_BUFFER = 256 * 1024
+_REMEMBERED = 1000  # addresses that sent a wrong token
+_LONGEST_WAIT = 5.0
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' data: blob:; connect-src 'self'; form-action 'none'; "
@@ -104,7 +110,7 @@ def listen(address: str, *, token: str | None = None, insecure: bool = False) ->
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _STUCK_MS)
         bound.bind(place)
-        bound.listen(128)  # from here on nobody else can take it
+        bound.listen(1024)  # from here on nobody else can take it
         bound.setblocking(False)
     except OSError as error:
         bound.close()
@@ -133,18 +139,52 @@ def _reason(error: OSError) -> str:
             return f"{error.strerror}; choose another address"
 
 
+class _Failures:
+    """How long the answer to a wrong token waits: the first few of an address not at all, then
+    there are two in a second, and 50 of all addresses together. The right token never waits, so
+    that nobody can lock out whoever has it."""
+
+    def __init__(self) -> None:
+        self._of: OrderedDict[str, _Slots] = OrderedDict()
+        self._of_all = _Slots(1 / 50, 100)
+
+    def wait(self, address: str) -> float:
+        """Note one more of this address; seconds for which its answer is to wait, 5 at most."""
+        slots = self._of.pop(address, None) or _Slots(1 / 2, 8)
+        self._of[address] = slots
+        if len(self._of) > _REMEMBERED:
+            self._of.popitem(last=False)
+        return max(slots.wait(), self._of_all.wait())
+
+
+class _Slots:
+    """Moments ``apart`` seconds; up to ``saved`` that were not used may be used at once."""
+
+    def __init__(self, apart: float, saved: int) -> None:
+        self._apart, self._saved = apart, saved
+        self._next = 0.0
+
+    def wait(self) -> float:
+        """Seconds to the next moment, which is taken."""
+        now = monotonic()
+        earliest = now - self._saved * self._apart
+        self._next = min(max(self._next, earliest) + self._apart, now + _LONGEST_WAIT)
+        return max(0.0, self._next - now)
+
+
 class AuthMiddleware:
     """Lets those requests through to ``app`` that may pass, and answers the others.
 
     On a loopback address the Host header must name this machine: else a page from elsewhere, whose
     name was made to lead here (DNS rebinding), could read the frames. With a token every path needs
     it: as "Authorization: Bearer TOKEN", or as the password of HTTP Basic (RFC 7617), under any
-    user name, which is how browsers ask for it.
+    user name, which is how browsers ask for it. The answer to a wrong one may be slow in coming.
     """
 
     def __init__(self, app: ASGIApp, listener: Listener) -> None:
         self._app = app
         self._listener = listener
+        self._failures = _Failures()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -162,8 +202,11 @@ class AuthMiddleware:
                 f"This page is at {self._listener.url} (the Host header names another).\n", 421
             )
         elif self._may_pass(request):
+            request.state.connection.admitted = True
             answer = self._app
         else:
+            if "authorization" in request.headers:  # browsers ask without it first
+                await self._slow_down(request)
             answer = PlainTextResponse(
                 "A token is needed: as the password of a browser, or as the header "
                 '"Authorization: Bearer TOKEN".\n',
@@ -171,6 +214,12 @@ class AuthMiddleware:
                 {"WWW-Authenticate": 'Basic realm="knet-deploy: the token is the password"'},
             )
         await answer(scope, receive, send_guarded)
+
+    async def _slow_down(self, request: Request) -> None:
+        """Wait, unless who asks goes away before."""
+        wait = self._failures.wait(request.state.connection.address)
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(_gone(request), wait)
 
     def _host_is_ours(self, request: Request) -> bool:
         if not self._listener.loopback:
@@ -198,3 +247,8 @@ class AuthMiddleware:
             return False
         # In a time that does not say how much of it is right.
         return hmac.compare_digest(given.encode("utf-8", "replace"), self._listener.token.encode())
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

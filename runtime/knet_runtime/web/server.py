@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -11,7 +12,6 @@ from functools import partial
 from importlib import resources
 from pathlib import Path
 from socket import socket
-from typing import Any
 
 import msgspec
 import uvicorn
@@ -21,13 +21,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from knet_runtime.labels import LabelMap
 from knet_runtime.pipeline.stats import RunSnapshot
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.types import Closeable, Frame
 from knet_runtime.web.auth import AuthMiddleware, Listener
+from knet_runtime.web.connections import HEADER_BYTES, Connection, Connections, room
 from knet_runtime.web.status import RunStatus, read_run_status, registry
 from knet_runtime.web.streams import PAGE_SIDE, Channel, Latest, overlay_jpeg, page_frame
 
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 _MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _BOUNDARY = "frame"
 _GRACE = 0.5  # seconds in which open streams may end by themselves when the page closes
-_CONNECTIONS = 256
+_RETRY = 0.2  # seconds until the next try when nobody could be let in
 
 
 class ClassLook(msgspec.Struct, frozen=True):
@@ -60,7 +60,8 @@ class PageConfig(msgspec.Struct, frozen=True):
 class App:
     """The routes, made and asked in the event loop: the page's files, frames, the run's state.
 
-    ``latest`` holds the feeds, by name; ``snapshot`` gives the numbers of the run.
+    ``latest`` holds the feeds, by name; ``snapshot`` gives the numbers of the run. ``pool`` encodes
+    frames, ``teller`` reads numbers: they are told however many frames are asked for.
     """
 
     def __init__(
@@ -69,11 +70,13 @@ class App:
         set_up: PageConfig,
         snapshot: Callable[[], RunSnapshot],
         pool: Executor,
+        teller: Executor,
     ) -> None:
         self._latest = latest
         self._set_up = set_up
         self._snapshot_run = snapshot
         self._in_pool = partial(asyncio.get_running_loop().run_in_executor, pool)
+        self._in_teller = partial(asyncio.get_running_loop().run_in_executor, teller)
         self._viewers = 0
         self._closing = asyncio.Event()
         self._registry = registry(self._read)
@@ -127,7 +130,7 @@ class App:
         return _stream(request, self._numbers_each_second(), "text/event-stream")
 
     async def _metrics(self, request: Request) -> Response:
-        text = await self._in_pool(generate_latest, self._registry)
+        text = await self._in_teller(generate_latest, self._registry)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     async def _healthz(self, request: Request) -> Response:
@@ -146,7 +149,7 @@ class App:
         return read_run_status(self._snapshot_run(), self._latest, self._viewers)
 
     async def _numbers(self) -> RunStatus:
-        return await self._in_pool(self._read)  # sensors are files that may take their time
+        return await self._in_teller(self._read)  # sensors are files that may take their time
 
     async def _watched(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         self._viewers += 1
@@ -169,6 +172,8 @@ class App:
 def _stream(request: Request, body: AsyncIterator[bytes], kind: str) -> Response:
     if request.method == "HEAD":  # would never end
         return Response(media_type=kind)
+    if not request.state.connection.may_stream():
+        raise HTTPException(503, "There are too many viewers; try again later.\n")
     return StreamingResponse(body, media_type=kind)
 
 
@@ -283,52 +288,80 @@ class LivePage(Closeable):
 
     def _serve(self, ready: threading.Event) -> None:
         try:
-            with ThreadPoolExecutor(1, "live-page-encoder") as pool:
-                asyncio.run(self._answer(pool, ready))
+            with (
+                ThreadPoolExecutor(1, "live-page-encoder") as pool,
+                ThreadPoolExecutor(1, "live-page-teller") as teller,
+            ):
+                asyncio.run(self._answer(pool, teller, ready))
         except Exception:  # the run goes on without its page
             _log.exception("the live page has stopped")
         finally:
             ready.set()
 
-    async def _answer(self, pool: ThreadPoolExecutor, ready: threading.Event) -> None:
+    async def _answer(
+        self, pool: ThreadPoolExecutor, teller: ThreadPoolExecutor, ready: threading.Event
+    ) -> None:
         for latest in self._latest.values():
             latest.attach(asyncio.get_running_loop())
-        app = App(self._latest, self._set_up, self._snapshot, pool)
+        app = App(self._latest, self._set_up, self._snapshot, pool, teller)
         config = uvicorn.Config(
             AuthMiddleware(app.routes, self._listener),
-            http=_Protocol,
+            http="h11",
             ws="none",
             lifespan="off",
             log_config=None,
             server_header=False,
-            limit_concurrency=_CONNECTIONS,
+            h11_max_incomplete_event_size=HEADER_BYTES,
             timeout_graceful_shutdown=1,
         )
         self._server = _Server(config, app, ready)
         await self._server.serve(sockets=[self._listener.socket])
 
 
-class _Protocol(H11Protocol):
-    """HTTP/1.1 that logs no request, whoever listens: its query may hold the token."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.access_log = False
-
-
 class _Server(uvicorn.Server):
-    """uvicorn that says when it is ready, and that no viewer can keep from ending."""
+    """uvicorn that says when it is ready, lets in no more than there is room for, and that no
+    viewer can keep from ending."""
 
     def __init__(self, config: uvicorn.Config, app: App, ready: threading.Event) -> None:
         super().__init__(config)
         self._app = app
         self._ready = ready
+        self._connections = Connections(room())
+        self._accepting: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
-        await super().startup(sockets)
+        await super().startup(sockets=[])
+        (listening,) = sockets or []
+        self._accepting = asyncio.create_task(self._accept(listening))
         self._ready.set()
 
+    async def _accept(self, listening: socket) -> None:
+        """Let in one after the other; asyncio would let in thousands before the first is seen."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                viewer, _ = await loop.sock_accept(listening)
+            except ConnectionError:  # gone again
+                continue
+            except OSError as error:
+                _log.warning("the live page lets nobody in: %s", error.strerror)
+                await asyncio.sleep(_RETRY)
+                continue
+            while wait := self._connections.make_room():
+                await asyncio.sleep(wait)
+            try:
+                await loop.connect_accepted_socket(self._connection, viewer)
+            except OSError:
+                viewer.close()
+
+    def _connection(self) -> Connection:
+        return Connection(self._connections, self.config, self.server_state)
+
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        if self._accepting is not None:
+            self._accepting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._accepting
         self._app.close()
         asyncio.get_running_loop().call_later(_GRACE, self._drop)
         await super().shutdown(sockets)

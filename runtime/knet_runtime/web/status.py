@@ -68,6 +68,10 @@ STALE_SECONDS = 3.0
 """A live feed without a new frame for so long is stale, even if the run itself has not said so:
 it may hang."""
 
+STUCK_SECONDS = 10.0
+"""A feed that finished no frame for so long is stale, whatever its source: the decoder, the engine
+or an output hangs. Where frames usually take longer, twice what one takes."""
+
 _NOTHING = FeedSnapshot(0, 0, 0, 0, connected=True, last_frame_age=None, stages={})
 """What there is to tell of a feed whose run has not begun."""
 
@@ -111,8 +115,15 @@ def _state(feed: FeedSnapshot, latest: Latest) -> State:
     if shot is None:
         return "waiting"
     live = shot.frame.wall is not None
-    hangs = live and feed.last_frame_age is not None and feed.last_frame_age > STALE_SECONDS
-    return "stale" if shot.frame.stale or hangs else "running"
+    late = live and feed.last_frame_age is not None and feed.last_frame_age > STALE_SECONDS
+    since = time.time() - shot.at if feed.since_written is None else feed.since_written
+    stuck = since > _stuck_after(feed)  # the first frame may be shown here and not be finished
+    return "stale" if shot.frame.stale or late or stuck else "running"
+
+
+def _stuck_after(feed: FeedSnapshot) -> float:
+    usual = sum(feed.stages[stage].p95 for stage in ("read", "latency") if stage in feed.stages)
+    return max(STUCK_SECONDS, 2 * usual / 1000)
 
 
 def read_run_status(snapshot: RunSnapshot, latest: Mapping[str, Latest], viewers: int) -> RunStatus:

@@ -4,6 +4,7 @@ import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import msgspec
@@ -31,6 +32,7 @@ from knet_runtime.labels import LabelMap, distinct_palette
 
 OLD = Path(__file__).parent / "schema2.json"
 RECORD = FileRecord("a" * 64, 3)
+LISTED = {"sha256": "a" * 64, "bytes": 3}
 WORDS = st.text(max_size=12)
 POSITIVE = st.floats(1e-9, 1e6)
 SHA256 = st.text("0123456789abcdef", min_size=64, max_size=64)
@@ -276,7 +278,13 @@ def test_schema_2_with_anything_anywhere_is_a_manifest_or_a_bundle_error(data):
         (lambda m: m.update(files={}), "lists no files"),
         (lambda m: m["graphs"][0].update(path="other.onnx"), "'other.onnx' is not listed"),
         (lambda m: m["graphs"][0].update(external_data=["w"]), "'w' is not listed"),
+        (lambda m: m["graphs"][0].update(external_data=["model.onnx"]), "names a file twice"),
         (lambda m: m["graphs"][0].update(precision="fp64"), "fp64"),
+        (lambda m: m["input"].update(height=2**40), "16384 pixels at most"),
+        (lambda m: m["input"].update(max_batch=2**40), "max_batch 1099511627776 must be 1 to 1024"),
+        (lambda m: m["input"].update(sizes=size_range([8, 8], [2**40, 24], 4)), "16384 pixels at"),
+        (lambda m: m["files"].update({"a" * 256: LISTED}), "has more than 255 characters"),
+        (lambda m: m["files"].update({f"{n}": LISTED for n in range(1000)}), "1000 files at most"),
         (lambda m: m["graphs"][0].update(kind="classmap"), "needs a logits graph"),
         (lambda m: m["graphs"].append(m["graphs"][0]), "may have a classmap graph after it"),
         (
@@ -301,6 +309,28 @@ def test_schema_2_with_anything_anywhere_is_a_manifest_or_a_bundle_error(data):
 def test_manifest_that_does_not_hold_is_refused_with_its_fault(decode_changed, change, reason):
     with pytest.raises(BundleError, match=reason):
         decode_changed(change)
+
+
+@pytest.mark.parametrize("text", ["a/" * 500_000, "x" * 1_000_000, "a\nb", "\x1b[31m"])
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda m, text: m["files"].update({text: LISTED}),
+        lambda m, text: m.update({text: 1}),
+        lambda m, text: m.update(name=text),
+        lambda m, text: m.update(task=text),
+        lambda m, text: m["graphs"][0].update(path=text),
+        lambda m, text: output(m).update(name=text, stride=0),
+        lambda m, text: m["labels"].update(names=[text] * 2),
+    ],
+)
+def test_whatever_a_manifest_holds_is_refused_at_once_in_a_short_line(decode_changed, put, text):
+    began = process_time()
+    with pytest.raises(BundleError) as caught:
+        decode_changed(lambda manifest: put(manifest, text))
+    assert process_time() - began < 1
+    assert len(str(caught.value)) < 500
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import onnx
 import pytest
 
 from knet_runtime.bundle import store as bundle_module
@@ -20,12 +21,21 @@ from knet_runtime.bundle.store import (
 )
 from knet_runtime.errors import BundleError, ConfigError, OutputError
 
-CONTENT = {"model.onnx": b"graph", "golden.npz": b"tensors", "docs/CARD.md": b"words"}
+# ONNX files of nothing but a producer.
+GRAPH, OTHER = b"\x12\x05graph", b"\x12\x05other"
+CONTENT = {"model.onnx": GRAPH, "golden.npz": b"tensors", "docs/CARD.md": b"words"}
 
 
 @pytest.fixture
 def written(tmp_path: Path, manifest: Manifest) -> Path:
     return write_bundle(tmp_path / "colours.knet", manifest, CONTENT).path
+
+
+def kept_in(tensor: onnx.TensorProto, location: str) -> None:
+    """Say that the tensor's numbers are in that file."""
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
 
 
 def names(folder: Path) -> set[str]:
@@ -34,8 +44,8 @@ def names(folder: Path) -> set[str]:
 
 def test_what_is_written_is_opened_again(tmp_path: Path, manifest: Manifest):
     source = tmp_path / "somewhere.onnx"
-    source.write_bytes(b"x" * 3_000_000)
-    files = {**CONTENT, "model.onnx": source, "weights/model.onnx.data": b""}
+    source.write_bytes(b"\x12\xc0\x8d\xb7\x01" + b"x" * 3_000_000)
+    files = {**CONTENT, "model.onnx": source, "weights/more.bin": b""}
     bundle = write_bundle(tmp_path / "new" / "colours.knet", manifest, files)
     assert names(tmp_path / "new") == {"colours.knet"}
     opened = open_bundle(str(bundle.path))
@@ -43,13 +53,13 @@ def test_what_is_written_is_opened_again(tmp_path: Path, manifest: Manifest):
     assert set(opened.manifest.files) == set(files)
     assert opened.file("model.onnx").read_bytes() == source.read_bytes()
     record = opened.manifest.files["model.onnx"]
-    assert record.bytes == 3_000_000
+    assert record.bytes == 3_000_005
     assert record.sha256 == hashlib.sha256(source.read_bytes()).hexdigest()
     assert msgspec.structs.replace(opened.manifest, files={}) == manifest
 
 
 def test_model_id_names_the_graph(written: Path):
-    digest = hashlib.sha256(b"graph").hexdigest()
+    digest = hashlib.sha256(GRAPH).hexdigest()
     assert open_bundle(written).model_id == f"colours@{digest[:12]}"
 
 
@@ -61,12 +71,17 @@ def test_a_bundle_that_is_not_written_yet_has_a_name_and_its_files(
     assert bundle.file("model.onnx") == tmp_path / "model.onnx"
 
 
-def test_model_id_differs_when_only_the_external_weights_do(tmp_path: Path, manifest: Manifest):
+def test_model_id_differs_when_only_the_external_weights_do(
+    tmp_path: Path, manifest: Manifest, colour_model: Callable[..., bytes]
+):
+    model = onnx.load_model_from_string(colour_model())
+    kept_in(model.graph.initializer[0], "w.data")
+    files = {**CONTENT, "model.onnx": model.SerializeToString()}
     graph = msgspec.structs.replace(manifest.graphs[0], external_data=("w.data",))
     changed = msgspec.structs.replace(manifest, graphs=(graph,))
     ids = {
         write_bundle(
-            tmp_path / f"{weights}.knet", changed, {**CONTENT, "w.data": weights.encode()}
+            tmp_path / f"{weights}.knet", changed, {**files, "w.data": weights.encode()}
         ).model_id
         for weights in ("one", "two")
     }
@@ -79,7 +94,7 @@ def test_relative_path_still_opens_after_a_change_of_folder(
     monkeypatch.chdir(written.parent)
     bundle = open_bundle(written.name)
     monkeypatch.chdir("/")
-    assert bundle.file("model.onnx").read_bytes() == b"graph"
+    assert bundle.file("model.onnx").read_bytes() == GRAPH
 
 
 def test_file_that_is_not_listed_is_not_given_out(written: Path):
@@ -99,7 +114,7 @@ def test_changed_file_is_refused_by_name(written: Path, name: str):
 
 def test_truncated_file_is_refused_by_name(written: Path):
     (written / "model.onnx").write_bytes(b"gra")
-    with pytest.raises(BundleError, match=r"model\.onnx is damaged .it has 3 bytes.* says 5"):
+    with pytest.raises(BundleError, match=r"model\.onnx is damaged .it has 3 bytes.* says 7"):
         open_bundle(written)
 
 
@@ -151,7 +166,7 @@ def test_link_within_the_bundle_and_to_the_bundle_is_taken(written: Path):
     (written / "model.onnx").symlink_to("real")
     link = written.parent / "link.knet"
     link.symlink_to(written)
-    assert open_bundle(link).file("model.onnx").read_bytes() == b"graph"
+    assert open_bundle(link).file("model.onnx").read_bytes() == GRAPH
 
 
 def test_what_is_no_bundle_is_one_clear_error(tmp_path: Path, written: Path):
@@ -207,10 +222,10 @@ def test_manifest_that_points_outside_is_refused(written: Path):
 
 def test_existing_bundle_is_kept_unless_told_to_replace(written: Path, manifest: Manifest):
     with pytest.raises(OutputError, match="exists already"):
-        write_bundle(written, manifest, {**CONTENT, "model.onnx": b"other"})
-    assert open_bundle(written).file("model.onnx").read_bytes() == b"graph"
-    write_bundle(written, manifest, {**CONTENT, "model.onnx": b"other"}, replace=True)
-    assert open_bundle(written).file("model.onnx").read_bytes() == b"other"
+        write_bundle(written, manifest, {**CONTENT, "model.onnx": OTHER})
+    assert open_bundle(written).file("model.onnx").read_bytes() == GRAPH
+    write_bundle(written, manifest, {**CONTENT, "model.onnx": OTHER}, replace=True)
+    assert open_bundle(written).file("model.onnx").read_bytes() == OTHER
     assert names(written.parent) == {"colours.knet"}
 
 
@@ -223,9 +238,9 @@ def test_bundle_can_be_rewritten_from_its_own_files(written: Path, manifest: Man
 def test_replacing_a_link_leaves_what_it_led_to(written: Path, manifest: Manifest):
     link = written.parent / "latest.knet"
     link.symlink_to(written)
-    write_bundle(link, manifest, {**CONTENT, "model.onnx": b"other"}, replace=True)
+    write_bundle(link, manifest, {**CONTENT, "model.onnx": OTHER}, replace=True)
     assert not link.is_symlink()
-    assert open_bundle(written).file("model.onnx").read_bytes() == b"graph"
+    assert open_bundle(written).file("model.onnx").read_bytes() == GRAPH
 
 
 def test_folder_that_is_no_bundle_is_never_replaced(tmp_path: Path, manifest: Manifest):
@@ -252,9 +267,9 @@ def test_interrupted_writing_leaves_the_old_bundle_and_no_trace(
     monkeypatch.setattr(os, "fsync", fail)
     expected = OutputError if isinstance(interruption, OSError) else KeyboardInterrupt
     with pytest.raises(expected):
-        write_bundle(written, manifest, {**CONTENT, "model.onnx": b"other"}, replace=True)
+        write_bundle(written, manifest, {**CONTENT, "model.onnx": OTHER}, replace=True)
     assert names(written.parent) == {"colours.knet"}
-    assert open_bundle(written).file("model.onnx").read_bytes() == b"graph"
+    assert open_bundle(written).file("model.onnx").read_bytes() == GRAPH
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, OSError(5, "Input/output error")])
@@ -272,9 +287,9 @@ def test_failed_exchange_brings_the_old_bundle_back(
     monkeypatch.setattr(Path, "rename", fail)
     expected = OutputError if isinstance(interruption, OSError) else KeyboardInterrupt
     with pytest.raises(expected):
-        write_bundle(written, manifest, {**CONTENT, "model.onnx": b"other"}, replace=True)
+        write_bundle(written, manifest, {**CONTENT, "model.onnx": OTHER}, replace=True)
     assert names(written.parent) == {"colours.knet"}
-    assert open_bundle(written).file("model.onnx").read_bytes() == b"graph"
+    assert open_bundle(written).file("model.onnx").read_bytes() == GRAPH
 
 
 def test_bundle_is_never_seen_half_written(
@@ -288,10 +303,10 @@ def test_bundle_is_never_seen_half_written(
         seen.append(open_bundle(written).file("model.onnx").read_bytes())
 
     monkeypatch.setattr(os, "fsync", look)
-    write_bundle(written, manifest, {**CONTENT, "model.onnx": b"other"}, replace=True)
+    write_bundle(written, manifest, {**CONTENT, "model.onnx": OTHER}, replace=True)
     assert len(seen) >= len(CONTENT) + 1
-    assert seen[0] == b"graph"
-    assert seen[-1] == b"other"
+    assert seen[0] == GRAPH
+    assert seen[-1] == OTHER
 
 
 def test_unwritable_places_and_missing_sources_are_output_errors(
@@ -393,6 +408,15 @@ def test_parity_that_cannot_be_recorded_leaves_the_manifest(
     (bundle.path / "manifest.json").unlink()
     with pytest.raises(BundleError, match="is missing"):
         record_parity(bundle, "logits", parity("openvino"))
+
+
+def test_a_file_of_holes_is_refused_before_it_is_read(written: Path):
+    with (written / "golden.npz").open("r+b") as file:
+        file.truncate(2**34)
+    manifest = written / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"bytes": 7\n', f'"bytes": {2**34}\n', 1))
+    with pytest.raises(BundleError, match="lists more than 16 GiB of files"):
+        open_bundle(written)
 
 
 def test_newer_bundle_says_upgrade(written: Path):

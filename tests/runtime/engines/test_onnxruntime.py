@@ -227,7 +227,7 @@ def test_output_that_comes_out_in_another_shape_is_an_error(make_bundle, colour_
         loaded.infer(batch(1))
 
 
-@pytest.mark.parametrize("model", [b"not a graph", b"\0" * 100])
+@pytest.mark.parametrize("model", [b"\x12\x05graph", b"\x3a\x00"])
 def test_what_is_no_graph_is_one_clear_error(make_bundle, model, capfd, engine):
     with pytest.raises(EngineError, match=r"cannot load .*model\.onnx") as caught:
         open_engine(make_bundle(model), engine)

@@ -55,6 +55,23 @@ def test_signals_arrive_after_two_of_them_were_closed_in_the_order_they_were_ope
     assert done.returncode == 0
 
 
+_WITHOUT_HOME = """
+import os, pwd, sys
+def unknown(_): raise KeyError("uid not found")
+pwd.getpwuid = unknown
+os.environ.pop("HOME", None)
+from knet_runtime.engines import engine_spec, probe_engine
+print(probe_engine(engine_spec("openvino")).available, "openvino_telemetry" in sys.modules)
+"""
+
+
+def test_a_user_without_a_home_has_it_too():
+    done = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_HOME], timeout=120, capture_output=True, text=True
+    )
+    assert done.stdout == "True False\n", done.stderr
+
+
 @pytest.mark.skipif(not HAS_BF16, reason="this processor has no bf16")
 def test_bf16_is_really_bf16_and_another_precision_than_f32():
     bundle = open_bundle(default_bundle_path())
