@@ -23,6 +23,7 @@ from av.container import InputContainer
 from knet_runtime.errors import SourceError
 from knet_runtime.sources.base import SourceLost, SourceOptions
 from knet_runtime.sources.decoder import READ_ERRORS
+from knet_runtime.sources.files import open_regular
 
 _log = logging.getLogger(__name__)
 
@@ -127,13 +128,8 @@ def open_file(path: Path, *, hwaccel: bool = False) -> InputContainer:
             hwaccel=device,
         )
 
+    open_regular(path, "a video").close()
     try:
-        if path.is_dir():
-            raise SourceError(f"{path}: is a folder, not a video; name a file in it")
-        if path.exists() and not path.is_file():
-            raise SourceError(f"{path}: is not a regular file; record it to one")
-        if path.exists() and path.stat().st_size == 0:
-            raise SourceError(f"{path}: is empty; copy or export the video again")
         return on_hardware(open_with(None), open_with, str(path))[0] if hwaccel else open_with(None)
     except av.InvalidDataError as error:
         raise SourceError(
