@@ -12,6 +12,7 @@ from av.stream import Disposition
 from numpy.typing import NDArray
 
 from knet_runtime.errors import SourceError
+from knet_runtime.sources.times import FrameOrder, is_broadcast
 from knet_runtime.types import MAX_PIXELS
 
 _Shape = tuple[int, int, str]
@@ -98,7 +99,9 @@ class Decoder:
 
     def __init__(self, container: InputContainer, name: str, *, live: bool) -> None:
         self._name = name
+        self._broadcast = is_broadcast(container)
         self.deinterlacer = Deinterlacer()
+        self._order = FrameOrder()
         stream = container.streams.best("video")
         # The cover image of a sound file is a video stream too.
         cover = stream is not None and stream.disposition & Disposition.attached_pic
@@ -128,18 +131,26 @@ class Decoder:
 
         The empty packet at the end completes all that were held back.
         """
-        if packet.is_corrupt:  # cut short: it could decode to half a frame
+        if packet.is_corrupt and not self._broadcast:  # cut short: it could decode to half a frame
             return None
+        if packet.size:
+            self._order.sent(packet)
         try:
             decoded = packet.decode()
         except READ_ERRORS:
+            self._order.lost()
             return None
-        frames = [ready for frame in decoded for ready in self.deinterlacer.feed(frame)]
+        frames = []
+        for frame in decoded:
+            reorders = self.stream.codec_context.has_b_frames
+            frame.pts = self._order.stamp_of(frame, reorders=reorders)
+            frames += self.deinterlacer.feed(frame)
         return frames if packet.size else frames + self.deinterlacer.flush()
 
     def restart(self) -> None:
         """Forget what is held back, after a seek."""
         self.deinterlacer = Deinterlacer()
+        self._order = FrameOrder(self._order.delay)
 
     def time_of(self, decoded: av.VideoFrame) -> Fraction | None:
         """The frame's time stamp in seconds, exact, on the container's own clock."""
