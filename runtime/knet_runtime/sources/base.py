@@ -88,7 +88,8 @@ class SourceInfo:
     ``hw`` is the (height, width) of the first frame; later ones may differ. ``rate`` is frames per
     second where one is stated. ``frames`` is a hint for progress bars: files state it wrongly.
     ``time_base`` is the unit in seconds of which every ``Frame.pts`` is a multiple. ``path`` is the
-    file, folder or device that is read.
+    file, folder or device that is read. ``sample_aspect`` is how much wider than high a pixel of an
+    upright frame is to be shown, as in the anamorphic video of a DVD; arrays keep the coded size.
 
         >>> from knet_deploy import open_source
         >>> with open_source("drive.mp4") as source:
@@ -102,6 +103,7 @@ class SourceInfo:
     frames: int | None
     time_base: Fraction | None = None
     path: Path | None = None
+    sample_aspect: Fraction = Fraction(1)
 
     @property
     def live(self) -> bool:

@@ -87,6 +87,8 @@ READ_ERRORS = (av.FFmpegError, OSError)
 """What PyAV raises where it cannot open, read or decode."""
 
 _THREADED_PIXELS = 40_000_000
+_ODDEST_ASPECT = 20
+_ASPECT_TERMS = 65_535  # those of H.264 have 16 bits
 
 
 class Decoder:
@@ -99,6 +101,7 @@ class Decoder:
 
     def __init__(self, container: InputContainer, name: str, *, live: bool) -> None:
         self._name = name
+        self._turned = False
         self._broadcast = is_broadcast(container)
         self.deinterlacer = Deinterlacer()
         self._order = FrameOrder()
@@ -125,6 +128,17 @@ class Decoder:
             if rate is not None and 0 < rate <= 1000:
                 return Fraction(rate) / every
         return None
+
+    @property
+    def sample_aspect(self) -> Fraction:
+        """How much wider than high a pixel of the last upright frame is to be shown."""
+        stated = self.stream.sample_aspect_ratio
+        if not stated or not 1 / _ODDEST_ASPECT < stated < _ODDEST_ASPECT:
+            return Fraction(1)  # unknown, or nonsense
+        aspect = Fraction(stated)
+        if max(aspect.as_integer_ratio()) > _ASPECT_TERMS:
+            aspect = aspect.limit_denominator(_ASPECT_TERMS // _ODDEST_ASPECT)
+        return 1 / aspect if self._turned else aspect
 
     def decode(self, packet: av.Packet[av.VideoStream]) -> list[av.VideoFrame] | None:
         """The frames that a packet completes; None when it cannot be decoded.
@@ -166,6 +180,7 @@ class Decoder:
         # The display matrix turns anticlockwise, as rot90 does; the copy is because PyAV's array
         # can be a view of memory that the decoder still needs.
         turns = round(decoded.rotation / 90) % 4
+        self._turned = turns % 2 == 1
         return np.array(np.rot90(pixels, turns), np.uint8, order="C")
 
     def _check_size(self, height: int, width: int) -> None:

@@ -134,7 +134,8 @@ class LiveSource(Closeable):
             first = next(self._reading)  # it waits for one, or raises
             self._frames: Iterator[Frame] = chain([first], self._reading)
             rate = self._decoder.rate(options.every)
-            self.info = SourceInfo(kind, first.image.shape[:2], rate, None, base, path)
+            hw, aspect = first.image.shape[:2], self._decoder.sample_aspect
+            self.info = SourceInfo(kind, hw, rate, None, base, path, aspect)
         except BaseException:
             self._disconnect()
             raise

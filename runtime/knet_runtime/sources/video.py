@@ -40,7 +40,8 @@ class VideoSource(Closeable):
     is read; ``Frame.index`` counts the frames that are handed on. What cannot be decoded inside a
     damaged file is passed over, and after the last readable frame SourceError says where the damage
     began. Frames that the decoder had to patch up are handed on and counted in a logged warning.
-    Pixels are taken as square, mirrored recordings as they are.
+    Frames have the coded size (``info.sample_aspect`` says how they are to be shown), and mirrored
+    recordings are taken as they are.
 
     Takes over ``container``. Raises SourceError when it holds no video, or none in that part.
     """
@@ -72,7 +73,8 @@ class VideoSource(Closeable):
             self._frames: Iterator[Frame] = chain([first], self._reading)
             rate, base = self._decoder.rate(options.every), self._decoder.stream.time_base
             hint = self._frame_hint(rate)
-            self.info = SourceInfo("video", first.image.shape[:2], rate, hint, base, path)
+            hw, aspect = first.image.shape[:2], self._decoder.sample_aspect
+            self.info = SourceInfo("video", hw, rate, hint, base, path, aspect)
         except BaseException:
             close_input(container)
             raise

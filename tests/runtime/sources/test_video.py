@@ -47,6 +47,7 @@ def write_video(
     movflags: str = "faststart",
     noise: bool = False,
     title: str = "",
+    aspect: Fraction = Fraction(1),
 ) -> Path:
     """A small video with a frame at each of ``times`` (in ticks)."""
     options = {"movflags": movflags} if path.suffix == ".mp4" else {}
@@ -59,6 +60,7 @@ def write_video(
         stream.pix_fmt = pixels
         stream.codec_context.time_base = tick
         stream.codec_context.gop_size = 10
+        stream.codec_context.sample_aspect_ratio = aspect
         for time in times:
             image = random.integers(0, 256, (*size, 3), np.uint8) if noise else four_colours(*size)
             frame = av.VideoFrame.from_ndarray(image, "rgb24").reformat(format=pixels)
@@ -148,6 +150,31 @@ def test_rotation_metadata_is_applied(
     assert image.flags.c_contiguous
     # x' = a·x + c·y, y' = b·x + d·y, y down: (0, 1, -1, 0) sends right to down, so clockwise.
     assert np.abs(corners(image) - np.rot90(CORNERS, turns)).max() < 25
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        (Fraction(16, 11), Fraction(16, 11)),
+        (Fraction(10, 11), Fraction(10, 11)),
+        (Fraction(1485, 1357), Fraction(1485, 1357)),
+        (Fraction(0), Fraction(1)),
+        (Fraction(4000), Fraction(1)),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
+def test_the_shape_of_pixels_is_known_and_turns_with_them(
+    tmp_path: Path, stated: Fraction, expected: Fraction, suffix: str
+) -> None:
+    path = write_video(tmp_path / f"a{suffix}", aspect=stated)
+    with open_source(path) as source:
+        assert source.info.sample_aspect == expected
+        assert source.info.hw == (48, 64)
+    if suffix == ".mp4":
+        turn_display_matrix(path, 0, 1, -1, 0)
+        with open_source(path) as source:
+            assert source.info.sample_aspect == 1 / expected
+            assert source.info.hw == (64, 48)
 
 
 @pytest.mark.parametrize(

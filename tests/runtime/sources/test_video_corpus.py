@@ -1,4 +1,4 @@
-"""Three hundred and twenty bad videos: each ends as frames or as one line, in time and within memory."""
+"""320 bad videos: each ends as frames or as one line, in time and within memory."""
 
 from __future__ import annotations
 
