@@ -99,7 +99,8 @@ class VideoSource(Closeable):
         self._reading.close()
         self._frames = iter(())
         close_input(self._container)
-        del self._container, self._decoder  # the decoder's threads live as long as these
+        # The decoder's threads live as long as these.
+        del self._container, self._decoder, self._packets
 
     def _duration(self) -> Fraction | None:
         duration = self._container.duration  # in microseconds

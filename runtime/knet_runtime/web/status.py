@@ -111,7 +111,8 @@ def _state(feed: FeedSnapshot, latest: Latest) -> State:
     if shot is None:
         return "waiting"
     live = shot.frame.wall is not None
-    hangs = live and feed.last_frame_age is not None and feed.last_frame_age > STALE_SECONDS
+    patience = max(STALE_SECONDS, 2 * feed.period)
+    hangs = live and feed.last_frame_age is not None and feed.last_frame_age > patience
     return "stale" if shot.frame.stale or hangs else "running"
 
 
