@@ -50,6 +50,9 @@ _SILENT = "no answer in time"
 # What one image may be, and how many read timeouts it may take.
 _LARGEST_IMAGE = 100_000_000
 _IMAGE_PATIENCE = 10
+# Seconds in which a file must give its next packet: one that was never written to its end may hold
+# gigabytes of zeros, through which FFmpeg looks for more.
+_FILE_PATIENCE = 20.0
 # Errors of the file system; of all others its content is the cause.
 _UNREACHABLE = (ENOENT, EACCES, EPERM, ENOTDIR, ELOOP, ENAMETOOLONG, EIO, EMFILE, ENFILE)
 
@@ -129,12 +132,17 @@ def open_file(path: Path, *, hwaccel: bool = False) -> InputContainer:
             "r",
             options={"protocol_whitelist": "file", "format_whitelist": _FORMATS},
             metadata_errors="ignore",
+            timeout=_FILE_PATIENCE,
             hwaccel=device,
         )
 
     open_regular(path, "a video").close()
     try:
         return on_hardware(open_with(None), open_with, str(path))[0] if hwaccel else open_with(None)
+    except av.ExitError as error:
+        raise SourceError(
+            f"{path}: has no video in what {_FILE_PATIENCE:g} s of reading find; copy it again"
+        ) from error
     except av.InvalidDataError as error:
         raise SourceError(
             f"{path}: is not a video, or is cut off before its index; copy or export it again"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from fractions import Fraction
 
 import av
@@ -154,12 +155,24 @@ class Decoder:
         except READ_ERRORS:
             self._order.lost()
             return None
+        frames = self._finish(decoded)
+        return frames if packet.size else frames + self.deinterlacer.flush()
+
+    def drain(self) -> list[av.VideoFrame]:
+        """The frames that were held back, where no packets come any more."""
+        try:
+            decoded = self.stream.codec_context.decode(None)
+        except READ_ERRORS:
+            decoded = []
+        return self._finish(decoded) + self.deinterlacer.flush()
+
+    def _finish(self, decoded: Iterable[av.VideoFrame]) -> list[av.VideoFrame]:
         frames = []
         for frame in decoded:
             reorders = self.stream.codec_context.has_b_frames
             frame.pts = self._order.stamp_of(frame, reorders=reorders)
             frames += self.deinterlacer.feed(frame)
-        return frames if packet.size else frames + self.deinterlacer.flush()
+        return frames
 
     def restart(self) -> None:
         """Forget what is held back, after a seek."""

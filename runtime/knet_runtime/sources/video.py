@@ -243,6 +243,10 @@ class VideoSource(Closeable):
             frames = self._decoder.decode(packet)
             damage.count(packet, frames)
             yield from frames or ()
+        if self._broken:  # of whole packets no frame is lost
+            held = self._decoder.drain()
+            damage.frames += len(held)
+            yield from held
         if self._path is None:
             if self._broken:  # raised here, as FFmpeg's error holds the address with its password
                 raise SourceError(

@@ -16,6 +16,7 @@ import pytest
 from av.stream import Disposition
 from numpy.typing import NDArray
 
+import knet_runtime.sources.container
 from knet_runtime.errors import SourceError
 from knet_runtime.sources import open_source
 
@@ -351,6 +352,21 @@ def test_what_is_no_regular_file_is_refused_at_once(
     with pytest.raises(SourceError, match=rf"{name}: .*{complaint}") as caught:
         open_source(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("suffix", [".mkv", ".h264", ".avi"])
+def test_a_file_that_was_never_written_to_its_end_gives_what_is_there(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(knet_runtime.sources.container, "_FILE_PATIENCE", 1.0)
+    tick = Fraction(1, 30) if suffix == ".avi" else Fraction(1, 900)
+    times = range(20) if suffix == ".avi" else range(0, 600, 30)
+    path = write_video(tmp_path / f"a{suffix}", times, tick=tick)
+    os.truncate(path, 100 * 10**9)
+    count, message = read_until_error(path)
+    assert count == 20
+    assert f"{path}: is damaged after 20 frames (20 could be read)" in message
 
 
 def test_a_closed_source_has_no_more_frames(tmp_path: Path) -> None:
