@@ -15,6 +15,7 @@ from knet_runtime.sources.times import Packet
 _log = logging.getLogger(__name__)
 
 _SYNC = 0x47
+_OUTSPOKEN = ("h264", "mpeg1video", "mpeg2video", "mpeg4")  # decoders that mark cut pictures
 _CHUNK = 1 << 16  # packets
 
 
@@ -51,11 +52,11 @@ class DamageReport:
         self._patched += sum(decoded.is_corrupt for decoded in frames)
         self.frames += len(frames)
 
-    def report(self, name: str, path: Path | None = None, pid: int = 0) -> None:
+    def report(self, name: str, path: Path | None, stream: av.VideoStream) -> None:
         """Warn of patched frames and of joints. Raises SourceError where something was damaged.
 
-        ``path`` is that of a transport stream, whose packets of ``pid`` can be looked at; of others
-        only the frames are known.
+        ``path`` is that of a transport stream, whose packets can be looked at; of others only the
+        frames are known.
         """
         if self._patched:
             _log.warning("%s: %d damaged frames were patched up to be read", name, self._patched)
@@ -64,7 +65,8 @@ class DamageReport:
             if path is None or place is None:
                 whole = not self._patched
             else:
-                whole = pictures_are_whole(path, pid, place, self._read_to)
+                heard = not self._patched and stream.codec_context.name in _OUTSPOKEN
+                whole = pictures_are_whole(path, stream.id, place, self._read_to, cut_shows=heard)
             if whole:
                 _log.warning(
                     "%s: the counters of its packets jump, as where recordings were joined; every "
@@ -81,12 +83,13 @@ class DamageReport:
             )
 
 
-def pictures_are_whole(path: Path, pid: int, begin: int, end: int) -> bool:
+def pictures_are_whole(path: Path, pid: int, begin: int, end: int, *, cut_shows: bool) -> bool:
     """Whether the counters of an MPEG transport stream jump only from picture to picture.
 
-    The last packet of a picture is filled up; where bytes of one are lost, the packet before the
-    gap is not, or the one behind it begins no picture. The packets of ``pid`` between two places in
-    the file are looked at.
+    The packet after such a jump begins a picture, and the one before it is the last of one: it is
+    filled up, or (rarely) just full. That it is full is taken for a cut picture unless that would
+    show otherwise (``cut_shows``). The packets of ``pid`` between two places in the file are looked
+    at.
     """
     counter, filled = -1, False
     with path.open("rb") as file:
@@ -113,7 +116,7 @@ def pictures_are_whole(path: Path, pid: int, begin: int, end: int) -> bool:
             jumps = np.diff(counters) % 16 != 1
             jumps[0] &= counter >= 0
             starts = video[:, 1] & 64 != 0
-            if (jumps & ~(starts & fillings[:-1])).any():
+            if (jumps & ~(starts & (fillings[:-1] | cut_shows))).any():
                 return False
             counter, filled = int(counters[-1]), bool(fillings[-1])
     return True

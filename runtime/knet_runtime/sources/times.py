@@ -25,6 +25,7 @@ _BACK, _BACK_PERIODS = Fraction(1, 10), 4
 _AHEAD, _AHEAD_PERIODS = Fraction(10), 10
 _DEFAULT_RATE = Fraction(30)
 _NO_TIMESTAMPS, _TS_DISCONT = 0x80, 0x200  # FFmpeg's AVFMT_NOTIMESTAMPS and AVFMT_TS_DISCONT
+_WRAP = 1 << 33  # where the clock of a broadcast, of 90 kHz, begins anew
 _DEEPEST = 16  # frames that a decoder may hold back to put them in order
 
 
@@ -75,6 +76,9 @@ class PacketClock:
         """Move the packet's stamps to the line."""
         if self._decoding:
             packet.pts = packet.dts
+        if self._leaps:
+            packet.dts = _unwrapped(packet.dts, self._last)
+            packet.pts = _unwrapped(packet.pts, packet.dts)
         if packet.dts is not None:
             if self._last is not None and self._jumps(packet.dts - self._last):
                 self._join(packet, packet.dts - self._last)
@@ -180,6 +184,13 @@ class FrameOrder:
 
 def _stamp(packet: Packet) -> int | None:
     return packet.dts if packet.pts is None else packet.pts
+
+
+def _unwrapped(stamp: int | None, near: int | None) -> int | None:
+    """The stamp of a clock that wraps, nearest to another."""
+    if stamp is None or near is None:
+        return stamp
+    return stamp - round(Fraction(stamp - near, _WRAP)) * _WRAP
 
 
 def _start_time(container: InputContainer, stream: av.VideoStream, first: int | None) -> Fraction:

@@ -138,7 +138,7 @@ class VideoSource(Closeable):
                 index += 1
         if not self._stop.is_set():
             transport = self._path if self._container.format.name == "mpegts" else None
-            self._damage.report(self._name, transport, self._decoder.stream.id)
+            self._damage.report(self._name, transport, self._decoder.stream)
 
     def _part(self) -> Iterator[TimedFrame]:
         """The frames from start to end, with their times."""

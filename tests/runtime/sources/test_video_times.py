@@ -124,7 +124,9 @@ def test_what_an_edit_list_hides_is_no_frame(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("codec", ["h264", "plain", "open", "hevc", "mpeg2"])
-@pytest.mark.parametrize("offsets", [("0", "0", "0"), ("0", "1000"), ("1000", "0"), ("1", "3.4")])
+@pytest.mark.parametrize(
+    "offsets", [("0", "0", "0"), ("0", "1000"), ("1000", "0"), ("1", "3.4"), ("0", "95442.6")]
+)
 def test_joined_recordings_lose_no_frame_and_their_times_go_on(
     tmp_path: Path, codec: str, offsets: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
