@@ -1,4 +1,4 @@
-"""300 damaged, lying and absurd videos, from small synthetic ones; the same for the same seed.
+"""320 damaged, lying and absurd videos, from small synthetic ones; the same for the same seed.
 
     python tests/corpus/make_videos.py FOLDER [--seed 0]
 
@@ -129,6 +129,11 @@ def shuffle(data: bytes, dice: random.Random) -> bytes:
     return b"".join(blocks)
 
 
+def join(data: bytes, dice: random.Random) -> bytes:
+    """Itself after itself, whole, from anywhere on, or up to anywhere."""
+    return dice.choice([data, data[dice.randrange(len(data)) :], flip_bits(data, dice)]) + data
+
+
 def patch_box(data: bytes, dice: random.Random) -> bytes:
     """A size or a field of one of an MP4's boxes set to an extreme."""
     there = [box.encode() for box in _BOXES.split() if box.encode() in data]
@@ -226,7 +231,7 @@ def _large(folder: Path) -> dict[str, bytes]:
 
 
 def make_videos(folder: Path, seed: int = 0) -> list[Path]:
-    """Write the 300 into ``folder``, which must exist; their paths, in order of name."""
+    """Write the 320 into ``folder``, which must exist; their paths, in order of name."""
     clips = {
         name: encode(folder / name, codec, pixels, options)
         for name, (codec, pixels, options) in CLIPS.items()
@@ -238,6 +243,7 @@ def make_videos(folder: Path, seed: int = 0) -> list[Path]:
         *_seeded("cut", 45, clips, cut),
         *_seeded("header", 32, clips, wreck_header),
         *_seeded("shuffled", 25, clips, shuffle),
+        *_seeded("joined", 20, clips, join),
         *_seeded("box", 40, boxed, patch_box),
     ]
     written = {name: change(random.Random(f"{seed} {name}")) for name, change in jobs}

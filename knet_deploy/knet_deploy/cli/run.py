@@ -65,6 +65,10 @@ def run(
     start: Annotated[float | None, _input(help="Seconds into the video to begin at.")] = None,
     end: Annotated[float | None, _input(help="Seconds into the video to end before.")] = None,
     every: Annotated[int, _input(min=1, help="Take each n-th frame only.")] = 1,
+    every_seconds: Annotated[
+        float | None,
+        _input(help="Fetch the one image at an HTTP address again each so many seconds."),
+    ] = None,
     max_frames: Annotated[int | None, _input(min=1, help="Stop after so many frames.")] = None,
     policy: Annotated[
         Policy | None,
@@ -210,6 +214,7 @@ def run(
         start=start,
         end=end,
         every=every,
+        every_seconds=every_seconds,
         transport=transport,
         max_downtime=max_downtime,
         hwaccel=hwaccel,

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import msgspec
@@ -37,7 +37,8 @@ from knet_runtime.sources import open_source
 from knet_runtime.sources.base import Source, SourceOptions
 from knet_runtime.sources.container import close_input, open_file
 from knet_runtime.sources.decoder import READ_ERRORS, Decoder
-from knet_runtime.sources.video import VideoSource, start_time
+from knet_runtime.sources.times import PacketClock
+from knet_runtime.sources.video import VideoSource
 from knet_runtime.types import Closeable, Frame
 
 _ATTEMPTS = 4  # at a chunk whose worker dies
@@ -233,13 +234,17 @@ def cut(path: Path, seconds: float) -> tuple[Chunk, ...]:
         base = stream.time_base
         if base is None:
             return (WHOLE,)
-        start = start_time(container, stream) / base
-        if start.denominator != 1:
+        packets = container.demux(stream)
+        first = next(packets, None)
+        clock = PacketClock(container, stream, first, str(path))
+        start = clock.start / base
+        if start.denominator != 1 or first is None:
             return (WHOLE,)
         times, keys = [], []
-        for packet in container.demux(stream):
+        for packet in chain([first], packets):
             if not packet.size:
                 continue
+            clock.place(packet)
             if packet.pts is None or packet.is_corrupt or packet.is_discard:
                 return (WHOLE,)
             times.append(packet.pts - int(start))

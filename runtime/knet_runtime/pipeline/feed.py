@@ -242,7 +242,9 @@ class FeedQueue:
         return None
 
     def is_silent(self, seconds: float) -> bool:
-        """Whether it is live and more is to come, but nothing has been read for so long."""
+        """Whether it is live and more is to come, but nothing has been read for so long, and for
+        two frames' time: a source may state that it is slower."""
+        seconds = max(seconds, 2 * self.feed.source.info.period)
         with self._lock:
             on_its_way = self._read or self._in_engine or self._segmented
             waits = self._live and self.state < FeedState.WRITING and not on_its_way

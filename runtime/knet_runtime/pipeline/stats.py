@@ -33,7 +33,8 @@ class StageSnapshot(msgspec.Struct, frozen=True):
 
 class FeedSnapshot(msgspec.Struct, frozen=True):
     """One feed: counts since the start, seconds since its last new frame was read and since one was
-    written (None before the first one is), and times of those of ``STAGES`` that it has had."""
+    written (None before the first one is), and times of those of ``STAGES`` that it has had.
+    ``period`` is how many seconds the source states from frame to frame (0: none)."""
 
     frames: int
     dropped: int
@@ -43,6 +44,7 @@ class FeedSnapshot(msgspec.Struct, frozen=True):
     last_frame_age: float | None
     stages: dict[str, StageSnapshot]
     since_written: float | None = None
+    period: float = 0.0
 
 
 class RunSnapshot(msgspec.Struct, frozen=True):
@@ -95,7 +97,10 @@ class FeedStats:
             for stage in dict.fromkeys((*STAGES, *times))  # those of others come last
             if stage in times
         }
-        return FeedSnapshot(*counts, status.reconnects, status.connected, age, stages, since)
+        period = self._source.info.period
+        return FeedSnapshot(
+            *counts, status.reconnects, status.connected, age, stages, since, period
+        )
 
 
 class RunStats:

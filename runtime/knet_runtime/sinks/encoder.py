@@ -58,11 +58,13 @@ def add_stream(
     rate: Fraction,
     *,
     live: bool,
+    aspect: Fraction = Fraction(1),
 ) -> av.VideoStream:
     """A stream (yuv420p, BT.709) of frames of size ``hw``, odd sides padded to even ones.
 
     ``tick`` is the unit of times in seconds, ``rate`` the nominal frames per second, which guides
-    the encoder only. ``live`` frames come out as soon as they are in.
+    the encoder only. ``live`` frames come out as soon as they are in. ``aspect`` is how much wider
+    than high a pixel is to be shown.
     """
     options = _OPTIONS.get(encoder, {}) | (_LIVE_OPTIONS.get(encoder, {}) if live else {})
     stream = container.add_stream(encoder, rate=rate, options=options)
@@ -72,6 +74,7 @@ def add_stream(
     # Key frames every two seconds, live every second: what a killed process loses at most, and how
     # long who joins a stream waits.
     context.gop_size = max(1, min(250, round((1 if live else 2) * rate)))
+    context.sample_aspect_ratio = aspect
     context.color_range = 1  # limited, as nearly all video
     context.colorspace = context.color_primaries = context.color_trc = _BT709
     return stream
@@ -133,8 +136,9 @@ class VideoWriter:
 
     ``hw`` is that size, ``tick`` the unit of times in seconds (Matroska knows milliseconds only),
     ``rate`` the nominal frames per second (it guides the encoder only), ``encoder`` a name from
-    ``working_encoder``; ``live`` sets it to low latency, ``endless`` keeps an MP4 in fragments, so
-    that memory does not grow with its length. All methods raise one of ``WRITE_ERRORS``.
+    ``working_encoder``; ``aspect`` is how much wider than high a pixel is shown, ``live`` sets
+    the encoder to low latency, ``endless`` keeps an MP4 in fragments, so that memory does not grow
+    with its length. All methods raise one of ``WRITE_ERRORS``.
     """
 
     def __init__(
@@ -146,6 +150,7 @@ class VideoWriter:
         encoder: str,
         *,
         video_format: VideoFormat = "mp4",
+        aspect: Fraction = Fraction(1),
         live: bool = False,
         endless: bool = False,
     ) -> None:
@@ -154,7 +159,9 @@ class VideoWriter:
         muxer = _ENDLESS_MP4 if endless and video_format == "mp4" else _MUXER[video_format]
         # Without "file:" a colon in the name would be taken for a protocol.
         self._container = av.open(f"file:{path}", "w", format=video_format, options=muxer)
-        self._stream = add_stream(self._container, encoder, hw, tick, rate, live=live)
+        self._stream = add_stream(
+            self._container, encoder, hw, tick, rate, live=live, aspect=aspect
+        )
         if video_format == "mp4" and encoder in ENCODERS["hevc"]:
             self._stream.codec_context.codec_tag = "hvc1"  # Apple's players know no other
 

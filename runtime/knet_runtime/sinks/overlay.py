@@ -186,12 +186,12 @@ class OverlayVideo:
     they are tried.
 
     The first frame sets the size: odd sides are padded to even ones, and frames of another size
-    are letterboxed. Times are the frames' own, counted from the first frame, to the tick of
-    ``info.time_base`` (MKV: to the millisecond), so that gaps stay gaps; a missing one follows the
-    last at the source's rate, or at 30 a second. Images become a slideshow of two a second. A live
-    source is encoded at low latency; a stale frame is marked in red, at the time it is shown. The
-    MP4 of a live source, or of more than 100,000 frames, stays in fragments: its index would grow
-    in memory.
+    are letterboxed. Pixels are shown as wide as the source's (``info.sample_aspect``). Times are
+    the frames' own, counted from the first frame, to the tick of ``info.time_base`` (MKV: to the
+    millisecond), so that gaps stay gaps; a missing one follows the last at the source's rate, or at
+    30 a second. Images become a slideshow of two a second. A live source is encoded at low latency;
+    a stale frame is marked in red, at the time it is shown. The MP4 of a live source, or of more
+    than 100,000 frames, stays in fragments: its index would grow in memory.
 
     Until ``close`` the file has a hidden name beside ``path``. Raises OutputError when it
     cannot be written or no encoder works, ConfigError for another suffix, a wrong alpha or classes
@@ -233,6 +233,7 @@ class OverlayVideo:
             rate=self._clock.rate,
             encoder=working_encoder(encoders or ENCODERS[codec], info.hw),
             video_format=video_format,
+            aspect=info.sample_aspect,
             live=info.live,
             endless=info.live or (info.frames or 0) > INDEXED_FRAMES,
         )

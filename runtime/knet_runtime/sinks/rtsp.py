@@ -183,7 +183,16 @@ class RtspPush:
         self._clock = FrameClock(info, _TICK)
         rate, tick = self._clock.rate.as_integer_ratio(), _TICK.as_integer_ratio()
         encoder = working_encoder(ENCODERS["h264"], info.hw)
-        self._push = partial(Push, url, transport, encoder, tick=tick, rate=rate, patience=patience)
+        self._push = partial(
+            Push,
+            url,
+            transport,
+            encoder,
+            tick=tick,
+            rate=rate,
+            aspect=info.sample_aspect.as_integer_ratio(),
+            patience=patience,
+        )
         self._waiting: deque[tuple[Rgb, int]] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None

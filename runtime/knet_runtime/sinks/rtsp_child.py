@@ -25,8 +25,8 @@ TIME_BYTES = 8
 
 
 class Push(msgspec.Struct, frozen=True):
-    """What is pushed, and whereto. ``tick`` and ``rate`` are fractions as (above, below);
-    ``patience`` is in seconds."""
+    """What is pushed, and whereto. ``tick``, ``rate`` and ``aspect`` are fractions as (above,
+    below); ``patience`` is in seconds."""
 
     url: str
     transport: str
@@ -35,6 +35,7 @@ class Push(msgspec.Struct, frozen=True):
     tick: tuple[int, int]
     rate: tuple[int, int]
     patience: float
+    aspect: tuple[int, int] = (1, 1)
 
 
 def main() -> int:
@@ -63,7 +64,15 @@ def _push(push: Push, stdin: BinaryIO, answers: BinaryIO) -> None:
     options = {"rtsp_transport": push.transport}
     _guard(push.patience)
     with av.open(push.url, "w", format="rtsp", options=options) as container:
-        stream = add_stream(container, push.encoder, push.hw, tick, Fraction(*push.rate), live=True)
+        stream = add_stream(
+            container,
+            push.encoder,
+            push.hw,
+            tick,
+            Fraction(*push.rate),
+            live=True,
+            aspect=Fraction(*push.aspect),
+        )
         container.start_encoding()
         answers.write(OK)
         _guard(0)

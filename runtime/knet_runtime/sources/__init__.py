@@ -15,13 +15,14 @@ from knet_runtime.sources.base import Source, SourceLost, SourceOptions
 from knet_runtime.sources.container import (
     SCHEMES,
     CameraConnector,
-    Connector,
     NetworkConnector,
     open_file,
+    redacted,
     scheme_of,
 )
-from knet_runtime.sources.images import IMAGE_SUFFIXES, ImageSource
+from knet_runtime.sources.images import IMAGE_SUFFIXES, ImageSource, decode_image
 from knet_runtime.sources.live import LiveSource
+from knet_runtime.sources.snapshot import SnapshotSource
 from knet_runtime.sources.video import VideoSource
 
 
@@ -30,8 +31,8 @@ def open_source(source: str | Path, options: SourceOptions | None = None) -> Sou
 
     A camera is "0", "camera:0" or "/dev/video0" (Linux); a file of such a name is reached as
     "./0". An address of rtsp, rtsps, http or https is a live stream, unless what is found there
-    states how long it is. A live source that cannot be reached now is an error; one that is lost
-    later is opened again (``LiveSource``).
+    is one image or states how long it is. A live source that cannot be reached now is an error; one
+    that is lost later is opened again (``LiveSource``).
 
     Raises SourceError, naming the source and what to do, when it is missing, damaged from the
     start, or nothing that can be read, and ConfigError for options that do not fit it. No message
@@ -46,6 +47,11 @@ def open_source(source: str | Path, options: SourceOptions | None = None) -> Sou
     """
     options = options or SourceOptions()
     text = str(source)
+    if options.every_seconds is not None and scheme_of(text) not in ("http", "https"):
+        raise ConfigError(
+            f"{redacted(text)}: every_seconds asks an HTTP address for its image again and again; "
+            "leave it out here (every takes each n-th frame)"
+        )
     if isinstance(source, str) and (number := re.fullmatch(r"(?:camera:)?(\d+)", source)):
         return _camera(Path(f"/dev/video{int(number[1])}"), options)
     if re.fullmatch(r"/dev/video\d+", text):
@@ -72,12 +78,43 @@ def open_source(source: str | Path, options: SourceOptions | None = None) -> Sou
 def _camera(path: Path, options: SourceOptions) -> LiveSource:
     _refuse_part(str(path), options)
     link = CameraConnector(path, options)
-    return LiveSource(link, _opened(link), "camera", options, path)
+    try:
+        container = link.open()
+    except SourceLost as error:
+        lost = error
+    else:
+        return LiveSource(link, container, "camera", options, path)
+    raise SourceError(f"{link.name}: {lost.reason}; {link.hint}")
 
 
 def _stream(address: str, options: SourceOptions) -> Source:
     link = NetworkConnector(address, options)
-    container = _opened(link)
+    if options.every_seconds is not None:
+        _refuse_part(link.name, options)
+        return SnapshotSource(link, options)
+    try:
+        container = link.open()
+    except SourceLost as error:
+        lost = error
+    else:
+        return _video_at(link, container, options)
+    if lost.foreign and link.is_http:  # it may be one image
+        try:
+            data = link.fetch()
+        except SourceLost as error:
+            lost = error
+        else:
+            _refuse_part(link.name, options)
+            return SnapshotSource(link, options, decode_image(data, link.name))
+        if lost.foreign:
+            raise SourceError(
+                f"{link.name}: what comes is no video and no image of a supported kind; open the "
+                "address in a browser to see it"
+            )
+    raise SourceError(f"{link.name}: {lost.reason}; {link.hint}")
+
+
+def _video_at(link: NetworkConnector, container: InputContainer, options: SourceOptions) -> Source:
     if link.is_finite(container):
         return VideoSource(container, link.name, options)
     try:
@@ -86,15 +123,6 @@ def _stream(address: str, options: SourceOptions) -> Source:
         container.close()
         raise
     return LiveSource(link, container, "stream", options)
-
-
-def _opened(link: Connector) -> InputContainer:
-    lost = None
-    try:
-        return link.open()
-    except SourceLost as error:
-        lost = error
-    raise SourceError(f"{link.name}: {lost.reason}; {link.hint}")
 
 
 def _refuse_part(name: str, options: SourceOptions) -> None:

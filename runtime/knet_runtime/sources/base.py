@@ -31,6 +31,9 @@ class SourceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     one read. For videos: ``hwaccel`` tries the hardware decoders that FFmpeg has, and decodes in
     software where none works.
 
+    For an HTTP(S) address that gives one image: ``every_seconds`` makes a live source of it, which
+    asks for the image again and again.
+
     For live sources: ``transport`` of RTSP; ``connect_timeout`` and ``read_timeout``, seconds that
     a server may be silent; ``max_downtime``, seconds without a frame after which SourceError
     ends it (None: it goes on trying for ever).
@@ -44,6 +47,7 @@ class SourceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     start: float | None = None
     end: float | None = None
     every: int = 1
+    every_seconds: float | None = None
     transport: Transport = "tcp"
     connect_timeout: float = 5.0
     read_timeout: float = 3.0
@@ -61,7 +65,7 @@ class SourceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ConfigError(
                 f"end ({self.end:g} s) is not after start ({self.start:g} s); nothing would be read"
             )
-        for name in ("connect_timeout", "read_timeout", "max_downtime"):
+        for name in ("every_seconds", "connect_timeout", "read_timeout", "max_downtime"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"{name} is {value}; give seconds, more than 0")
@@ -88,7 +92,8 @@ class SourceInfo:
     ``hw`` is the (height, width) of the first frame; later ones may differ. ``rate`` is frames per
     second where one is stated. ``frames`` is a hint for progress bars: files state it wrongly.
     ``time_base`` is the unit in seconds of which every ``Frame.pts`` is a multiple. ``path`` is the
-    file, folder or device that is read.
+    file, folder or device that is read. ``sample_aspect`` is how much wider than high a pixel of an
+    upright frame is to be shown, as in the anamorphic video of a DVD; arrays keep the coded size.
 
         >>> from knet_deploy import open_source
         >>> with open_source("drive.mp4") as source:
@@ -102,6 +107,12 @@ class SourceInfo:
     frames: int | None
     time_base: Fraction | None = None
     path: Path | None = None
+    sample_aspect: Fraction = Fraction(1)
+
+    @property
+    def period(self) -> float:
+        """Seconds from frame to frame; 0 where no rate is stated."""
+        return float(1 / self.rate) if self.rate else 0.0
 
     @property
     def live(self) -> bool:
@@ -142,13 +153,14 @@ class SourceLost(Exception):
     """A live source cannot be opened or read just now.
 
     ``reason`` may be shown: it holds no address and no password. ``refused`` says that the server
-    does not take the credentials.
+    does not take the credentials, ``foreign`` that what comes is no stream that is known.
     """
 
-    def __init__(self, reason: str, *, refused: bool = False) -> None:
+    def __init__(self, reason: str, *, refused: bool = False, foreign: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
         self.refused = refused
+        self.foreign = foreign
 
 
 class Backoff:

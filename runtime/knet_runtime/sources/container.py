@@ -23,6 +23,8 @@ from av.container import InputContainer
 from knet_runtime.errors import SourceError
 from knet_runtime.sources.base import SourceLost, SourceOptions
 from knet_runtime.sources.decoder import READ_ERRORS
+from knet_runtime.sources.files import open_regular
+from knet_runtime.sources.images import is_image
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +47,12 @@ _RTSP_PROTOCOLS = "rtsp,rtsps,rtp,udp,tcp,tls,crypto"
 # A playlist brings a segment of 2 to 10 seconds at once, and nothing in between.
 _PLAYLIST_PATIENCE = 5
 _SILENT = "no answer in time"
+# What one image may be, and how many read timeouts it may take.
+_LARGEST_IMAGE = 100_000_000
+_IMAGE_PATIENCE = 10
+# Seconds in which a file must give its next packet: one that was never written to its end may hold
+# gigabytes of zeros, through which FFmpeg looks for more.
+_FILE_PATIENCE = 20.0
 # Errors of the file system; of all others its content is the cause.
 _UNREACHABLE = (ENOENT, EACCES, EPERM, ENOTDIR, ELOOP, ENAMETOOLONG, EIO, EMFILE, ENFILE)
 
@@ -124,17 +132,17 @@ def open_file(path: Path, *, hwaccel: bool = False) -> InputContainer:
             "r",
             options={"protocol_whitelist": "file", "format_whitelist": _FORMATS},
             metadata_errors="ignore",
+            timeout=_FILE_PATIENCE,
             hwaccel=device,
         )
 
+    open_regular(path, "a video").close()
     try:
-        if path.is_dir():
-            raise SourceError(f"{path}: is a folder, not a video; name a file in it")
-        if path.exists() and not path.is_file():
-            raise SourceError(f"{path}: is not a regular file; record it to one")
-        if path.exists() and path.stat().st_size == 0:
-            raise SourceError(f"{path}: is empty; copy or export the video again")
         return on_hardware(open_with(None), open_with, str(path))[0] if hwaccel else open_with(None)
+    except av.ExitError as error:
+        raise SourceError(
+            f"{path}: has no video in what {_FILE_PATIENCE:g} s of reading find; copy it again"
+        ) from error
     except av.InvalidDataError as error:
         raise SourceError(
             f"{path}: is not a video, or is cut off before its index; copy or export it again"
@@ -196,7 +204,7 @@ class NetworkConnector:
         self._hardware: HWAccel | None = None
         self._first = True
         self.name = redacted(address)
-        self._rtsp = scheme_of(address) in ("rtsp", "rtsps")
+        self.is_http = scheme_of(address) in ("http", "https")
 
     def open(self) -> InputContainer:
         """Connect, and find out what the stream holds. Raises SourceLost."""
@@ -220,12 +228,54 @@ class NetworkConnector:
         # the address with its password.
         raise lost
 
+    def fetch(self) -> bytes:
+        """The file of the image that is at the address, over HTTP. Raises SourceLost, also for what
+        is no image, larger than 100 MB, or takes ten read timeouts."""
+        chosen, lost = self._options, None
+        began, parts, size = monotonic(), [], 0
+        try:
+            with av.open(
+                self._address,
+                "r",
+                format="data",
+                options={"protocol_whitelist": _HTTP_PROTOCOLS, "probesize": "32"},
+                metadata_errors="ignore",
+                timeout=(chosen.connect_timeout, chosen.read_timeout),
+            ) as container:
+                for packet in container.demux():
+                    if not packet.size:
+                        break
+                    parts.append(bytes(packet))
+                    size += packet.size
+                    if size == packet.size and not is_image(parts[0]):
+                        lost = SourceLost("what comes is no image", foreign=True)
+                    elif size > _LARGEST_IMAGE:
+                        lost = SourceLost("more comes than an image can hold")
+                    elif monotonic() - began > _IMAGE_PATIENCE * chosen.read_timeout:
+                        lost = SourceLost("its image takes too long to arrive")
+                    if lost is not None:
+                        break
+        except READ_ERRORS as error:
+            # Without a stated length every end looks broken: whether all came shows in decoding.
+            lost = None if error.errno == EIO and parts else lost_by(error)
+        if lost is None and not parts:
+            lost = SourceLost("nothing comes")
+        if lost is not None:
+            raise lost  # outside of the handler: FFmpeg's error holds the address
+        return b"".join(parts)
+
+    @property
+    def stem(self) -> str:
+        """What an image at the address is called: "snapshot" for "http://host/snapshot.jpg"."""
+        path = re.sub(r"[?#].*", "", self._address, flags=re.DOTALL)
+        return Path(path.rpartition("/")[2]).stem or "image"
+
     def is_finite(self, container: InputContainer) -> bool:
         """Whether what was opened has an end: over HTTP, and stating a duration or a size.
 
         A playlist that can still grow states no duration; its size is that of its text.
         """
-        if self._rtsp:
+        if not self.is_http:
             return False
         stated = (container.duration or 0) > 0
         return stated or (container.format.name != "hls" and container.size > 0)
@@ -233,7 +283,7 @@ class NetworkConnector:
     def _open(self, hardware: HWAccel | None) -> InputContainer:
         chosen = self._options
         options = {"format_whitelist": _HTTP_FORMATS, "protocol_whitelist": _HTTP_PROTOCOLS}
-        if self._rtsp:
+        if not self.is_http:
             seconds = max(chosen.connect_timeout, chosen.read_timeout)
             options = {
                 "format_whitelist": "rtsp",
@@ -276,13 +326,13 @@ def lost_by(error: av.FFmpegError | OSError) -> SourceLost:
         case av.ExitError() | TimeoutError():
             return SourceLost(_SILENT)
         case av.InvalidDataError():
-            return SourceLost("no answer in time, or what comes is no video")
+            return SourceLost("no answer in time, or what comes is no video", foreign=True)
         case av.ProtocolNotFoundError():
             return SourceLost("it leads to a protocol that is not read")
         case _ if error.errno == EIO:
             return SourceLost("its host cannot be found, or what it sends is no video")
         case _ if error.errno == EINVAL:
-            return SourceLost("it is no stream of a supported kind")
+            return SourceLost("it is no stream or image of a supported kind", foreign=True)
         case _:
             return SourceLost(error.strerror or "it cannot be read")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from fractions import Fraction
 
 import av
@@ -12,6 +13,7 @@ from av.stream import Disposition
 from numpy.typing import NDArray
 
 from knet_runtime.errors import SourceError
+from knet_runtime.sources.times import FrameOrder, is_broadcast
 from knet_runtime.types import MAX_PIXELS
 
 _Shape = tuple[int, int, str]
@@ -86,6 +88,8 @@ READ_ERRORS = (av.FFmpegError, OSError)
 """What PyAV raises where it cannot open, read or decode."""
 
 _THREADED_PIXELS = 40_000_000
+_ODDEST_ASPECT = 20
+_ASPECT_TERMS = 65_535  # those of H.264 have 16 bits
 
 
 class Decoder:
@@ -98,7 +102,10 @@ class Decoder:
 
     def __init__(self, container: InputContainer, name: str, *, live: bool) -> None:
         self._name = name
+        self._turned = False
+        self._broadcast = is_broadcast(container)
         self.deinterlacer = Deinterlacer()
+        self._order = FrameOrder()
         stream = container.streams.best("video")
         # The cover image of a sound file is a video stream too.
         cover = stream is not None and stream.disposition & Disposition.attached_pic
@@ -123,23 +130,54 @@ class Decoder:
                 return Fraction(rate) / every
         return None
 
+    @property
+    def sample_aspect(self) -> Fraction:
+        """How much wider than high a pixel of the last upright frame is to be shown."""
+        stated = self.stream.sample_aspect_ratio
+        if not stated or not 1 / _ODDEST_ASPECT < stated < _ODDEST_ASPECT:
+            return Fraction(1)  # unknown, or nonsense
+        aspect = Fraction(stated)
+        if max(aspect.as_integer_ratio()) > _ASPECT_TERMS:
+            aspect = aspect.limit_denominator(_ASPECT_TERMS // _ODDEST_ASPECT)
+        return 1 / aspect if self._turned else aspect
+
     def decode(self, packet: av.Packet[av.VideoStream]) -> list[av.VideoFrame] | None:
         """The frames that a packet completes; None when it cannot be decoded.
 
         The empty packet at the end completes all that were held back.
         """
-        if packet.is_corrupt:  # cut short: it could decode to half a frame
+        if packet.is_corrupt and not self._broadcast:  # cut short: it could decode to half a frame
             return None
+        if packet.size:
+            self._order.sent(packet)
         try:
             decoded = packet.decode()
         except READ_ERRORS:
+            self._order.lost()
             return None
-        frames = [ready for frame in decoded for ready in self.deinterlacer.feed(frame)]
+        frames = self._finish(decoded)
         return frames if packet.size else frames + self.deinterlacer.flush()
+
+    def drain(self) -> list[av.VideoFrame]:
+        """The frames that were held back, where no packets come any more."""
+        try:
+            decoded = self.stream.codec_context.decode(None)
+        except READ_ERRORS:
+            decoded = []
+        return self._finish(decoded) + self.deinterlacer.flush()
+
+    def _finish(self, decoded: Iterable[av.VideoFrame]) -> list[av.VideoFrame]:
+        frames = []
+        for frame in decoded:
+            reorders = self.stream.codec_context.has_b_frames
+            frame.pts = self._order.stamp_of(frame, reorders=reorders)
+            frames += self.deinterlacer.feed(frame)
+        return frames
 
     def restart(self) -> None:
         """Forget what is held back, after a seek."""
         self.deinterlacer = Deinterlacer()
+        self._order = FrameOrder(self._order.delay)
 
     def time_of(self, decoded: av.VideoFrame) -> Fraction | None:
         """The frame's time stamp in seconds, exact, on the container's own clock."""
@@ -155,6 +193,7 @@ class Decoder:
         # The display matrix turns anticlockwise, as rot90 does; the copy is because PyAV's array
         # can be a view of memory that the decoder still needs.
         turns = round(decoded.rotation / 90) % 4
+        self._turned = turns % 2 == 1
         return np.array(np.rot90(pixels, turns), np.uint8, order="C")
 
     def _check_size(self, height: int, width: int) -> None:

@@ -2,22 +2,25 @@
 
 The container is inspected before OpenCV sees the data: its size (a header may promise more pixels
 than memory holds) and, for the formats with a checkable structure, that the file is whole. OpenCV
-and the libraries below it would otherwise write their own complaints to stderr.
+and the libraries below it would otherwise write their own complaints to stderr. The scans of a JPEG
+are read by FFmpeg's decoder first: OpenCV makes grey of what is missing, and says nothing.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import struct
 import threading
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +28,16 @@ from numpy.typing import NDArray
 from knet_runtime.bundle.manifest import MANIFEST_NAME
 from knet_runtime.errors import SourceError
 from knet_runtime.sources.base import SourceInfo, SourceKind, SourceOptions, SourceStatus
-from knet_runtime.types import MAX_PIXELS, Closeable, Frame, as_utf8
+from knet_runtime.sources.files import open_regular
+from knet_runtime.types import MAX_PIXELS, Closeable, Frame, Size, as_utf8
 
-_PNG_KEPT = {b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"}
+_LARGEST_FILE = 8 * MAX_PIXELS + (1 << 26)  # four channels of 16 bits, and what else is in it
+_TOO_LARGE = f"is larger than {_LARGEST_FILE // 1_000_000:,} MB"
+_PNG_KEPT = {b"IHDR", b"PLTE", b"eXIf", b"IDAT", b"IEND"}
+_PALETTE = 3  # PNG's colour type
+# Tags of TIFF, and the values of ExtraSamples.
+_WIDTH, _LENGTH, _BITS, _PLANAR, _EXTRA = 256, 257, 258, 284, 338
+_PREMULTIPLIED, _STRAIGHT = 1, 2
 
 
 class _DamageError(ValueError):
@@ -39,71 +49,96 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
     The content decides, not the name. Grey and palette images become RGB, transparency is dropped
     (the stored colour stays, as in training), 16-bit values v become round(v / 257), and of several
-    pages the first is read. Raises SourceError, naming the file, when it is missing, no image,
-    damaged, of another sample type, or larger than 200 megapixels.
+    pages the first is read. Raises SourceError, naming the file, when it is missing, no regular
+    file, no image, damaged, of another sample type, or larger than 200 megapixels.
     """
+    with open_regular(path, "an image") as file:
+        try:
+            head = file.read(16)
+            if not is_image(head):
+                raise SourceError(f"{path}: {_NO_IMAGE}; copy or export the image again")
+            if os.fstat(file.fileno()).st_size > _LARGEST_FILE:
+                raise SourceError(f"{path}: {_TOO_LARGE}; export the image again")
+            data = head + file.read(_LARGEST_FILE)
+        except OSError as error:
+            raise SourceError(f"{path}: {error.strerror}; copy the image again") from error
+    return decode_image(data, str(path))
+
+
+def is_image(head: bytes) -> bool:
+    """Whether a file that begins with these bytes (16 or more) is of a kind that is read."""
+    return _inspector(head) is not None
+
+
+def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
+    """What ``read_image`` does with a file's bytes; ``name`` is how errors call it."""
     try:
-        data = path.read_bytes()
-    except IsADirectoryError as error:
-        raise SourceError(f"{path}: is a folder, not an image; name an image in it") from error
-    except OSError as error:
-        raise SourceError(
-            f"{path}: {error.strerror}; check the name and its permissions"
-        ) from error
-    try:
-        (height, width), data = _inspect(data)
+        inspect = _inspector(data)
+        if inspect is None:
+            raise _DamageError(_NO_IMAGE)
+        (height, width), data = inspect(data)
     except (_DamageError, struct.error, IndexError) as error:
         reason = str(error) if isinstance(error, _DamageError) else "is cut off"
-        raise SourceError(f"{path}: {reason}; copy or export the image again") from error
+        raise SourceError(f"{name}: {reason}; copy or export the image again") from error
     if height < 1 or width < 1:
-        raise SourceError(f"{path}: states a size of {height}×{width}; export the image again")
+        raise SourceError(f"{name}: states a size of {height}×{width}; export the image again")
     if height * width > MAX_PIXELS:
         raise SourceError(
-            f"{path}: {height}×{width} pixels are more than {MAX_PIXELS // 1_000_000} million; "
+            f"{name}: {height}×{width} pixels are more than {MAX_PIXELS // 1_000_000} million; "
             "scale the image down or cut it into tiles"
         )
+    if data.startswith(b"\xff\xd8") and not _is_whole_jpeg(data):
+        raise SourceError(f"{name}: is damaged or cut off; copy or export the image again")
     try:
         with _quiet_opencv():
             flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
             pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
-        raise SourceError(f"{path}: cannot be decoded; export the image again") from error
+        raise SourceError(f"{name}: cannot be decoded; export the image again") from error
     if pixels is None:
-        raise SourceError(f"{path}: cannot be decoded; copy or export the image again")
+        if _is_animated_webp(data):
+            raise SourceError(
+                f"{name}: is an animated WebP, which OpenCV {cv2.__version__} cannot decode; "
+                "export one of its images"
+            )
+        raise SourceError(f"{name}: cannot be decoded; copy or export the image again")
     if pixels.dtype == np.uint16:
         # 257 is odd, so v / 257 never ends in one half: this is the rounded quotient.
         pixels = (pixels.astype(np.uint32) + 128) // 257
     elif pixels.dtype != np.uint8:
         raise SourceError(
-            f"{path}: has {pixels.dtype} samples; save it with 8 or 16 bits per channel"
+            f"{name}: has {pixels.dtype} samples; save it with 8 or 16 bits per channel"
         )
     return np.asarray(cv2.cvtColor(pixels.astype(np.uint8), cv2.COLOR_BGR2RGB), np.uint8)
 
 
-def _inspect(data: bytes) -> tuple[tuple[int, int], bytes]:
-    """The (height, width) that the header states, and the data to decode."""
-    if not data:
-        raise _DamageError("is empty")
+_NO_IMAGE = "is not a PNG, JPEG, BMP, TIFF or WebP image, whatever its name says"
+_Inspector = Callable[[bytes], tuple[Size, bytes]]
+
+
+def _inspector(data: bytes) -> _Inspector | None:
+    """What finds the (height, width) that the header states, and the data to decode."""
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return _inspect_png(data)
+        return _inspect_png
     if data.startswith(b"\xff\xd8\xff"):
-        return _inspect_jpeg(data), data
+        return _inspect_jpeg
     if data.startswith(b"BM"):
-        return _inspect_bmp(data), data
-    if data[:4] in (b"II*\x00", b"MM\x00*"):
-        return _inspect_tiff(data), data
+        return _inspect_bmp
+    if data[:4] in (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"):
+        return _inspect_tiff
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return _inspect_webp(data), data
-    raise _DamageError("is not a PNG, JPEG, BMP, TIFF or WebP image, whatever its name says")
+        return _inspect_webp
+    return None
 
 
-def _inspect_png(data: bytes) -> tuple[tuple[int, int], bytes]:
+def _inspect_png(data: bytes) -> tuple[Size, bytes]:
     """Walk the chunks, check each CRC, and keep only what the pixels need.
 
-    The rest is colour profiles and text, about which libpng prints warnings for many good files.
+    The rest is colour profiles, text, transparency and palettes that are only suggested, about
+    which libpng prints warnings for many good files.
     """
     kept = [data[:8]]
-    offset, size = 8, (0, 0)
+    offset, size, colour = 8, (0, 0), 0
     while True:
         length, kind = struct.unpack_from(">I4s", data, offset)
         end = offset + 12 + length
@@ -113,16 +148,17 @@ def _inspect_png(data: bytes) -> tuple[tuple[int, int], bytes]:
         if kind in _PNG_KEPT:
             if zlib.crc32(body) != int.from_bytes(data[end - 4 : end], "big"):
                 raise _DamageError("is damaged (a checksum does not match)")
-            kept.append(data[offset:end])
+            if kind != b"PLTE" or colour == _PALETTE:
+                kept.append(data[offset:end])
         if kind == b"IHDR":
-            width, height = struct.unpack_from(">II", data, offset + 8)
+            width, height, _, colour = struct.unpack_from(">IIBB", data, offset + 8)
             size = (height, width)
         if kind == b"IEND":
             return size, b"".join(kept)
         offset = end
 
 
-def _inspect_jpeg(data: bytes) -> tuple[int, int]:
+def _inspect_jpeg(data: bytes) -> tuple[Size, bytes]:
     """Walk the segments to the first scan; after it an end marker must follow."""
     offset, size = 2, (0, 0)
     while True:
@@ -140,29 +176,76 @@ def _inspect_jpeg(data: bytes) -> tuple[int, int]:
             # Entropy-coded data never holds 0xFF 0xD9: the encoder stuffs a zero after each 0xFF.
             if data.find(b"\xff\xd9", offset) < 0:
                 raise _DamageError("is cut off")
-            return size
+            return size, data
 
 
-def _inspect_bmp(data: bytes) -> tuple[int, int]:
+def _is_whole_jpeg(data: bytes) -> bool:
+    """Whether FFmpeg's decoder finds all that the scans should hold, at an eighth of the size.
+
+    It gets the first image and no segments of applications, which are often odd in good files.
+    What it does not know (arithmetic coding) passes.
+    """
+    parts, offset = [data[:2]], 2
+    while (marker := data[offset + 1]) != 0xDA:
+        if marker == 0xFF:  # padding
+            offset += 1
+            continue
+        end = offset + 2 + int.from_bytes(data[offset + 2 : offset + 4], "big")
+        if not (0xE0 <= marker <= 0xEF or marker == 0xFE):
+            parts.append(data[offset:end])
+        offset = end
+    parts.append(data[offset : data.find(b"\xff\xd9", offset) + 2])
+    decoder = av.CodecContext.create("mjpeg", "r")
+    decoder.thread_count = 1
+    decoder.options = {"err_detect": "explode", "lowres": "3"}
+    try:
+        decoder.decode(av.Packet(b"".join(parts)))
+        decoder.decode(None)
+    except av.InvalidDataError:
+        return False
+    except (av.FFmpegError, OSError, NotImplementedError):
+        return True
+    return True
+
+
+def _inspect_bmp(data: bytes) -> tuple[Size, bytes]:
     (header,) = struct.unpack_from("<I", data, 14)
     form = "<HH" if header == 12 else "<ii"
     width, height = struct.unpack_from(form, data, 18)
-    return abs(height), width  # a negative height means rows from the top
+    return (abs(height), width), data  # a negative height means rows from the top
 
 
-def _inspect_tiff(data: bytes) -> tuple[int, int]:
+def _inspect_tiff(data: bytes) -> tuple[Size, bytes]:
+    """Look at the first page's tags; BigTIFF has wider ones.
+
+    Colours beside a straight alpha channel would come out multiplied by it, so it is declared as
+    what they were multiplied by already. Raises _DamageError for what OpenCV reads wrongly.
+    """
     order = "<" if data.startswith(b"II") else ">"
-    (offset,) = struct.unpack_from(order + "I", data, 4)
-    (count,) = struct.unpack_from(order + "H", data, offset)
-    found = {}
-    for entry in range(offset + 2, offset + 2 + 12 * count, 12):
-        tag, kind = struct.unpack_from(order + "HH", data, entry)
-        if tag in (256, 257):  # ImageWidth, ImageLength, as a SHORT or a LONG
-            (found[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, entry + 8)
-    return found.get(257, 0), found.get(256, 0)
+    big = data[2:4] in (b"+\x00", b"\x00+")
+    wide, counting, width = ("Q", "Q", 20) if big else ("I", "H", 12)
+    (offset,) = struct.unpack_from(order + wide, data, 8 if big else 4)
+    (count,) = struct.unpack_from(order + counting, data, offset)
+    first = offset + struct.calcsize(counting)
+    found, places = {}, {}
+    for entry in range(first, first + width * min(count, 4096), width):
+        tag, kind, values = struct.unpack_from(order + "HH" + wide, data, entry)
+        place = entry + 4 + struct.calcsize(wide)
+        form = "H" if kind == 3 else "I"  # a SHORT or a LONG
+        if tag == _BITS and values * 2 > struct.calcsize(wide):
+            (place,) = struct.unpack_from(order + wide, data, place)
+        if tag in (_WIDTH, _LENGTH, _BITS, _PLANAR, _EXTRA):
+            (found[tag],) = struct.unpack_from(order + form, data, place)
+            places[tag] = place
+    if found.get(_PLANAR) == 2 and found.get(_BITS) == 16:
+        raise _DamageError("is a TIFF of 16 bits with its channels apart, which is not read")
+    if found.get(_EXTRA) == _STRAIGHT:
+        at = places[_EXTRA]
+        data = data[:at] + struct.pack(order + "H", _PREMULTIPLIED) + data[at + 2 :]
+    return (found.get(_LENGTH, 0), found.get(_WIDTH, 0)), data
 
 
-def _inspect_webp(data: bytes) -> tuple[int, int]:
+def _inspect_webp(data: bytes) -> tuple[Size, bytes]:
     (length,) = struct.unpack_from("<I", data, 4)
     if 8 + length > len(data):
         raise _DamageError("is cut off")
@@ -177,7 +260,11 @@ def _inspect_webp(data: bytes) -> tuple[int, int]:
             width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
         case _:
             raise _DamageError("is damaged (no WebP image inside)")
-    return height, width
+    return (height, width), data
+
+
+def _is_animated_webp(data: bytes) -> bool:
+    return data[:4] == b"RIFF" and data[12:16] == b"VP8X" and bool(data[20] & 2)
 
 
 class _Silence:

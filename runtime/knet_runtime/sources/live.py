@@ -91,6 +91,69 @@ class PlaylistClock:
         return 0.0
 
 
+class Connection:
+    """Whether the frames of a live source come, and if not, since when and when to try again.
+
+    ``hint`` is what to look at when they do not; after ``limit`` seconds without one it is over.
+    """
+
+    def __init__(self, name: str, hint: str, limit: float | None, stop: threading.Event) -> None:
+        self._name, self._hint, self._limit, self._stop = name, hint, limit, stop
+        self._connected = True
+        self._reconnects = 0
+        self._since = monotonic()  # the first frame of a connection
+        self._backoff = Backoff()
+        self.seen = self._since
+        """When the last frame was there."""
+
+    @property
+    def status(self) -> SourceStatus:
+        """How it fares just now; from any thread."""
+        connected = self._connected
+        down = 0.0 if connected else monotonic() - self.seen
+        return SourceStatus(connected, self._reconnects, down)
+
+    @property
+    def is_over(self) -> bool:
+        return self._limit is not None and monotonic() - self.seen >= self._limit
+
+    def arrived(self) -> float:
+        """Note that there is a frame; the moment on the monotonic clock."""
+        now = monotonic()
+        if not self._connected:
+            self._connected = True
+            self._reconnects += 1
+            self._since = now
+            _log.warning("%s: back after %.1f s", self._name, now - self.seen)
+        self.seen = now
+        return now
+
+    def broke(self, reason: str, frames: int) -> None:
+        """Note that there are no frames any more, after so many."""
+        if self._connected:
+            self._connected = False
+            self._backoff.lasted(self.seen - self._since)
+            _log.warning(
+                "%s: lost after %d frames (%s); trying to reconnect", self._name, frames, reason
+            )
+
+    def wait(self, lost: SourceLost) -> bool:
+        """Wait before it is tried again; False when it is stopped. Raises SourceError when it is
+        over."""
+        wait = self._backoff.delay(refused=lost.refused)
+        if self._limit is not None:
+            wait = max(0.0, min(wait, self.seen + self._limit - monotonic()))
+        _log.info("%s: trying again in %.2f s (%s)", self._name, wait, lost.reason)
+        if self._stop.wait(wait):
+            return False
+        if self.is_over:
+            raise SourceError(
+                f"{self._name}: no frame for {monotonic() - self.seen:.0f} s ({lost.reason}); "
+                f"{self._hint}"
+            )
+        return True
+
+
 class LiveSource(Closeable):
     """Frames as they arrive, for as long as it is wanted; a context manager.
 
@@ -117,10 +180,7 @@ class LiveSource(Closeable):
         self._options = options
         self._stop = threading.Event()
         self._closed = False
-        self._connected = True
-        self._reconnects = 0
-        self._seen = self._since = monotonic()  # the last frame; the first one of a connection
-        self._backoff = Backoff()
+        self._connection = Connection(link.name, link.hint, options.max_downtime, self._stop)
         self._lost = SourceLost("it was stopped")
         # The stream's time of a playlist's last frame: now, and when it was opened.
         self._played: Fraction | None = None
@@ -134,7 +194,8 @@ class LiveSource(Closeable):
             first = next(self._reading)  # it waits for one, or raises
             self._frames: Iterator[Frame] = chain([first], self._reading)
             rate = self._decoder.rate(options.every)
-            self.info = SourceInfo(kind, first.image.shape[:2], rate, None, base, path)
+            hw, aspect = first.image.shape[:2], self._decoder.sample_aspect
+            self.info = SourceInfo(kind, hw, rate, None, base, path, aspect)
         except BaseException:
             self._disconnect()
             raise
@@ -142,9 +203,7 @@ class LiveSource(Closeable):
     @property
     def status(self) -> SourceStatus:
         """How it fares just now; from any thread."""
-        connected = self._connected
-        down = 0.0 if connected else monotonic() - self._seen
-        return SourceStatus(connected, self._reconnects, down)
+        return self._connection.status
 
     def __iter__(self) -> Iterator[Frame]:
         return self._frames
@@ -169,12 +228,12 @@ class LiveSource(Closeable):
         every, index, number = self._options.every, 0, 0
         while not self._stop.is_set():
             for decoded in self._decoded_frames():
-                now = self._arrived()
+                now = self._connection.arrived()
                 placed = self._timeline.place(self._decoder.time_of(decoded), now)
                 if number % every == 0:
                     rgb = self._decoder.rgb(decoded)
                     yield Frame(rgb, index, placed, f"{index:06d}", wall=time())
-                    self._seen = monotonic()  # what the taker needed is no silence
+                    self._connection.seen = monotonic()  # what the taker needed is no silence
                     index += 1
                 number += 1
             self._disconnect()
@@ -213,8 +272,8 @@ class LiveSource(Closeable):
                         return
                     self._played = at
                 yield decoded
-            silent = monotonic() - max(self._seen, opened)
-            if silent > _FRAME_PATIENCE * self._options.read_timeout or self._is_over():
+            silent = monotonic() - max(self._connection.seen, opened)
+            if silent > _FRAME_PATIENCE * self._options.read_timeout or self._connection.is_over:
                 self._lost = SourceLost("what comes cannot be decoded")
                 return
 
@@ -224,37 +283,10 @@ class LiveSource(Closeable):
         done = self._already
         return done is not None and at is not None and done - _PLAYLIST_SECONDS <= at <= done
 
-    def _arrived(self) -> float:
-        """Note that there is a frame; the moment on the monotonic clock."""
-        now = monotonic()
-        if not self._connected:
-            self._connected = True
-            self._reconnects += 1
-            self._since = now
-            _log.warning("%s: back after %.1f s", self._link.name, now - self._seen)
-        self._seen = now
-        return now
-
     def _reconnect(self, frames: int) -> None:
         """Try until it is open again or stopped. Raises SourceError after ``max_downtime``."""
-        name, limit = self._link.name, self._options.max_downtime
-        if self._connected:
-            self._connected = False
-            self._backoff.lasted(self._seen - self._since)
-            reason = self._lost.reason
-            _log.warning("%s: lost after %d frames (%s); trying to reconnect", name, frames, reason)
-        while True:
-            wait = self._backoff.delay(refused=self._lost.refused)
-            if limit is not None:
-                wait = max(0.0, min(wait, self._seen + limit - monotonic()))
-            _log.info("%s: trying again in %.2f s (%s)", name, wait, self._lost.reason)
-            if self._stop.wait(wait):
-                return
-            if self._is_over():
-                raise SourceError(
-                    f"{name}: no frame for {monotonic() - self._seen:.0f} s "
-                    f"({self._lost.reason}); {self._link.hint}"
-                )
+        self._connection.broke(self._lost.reason, frames)
+        while self._connection.wait(self._lost):
             try:
                 self._connect()
                 return
@@ -281,7 +313,3 @@ class LiveSource(Closeable):
         container, self._container = self._container, None
         if container is not None:
             close_input(container)
-
-    def _is_over(self) -> bool:
-        limit = self._options.max_downtime
-        return limit is not None and monotonic() - self._seen >= limit

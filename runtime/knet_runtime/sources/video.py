@@ -1,13 +1,13 @@
 """A video that has an end as a source of frames: a file, or what a server holds.
 
-Where it is damaged, and what could be read all the same, is counted by ``DamageReport``.
+Where it is damaged, and what could be read all the same, is counted by ``DamageReport``; its times
+are those of ``PacketClock``.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -18,72 +18,18 @@ from av.container import InputContainer
 from knet_runtime.errors import SourceError
 from knet_runtime.sources.base import SourceInfo, SourceOptions, SourceStatus
 from knet_runtime.sources.container import close_input
+from knet_runtime.sources.damage import DamageReport, is_cut_off
 from knet_runtime.sources.decoder import READ_ERRORS, Decoder
+from knet_runtime.sources.times import Packet, PacketClock, stamps_decoding
 from knet_runtime.types import Closeable, Frame
 
-_log = logging.getLogger(__name__)
-
-
-class DamageReport:
-    """Where a file is damaged: in packets, as threads hold some frames back.
-
-    Counting begins at a key frame: a recording that begins between two of them is not damaged for
-    that.
-    """
-
-    def __init__(self) -> None:
-        self.at: int | None = None  # whole packets before the damage
-        self.frames = 0
-        self._good = 0
-        self._patched = 0
-
-    def began(self) -> None:
-        """It begins here, unless it did before."""
-        if self.at is None:
-            self.at = self._good
-
-    def count(self, packet: av.Packet[av.VideoStream], frames: list[av.VideoFrame] | None) -> None:
-        """Count a packet and what it was decoded to (None: nothing, it is damaged)."""
-        if frames is None:
-            if self._good:
-                self.began()
-            return
-        self._good += bool(self._good or packet.is_keyframe)
-        self._patched += sum(decoded.is_corrupt for decoded in frames)
-        self.frames += len(frames)
-
-    def report(self, name: str) -> None:
-        """Warn of patched frames. Raises SourceError where something was damaged."""
-        if self._patched:
-            _log.warning("%s: %d damaged frames were patched up to be read", name, self._patched)
-        if self.at is not None and self.frames:
-            whole = min(self.at, self.frames)
-            raise SourceError(
-                f"{name}: is damaged after {whole} frames ({self.frames} could be read); "
-                "copy or export it again"
-            )
-
-
-def is_cut_off(path: Path) -> bool:
-    """Whether an MP4's boxes end after the file does: its demuxer then just reports the end."""
-    length = path.stat().st_size
-    with path.open("rb") as file:
-        offset = 0
-        while offset + 8 <= length:
-            file.seek(offset)
-            header = file.read(16)
-            size = int.from_bytes(header[:4], "big")
-            if size == 1:
-                size = int.from_bytes(header[8:], "big")
-            if size == 0:  # up to the end
-                return False
-            if size < 8:
-                return True
-            offset += size
-    return offset > length
+TimedFrame = tuple[av.VideoFrame, Fraction | None]
 
 
 _BEFORE = 10  # seconds
+_HELD = 1 << 26  # bytes of packets that wait for the part to begin
+# Those with an index, which a seek goes by; others guess, or go by clocks that may jump.
+_SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "asf", "mxf", "nut", "ogg")
 
 
 class VideoSource(Closeable):
@@ -94,7 +40,8 @@ class VideoSource(Closeable):
     is read; ``Frame.index`` counts the frames that are handed on. What cannot be decoded inside a
     damaged file is passed over, and after the last readable frame SourceError says where the damage
     began. Frames that the decoder had to patch up are handed on and counted in a logged warning.
-    Pixels are taken as square, mirrored recordings as they are.
+    Frames have the coded size (``info.sample_aspect`` says how they are to be shown), and mirrored
+    recordings are taken as they are.
 
     Takes over ``container``. Raises SourceError when it holds no video, or none in that part.
     """
@@ -113,7 +60,11 @@ class VideoSource(Closeable):
         try:
             self._decoder = Decoder(container, name, live=False)
             self._damage = DamageReport()
-            self._start = start_time(container, self._decoder.stream)
+            self._broken = False
+            packets = container.demux(self._decoder.stream)
+            first_packet = self._next(packets)
+            self._clock = PacketClock(container, self._decoder.stream, first_packet, name)
+            self._packets = self._placed(chain([first_packet] if first_packet else [], packets))
             self._reading = self._read()
             # Only a decoded frame shows the size (after rotation), and that there is any.
             first = next(self._reading, None)
@@ -122,7 +73,8 @@ class VideoSource(Closeable):
             self._frames: Iterator[Frame] = chain([first], self._reading)
             rate, base = self._decoder.rate(options.every), self._decoder.stream.time_base
             hint = self._frame_hint(rate)
-            self.info = SourceInfo("video", first.image.shape[:2], rate, hint, base, path)
+            hw, aspect = first.image.shape[:2], self._decoder.sample_aspect
+            self.info = SourceInfo("video", hw, rate, hint, base, path, aspect)
         except BaseException:
             close_input(container)
             raise
@@ -147,7 +99,8 @@ class VideoSource(Closeable):
         self._reading.close()
         self._frames = iter(())
         close_input(self._container)
-        del self._container, self._decoder  # the decoder's threads live as long as these
+        # The decoder's threads live as long as these.
+        del self._container, self._decoder, self._packets
 
     def _duration(self) -> Fraction | None:
         duration = self._container.duration  # in microseconds
@@ -184,19 +137,18 @@ class VideoSource(Closeable):
                 yield Frame(self._decoder.rgb(decoded), index, time, f"{index:06d}")
                 index += 1
         if not self._stop.is_set():
-            self._damage.report(self._name)
+            transport = self._path if self._container.format.name == "mpegts" else None
+            self._damage.report(self._name, transport, self._decoder.stream)
 
-    def _part(self) -> Iterator[tuple[av.VideoFrame, Fraction | None]]:
+    def _part(self) -> Iterator[TimedFrame]:
         """The frames from start to end, with their times."""
         start, end = self._options.start, self._options.end
-        frames = self._sought(start) if start else self._decoded_frames()
-        for decoded in frames:
-            time = self._time(decoded)
-            if time is None and (start is not None or end is not None):
-                raise SourceError(
-                    f"{self._name}: its frames state no times, so no part can be chosen; "
-                    "convert it to MP4"
-                )
+        if not self._clock.states_times and (start is not None or end is not None):
+            raise SourceError(
+                f"{self._name}: its frames state no times, so no part can be chosen; "
+                "convert it to MP4"
+            )
+        for decoded, time in self._sought(start) if start else self._timed_frames():
             # As floats, or a start of 0.1 (a little more than 1/10) would miss the frame there.
             if start is not None and time is not None and float(time) < start:
                 continue
@@ -204,7 +156,7 @@ class VideoSource(Closeable):
                 return
             yield decoded, time
 
-    def _sought(self, start: float) -> Iterator[av.VideoFrame]:
+    def _sought(self, start: float) -> Iterator[TimedFrame]:
         """Frames from one at or before ``start`` on.
 
         Where a seek lands is the demuxer's affair (a packet without a key frame, or one whose
@@ -212,10 +164,13 @@ class VideoSource(Closeable):
         """
         base = self._decoder.stream.time_base
         back = Fraction(0)
-        while base is not None:
+        seekable = base is not None and self._container.format.name in _SEEKABLE
+        if seekable and self._decoder.stream.codec_context.has_b_frames:
+            next(self._decoded_frames(), None)  # which shows the decoder's delay
+        while base is not None and seekable:
             at = max(Fraction(0), Fraction(start) - back)
             # Demuxers go by decoding times, which begin before the first frame's.
-            target = self._start + at if at else self._start - _BEFORE
+            target = self._clock.start + at if at else self._clock.start - _BEFORE
             try:
                 self._container.seek(target // base, stream=self._decoder.stream)
             except READ_ERRORS as error:
@@ -225,63 +180,92 @@ class VideoSource(Closeable):
                     f"{self._name}: cannot be sought in; leave the start out, or copy the file"
                 ) from error
             self._decoder.restart()
-            self._damage = DamageReport()
-            frames = self._decoded_frames()
+            self._clock.restart()
+            self._damage, self._broken = DamageReport(), False
+            self._packets = self._placed(self._container.demux(self._decoder.stream))
+            frames = self._timed_frames()
             first = next(frames, None)
-            time = None if first is None else self._time(first)
-            if first is not None and (at == 0 or time is None or self._is_early(time, start)):
+            if first is not None and (at == 0 or self._is_early(first[1], start)):
                 return chain([first], frames)
             if at == 0:
                 return iter(())
             back = max(Fraction(1), 2 * back)
-        return self._decoded_frames()
+        if not stamps_decoding(self._container):  # there a frame's time needs all before it
+            self._packets = self._passed_over(self._packets, start)
+        return self._timed_frames()
 
-    def _is_early(self, time: Fraction, start: float) -> bool:
+    def _is_early(self, time: Fraction | None, start: float) -> bool:
         # Deinterlacing looks at the frame before.
-        return float(time) < start or (float(time) == start and not self.deinterlaces)
+        return (
+            time is None or float(time) < start or (float(time) == start and not self.deinterlaces)
+        )
+
+    def _passed_over(self, packets: Iterator[Packet], start: float) -> Iterator[Packet]:
+        """The packets from the last key frame but one before ``start`` on: what is shown between
+        the two may need frames that are not there."""
+        older: list[Packet] = []
+        newer: list[Packet] = []
+        held = 0
+        for packet in packets:
+            if packet.is_keyframe:
+                held -= sum(passed.size for passed in older)
+                older, newer = newer, []
+            newer.append(packet)
+            held += packet.size
+            time = self._clock.seconds(packet)
+            begun = time is not None and float(time) >= start
+            if begun or held > _HELD or not packet.size or self._stop.is_set():
+                break
+        yield from chain(older, newer, packets)
+
+    def _timed_frames(self) -> Generator[TimedFrame, None, None]:
+        """Frames with times that always rise; one that states none follows the last at its pace."""
+        clock, last, step = self._clock, None, self._clock.period
+        tick = Fraction(self._decoder.stream.time_base or 1)
+        for decoded in self._decoded_frames():
+            time = self._decoder.time_of(decoded)
+            if time is not None:
+                time -= clock.start
+            elif clock.states_times:
+                time = Fraction(0) if last is None else last + step
+            if time is not None and last is not None:
+                time = max(time, last + tick)
+                step = time - last
+            last = time
+            yield decoded, time
 
     def _decoded_frames(self) -> Generator[av.VideoFrame, None, None]:
         damage = self._damage
-        packets = self._container.demux(self._decoder.stream)
-        broken = False
         while not self._stop.is_set():
-            try:
-                packet = next(packets, None)
-            except READ_ERRORS:
-                broken = True
-                break
+            packet = self._next(self._packets)
             if packet is None:
                 break
             frames = self._decoder.decode(packet)
             damage.count(packet, frames)
             yield from frames or ()
+        if self._broken:  # of whole packets no frame is lost
+            held = self._decoder.drain()
+            damage.frames += len(held)
+            yield from held
         if self._path is None:
-            if broken:  # raised here, as FFmpeg's error holds the address with its password
+            if self._broken:  # raised here, as FFmpeg's error holds the address with its password
                 raise SourceError(
                     f"{self._name}: the connection broke off after {damage.frames} frames; "
                     "run it again, or download the video first"
                 )
-        elif broken:
+        elif self._broken:
             damage.began()
         elif damage.at is None and "mp4" in self._container.format.name and is_cut_off(self._path):
             damage.at = damage.frames
 
-    def _time(self, decoded: av.VideoFrame) -> Fraction | None:
-        time = self._decoder.time_of(decoded)
-        return None if time is None else time - self._start
+    def _next(self, packets: Iterator[Packet]) -> Packet | None:
+        try:
+            return next(packets, None)
+        except READ_ERRORS:
+            self._broken = True
+            return None
 
-
-def start_time(container: InputContainer, stream: av.VideoStream) -> Fraction:
-    """A video's start on the stream's clock, so that times stay exact multiples of ticks.
-
-    ``Frame.pts`` counts from it.
-    """
-    start, base = stream.start_time, stream.time_base
-    if base is None:
-        return Fraction(0)
-    if container.start_time is None:
-        return (start or 0) * base
-    earliest = Fraction(container.start_time, 1_000_000)  # rounded to microseconds
-    if start is not None and abs(start * base - earliest) <= Fraction(1, 1_000_000):
-        return start * base
-    return round(earliest / base) * base
+    def _placed(self, packets: Iterable[Packet]) -> Iterator[Packet]:
+        for packet in packets:
+            self._clock.place(packet)
+            yield packet

@@ -115,7 +115,8 @@ def _state(feed: FeedSnapshot, latest: Latest) -> State:
     if shot is None:
         return "waiting"
     live = shot.frame.wall is not None
-    late = live and feed.last_frame_age is not None and feed.last_frame_age > STALE_SECONDS
+    patience = max(STALE_SECONDS, 2 * feed.period)
+    late = live and feed.last_frame_age is not None and feed.last_frame_age > patience
     since = time.time() - shot.at if feed.since_written is None else feed.since_written
     stuck = since > _stuck_after(feed)  # the first frame may be shown here and not be finished
     return "stale" if shot.frame.stale or late or stuck else "running"
@@ -123,7 +124,7 @@ def _state(feed: FeedSnapshot, latest: Latest) -> State:
 
 def _stuck_after(feed: FeedSnapshot) -> float:
     usual = sum(feed.stages[stage].p95 for stage in ("read", "latency") if stage in feed.stages)
-    return max(STUCK_SECONDS, 2 * usual / 1000)
+    return max(STUCK_SECONDS, 2 * usual / 1000, 2 * feed.period)
 
 
 def read_run_status(snapshot: RunSnapshot, latest: Mapping[str, Latest], viewers: int) -> RunStatus:

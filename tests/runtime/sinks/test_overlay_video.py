@@ -23,7 +23,7 @@ from knet_runtime.drawing import blend, legend_strip
 from knet_runtime.errors import ConfigError, OutputError
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks import MaskFolder, OverlayImage, OverlayVideo
-from knet_runtime.sinks.encoder import ENCODERS, Codec, working_encoder
+from knet_runtime.sinks.encoder import ENCODERS, Codec, add_stream, video_frame, working_encoder
 from knet_runtime.sources.base import SourceInfo
 from knet_runtime.types import Frame
 from knet_synthetic import CAMVID11
@@ -228,3 +228,33 @@ def test_a_killed_process_leaves_what_plays(tmp_path: Path, suffix: str, codec: 
     (left,) = tmp_path.iterdir()
     with av.open(f"file:{left}", format="matroska" if suffix == "mkv" else "mp4") as container:
         assert sum(1 for _ in container.decode(video=0)) >= 100
+
+
+@pytest.mark.parametrize(("suffix", "codec"), FORMATS)
+@pytest.mark.parametrize("aspect", [Fraction(16, 11), Fraction(10, 11), Fraction(1)])
+def test_pixels_are_shown_as_wide_as_the_sources(
+    tmp_path: Path, suffix: str, codec: Codec, aspect: Fraction
+) -> None:
+    skip_without(codec)
+    path = tmp_path / f"o.{suffix}"
+    sink = OverlayVideo(path, replace(VIDEO, sample_aspect=aspect), codec=codec, legend=True)
+    for index in range(3):
+        sink.write(*a_frame(index, Fraction(index, 25)))
+    sink.close()
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].sample_aspect_ratio == aspect
+        assert next(container.decode(video=0)).width == HW[1]
+
+
+def test_a_push_has_the_pixels_of_its_source(tmp_path: Path) -> None:
+    path = tmp_path / "pushed.h264"  # a push has no container either
+    with av.open(str(path), "w") as container:
+        tick, rate = Fraction(1, 90_000), Fraction(25)
+        stream = add_stream(
+            container, "libx264", HW, tick, rate, live=True, aspect=Fraction(16, 11)
+        )
+        image = a_frame(0, None)[0].image
+        container.mux(stream.encode(video_frame(image, 0, tick)))
+        container.mux(stream.encode(None))
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].sample_aspect_ratio == Fraction(16, 11)

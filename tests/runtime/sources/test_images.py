@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -266,3 +268,182 @@ def test_a_single_image_is_one_frame_and_a_second_loop_goes_on(tmp_path: Path) -
         assert source.info.kind == "image"
         assert [frame.name for frame in source] == ["one"]
         assert list(source) == []
+
+
+def make_irregular(kind: str, path: Path) -> None:
+    match kind:
+        case "fifo":
+            os.mkfifo(path)
+        case "device":
+            path.symlink_to("/dev/zero")
+        case "socket":
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(str(path))
+        case "loop":
+            path.symlink_to(path)
+        case "zeros":
+            with path.open("wb") as file:
+                file.truncate(100 * 10**9)
+        case "vast":
+            path.write_bytes(encoded(".png"))
+            with path.open("r+b") as file:
+                file.truncate(100 * 10**9)
+
+
+IRREGULAR = {
+    "fifo": "is not a regular file",
+    "device": "is not a regular file",
+    "socket": "is not a regular file",
+    "loop": "Too many levels of symbolic links",
+    "zeros": "begins with zeros",
+    "vast": "is larger than 1,667 MB",
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(("kind", "complaint"), IRREGULAR.items())
+def test_what_is_no_regular_file_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, complaint: str
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the path of a socket is short
+    make_irregular(kind, path := Path("odd.png"))
+    for read in (read_image, open_source):
+        with pytest.raises(SourceError, match=rf"^odd\.png: .*{complaint}.*; ") as caught:
+            read(path)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.timeout(20)
+def test_a_folder_of_images_leaves_out_what_is_no_regular_file(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", encoded(".png"))
+    for kind in ("fifo", "device", "loop"):
+        make_irregular(kind, tmp_path / f"{kind}.png")
+    with open_source(tmp_path) as source:
+        assert [frame.name for frame in source] == ["a"]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        [cv2.IMWRITE_JPEG_PROGRESSIVE, 1],
+        [cv2.IMWRITE_JPEG_RST_INTERVAL, 4],
+        [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444],
+    ],
+)
+def test_half_a_jpeg_with_an_end_marker_is_refused_in_silence(
+    tmp_path: Path, flags: list[int], share: float, capfd: pytest.CaptureFixture[str]
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (96, 120, 3), np.uint8)
+    data = bytes(cv2.imencode(".jpg", noise, flags)[1])
+    assert read_image(save(tmp_path / "whole.jpg", data)).shape == (96, 120, 3)
+    scan = data.index(b"\xff\xda") + 14
+    half = data[: scan + int((len(data) - scan) * share)] + b"\xff\xd9"
+    with pytest.raises(SourceError, match=r"half\.jpg: is damaged or cut off; copy or export"):
+        read_image(save(tmp_path / "half.jpg", half))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_applications_put_into_a_jpeg_is_no_damage(tmp_path: Path) -> None:
+    jpeg = encoded(".jpg")
+    odd = b"".join(
+        b"\xff" + marker + struct.pack(">H", len(body) + 2) + body
+        for marker, body in ((b"\xe1", b"Exif\0\0II*\0junk"), (b"\xe2", b"ICC"), (b"\xfe", b""))
+    )
+    path = save(tmp_path / "a.jpg", jpeg[:2] + odd + jpeg[2:] + b"another image follows")
+    np.testing.assert_array_equal(read_image(path), read_image(save(tmp_path / "b.jpg", jpeg)))
+
+
+def test_odd_chunks_of_a_png_are_ignored_in_silence(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = encoded(".png")
+    odd = png_chunk(b"PLTE", bytes(7)) + png_chunk(b"tRNS", bytes(40)) + png_chunk(b"gAMA", b"x")
+    image = read_image(save(tmp_path / "a.png", data[:33] + odd + data[33:]))
+    np.testing.assert_array_equal(image, drawn())
+    assert capfd.readouterr() == ("", "")
+
+
+def tiff(image: NDArray[np.generic], *, order: str, big: bool, planar: int, extra: int) -> bytes:
+    """An uncompressed TIFF of one strip per plane, written tag by tag."""
+    height, width, channels = image.shape
+    pixels = image.astype(image.dtype.newbyteorder(order))
+    planes = [pixels] if planar == 1 else list(np.moveaxis(pixels, 2, 0))
+    strips = [plane.tobytes() for plane in planes]
+    wide, counting = ("Q", "Q") if big else ("I", "H")
+    room = struct.calcsize(wide)
+    body = b"".join(strips)
+    begin = 16 if big else 8
+    places = [begin + sum(map(len, strips[:i])) for i in range(len(strips))]
+    tags: dict[int, tuple[str, list[int]]] = {
+        256: ("I", [width]),
+        257: ("I", [height]),
+        258: ("H", [8 * image.itemsize] * channels),
+        259: ("H", [1]),
+        262: ("H", [2]),
+        273: ("I", places),
+        277: ("H", [channels]),
+        278: ("I", [height]),
+        279: ("I", [len(strip) for strip in strips]),
+        284: ("H", [planar]),
+    }
+    if channels == 4:
+        tags[338] = ("H", [extra])
+    entries = b""
+    for tag, (form, values) in tags.items():
+        value = struct.pack(f"{order}{len(values)}{form}", *values)
+        if len(value) > room:
+            body += value
+            value = struct.pack(order + wide, begin + len(body) - len(value))
+        kind = {"H": 3, "I": 4}[form]
+        entries += struct.pack(f"{order}HH{wide}", tag, kind, len(values)) + value.ljust(
+            room, b"\0"
+        )
+    body += struct.pack(order + counting, len(tags)) + entries + bytes(room)
+    at = begin + len(body) - len(entries) - room - struct.calcsize(counting)
+    mark = b"II" if order == "<" else b"MM"
+    head = struct.pack(order + "HHHQ", 43, 8, 0, at) if big else struct.pack(order + "HI", 42, at)
+    return mark + head + body
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("planar", [1, 2])
+@pytest.mark.parametrize("extra", [0, 1, 2])
+def test_tiffs_of_any_layout_keep_the_stored_colours(
+    tmp_path: Path, order: str, big: bool, planar: int, extra: int
+) -> None:
+    half_clear = np.dstack([drawn(), np.full((24, 40), 100, np.uint8)])
+    for name, image in (("rgb", drawn()), ("rgba", half_clear)):
+        data = tiff(image, order=order, big=big, planar=planar, extra=extra)
+        np.testing.assert_array_equal(read_image(save(tmp_path / f"{name}.tif", data)), drawn())
+
+
+def test_a_tiff_of_sixteen_bits_with_its_channels_apart_is_refused(tmp_path: Path) -> None:
+    deep = drawn().astype(np.uint16) * 257
+    layout = {"order": "<", "big": False, "extra": 0}
+    together = save(tmp_path / "a.tif", tiff(deep, planar=1, **layout))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(read_image(together), drawn())
+    apart = save(tmp_path / "b.tif", tiff(deep, planar=2, **layout))  # type: ignore[arg-type]
+    with pytest.raises(SourceError, match=r"b\.tif: is a TIFF of 16 bits with its channels apart"):
+        read_image(apart)
+
+
+def test_an_animated_webp_gives_its_first_image_or_a_clear_line(tmp_path: Path) -> None:
+    flags = [cv2.IMWRITE_WEBP_QUALITY, 101]
+    frame = bytes(cv2.imencode(".webp", cv2.cvtColor(drawn(), cv2.COLOR_RGB2BGR), flags)[1])[12:]
+    size = struct.pack("<I", 39)[:3] + struct.pack("<I", 23)[:3]
+    shown = bytes(6) + size + b"\x64\0\0\0" + frame
+    parts = [
+        (b"VP8X", b"\x02\0\0\0" + size),
+        (b"ANIM", bytes(6)),
+        (b"ANMF", shown),
+        (b"ANMF", shown),
+    ]
+    body = b"WEBP" + b"".join(kind + struct.pack("<I", len(data)) + data for kind, data in parts)
+    path = save(tmp_path / "a.webp", b"RIFF" + struct.pack("<I", len(body)) + body)
+    try:
+        np.testing.assert_array_equal(read_image(path), drawn())
+    except SourceError as error:  # older OpenCV
+        assert "a.webp: is an animated WebP, which OpenCV" in str(error)  # noqa: PT017

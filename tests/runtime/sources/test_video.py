@@ -16,6 +16,7 @@ import pytest
 from av.stream import Disposition
 from numpy.typing import NDArray
 
+import knet_runtime.sources.container
 from knet_runtime.errors import SourceError
 from knet_runtime.sources import open_source
 
@@ -47,6 +48,7 @@ def write_video(
     movflags: str = "faststart",
     noise: bool = False,
     title: str = "",
+    aspect: Fraction = Fraction(1),
 ) -> Path:
     """A small video with a frame at each of ``times`` (in ticks)."""
     options = {"movflags": movflags} if path.suffix == ".mp4" else {}
@@ -59,6 +61,7 @@ def write_video(
         stream.pix_fmt = pixels
         stream.codec_context.time_base = tick
         stream.codec_context.gop_size = 10
+        stream.codec_context.sample_aspect_ratio = aspect
         for time in times:
             image = random.integers(0, 256, (*size, 3), np.uint8) if noise else four_colours(*size)
             frame = av.VideoFrame.from_ndarray(image, "rgb24").reformat(format=pixels)
@@ -148,6 +151,31 @@ def test_rotation_metadata_is_applied(
     assert image.flags.c_contiguous
     # x' = a·x + c·y, y' = b·x + d·y, y down: (0, 1, -1, 0) sends right to down, so clockwise.
     assert np.abs(corners(image) - np.rot90(CORNERS, turns)).max() < 25
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        (Fraction(16, 11), Fraction(16, 11)),
+        (Fraction(10, 11), Fraction(10, 11)),
+        (Fraction(1485, 1357), Fraction(1485, 1357)),
+        (Fraction(0), Fraction(1)),
+        (Fraction(4000), Fraction(1)),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
+def test_the_shape_of_pixels_is_known_and_turns_with_them(
+    tmp_path: Path, stated: Fraction, expected: Fraction, suffix: str
+) -> None:
+    path = write_video(tmp_path / f"a{suffix}", aspect=stated)
+    with open_source(path) as source:
+        assert source.info.sample_aspect == expected
+        assert source.info.hw == (48, 64)
+    if suffix == ".mp4":
+        turn_display_matrix(path, 0, 1, -1, 0)
+        with open_source(path) as source:
+            assert source.info.sample_aspect == 1 / expected
+            assert source.info.hw == (64, 48)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +271,7 @@ def test_what_is_no_video_is_refused_by_name_in_silence(
 ) -> None:
     write_video(tmp_path / "real.mp4")
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(SourceError, match=f"{name}: .*({complaint})"):
+    with pytest.raises(SourceError, match=f"{name}: .*{complaint}"):
         open_source(tmp_path / name)
     assert capfd.readouterr() == ("", "")
 
@@ -291,13 +319,54 @@ def test_a_cover_frame_is_no_video(tmp_path: Path) -> None:
         open_source(path)
 
 
-def test_a_missing_file_and_things_that_are_no_file_are_refused(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"no.mp4: No such file or directory; check the name"):
         open_source(tmp_path / "no.mp4")
-    pipe = tmp_path / "pipe.mp4"
-    os.mkfifo(pipe)
-    with pytest.raises(SourceError, match="not a regular file"):
-        open_source(pipe)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", ["odd.mp4", "odd.h264", "odd.ts"])
+@pytest.mark.parametrize(
+    ("kind", "complaint"),
+    [
+        ("fifo", "is not a regular file"),
+        ("device", "is not a regular file"),
+        ("loop", "Too many levels of symbolic links"),
+        ("zeros", "begins with zeros"),
+    ],
+)
+def test_what_is_no_regular_file_is_refused_at_once(
+    tmp_path: Path, name: str, kind: str, complaint: str
+) -> None:
+    path = tmp_path / name
+    match kind:
+        case "fifo":
+            os.mkfifo(path)
+        case "device":
+            path.symlink_to("/dev/zero")
+        case "loop":
+            path.symlink_to(path)
+        case "zeros":
+            with path.open("wb") as file:
+                file.truncate(100 * 10**9)
+    with pytest.raises(SourceError, match=rf"{name}: .*{complaint}") as caught:
+        open_source(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("suffix", [".mkv", ".h264", ".avi"])
+def test_a_file_that_was_never_written_to_its_end_gives_what_is_there(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(knet_runtime.sources.container, "_FILE_PATIENCE", 1.0)
+    tick = Fraction(1, 30) if suffix == ".avi" else Fraction(1, 900)
+    times = range(20) if suffix == ".avi" else range(0, 600, 30)
+    path = write_video(tmp_path / f"a{suffix}", times, tick=tick)
+    os.truncate(path, 100 * 10**9)
+    count, message = read_until_error(path)
+    assert count == 20
+    assert f"{path}: is damaged after 20 frames (20 could be read)" in message
 
 
 def test_a_closed_source_has_no_more_frames(tmp_path: Path) -> None:
