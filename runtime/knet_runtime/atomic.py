@@ -1,7 +1,9 @@
 """Files and folders that appear under their name only when they are whole.
 
-Each is written aside, under a hidden name, then brought to the disk and renamed: whatever is killed
-or loses power, what stands under the name is the old one or the new one.
+Each is written aside, under a hidden name that no other process has, then brought to the disk and
+renamed: whatever is killed or loses power, what stands under the name is the old one or the new
+one. Where the name cannot be had any more (a folder has it, its folder is gone), what was written
+stays on the disk, and the error says where. ``growing`` has what is written for hours.
 """
 
 from __future__ import annotations
@@ -12,13 +14,15 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from knet_runtime.errors import OutputError
+from knet_runtime.locks import is_at, try_lock
 
 _log = logging.getLogger(__name__)
 _MANY = 100  # files; one takes about 5 ms
@@ -35,6 +39,8 @@ def output_error(path: Path, error: Exception) -> OutputError:
             fix = "write to a folder that you may change"
         case errno.ENOTDIR | errno.EEXIST:
             fix = "a part of this path is a file where a folder is needed: choose another"
+        case errno.EISDIR:
+            fix = "a folder has this name: choose another"
         case _:
             fix = "choose another place to write to"
     return OutputError(f"{path}: {reason}; {fix}")
@@ -71,7 +77,7 @@ def check_folder(folder: Path) -> None:
     Nothing is left behind.
     """
     created: list[Path] = []
-    probe = folder / f".probe.{os.getpid()}.part"
+    probe = hidden_name(folder / "probe")
     try:
         created = make_folder(folder)
         probe.write_bytes(b"")
@@ -88,21 +94,70 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.partial{path.suffix}")
 
 
+def free_partial_path(path: Path) -> Path:
+    """That name, or NAME.partial.2.SUFFIX and so on: the first that nothing has yet."""
+    place, count = partial_path(path), 1
+    while os.path.lexists(place):
+        count += 1
+        place = path.with_name(f"{path.stem}.partial.{count}{path.suffix}")
+    return place
+
+
+def hidden_name(path: Path) -> Path:
+    """A name beside ``path``, drawn anew each time, for what is to become it."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+
+
+def publish(temporary: Path, target: Path) -> None:
+    """Rename a file or folder, which is on the disk, to ``target``, and bring the name there too.
+
+    Raises OSError; its text says where the file is then.
+    """
+    rename(temporary, target)
+    sync(target.parent)
+
+
+def rename(temporary: Path, target: Path) -> None:
+    """The same, without waiting for the disk."""
+    try:
+        temporary.replace(target)
+    except OSError as error:
+        raise kept(error, temporary, target) from error
+
+
+def kept(error: OSError, temporary: Path, target: Path) -> OSError:
+    """The error, with the name that the file or folder has now: a partial one, or its own."""
+    place = free_partial_path(target)
+    try:
+        temporary.rename(place)
+    except OSError:
+        place = temporary
+    return kept_at(error, place) if os.path.lexists(place) else error
+
+
+def kept_at(error: OSError, place: Path) -> OSError:
+    """The error, with where the file is all the same."""
+    reason = error.strerror or str(error)
+    return OSError(error.errno, f"{reason}; what was written is kept in {place}")
+
+
 class AtomicFile:
     """A hidden file beside ``target`` that becomes it, or vanishes.
 
     Making one tries whether ``target`` can be written, parents included, and leaves nothing behind;
-    raises OutputError when it cannot. ``start`` then creates the file ``temporary``. As a context
-    manager it is started, and vanishes unless it was committed.
+    raises OutputError when it cannot. ``start`` then creates the file ``temporary``, which is
+    locked for as long as it is written. As a context manager it is started, and vanishes unless it
+    was committed.
     """
 
     def __init__(self, target: Path) -> None:
         if target.is_dir():
             raise OutputError(f"{target}: is a folder; name a file in it")
         self.target = target
-        self.temporary = _beside(target)
+        self.temporary = hidden_name(target)
         self._created: list[Path] = []
-        self.start()
+        self._handle: int | None = None
+        AtomicFile.start(self)
         self.discard()
 
     def __enter__(self) -> AtomicFile:
@@ -114,63 +169,121 @@ class AtomicFile:
 
     def start(self) -> None:
         """Create the file, empty, and its missing parents. Raises OutputError."""
-        with self._or_discard(self.target):
+        try:
             self._created = make_folder(self.target.parent)
-            self.temporary.write_bytes(b"")
+            self.temporary, self._handle = create_hidden(self.target)
+        except OSError as error:
+            self.discard()
+            raise output_error(self.target, error) from error
 
     def write(self, data: bytes) -> Path:
-        """Start, write all of it, and commit; the target. Raises OutputError; nothing is left."""
+        """Start, write all of it, and commit; the target. Raises OutputError; what could not be
+        written whole is not left."""
         self.start()
-        with self._or_discard(self.target):
+        try:
             self.temporary.write_bytes(data)
+        except OSError as error:
+            self.discard()
+            raise output_error(self.target, error) from error
         return self.commit(complete=True)
 
     def commit(self, *, complete: bool) -> Path:
-        """Rename the file to the target or, unless complete, to its ``partial_path``; that path.
+        """Rename the file to the target or, unless complete, to its ``partial_path`` (numbered
+        where there is one already); that path.
 
-        Raises OutputError; the file then vanishes.
+        Raises OutputError, which says where the file is: it is never removed.
         """
-        final = self.target if complete else partial_path(self.target)
-        with self._or_discard(final):
-            sync(self.temporary)
-            self.temporary.replace(final)
-            sync(final.parent)
+        final = self.target if complete else free_partial_path(self.target)
+        try:
+            self._sync()
+            publish(self.temporary, final)
+        except OSError as error:
+            raise output_error(final, error) from error
+        finally:
+            self._release()
+        sync_names(self._created)
         return final
 
     def discard(self) -> None:
         """Remove the file, and the folders created for it."""
+        self._release()
         with contextlib.suppress(OSError):
             self.temporary.unlink(missing_ok=True)
         remove_empty(self._created)
 
-    @contextlib.contextmanager
-    def _or_discard(self, path: Path) -> Iterator[None]:
-        """What fails is an OutputError for ``path``, and leaves nothing."""
+    def _sync(self) -> None:
+        """Wait until all that was written is on the disk. Raises OSError, which says where it is
+        where it lost its name."""
+        if self._handle is not None and not is_at(self._handle, self.temporary):
+            lost = OSError(errno.ENOENT, "its folder was removed while it was written")
+            raise kept_at(lost, _copied(self._handle, self.target))
         try:
-            yield
+            sync(self.temporary)
         except OSError as error:
-            self.discard()
-            raise output_error(path, error) from error
+            raise kept(error, self.temporary, self.target) from error
+
+    def _release(self) -> None:
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            os.close(handle)
 
 
-def write_atomic(target: Path, data: bytes, *, durable: bool = True) -> None:
+def create_hidden(target: Path) -> tuple[Path, int | None]:
+    """A new, empty and locked file beside ``target``, and the handle that holds the lock: None
+    where an open file cannot be renamed (Windows). Raises OSError."""
+    while True:
+        path = hidden_name(target)
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            continue
+        if os.name != "posix":
+            os.close(handle)
+            return path, None
+        with contextlib.suppress(OSError):  # a file system without locks
+            if not (try_lock(handle) and is_at(handle, path)):  # taken for a leftover, just now
+                os.close(handle)
+                continue
+        return path, handle
+
+
+def _copied(handle: int, target: Path) -> Path:
+    """Write a file that has lost its name anew, as close to ``target`` as can be; where. Raises
+    OSError."""
+    problem = OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+    for folder in (*target.absolute().parents, Path(tempfile.gettempdir())):
+        place = free_partial_path(folder / target.name)
+        try:
+            make_folder(folder)
+            with os.fdopen(os.dup(handle), "rb") as lost, place.open("xb") as found:
+                lost.seek(0)
+                shutil.copyfileobj(lost, found)
+                os.fsync(found.fileno())
+        except OSError as error:
+            problem = error
+            continue
+        sync(folder)
+        return place
+    raise problem
+
+
+def write_atomic(target: Path, data: bytes) -> None:
     """Write a small file so that it is never seen half-written; its folder must exist.
 
-    Unless ``durable`` it is not waited for the disk, as for one of many files each of which a power
-    cut may take. Raises OSError; nothing is left then.
+    Raises OSError: what could not be written whole is not left, and where only its name could not
+    be had, the text says where it is.
     """
-    temporary = _beside(target)
+    temporary = hidden_name(target)
     try:
-        temporary.write_bytes(data)
-        if durable:
-            sync(temporary)
-        temporary.replace(target)
-        if durable:
-            sync(target.parent)
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+    publish(temporary, target)
 
 
 def write_json(target: Path, value: Any) -> None:
@@ -193,6 +306,7 @@ class AtomicFolder:
         self.target = target.absolute()
         self.path = self.target.with_name(f".{target.name}.{secrets.token_hex(4)}.new")
         self._created: list[Path] = []
+        self._kept = False
 
     def __enter__(self) -> AtomicFolder:
         self._created = make_folder(self.target.parent)
@@ -200,12 +314,13 @@ class AtomicFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
+        if not self._kept:
+            shutil.rmtree(self.path, ignore_errors=True)
         remove_empty(self._created)
 
     def commit(self) -> None:
         """Rename the folder to the target; what was there goes, and is back in its place if that
-        fails."""
+        fails. The folder is then left under a partial name, which the error states."""
         entries = [self.path, *self.path.rglob("*")]
         if len(entries) > _MANY and hasattr(os, "sync"):
             os.sync()  # the whole disk once: to wait for each of thousands takes minutes
@@ -218,11 +333,15 @@ class AtomicFolder:
             if old:
                 self.target.rename(aside)
             self.path.rename(self.target)
-        except BaseException:  # KeyboardInterrupt as well
+        except BaseException as error:  # KeyboardInterrupt as well
             if os.path.lexists(aside) and not os.path.lexists(self.target):
                 aside.rename(self.target)
+            if isinstance(error, OSError):
+                self._kept = True
+                raise kept(error, self.path, self.target) from error
             raise
         sync(self.target.parent)
+        sync_names(self._created)
         if old:
             try:
                 aside.unlink() if aside.is_symlink() else shutil.rmtree(aside)
@@ -231,6 +350,12 @@ class AtomicFolder:
             except BaseException:
                 shutil.rmtree(aside, ignore_errors=True)
                 raise
+
+
+def sync_names(created: Iterable[Path]) -> None:
+    """Bring the names of folders that ``make_folder`` created to the disk."""
+    for folder in created:
+        sync(folder.parent)
 
 
 def sync(path: Path) -> None:
@@ -249,9 +374,3 @@ def sync(path: Path) -> None:
         if not folder:
             raise
         _log.debug("%s cannot be synced: %s", path, error)
-
-
-def _beside(target: Path) -> Path:
-    """A hidden name beside ``target``. The process's number keeps two runs apart; a leftover of a
-    killed run is overwritten."""
-    return target.with_name(f".{target.name}.{os.getpid()}.part")

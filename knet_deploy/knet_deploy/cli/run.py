@@ -96,6 +96,14 @@ def run(
     masks: Annotated[
         Path | None, _outputs(help="Write each class map as a PNG into this folder.")
     ] = None,
+    overwrite: Annotated[
+        bool,
+        _outputs(
+            "--overwrite",
+            help="Remove the masks of another run from the folder of --masks, which is refused "
+            "otherwise.",
+        ),
+    ] = False,
     json: Annotated[
         Path | None,
         _outputs(help="Write a line of JSON per frame: class shares, times, model; - is stdout."),
@@ -187,6 +195,7 @@ def run(
         overlay=output,
         codec=codec,
         masks=masks,
+        overwrite=overwrite,
         json=json,
         rle=rle,
         raw=raw,
