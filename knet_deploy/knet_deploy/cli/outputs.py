@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from knet_deploy.cli.choices import Codec
 from knet_deploy.cli.console import say, track
+from knet_deploy.cli.ending import bounds_itself
 from knet_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ def run_and_say(
 
     title = feeds[0].name if len(feeds) == 1 else f"{len(feeds)} sources"
     try:
-        with track(title, _expected(feeds, max_frames)) as advance:
+        with bounds_itself(), track(title, _expected(feeds, max_frames)) as advance:
             summary = run(
                 feeds, segmenter, max_frames=max_frames, on_frame=lambda *_: advance(), stats=stats
             )
