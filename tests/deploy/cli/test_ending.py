@@ -1,4 +1,4 @@
-"""Signals that come while native code does not come back, and those of a terminal that is closed."""
+"""Signals: those of a terminal that is closed, and those that native code keeps from being seen."""
 
 from __future__ import annotations
 
