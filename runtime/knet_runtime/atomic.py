@@ -335,7 +335,10 @@ class AtomicFolder:
             self.path.rename(self.target)
         except BaseException as error:  # KeyboardInterrupt as well
             if os.path.lexists(aside) and not os.path.lexists(self.target):
-                aside.rename(self.target)
+                try:
+                    aside.rename(self.target)
+                except OSError as problem:
+                    _log.warning("what was %s is left as %s: %s", self.target, aside, problem)
             if isinstance(error, OSError):
                 self._kept = True
                 raise kept(error, self.path, self.target) from error
