@@ -211,10 +211,15 @@ class AtomicFile:
             self.temporary.unlink(missing_ok=True)
         remove_empty(self._created)
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether somebody removed or moved the file or its folder; a commit brings it back."""
+        return self._handle is not None and not is_at(self._handle, self.temporary)
+
     def _sync(self) -> None:
         """Wait until all that was written is on the disk. Raises OSError, which says where it is
         where it lost its name."""
-        if self._handle is not None and not is_at(self._handle, self.temporary):
+        if self._handle is not None and self.is_lost:
             lost = OSError(errno.ENOENT, "its folder was removed while it was written")
             raise kept_at(lost, _copied(self._handle, self.target))
         try:

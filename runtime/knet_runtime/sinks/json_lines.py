@@ -91,6 +91,7 @@ class _LineSink:
     def close(self, *, complete: bool = True) -> None:
         """Give the file its name, which ``path`` is then; without frames nothing is left, and
         ``path`` is None. Raises OutputError."""
+        self.path = None
         self._lines.close(complete=complete)
         if isinstance(self._lines, _File):
             self.path = self._lines.final

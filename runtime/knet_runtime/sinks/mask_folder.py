@@ -110,7 +110,7 @@ class MaskFolder:
             complete = False
             raise
         finally:
-            if not self._written:
+            if not self._written or not self._folder.is_dir():  # never made, or removed meanwhile
                 self.path = None
                 remove_empty(self._created)
             elif not complete:

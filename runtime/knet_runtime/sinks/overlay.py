@@ -290,7 +290,7 @@ class OverlayVideo:
             _log.warning("%s: moved %d frames whose time ran back", self.name, self.retimed)
         if problem is None and not self._failed:
             self.path = pending.commit(complete=complete)
-        elif is_playable(pending.temporary, self._format):
+        elif pending.is_lost or is_playable(pending.temporary, self._format):
             self.path = pending.commit(complete=False)
         else:
             pending.discard()

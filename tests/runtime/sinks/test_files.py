@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -235,6 +236,33 @@ def test_a_mask_is_not_written_over_somebodys_file(tmp_path: Path) -> None:
         sink.close(complete=False)
         assert files_in(tmp_path) == ["000000.png", "000001.png", "PARTIAL.txt"]
         assert (tmp_path / "000001.png").read_bytes() == b"mine"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="an open file cannot be removed there")
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_outputs_whose_folder_is_removed_meanwhile_are_kept_and_named(
+    tmp_path: Path, suffix: str
+) -> None:
+    folder = tmp_path / "out"
+    video = OverlayVideo(folder / f"o.{suffix}", VIDEO)
+    lines, masks = JsonLines(folder / "o.jsonl", "m@1"), MaskFolder(folder / "m")
+    for index in range(120):
+        frame, mask = a_frame(index, Fraction(index, 25))
+        for sink in (video, lines):
+            sink.write(frame, mask)
+    masks.write(*a_frame(0))
+    shutil.rmtree(folder)
+    with pytest.raises(OutputError, match=r"out/m/000001\.png: No such file"):
+        masks.write(*a_frame(1))
+    masks.close(complete=False)
+    for sink in (video, lines):
+        with pytest.raises(OutputError, match="what was written is kept in "):
+            sink.close()
+    assert (video.path, lines.path, masks.path) == (None, None, None)
+    assert len((folder / "o.partial.jsonl").read_text().splitlines()) == 120
+    with av.open(str(folder / f"o.partial.{suffix}")) as container:
+        assert sum(1 for _ in container.decode(video=0)) >= 50  # what was in whole fragments
+    assert files_in(folder) == ["o.partial.jsonl", f"o.partial.{suffix}"]
 
 
 def test_a_torn_last_line_of_a_killed_run_is_cut_off(tmp_path: Path) -> None:
