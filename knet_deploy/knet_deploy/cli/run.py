@@ -178,8 +178,8 @@ def run(
     """Segment videos, images, cameras and streams.
 
     Ends with a summary of frames per second, times per stage and class shares; without an output
-    that summary is all there is. Ctrl-C and SIGTERM end a run early and keep what is written,
-    whole. A source that fails does not stop the others.
+    that summary is all there is. Ctrl-C, SIGTERM and SIGHUP end a run early and keep what is
+    written, whole. A source that fails does not stop the others.
     """
     from knet_runtime.bundle.store import open_bundle
     from knet_runtime.engines import why_auto
