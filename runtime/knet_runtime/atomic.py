@@ -12,6 +12,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -157,6 +158,7 @@ class AtomicFile:
         self.temporary = hidden_name(target)
         self._created: list[Path] = []
         self._handle: int | None = None
+        self._settled = False
         AtomicFile.start(self)
         self.discard()
 
@@ -194,6 +196,7 @@ class AtomicFile:
         Raises OutputError, which says where the file is: it is never removed.
         """
         final = self.target if complete else free_partial_path(self.target)
+        self._settled = True
         try:
             self._sync()
             publish(self.temporary, final)
@@ -205,10 +208,11 @@ class AtomicFile:
         return final
 
     def discard(self) -> None:
-        """Remove the file, and the folders created for it."""
+        """Remove the file, unless it was committed, and the folders created for it."""
         self._release()
-        with contextlib.suppress(OSError):
-            self.temporary.unlink(missing_ok=True)
+        if not self._settled:
+            with contextlib.suppress(OSError):
+                self.temporary.unlink(missing_ok=True)
         remove_empty(self._created)
 
     @property
@@ -304,28 +308,54 @@ class AtomicFolder:
             (folder.path / "a.txt").write_text("whole")
             folder.commit()
 
-    Raises OSError.
+    What a killed process left is removed first; where it was killed between the two renames of an
+    exchange, the old ``target`` is brought back. Raises OSError.
     """
 
     def __init__(self, target: Path) -> None:
         self.target = target.absolute()
-        self.path = self.target.with_name(f".{target.name}.{secrets.token_hex(4)}.new")
+        self.path = self.target
         self._created: list[Path] = []
+        self._handle: int | None = None
         self._kept = False
 
     def __enter__(self) -> AtomicFolder:
         self._created = make_folder(self.target.parent)
-        self.path.mkdir()
-        return self
+        self._sweep()
+        while True:
+            self.path = self.target.with_name(f".{self.target.name}.{secrets.token_hex(4)}.new")
+            self.path.mkdir()
+            if os.name != "posix":  # a folder cannot be opened there
+                return self
+            self._handle = os.open(self.path, os.O_RDONLY)
+            with contextlib.suppress(OSError):  # a file system without locks
+                if not (try_lock(self._handle) and is_at(self._handle, self.path)):
+                    os.close(self._handle)  # taken for a leftover, just now
+                    continue
+            return self
 
     def __exit__(self, *_: object) -> None:
         if not self._kept:
             shutil.rmtree(self.path, ignore_errors=True)
+        if self._handle is not None:
+            os.close(self._handle)
         remove_empty(self._created)
 
+    def _sweep(self) -> None:
+        pattern = re.compile(rf"\.{re.escape(self.target.name)}\.[0-9a-f]{{8}}\.(new|old)", re.S)
+        for path in [one for one in self.target.parent.iterdir() if pattern.fullmatch(one.name)]:
+            if _is_written(path.with_suffix(".new")):
+                continue
+            if path.suffix == ".old" and not os.path.lexists(self.target):
+                path.rename(self.target)
+                _log.warning("%s: is back, a killed process had moved it aside", self.target)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+
     def commit(self) -> None:
-        """Rename the folder to the target; what was there goes, and is back in its place if that
-        fails. The folder is then left under a partial name, which the error states."""
+        """Rename the folder to the target; what was there goes, or is back in its place if that
+        fails. Where the target cannot be had, the folder is left under a partial name, which the
+        error states."""
         entries = [self.path, *self.path.rglob("*")]
         if len(entries) > _MANY and hasattr(os, "sync"):
             os.sync()  # the whole disk once: to wait for each of thousands takes minutes
@@ -340,11 +370,8 @@ class AtomicFolder:
             self.path.rename(self.target)
         except BaseException as error:  # KeyboardInterrupt as well
             if os.path.lexists(aside) and not os.path.lexists(self.target):
-                try:
-                    aside.rename(self.target)
-                except OSError as problem:
-                    _log.warning("what was %s is left as %s: %s", self.target, aside, problem)
-            if isinstance(error, OSError):
+                aside.rename(self.target)
+            elif isinstance(error, OSError):
                 self._kept = True
                 raise kept(error, self.path, self.target) from error
             raise
@@ -358,6 +385,22 @@ class AtomicFolder:
             except BaseException:
                 shutil.rmtree(aside, ignore_errors=True)
                 raise
+
+
+def _is_written(folder: Path) -> bool:
+    """Whether a living process writes this folder; also where that cannot be said."""
+    if os.name != "posix":
+        return True
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        return not try_lock(handle)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
 
 
 def sync_names(created: Iterable[Path]) -> None:

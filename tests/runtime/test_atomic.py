@@ -95,7 +95,7 @@ def test_a_target_that_is_taken_or_gone_at_the_end_loses_no_byte(
             continue
         with pytest.raises(OutputError, match="what was written is kept in ") as caught:
             file.commit(complete=complete)
-        file.discard()
+        file.discard()  # as the end of a with block does
         stated = Path(str(caught.value).partition("is kept in ")[2].partition(";")[0])
         assert stated.read_bytes() == b"an hour of work"
         assert stated.name.startswith("a.partial")
@@ -109,7 +109,7 @@ def test_a_small_file_whose_name_is_taken_is_kept_too(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
 
     def no_rename(self: Path, target: Path) -> Path:
-        if self.suffix == ".new" and target.name == "out":
+        if self.name == "out":  # such as a mount point
             raise PermissionError(13, "Permission denied")
         return Path(os.rename(self, target) or target)  # noqa: PTH104
 
@@ -192,3 +192,24 @@ def test_a_folder_that_is_not_committed_vanishes_and_the_old_one_stays(tmp_path:
         (folder.path / "b.txt").write_text("half")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.txt"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a folder cannot be locked there")
+def test_what_a_killed_exchange_left_is_undone_and_a_living_one_left_alone(tmp_path: Path) -> None:
+    target = tmp_path / "x.knet"
+    for name in (".x.knet.0123abcd.old", ".x.knet.0123abcd.new", ".x.knet.77777777.new", ".y"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text(name)
+    with AtomicFolder(target) as living:
+        (living.path / "a.txt").write_text("new")
+        assert (target / "a.txt").read_text() == ".x.knet.0123abcd.old"  # as it was
+        with AtomicFolder(target):
+            pass
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            living.path.name,
+            ".y",
+            target.name,
+        ]
+        living.commit()
+    assert (target / "a.txt").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".y", "x.knet"]

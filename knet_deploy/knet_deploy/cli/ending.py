@@ -38,6 +38,13 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     raise Terminated(number)
 
 
+def _hang_up(number: int, frame: FrameType | None) -> None:
+    """Whoever has put another handler in place for SIGTERM, as training has, gets that."""
+    if signal.getsignal(signal.SIGTERM) is _terminate:
+        raise Terminated(number)
+    signal.raise_signal(signal.SIGTERM)
+
+
 @contextmanager
 def bounds_itself() -> Iterator[None]:
     """Inside, a command sees to it that a signal ends it soon, and may take longer where something
@@ -57,13 +64,9 @@ def ended_by_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # where signals never arrive
         yield
         return
-    before = {}
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number is not None and (
-            number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN
-        ):
-            before[number] = signal.signal(number, _terminate)
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, _terminate)}
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, _hang_up)
     reading, writing = socket.socketpair()
     writing.setblocking(False)
     wakeup = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
@@ -116,7 +119,10 @@ def _next(signals: socket.socket) -> int | None:
 
 def _is_ours(number: int) -> bool:
     """Whether the signal is to end the command: training, for one, saves its state first."""
-    return signal.getsignal(number) in (_terminate, signal.default_int_handler)
+    handler = signal.getsignal(number)
+    if handler is _hang_up:
+        handler = signal.getsignal(signal.SIGTERM)
+    return handler in (_terminate, signal.default_int_handler)
 
 
 def _forget_in_child() -> None:

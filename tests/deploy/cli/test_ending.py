@@ -160,6 +160,18 @@ def test_sighup_ends_a_command_as_sigterm_does(number: signal.Signals, code: int
     assert closed == [True]
 
 
+def test_sighup_goes_to_whoever_handles_sigterm_meanwhile() -> None:
+    asked: list[int] = []
+
+    def command() -> None:
+        before = signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+        os.kill(os.getpid(), signal.SIGHUP)
+        signal.signal(signal.SIGTERM, before)
+
+    assert exit_code_of(command) == 0
+    assert asked == [signal.SIGTERM]
+
+
 def test_a_sighup_that_nohup_switched_off_stays_off() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
