@@ -1,7 +1,9 @@
 """Files and folders that appear under their name only when they are whole.
 
-Each is written aside, under a hidden name, then brought to the disk and renamed: whatever is killed
-or loses power, what stands under the name is the old one or the new one.
+Each is written aside, under a hidden name that no other process has, then brought to the disk and
+renamed: whatever is killed or loses power, what stands under the name is the old one or the new
+one. Where the name cannot be had any more (a folder has it, its folder is gone), what was written
+stays on the disk, and the error says where. ``growing`` has what is written for hours.
 """
 
 from __future__ import annotations
@@ -10,15 +12,18 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from knet_runtime.errors import OutputError
+from knet_runtime.locks import is_at, try_lock
 from knet_runtime.types import as_utf8
 
 _log = logging.getLogger(__name__)
@@ -36,6 +41,8 @@ def output_error(path: Path, error: Exception) -> OutputError:
             fix = "write to a folder that you may change"
         case errno.ENOTDIR | errno.EEXIST:
             fix = "a part of this path is a file where a folder is needed: choose another"
+        case errno.EISDIR:
+            fix = "a folder has this name: choose another"
         case _:
             fix = "choose another place to write to"
     return OutputError(f"{path}: {reason}; {fix}")
@@ -72,7 +79,7 @@ def check_folder(folder: Path) -> None:
     Nothing is left behind.
     """
     created: list[Path] = []
-    probe = folder / f".probe.{os.getpid()}.part"
+    probe = hidden_name(folder / "probe")
     try:
         created = make_folder(folder)
         probe.write_bytes(b"")
@@ -89,21 +96,71 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.partial{path.suffix}")
 
 
+def free_partial_path(path: Path) -> Path:
+    """That name, or NAME.partial.2.SUFFIX and so on: the first that nothing has yet."""
+    place, count = partial_path(path), 1
+    while os.path.lexists(place):
+        count += 1
+        place = path.with_name(f"{path.stem}.partial.{count}{path.suffix}")
+    return place
+
+
+def hidden_name(path: Path) -> Path:
+    """A name beside ``path``, drawn anew each time, for what is to become it."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+
+
+def publish(temporary: Path, target: Path) -> None:
+    """Rename a file or folder, which is on the disk, to ``target``, and bring the name there too.
+
+    Raises OSError; its text says where the file is then.
+    """
+    rename(temporary, target)
+    sync(target.parent)
+
+
+def rename(temporary: Path, target: Path) -> None:
+    """The same, without waiting for the disk."""
+    try:
+        temporary.replace(target)
+    except OSError as error:
+        raise kept(error, temporary, target) from error
+
+
+def kept(error: OSError, temporary: Path, target: Path) -> OSError:
+    """The error, with the name that the file or folder has now: a partial one, or its own."""
+    place = free_partial_path(target)
+    try:
+        temporary.rename(place)
+    except OSError:
+        place = temporary
+    return kept_at(error, place) if os.path.lexists(place) else error
+
+
+def kept_at(error: OSError, place: Path) -> OSError:
+    """The error, with where the file is all the same."""
+    reason = error.strerror or str(error)
+    return OSError(error.errno, f"{reason}; what was written is kept in {place}")
+
+
 class AtomicFile:
     """A hidden file beside ``target`` that becomes it, or vanishes.
 
     Making one tries whether ``target`` can be written, parents included, and leaves nothing behind;
-    raises OutputError when it cannot. ``start`` then creates the file ``temporary``. As a context
-    manager it is started, and vanishes unless it was committed.
+    raises OutputError when it cannot. ``start`` then creates the file ``temporary``, which is
+    locked for as long as it is written. As a context manager it is started, and vanishes unless it
+    was committed.
     """
 
     def __init__(self, target: Path) -> None:
         if target.is_dir():
             raise OutputError(f"{target}: is a folder; name a file in it")
         self.target = target
-        self.temporary = _beside(target)
+        self.temporary = hidden_name(target)
         self._created: list[Path] = []
-        self.start()
+        self._handle: int | None = None
+        self._settled = False
+        AtomicFile.start(self)
         self.discard()
 
     def __enter__(self) -> AtomicFile:
@@ -115,63 +172,128 @@ class AtomicFile:
 
     def start(self) -> None:
         """Create the file, empty, and its missing parents. Raises OutputError."""
-        with self._or_discard(self.target):
+        try:
             self._created = make_folder(self.target.parent)
-            self.temporary.write_bytes(b"")
+            self.temporary, self._handle = create_hidden(self.target)
+        except OSError as error:
+            self.discard()
+            raise output_error(self.target, error) from error
 
     def write(self, data: bytes) -> Path:
-        """Start, write all of it, and commit; the target. Raises OutputError; nothing is left."""
+        """Start, write all of it, and commit; the target. Raises OutputError; what could not be
+        written whole is not left."""
         self.start()
-        with self._or_discard(self.target):
+        try:
             self.temporary.write_bytes(data)
+        except OSError as error:
+            self.discard()
+            raise output_error(self.target, error) from error
         return self.commit(complete=True)
 
     def commit(self, *, complete: bool) -> Path:
-        """Rename the file to the target or, unless complete, to its ``partial_path``; that path.
+        """Rename the file to the target or, unless complete, to its ``partial_path`` (numbered
+        where there is one already); that path.
 
-        Raises OutputError; the file then vanishes.
+        Raises OutputError, which says where the file is: it is never removed.
         """
-        final = self.target if complete else partial_path(self.target)
-        with self._or_discard(final):
-            sync(self.temporary)
-            self.temporary.replace(final)
-            sync(final.parent)
+        final = self.target if complete else free_partial_path(self.target)
+        self._settled = True
+        try:
+            self._sync()
+            publish(self.temporary, final)
+        except OSError as error:
+            raise output_error(final, error) from error
+        finally:
+            self._release()
+        sync_names(self._created)
         return final
 
     def discard(self) -> None:
-        """Remove the file, and the folders created for it."""
-        with contextlib.suppress(OSError):
-            self.temporary.unlink(missing_ok=True)
+        """Remove the file, unless it was committed, and the folders created for it."""
+        self._release()
+        if not self._settled:
+            with contextlib.suppress(OSError):
+                self.temporary.unlink(missing_ok=True)
         remove_empty(self._created)
 
-    @contextlib.contextmanager
-    def _or_discard(self, path: Path) -> Iterator[None]:
-        """What fails is an OutputError for ``path``, and leaves nothing."""
+    @property
+    def is_lost(self) -> bool:
+        """Whether somebody removed or moved the file or its folder; a commit brings it back."""
+        return self._handle is not None and not is_at(self._handle, self.temporary)
+
+    def _sync(self) -> None:
+        """Wait until all that was written is on the disk. Raises OSError, which says where it is
+        where it lost its name."""
+        if self._handle is not None and self.is_lost:
+            lost = OSError(errno.ENOENT, "its folder was removed while it was written")
+            raise kept_at(lost, _copied(self._handle, self.target))
         try:
-            yield
+            sync(self.temporary)
         except OSError as error:
-            self.discard()
-            raise output_error(path, error) from error
+            raise kept(error, self.temporary, self.target) from error
+
+    def _release(self) -> None:
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            os.close(handle)
 
 
-def write_atomic(target: Path, data: bytes, *, durable: bool = True) -> None:
+def create_hidden(target: Path) -> tuple[Path, int | None]:
+    """A new, empty and locked file beside ``target``, and the handle that holds the lock: None
+    where an open file cannot be renamed (Windows). Raises OSError."""
+    while True:
+        path = hidden_name(target)
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            continue
+        if os.name != "posix":
+            os.close(handle)
+            return path, None
+        with contextlib.suppress(OSError):  # a file system without locks
+            if not (try_lock(handle) and is_at(handle, path)):  # taken for a leftover, just now
+                os.close(handle)
+                continue
+        return path, handle
+
+
+def _copied(handle: int, target: Path) -> Path:
+    """Write a file that has lost its name anew, as close to ``target`` as can be; where. Raises
+    OSError."""
+    problem = OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+    for folder in (*target.absolute().parents, Path(tempfile.gettempdir())):
+        place = free_partial_path(folder / target.name)
+        try:
+            make_folder(folder)
+            with os.fdopen(os.dup(handle), "rb") as lost, place.open("xb") as found:
+                lost.seek(0)
+                shutil.copyfileobj(lost, found)
+                os.fsync(found.fileno())
+        except OSError as error:
+            problem = error
+            continue
+        sync(folder)
+        return place
+    raise problem
+
+
+def write_atomic(target: Path, data: bytes) -> None:
     """Write a small file so that it is never seen half-written; its folder must exist.
 
-    Unless ``durable`` it is not waited for the disk, as for one of many files each of which a power
-    cut may take. Raises OSError; nothing is left then.
+    Raises OSError: what could not be written whole is not left, and where only its name could not
+    be had, the text says where it is.
     """
-    temporary = _beside(target)
+    temporary = hidden_name(target)
     try:
-        temporary.write_bytes(data)
-        if durable:
-            sync(temporary)
-        temporary.replace(target)
-        if durable:
-            sync(target.parent)
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+    publish(temporary, target)
 
 
 def write_json(target: Path, value: Any) -> None:
@@ -207,26 +329,54 @@ class AtomicFolder:
             (folder.path / "a.txt").write_text("whole")
             folder.commit()
 
-    Raises OSError.
+    What a killed process left is removed first; where it was killed between the two renames of an
+    exchange, the old ``target`` is brought back. Raises OSError.
     """
 
     def __init__(self, target: Path) -> None:
         self.target = target.absolute()
-        self.path = self.target.with_name(f".{target.name}.{secrets.token_hex(4)}.new")
+        self.path = self.target
         self._created: list[Path] = []
+        self._handle: int | None = None
+        self._kept = False
 
     def __enter__(self) -> AtomicFolder:
         self._created = make_folder(self.target.parent)
-        self.path.mkdir()
-        return self
+        self._sweep()
+        while True:
+            self.path = self.target.with_name(f".{self.target.name}.{secrets.token_hex(4)}.new")
+            self.path.mkdir()
+            if os.name != "posix":  # a folder cannot be opened there
+                return self
+            self._handle = os.open(self.path, os.O_RDONLY)
+            with contextlib.suppress(OSError):  # a file system without locks
+                if not (try_lock(self._handle) and is_at(self._handle, self.path)):
+                    os.close(self._handle)  # taken for a leftover, just now
+                    continue
+            return self
 
     def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
+        if not self._kept:
+            shutil.rmtree(self.path, ignore_errors=True)
+        if self._handle is not None:
+            os.close(self._handle)
         remove_empty(self._created)
 
+    def _sweep(self) -> None:
+        pattern = re.compile(rf"\.{re.escape(self.target.name)}\.[0-9a-f]{{8}}\.(new|old)", re.S)
+        for path in [one for one in self.target.parent.iterdir() if pattern.fullmatch(one.name)]:
+            if _is_written(path.with_suffix(".new")):
+                continue
+            if path.suffix == ".old" and not os.path.lexists(self.target):
+                path.rename(self.target)
+                _log.warning("%s: is back, a killed process had moved it aside", self.target)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+
     def commit(self) -> None:
-        """Rename the folder to the target; what was there goes, and is back in its place if that
-        fails."""
+        """Rename the folder to the target; what was there goes, or is back in its place if that
+        fails. Where the target cannot be had, the folder is left under a partial name, which the
+        error states."""
         entries = [self.path, *self.path.rglob("*")]
         if len(entries) > _MANY and hasattr(os, "sync"):
             os.sync()  # the whole disk once: to wait for each of thousands takes minutes
@@ -239,11 +389,15 @@ class AtomicFolder:
             if old:
                 self.target.rename(aside)
             self.path.rename(self.target)
-        except BaseException:  # KeyboardInterrupt as well
+        except BaseException as error:  # KeyboardInterrupt as well
             if os.path.lexists(aside) and not os.path.lexists(self.target):
                 aside.rename(self.target)
+            elif isinstance(error, OSError):
+                self._kept = True
+                raise kept(error, self.path, self.target) from error
             raise
         sync(self.target.parent)
+        sync_names(self._created)
         if old:
             try:
                 aside.unlink() if aside.is_symlink() else shutil.rmtree(aside)
@@ -252,6 +406,28 @@ class AtomicFolder:
             except BaseException:
                 shutil.rmtree(aside, ignore_errors=True)
                 raise
+
+
+def _is_written(folder: Path) -> bool:
+    """Whether a living process writes this folder; also where that cannot be said."""
+    if os.name != "posix":
+        return True
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        return not try_lock(handle)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+
+
+def sync_names(created: Iterable[Path]) -> None:
+    """Bring the names of folders that ``make_folder`` created to the disk."""
+    for folder in created:
+        sync(folder.parent)
 
 
 def sync(path: Path) -> None:
@@ -270,9 +446,3 @@ def sync(path: Path) -> None:
         if not folder:
             raise
         _log.debug("%s cannot be synced: %s", path, error)
-
-
-def _beside(target: Path) -> Path:
-    """A hidden name beside ``target``. The process's number keeps two runs apart; a leftover of a
-    killed run is overwritten."""
-    return target.with_name(f".{target.name}.{os.getpid()}.part")

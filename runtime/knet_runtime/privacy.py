@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -101,8 +102,13 @@ class Concealed:
 
     def __init__(self, sink: Sink, concealer: Concealer) -> None:
         self._sink = sink
-        self.name, self.path = sink.name, sink.path
+        self.name = sink.name
         self._concealer = concealer
+
+    @property
+    def path(self) -> Path | None:
+        """The sink's."""
+        return self._sink.path
 
     def write(self, frame: Frame, result: Segmentation) -> None:
         """Hand the frame on. Raises what the sink raises."""

@@ -1,16 +1,14 @@
 """What every command shares: errors as one line and an exit code, log lines, progress.
 
 Exit codes: 0 done; 1 it failed; 2 something the caller can fix (an input, an option, a missing
-package); 130 ended by Ctrl-C; 141 nobody reads the output any more; 143 ended by SIGTERM.
+package); 129, 130, 143 ended by SIGHUP, Ctrl-C, SIGTERM; 141 nobody reads stdout any more.
 Results go to stdout, everything else to stderr.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import re
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,11 +16,12 @@ from contextlib import contextmanager
 from importlib import metadata
 from io import TextIOWrapper
 from pathlib import Path
-from types import FrameType
 from typing import Literal
 
 import typer
 
+from knet_deploy.cli.ending import Terminated, ended_by_signals
+from knet_deploy.cli.streams import unfailing_streams
 from knet_runtime.atomic import AtomicFile
 from knet_runtime.errors import (
     BundleError,
@@ -46,10 +45,6 @@ _INPUTS = (BundleError, CheckpointError, ConfigError, DataError, SourceError)
 _FIXABLE = (*_INPUTS, EngineUnavailable, MissingExtra, OutputError)
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: whatever Ctrl-C would have closed properly is closed properly."""
-
-
 @contextmanager
 def needs_extra(extra: Extra, command: str | None = None) -> Iterator[None]:
     """Imports of ``extra``'s packages stand inside; a missing one raises MissingExtra.
@@ -70,21 +65,28 @@ def needs_extra(extra: Extra, command: str | None = None) -> Iterator[None]:
 
 
 def exit_code_of(command: Callable[[], object], *, debug: bool = False) -> int:
-    """Run ``command``; whatever it raises becomes a line on stderr, and the exit code."""
+    """Run ``command``; whatever it raises becomes a line on stderr, and the exit code. What it
+    could not say on stdout is a failure once it has done all else."""
+    with unfailing_streams() as stdout:
+        code = _code_of(command, debug)
+        stdout.flush()
+        if code or stdout.problem is None or stdout.is_closed:
+            return code
+        if isinstance(stdout.problem, BrokenPipeError):
+            return 141
+        return _report(OutputError(f"stdout: {stdout.problem.strerror}; send it elsewhere"))
+
+
+def _code_of(command: Callable[[], object], debug: bool) -> int:
     try:
-        with _sigterm_as_interrupt():
+        with ended_by_signals():
             command()
-            sys.stdout.flush()
     except typer.Exit as end:
         return int(end.exit_code)
-    except Terminated:
-        return 143
+    except Terminated as end:
+        return end.exit_code
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # Python flushes stdout once more when it ends, and would complain then.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -237,19 +239,3 @@ def track(what: str, total: int | None) -> Iterator[Callable[..., None]]:
             bar.update(task, advance=1, description=one_line(now))
 
         yield advance
-
-
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not in the main thread, where signals never arrive anyway
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -26,6 +26,7 @@ from knet_deploy.cli.console import (
 from knet_deploy.cli.data import data
 from knet_deploy.cli.demo import demo
 from knet_deploy.cli.doctor import doctor
+from knet_deploy.cli.ending import exit_past_hanging_threads
 from knet_deploy.cli.evaluate import evaluate
 from knet_deploy.cli.export import export
 from knet_deploy.cli.import_mmseg import import_mmseg
@@ -96,7 +97,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _flags_first(sys.argv[1:] if arguments is None else arguments)
     forgive_encodings()
     with logging_to_stderr():
-        return exit_code_of(lambda: _invoke(given), debug="--debug" in given)
+        code = exit_code_of(lambda: _invoke(given), debug="--debug" in given)
+    if arguments is None:
+        exit_past_hanging_threads(code)
+    return code
 
 
 def _invoke(arguments: list[str]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from knet_deploy.cli.choices import Codec
 from knet_deploy.cli.console import say, track
+from knet_deploy.cli.ending import bounds_itself
 from knet_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Outputs:
     overlay: Path | None = None
     codec: Codec | None = None
     masks: Path | None = None
+    overwrite: bool = False
     json: Path | None = None
     rle: Path | None = None
     raw: str | None = None
@@ -70,6 +72,8 @@ class Outputs:
             )
         if self.codec is not None and suffix not in _VIDEOS:
             raise ConfigError("--codec is of the video that -o writes: name an .mp4 or .mkv")
+        if self.overwrite and self.masks is None:
+            raise ConfigError("--overwrite is about the masks: add --masks FOLDER, or leave it out")
         shown = self.overlay is not None or self.push is not None
         for option, given, used in (
             ("--alpha", self.alpha is not None, shown or self.page),
@@ -126,7 +130,7 @@ class Outputs:
             )
             made.append(conceal(pushed))
         if self.masks is not None:
-            made.append(sinks.MaskFolder(self.masks))
+            made.append(sinks.MaskFolder(self.masks, overwrite=self.overwrite))
         if self.json is not None:
             made.append(sinks.JsonLines(self.json, model))
         if self.rle is not None:
@@ -172,7 +176,6 @@ class Shares:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.complete = True
         self._frames = 0
         self._sums: dict[str, float] = {}
 
@@ -185,8 +188,7 @@ class Shares:
             self._sums[label] = self._sums.get(label, 0.0) + share
 
     def close(self, *, complete: bool = True) -> None:
-        """Remember how it ended."""
-        self.complete = complete
+        """Nothing is left to be done."""
 
     def say(self) -> None:
         """The classes by what they cover of all frames, most first."""
@@ -224,7 +226,7 @@ def run_and_say(
 
     title = feeds[0].name if len(feeds) == 1 else f"{len(feeds)} sources"
     try:
-        with track(title, _expected(feeds, max_frames)) as advance:
+        with bounds_itself(), track(title, _expected(feeds, max_frames)) as advance:
             summary = run(
                 feeds, segmenter, max_frames=max_frames, on_frame=lambda *_: advance(), stats=stats
             )
@@ -283,9 +285,8 @@ def _say_feeds(
         ):
             if count:
                 say(label, count)
-        shares = next(sink for sink in feed.sinks if isinstance(sink, Shares))
-        _say_written(feed.sinks, partial=not shares.complete)
-        shares.say()
+        _say_written(feed.sinks)
+        next(sink for sink in feed.sinks if isinstance(sink, Shares)).say()
 
 
 def _say_stages(stages: dict[str, StageSnapshot]) -> None:
@@ -295,13 +296,8 @@ def _say_stages(stages: dict[str, StageSnapshot]) -> None:
         say("" if index else "times, ms", text)
 
 
-def _say_written(sinks: Sequence[Sink], *, partial: bool) -> None:
+def _say_written(sinks: Sequence[Sink]) -> None:
     """The files and folders that are there now."""
-    from knet_runtime.atomic import partial_path
-
     for sink in sinks:
-        if sink.path is None:
-            continue
-        path = partial_path(sink.path) if partial and not sink.path.is_dir() else sink.path
-        if path.exists():
-            say("written", f"{path}{'/' if path.is_dir() else ''}")
+        if sink.path is not None:
+            say("written", f"{sink.path}{'/' if sink.path.is_dir() else ''}")

@@ -102,6 +102,14 @@ def run(
     masks: Annotated[
         Path | None, _outputs(help="Write each class map as a PNG into this folder.")
     ] = None,
+    overwrite: Annotated[
+        bool,
+        _outputs(
+            "--overwrite",
+            help="Remove the masks of another run from the folder of --masks, which is refused "
+            "otherwise.",
+        ),
+    ] = False,
     json: Annotated[
         Path | None,
         _outputs(help="Write a line of JSON per frame: class shares, times, model; - is stdout."),
@@ -176,8 +184,8 @@ def run(
     """Segment videos, images, cameras and streams.
 
     Ends with a summary of frames per second, times per stage and class shares; without an output
-    that summary is all there is. Ctrl-C and SIGTERM end a run early and keep what is written,
-    whole. A source that fails does not stop the others.
+    that summary is all there is. Ctrl-C, SIGTERM and SIGHUP end a run early and keep what is
+    written, whole. A source that fails does not stop the others.
     """
     from knet_runtime.bundle.store import open_bundle
     from knet_runtime.engines import waits_for_verify
@@ -199,6 +207,7 @@ def run(
         overlay=output,
         codec=codec,
         masks=masks,
+        overwrite=overwrite,
         json=json,
         rle=rle,
         raw=raw,

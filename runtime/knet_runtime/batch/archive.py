@@ -20,10 +20,11 @@ import msgspec
 
 from knet_runtime.atomic import (
     AtomicFolder,
-    check_folder,
     json_bytes,
+    make_folder,
     output_error,
     partial_path,
+    remove_empty,
     write_json,
 )
 from knet_runtime.batch.records import (
@@ -38,16 +39,20 @@ from knet_runtime.batch.records import (
     Outcome,
     Settings,
     SourceResult,
+    digest_of,
     key_of,
     stamp,
 )
 from knet_runtime.batch.worker import settings_bundle
-from knet_runtime.errors import ConfigError, EngineError, SourceError
+from knet_runtime.bundle.store import Bundle
+from knet_runtime.errors import ConfigError, EngineError, OutputError, SourceError
+from knet_runtime.locks import FileLock
 from knet_runtime.sinks.json_lines import Record
 from knet_runtime.types import as_utf8
 
 _log = logging.getLogger(__name__)
 _WORK = ".work"
+_LOCK = ".lock"
 
 
 Pool = Callable[[Sequence[Job]], Iterator[Outcome]]
@@ -99,14 +104,50 @@ def run_batch(
     ``out``/results.json.
 
     Videos are cut into chunks of about ``seconds`` at key frames. Videos and chunks that an earlier
-    batch finished with the same bundle, options and file are kept. A video that fails has a line in
+    batch finished with the same bundle, options and file are kept, unless they were damaged since:
+    all of them are read for it. A video that fails has a line in
     ``failures`` and stops no other; ``on_progress`` is called after each chunk.
 
     Raises BundleError, EngineError, ParityError when the model cannot be run and OutputError when
-    ``out`` cannot be written.
+    ``out`` cannot be written, or another batch is writing there.
     """
     bundle = settings_bundle(settings)
-    check_folder(out)
+    with _locked(out):
+        whole = _run(sources, out, settings, pool, bundle, seconds, on_progress)
+        write_json(out / RESULTS_NAME, whole)
+    return whole
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """The folder, made if it is missing, for this batch alone. Raises OutputError."""
+    created: list[Path] = []
+    try:
+        created = make_folder(out)
+        lock = FileLock(out / _LOCK)
+    except BlockingIOError as error:
+        raise OutputError(
+            f"{out}: another batch is writing there; wait for its end, or name another --out"
+        ) from error
+    except OSError as error:
+        remove_empty(created)
+        raise output_error(out, error) from error
+    try:
+        with lock:
+            yield
+    finally:
+        remove_empty(created)
+
+
+def _run(
+    sources: dict[str, Path],
+    out: Path,
+    settings: Settings,
+    pool: Pool,
+    bundle: Bundle,
+    seconds: float,
+    on_progress: Callable[[], None] | None,
+) -> BatchResults:
     results: dict[str, SourceResult] = {}
     videos: dict[str, _Video] = {}
     for name, path in sources.items():
@@ -143,7 +184,6 @@ def run_batch(
             "with --engine",
             ", ".join(whole.engines),
         )
-    write_json(out / RESULTS_NAME, whole)
     return whole
 
 
@@ -209,7 +249,15 @@ def _finished(folder: Path, key: str) -> SourceResult | None:
         result = msgspec.json.decode((folder / FINISHED_NAME).read_bytes(), type=SourceResult)
     except (OSError, msgspec.DecodeError):
         return None
-    return result if result.key == key and result.error is None else None
+    if result.key != key or result.error is not None:
+        return None
+    try:
+        same = digest_of(folder) == result.digest
+    except OSError:
+        same = False
+    if not same:
+        _log.warning("%s was changed or damaged since it was finished: it is done again", folder)
+    return result if same else None
 
 
 def join(target: Path, work: Path, pieces: Sequence[Outcome], result: SourceResult) -> SourceResult:
@@ -235,6 +283,7 @@ def join(target: Path, work: Path, pieces: Sequence[Outcome], result: SourceResu
                 engines=tuple(sorted({piece.engine for piece in pieces})),
                 shares={name: round(total / count, 6) for name, total in totals.items()},
             )
+            whole = msgspec.structs.replace(whole, digest=digest_of(folder.path))
             (folder.path / FINISHED_NAME).write_bytes(json_bytes(whole))
             folder.commit()
         shutil.rmtree(work, ignore_errors=True)

@@ -1,15 +1,17 @@
 """Workers on Ray: on this machine alone, or on a cluster.
 
-Ray is imported when a pool is opened, and needs the extra ``ray``.
+Ray is imported when a pool is made, and needs the extra ``ray``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pickle
 import secrets
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,13 +30,13 @@ _LOCAL_STORE = 100 * 2**20  # bytes; what travels is small
 class RayPool(Closeable):
     """A ``Pool`` of ``workers`` actors, each with one engine; a context manager.
 
-    Without an ``address`` Ray is started on this machine, for this process alone. Its ports
-    are on loopback, and ask for a token that is drawn here. With one ("auto", "HOST:PORT") the
-    cluster's machines need this package, and the videos, the bundle and the output folder under the
-    same paths. By default there is one worker per GPU, or per machine where the engine is a
-    processor's.
+    Ray is started when there is the first chunk to be done. Without an ``address`` that is on this
+    machine, for this process alone. Its ports are on loopback, and ask for a token that is drawn
+    here. With one ("auto", "HOST:PORT") the cluster's machines need this package, and the videos,
+    the bundle and the output folder under the same paths. By default there is one worker per GPU,
+    or per machine where the engine is a processor's.
 
-    Raises EngineError when Ray cannot be started or reached.
+    A call raises EngineError when Ray cannot be started or reached.
     """
 
     def __init__(
@@ -57,8 +59,14 @@ class RayPool(Closeable):
         self._ray: Any = ray
         self._settings = settings
         self._model = model
+        self._address = address
+        self._wanted = workers
+        self._workers = 0
+
+    def _start(self) -> None:
+        ray, handler = self._ray, signal.getsignal(signal.SIGTERM)
         try:
-            if address is None:
+            if self._address is None:
                 self._folder = tempfile.mkdtemp(prefix="knet-ray-")
                 ray.init(
                     include_dashboard=False,
@@ -69,22 +77,27 @@ class RayPool(Closeable):
                     _temp_dir=self._folder,
                 )
             else:
-                ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-            self._share(workers)
+                ray.init(self._address, log_to_driver=False, logging_level=logging.ERROR)
+            self._share()
         except BaseException as error:
             self.close()
             if isinstance(error, Exception):
-                where = "on this machine" if address is None else f"at {address}"
+                where = "on this machine" if self._address is None else f"at {self._address}"
                 raise EngineError(f"Ray cannot be used {where}: {first_line(error)}") from error
             raise
+        finally:
+            with contextlib.suppress(ValueError):  # of a thread that has no signals
+                signal.signal(signal.SIGTERM, handler)  # Ray's own would end with another code
 
     def __call__(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """Do the jobs; outcomes come as they are ready. Ray does a job again whose worker died."""
-        if self._folder is not None and all(job.chunk is None for job in jobs):
+        if self._address is None and all(job.chunk is None for job in jobs):
             # To cut is to read: threads here have done it before a worker has started.
             with ThreadPoolExecutor(_READERS) as threads:
                 yield from threads.map(ChunkWorker(self._settings, self._model), jobs)
             return
+        if not self._workers:
+            self._start()
         data = self._ray.data
         context = data.DataContext.get_current()
         context.enable_progress_bars = False
@@ -108,14 +121,14 @@ class RayPool(Closeable):
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _share(self, workers: int | None) -> None:
+    def _share(self) -> None:
         """How many workers there are, and what each may use."""
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         nodes = [node for node in nodes if node.get("CPU", 0) >= 1]
         engine = self._settings.engine
         on_cpu = engine != "auto" and engine_spec(engine).device == "cpu"
         gpus = 0.0 if on_cpu else sum(node.get("GPU", 0) for node in nodes)
-        self._workers = workers or int(gpus) or len(nodes)
+        self._workers = self._wanted or int(gpus) or len(nodes)
         each = -(-self._workers // len(nodes))
         self._cpus: float = min(node["CPU"] for node in nodes) / each  # so that all of them fit
         self._gpus = min(1.0, gpus / self._workers)

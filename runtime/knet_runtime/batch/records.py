@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from knet_runtime.atomic import json_bytes
+from knet_runtime.atomic import json_bytes, partial_path
 from knet_runtime.bundle.store import Bundle
 from knet_runtime.sources.base import SourceOptions
 from knet_runtime.types import Size
@@ -18,7 +19,8 @@ RESULTS_NAME = "results.json"
 FINISHED_NAME = "finished.json"
 LINES_NAME = "frames.jsonl"
 MASKS_NAME = "masks"
-_FORMAT = 2  # of what is left on disk; another number makes everything anew
+_BLOCK = 1 << 20
+_FORMAT = 3  # of what is left on disk; another number makes everything anew
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -102,6 +104,7 @@ class Outcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     "cut" has ``chunks``; "done" is whole on disk; "inexact" says that the chunk is not what the
     whole video would give, which then has to be done uncut; "partial" that a damaged video gave
     ``frames`` before ``error``; "failed" that this video gave nothing, "fatal" that no video can.
+    ``digest`` is that of what is on disk.
     """
 
     source: str
@@ -111,6 +114,7 @@ class Outcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     frames: int = 0
     engine: str = ""
     error: str = ""
+    digest: str = ""
 
 
 class SourceResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -118,7 +122,7 @@ class SourceResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``folder`` is within the output folder; ``chunks`` are their numbers of frames; ``shares`` is
     the mean over the frames of each class's part (0 … 1); ``engines`` are those that took part,
-    ``error`` why it is not whole.
+    ``error`` why it is not whole, ``digest`` that of the folder's lines and masks.
     """
 
     source: str
@@ -129,6 +133,7 @@ class SourceResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engines: tuple[str, ...] = ()
     shares: dict[str, float] = {}
     error: str | None = None
+    digest: str = ""
 
 
 class BatchResults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -166,3 +171,18 @@ def key_of(bundle: Bundle, settings: Settings, source: str, state: tuple[int, in
         state,
     )
     return hashlib.sha256(json_bytes(parts)).hexdigest()[:24]
+
+
+def digest_of(folder: Path) -> str:
+    """A number that changes when a line or a mask in the folder is changed, lost or added; other
+    files do not count. All of it is read. Raises OSError."""
+    digest = hashlib.sha256()
+    lines = Path(LINES_NAME)
+    files = [folder / name for name in (lines, partial_path(lines)) if (folder / name).exists()]
+    for path in (*files, *sorted((folder / MASKS_NAME).glob("*.png"))):
+        content = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                content.update(block)
+        digest.update(os.fsencode(path.name) + content.digest())
+    return digest.hexdigest()

@@ -3,7 +3,9 @@ run one chunk of it into a folder that appears whole."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import shutil
 import socket
 from bisect import bisect_left
@@ -15,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from knet_runtime.atomic import json_bytes, output_error
+from knet_runtime.atomic import json_bytes, output_error, publish, write_atomic
 from knet_runtime.batch.records import (
     FINISHED_NAME,
     LINES_NAME,
@@ -26,6 +28,7 @@ from knet_runtime.batch.records import (
     Outcome,
     Settings,
     Status,
+    digest_of,
     stamp,
 )
 from knet_runtime.bundle.store import Bundle, open_bundle
@@ -91,15 +94,15 @@ class ChunkWorker:
         work = Path(job.work)
         _count_attempt(work, chunk)
         # Two machines may do the same chunk, when one is believed dead: each in its own folder.
-        fresh = work / f".{chunk.name}.{socket.gethostname()}.{os.getpid()}.part"
+        fresh = work / f".{chunk.name}.{secrets.token_hex(4)}.{os.getpid()}.part"
         try:
-            shutil.rmtree(fresh, ignore_errors=True)
             fresh.mkdir(parents=True)
             outcome = self._run(fresh, job, chunk, segmenter)
             if outcome.status in ("done", "partial"):
-                (fresh / FINISHED_NAME).write_bytes(json_bytes(outcome))
+                outcome = msgspec.structs.replace(outcome, digest=digest_of(fresh))
+                write_atomic(fresh / FINISHED_NAME, json_bytes(outcome))
                 try:
-                    fresh.rename(work / chunk.name)
+                    publish(fresh, work / chunk.name)
                 except OSError:
                     if (other := finished(job)) is None:
                         raise
@@ -164,15 +167,16 @@ def settings_bundle(settings: Settings) -> Bundle:
 
 
 def finished(job: Job) -> Outcome | None:
-    """What an earlier worker left of this chunk, if it is whole."""
+    """What an earlier worker left of this chunk, if it is whole; else it is removed."""
     if job.chunk is None:
         return None
-    try:
-        data = (Path(job.work) / job.chunk.name / FINISHED_NAME).read_bytes()
-        outcome = msgspec.json.decode(data, type=Outcome)
-    except (OSError, msgspec.DecodeError):
-        return None
-    return msgspec.structs.replace(outcome, source=job.source)
+    folder = Path(job.work) / job.chunk.name
+    with contextlib.suppress(OSError, msgspec.DecodeError):
+        outcome = msgspec.json.decode((folder / FINISHED_NAME).read_bytes(), type=Outcome)
+        if outcome.digest == digest_of(folder):
+            return msgspec.structs.replace(outcome, source=job.source)
+    shutil.rmtree(folder, ignore_errors=True)
+    return None
 
 
 class _ChunkFrames(Closeable):

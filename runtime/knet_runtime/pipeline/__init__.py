@@ -41,6 +41,10 @@ _log = logging.getLogger(__name__)
 STOP_PATIENCE = 30.0
 """Seconds that a source or an engine may take to come back when the run is to end."""
 
+ENGINE_PATIENCE = 5.0
+"""Seconds that an engine has for the call that it is in when the run is stopped; twice its longest
+call if that is more, and never more than ``STOP_PATIENCE``."""
+
 _TICK = 0.1
 """Seconds after which the thread that waits for the others looks after them."""
 
@@ -194,15 +198,22 @@ class Pipeline:
         try:
             check_paths([queue.feed for queue in self._queues])
             if self._warm_up:
-                self._engine.warm_up(len(self._queues))
+                self._engine.warm_up_first()
+            self._engine.thread.start()
+            while not self._engine.warm.wait(_TICK):
+                pass
+            if self._errors:
+                raise self._errors[0]
         except BaseException as error:
+            self.stop()
             for queue in self._queues:
                 queue.advance(FeedEvent.READER_DONE, error)
             self.join()
             raise
         self._began = monotonic()
         for thread in self._threads():
-            thread.start()
+            if thread is not self._engine.thread:
+                thread.start()
 
     def stop(self) -> None:
         """Read no more, from any thread and from signal handlers; returns at once."""
@@ -282,7 +293,10 @@ class Pipeline:
                 text = f"{name}: does not stop and was given up; start again"
                 queue.advance(FeedEvent.READER_DONE, SourceError(text))
         unused_since = max(queue.ending_since for queue in self._queues)
-        hangs = now - max(unused_since, self._engine.busy_since) > STOP_PATIENCE
+        patience = STOP_PATIENCE
+        if self._stopping:
+            patience = min(patience, max(ENGINE_PATIENCE, 2 * self._engine.longest))
+        hangs = now - max(unused_since, self._engine.busy_since) > patience
         if hangs and not self._engine_lost:
             self._engine_lost = True
             text = "the engine does not come back and was given up; start again"

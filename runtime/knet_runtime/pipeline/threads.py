@@ -104,14 +104,18 @@ class EngineThread:
         self._work = work
         self._max_batch = 1 if self._batched is None else self._batched.max_batch
         self._turn = 0
+        self._cold = False
         self.busy_since = inf
         """Since when a batch is being segmented (monotonic clock); infinite between batches."""
+        self.longest = 0.0
+        """Seconds that a batch took at most."""
+        self.warm = threading.Event()
+        """Set when frames can come; or when they never can, as it has failed."""
         self.thread = PipelineThread("engine", self._run)
 
-    def warm_up(self, feeds: int) -> None:
-        """Run it on blank frames, so that the first frames of so many feeds do not wait."""
-        if self._batched is not None:
-            self._batched.warm_up(feeds)
+    def warm_up_first(self) -> None:
+        """Have it run on blank frames before anything else, so that the first ones do not wait."""
+        self._cold = self._batched is not None
 
     def fail(self, error: BaseException) -> None:
         """Nothing more is to be expected of it, by any feed."""
@@ -120,12 +124,24 @@ class EngineThread:
 
     def _run(self) -> None:
         try:
+            if self._batched is not None and self._cold:
+                with self._timed():
+                    self._batched.warm_up(len(self._queues))
+            self.warm.set()
             while batch := self._gather():
-                self.busy_since = monotonic()
-                self._segment(batch)
-                self.busy_since = inf
+                with self._timed():
+                    self._segment(batch)
         except BaseException as error:
             self.fail(error)
+        finally:
+            self.warm.set()
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        self.busy_since = began = monotonic()
+        yield
+        self.longest = max(self.longest, monotonic() - began)
+        self.busy_since = inf
 
     def _gather(self) -> list[tuple[FeedQueue, FrameJob]]:
         """Frames of different feeds for the engine, another first each time; none at the end."""

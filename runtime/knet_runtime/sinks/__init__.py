@@ -54,7 +54,8 @@ class Sink(Protocol):
     @property
     def path(self) -> Path | None:
         """The file or folder that is written, None if it is neither: two sinks, or a sink and a
-        source, never share it."""
+        source, never share it. After ``close`` where it is: under a partial name perhaps, and None
+        if nothing was written."""
         ...
 
     def write(self, frame: Frame, result: Segmentation) -> None: ...

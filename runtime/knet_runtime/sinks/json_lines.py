@@ -12,11 +12,14 @@ from pathlib import Path
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from knet_runtime.atomic import AtomicFile, output_error
+from knet_runtime.atomic import output_error
+from knet_runtime.growing import GrowingFile
 from knet_runtime.rle import Rle, rles_of
 from knet_runtime.segmentation import Segment, Segmentation
 from knet_runtime.sinks.raw_masks import STDOUT, Pipe
 from knet_runtime.types import Frame, Size
+
+_BLOCK = 1 << 16
 
 
 class SegmentRecord(msgspec.Struct, frozen=True, rename={"label": "class"}):
@@ -77,7 +80,7 @@ class RleRecord(_FrameRecord, frozen=True):
 class _LineSink:
     def __init__(self, path: str | Path, model: str) -> None:
         self._model = model
-        self.path = None if str(path) == STDOUT else Path(path)
+        self.path: Path | None = None if str(path) == STDOUT else Path(path)
         self._lines: Pipe | _File
         self._lines = _File(self.path) if self.path else Pipe("JSON lines on stdout")
         self.name = self._lines.name
@@ -86,15 +89,20 @@ class _LineSink:
         self._lines.send(msgspec.json.encode(record) + b"\n")
 
     def close(self, *, complete: bool = True) -> None:
-        """Give the file its name; without frames nothing is left. Raises OutputError."""
+        """Give the file its name, which ``path`` is then; without frames nothing is left, and
+        ``path`` is None. Raises OutputError."""
+        self.path = None
         self._lines.close(complete=complete)
+        if isinstance(self._lines, _File):
+            self.path = self._lines.final
 
 
 class JsonLines(_LineSink):
     """Writes one ``Record`` per frame and line to ``path``, in UTF-8; "-" is stdout.
 
     ``model`` is the id of the model (``Segmenter.model_id``). Until ``close`` the file has a hidden
-    name beside ``path``; a partial one is called ``NAME.partial.SUFFIX``. Raises OutputError when
+    name beside ``path``; a partial one is called ``NAME.partial.SUFFIX``, and so is, from the next
+    start on, what a killed run left. Raises OutputError when
     it cannot be written; ``raw_masks.Pipe`` says what becomes of a slow reader of stdout.
 
         >>> from knet_deploy import JsonLines, Segmenter, open_source
@@ -188,7 +196,11 @@ class _File:
         self.name = str(path)
         self._file: FileIO | None = None
         self._bytes = 0
-        self._target: AtomicFile | None = AtomicFile(path)
+        self._target: GrowingFile | None = GrowingFile(path)
+        self.final: Path | None = None
+        """Where it is, once it is closed."""
+        for rescued in self._target.rescued:
+            _cut_torn_line(rescued)
 
     def send(self, line: bytes) -> None:
         if self._target is None:
@@ -213,6 +225,20 @@ class _File:
             with contextlib.suppress(OSError):  # unbuffered: nothing is left to be written
                 self._file.close()
         if self._bytes:
-            target.commit(complete=complete)
+            self.final = target.commit(complete=complete)
         else:
             target.discard()
+
+
+def _cut_torn_line(path: Path) -> None:
+    """A power cut may take the end of the last line."""
+    with contextlib.suppress(OSError), path.open("r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - _BLOCK)
+            file.seek(start)
+            found = file.read(end - start).rfind(b"\n")
+            if found >= 0:
+                file.truncate(start + found + 1)
+                return
+            end = start

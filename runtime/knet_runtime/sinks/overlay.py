@@ -18,6 +18,7 @@ import numpy as np
 from knet_runtime.atomic import AtomicFile, output_error
 from knet_runtime.drawing import encode_jpeg, encode_png, legend_strip, letterbox, mark_stale
 from knet_runtime.errors import ConfigError, OutputError
+from knet_runtime.growing import GrowingFile
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks.encoder import (
     ENCODERS,
@@ -104,12 +105,13 @@ class OverlayImage:
         legend: bool = False,
         classes: Sequence[str] = (),
     ) -> None:
-        self.path = Path(path)
+        target = Path(path)
+        self.path: Path | None = target
         self.name = str(path)
-        if self.path.suffix.lower() not in self.SUFFIXES:
+        if target.suffix.lower() not in self.SUFFIXES:
             raise ConfigError(f"{path}: let the image's name end in {' or '.join(self.SUFFIXES)}")
         self._painter = OverlayPainter(alpha, legend, classes)
-        self._file: AtomicFile | None = AtomicFile(self.path)
+        self._file: AtomicFile | None = AtomicFile(target)
 
     def write(self, frame: Frame, result: Segmentation) -> None:
         """Write the image. Raises OutputError, also for a second one."""
@@ -118,15 +120,17 @@ class OverlayImage:
             raise OutputError(f"{self.name}: holds one image; write several as an MP4")
         image = self._painter.paint(frame, result)
         try:
-            png = self.path.suffix.lower() == ".png"
+            png = file.target.suffix.lower() == ".png"
             data = encode_png(image) if png else encode_jpeg(image, _JPEG_QUALITY)
         except ValueError as error:
             raise OutputError(f"{self.name}: {error}; write a PNG, or a smaller image") from error
         file.write(data)
 
     def close(self, *, complete: bool = True) -> None:
-        """Nothing is left to do: the image is whole, or was never written."""
-        self._file = None
+        """Nothing is left to do: the image is whole, or was never written; ``path`` is then
+        None."""
+        if self._file is not None:
+            self._file = self.path = None
 
 
 class FrameClock:
@@ -193,9 +197,10 @@ class OverlayVideo:
     a stale frame is marked in red, at the time it is shown. The MP4 of a live source, or of more
     than 100,000 frames, stays in fragments: its index would grow in memory.
 
-    Until ``close`` the file has a hidden name beside ``path``. Raises OutputError when it
-    cannot be written or no encoder works, ConfigError for another suffix, a wrong alpha or classes
-    that the model does not have.
+    Until ``close`` the file has a hidden name beside ``path``; what a killed run left is kept, from
+    the next start on, as ``NAME.partial.SUFFIX``. Raises OutputError when it cannot be written or
+    no encoder works, ConfigError for another suffix, a wrong alpha or classes that the model does
+    not have.
 
         >>> from knet_deploy import OverlayVideo, Segmenter, open_source
         >>> with open_source("drive.mp4") as source, Segmenter() as segment:
@@ -218,9 +223,10 @@ class OverlayVideo:
         codec: Codec = "h264",
         encoders: Sequence[str] | None = None,
     ) -> None:
-        self.path = Path(path)
+        target = Path(path)
+        self.path: Path | None = target
         self.name = str(path)
-        video_format = _FORMATS.get(self.path.suffix.lower())
+        video_format = _FORMATS.get(target.suffix.lower())
         if video_format is None:
             raise ConfigError(f"{path}: the overlay is a video: let its name end in .mp4 or .mkv")
         if codec not in ENCODERS:
@@ -239,7 +245,7 @@ class OverlayVideo:
         )
         self._failed = False
         self._writer: VideoWriter | None = None
-        self._pending: AtomicFile | None = AtomicFile(self.path)
+        self._pending: GrowingFile | None = GrowingFile(target)
 
     @property
     def retimed(self) -> int:
@@ -249,7 +255,7 @@ class OverlayVideo:
     def write(self, frame: Frame, result: Segmentation) -> None:
         """Add one frame; ``result`` has its size. Raises OutputError when it cannot be written."""
         if self._pending is None:
-            raise ValueError(f"{self.path} is closed")
+            raise ValueError(f"{self.name} is closed")
         image = self._painter.paint(frame, result)
         try:
             if self._writer is None:
@@ -259,19 +265,20 @@ class OverlayVideo:
             self._writer.write(image, self._clock.ticks(frame))
         except WRITE_ERRORS as error:
             self._failed = True
-            raise output_error(self.path, error) from error
+            raise output_error(Path(self.name), error) from error
 
     def close(self, *, complete: bool = True) -> None:
         """Finish the file and rename it to ``path``, or, unless complete, to
-        ``NAME.partial.SUFFIX``.
+        ``NAME.partial.SUFFIX``; ``path`` is then where it is.
 
-        Without frames nothing is left. A second call does nothing. Raises OutputError when it
-        cannot be finished; if it plays all the same it is kept as partial.
+        Without frames nothing is left, and ``path`` is None. A second call does nothing. Raises
+        OutputError when it cannot be finished; if it plays all the same it is kept as partial.
         """
         pending, self._pending = self._pending, None
         writer, self._writer = self._writer, None
         if pending is None:
             return
+        self.path = None
         if writer is None:
             pending.discard()
             return
@@ -281,12 +288,13 @@ class OverlayVideo:
         except WRITE_ERRORS as error:
             problem = error
         if self.retimed:
-            _log.warning("%s: moved %d frames whose time ran back", self.path, self.retimed)
+            _log.warning("%s: moved %d frames whose time ran back", self.name, self.retimed)
         if problem is None and not self._failed:
-            pending.commit(complete=complete)
-        elif is_playable(pending.temporary, self._format):
-            pending.commit(complete=False)
+            self.path = pending.commit(complete=complete)
+        elif pending.is_lost or is_playable(pending.temporary, self._format):
+            self.path = pending.commit(complete=False)
         else:
             pending.discard()
         if problem is not None and not self._failed:  # else write() has raised it already
-            raise output_error(self.path, problem) from problem
+            where = f"; what plays of it is kept in {self.path}" if self.path else ""
+            raise OutputError(f"{output_error(Path(self.name), problem)}{where}") from problem

@@ -35,6 +35,9 @@ from knet_runtime.errors import ConfigError, OutputClosed, OutputError, SourceEr
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.types import MAX_PIXELS, ClassMap, Frame
 
+if sys.platform != "win32":
+    import fcntl
+
 STDOUT = "-"
 """What stands for stdout where a file could be named."""
 
@@ -46,16 +49,21 @@ _PIECE = getattr(select, "PIPE_BUF", 512)  # absent where there is no poll eithe
 class Pipe:
     """Sends whole messages; ``name`` is what it is called in errors.
 
-    ``descriptor`` (None: stdout) is a pipe, socket, terminal or file and stays open. A reader that
-    takes its time makes ``send`` wait. One that takes not a byte for ``patience`` seconds is an
-    OutputError, and one that closes its end an OutputClosed; nothing more can be sent then.
+    ``descriptor`` (None: stdout) is a pipe, socket, terminal or file and stays open; a stdout that
+    is closed is an OutputError. A reader that takes its time makes ``send`` wait. One that takes
+    not a byte for ``patience`` seconds is an OutputError, and one that closes its end an
+    OutputClosed; nothing more can be sent then.
     """
 
     def __init__(self, name: str, descriptor: int | None = None, *, patience: float = 10.0) -> None:
         self.name = name
         if descriptor is None:
+            if sys.stdout is None:
+                raise OutputError(f"{name}: stdout is closed; name a file")
             sys.stdout.flush()  # what was printed comes before
             descriptor = sys.stdout.fileno()
+            if not _takes_bytes(descriptor):
+                raise OutputError(f"{name}: stdout is closed; name a file")
         self._descriptor = descriptor
         self._patience = patience
         # A file takes anything at once, and is not polled.
@@ -79,11 +87,20 @@ class Pipe:
             raise OutputClosed(f"{self.name}: nobody reads it any more") from error
         except OSError as error:
             self._closed = True
-            raise OutputError(f"{self.name}: {error.strerror}; write to another place") from error
+            raise self._problem(error) from error
 
     def close(self, *, complete: bool = True) -> None:
-        """Send nothing more; the descriptor is its owner's."""
-        self._closed = True
+        """Send nothing more; the descriptor is its owner's. Raises OutputError where what was sent
+        to a file cannot be brought to the disk."""
+        was_open, self._closed = not self._closed, True
+        if self._is_file and was_open:
+            try:
+                os.fsync(self._descriptor)
+            except OSError as error:
+                raise self._problem(error) from error
+
+    def _problem(self, error: OSError) -> OutputError:
+        return OutputError(f"{self.name}: {error.strerror}; write to another place")
 
     def _send(self, data: memoryview) -> None:
         if self._is_file:
@@ -103,6 +120,15 @@ class Pipe:
                     f"{self.name}: the reader has taken nothing for {self._patience:g} s; "
                     "let it read on, or leave this output out"
                 )
+
+
+def _takes_bytes(descriptor: int) -> bool:
+    if sys.platform == "win32":
+        return True
+    try:
+        return fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+    except OSError:
+        return False
 
 
 HEADER = Struct("<4sHHIIQQddI12x")

@@ -40,7 +40,8 @@ class Push(msgspec.Struct, frozen=True):
 
 def main() -> int:
     """Push what comes on stdin; the exit status."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; we end by EOF
+    for number in (signal.SIGINT, signal.SIGHUP):  # they go to the whole group; we end by EOF
+        signal.signal(number, signal.SIG_IGN)
     # The kernel ends us when the peer is silent, even if our parent is gone by then.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     answers = os.fdopen(os.dup(1), "wb", buffering=0)

@@ -198,6 +198,7 @@ def test_a_source_that_is_none_is_refused(
         (["-o", "o.png"], "single image"),
         (["-o", "o.mp4", "--alpha", "2"], "between 0 and 1"),
         (["--legend"], "name it with -o"),
+        (["--overwrite"], "add --masks FOLDER"),
         (["--bundle", "gone.knet"], "there is no such bundle"),
         (["-o", "/dev/null/o.mp4"], "/dev/null/o.mp4"),
         (["--masks", "/dev/null/masks"], "/dev/null/masks"),
@@ -310,7 +311,7 @@ def test_the_models_size_is_chosen_within_what_the_bundle_takes(
 ) -> None:
     image = tmp_path / "halves.png"
     cv2.imwrite(str(image), np.repeat([[[0, 0, 255]] * 30 + [[255, 0, 0]] * 30], 40, 0))
-    words = ["run", image, "--bundle", free_bundle.path, "--masks", tmp_path / "m"]
+    words = ["run", image, "--bundle", free_bundle.path, "--masks", tmp_path / "m", "--overwrite"]
     for size in ("16x24", "64x96", "8×8"):
         answer = call(*words, "--size", size)
         assert answer.code == 0, answer.err
@@ -338,6 +339,36 @@ def test_a_source_that_is_damaged_midway_keeps_what_was_written_as_partial(
     assert f"{tmp_path / 'o.partial.jsonl'}" in answer.out
 
 
+def test_a_mask_folder_with_another_runs_masks_is_refused_or_overwritten(
+    call: Call, tmp_path: Path
+) -> None:
+    photos, masks = tmp_path / "photos", tmp_path / "m"
+    photos.mkdir()
+    for name in "abc":
+        cv2.imwrite(str(photos / f"{name}.png"), np.zeros((32, 48, 3), np.uint8))
+    words = ["run", photos, "--masks", masks]
+    assert call(*words).code == 0
+    (photos / "c.png").unlink()
+    (masks / "readme.txt").write_text("mine")
+    before = {path.name: path.stat().st_mtime_ns for path in masks.iterdir()}
+    answer = call(*words, "--json", tmp_path / "o.jsonl")
+    assert (answer.code, answer.err.count("\n")) == (2, 1)
+    assert "m: holds the masks of another run; " in answer.err
+    assert "--overwrite" in answer.err
+    assert {path.name: path.stat().st_mtime_ns for path in masks.iterdir()} == before
+    assert not (tmp_path / "o.jsonl").exists()
+    assert call(*words, "--overwrite").code == 0
+    assert sorted(path.name for path in masks.iterdir()) == ["a.png", "b.png", "readme.txt"]
+    several = ["run", "--source", photos, "--source", photos / "a.png", "--masks", tmp_path / "s"]
+    assert call(*several).code == 0
+    answer = call(*several)
+    assert (answer.code, answer.err.count("\n")) == (2, 1)
+    (photos / "b.png").unlink()
+    assert call(*several, "--overwrite").code == 0
+    found = sorted(str(path.relative_to(tmp_path / "s")) for path in (tmp_path / "s").glob("*/*"))
+    assert found == ["a/a.png", "photos/a.png"]
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_run_that_is_ended_early_leaves_a_video_that_plays(
     make_video: Callable[[int], Path], tmp_path: Path, number: signal.Signals, code: int
@@ -349,9 +380,8 @@ def test_a_run_that_is_ended_early_leaves_a_video_that_plays(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
-        hidden = tmp_path / f".o.jsonl.{process.pid}.part"
         until = time.monotonic() + 60
-        while not (hidden.exists() and hidden.read_bytes().count(b"\n") > 2):
+        while not any(p.read_bytes().count(b"\n") > 2 for p in tmp_path.glob(".o.jsonl.*.part")):
             assert process.poll() is None, "it ended by itself"
             assert time.monotonic() < until, "no frame was written"
             time.sleep(0.05)

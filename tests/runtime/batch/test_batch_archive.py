@@ -16,7 +16,7 @@ from fakes import a_frame
 
 from knet_runtime.batch.archive import find_sources, join, run_batch
 from knet_runtime.batch.records import WHOLE, BatchResults, Job, Outcome, Settings, SourceResult
-from knet_runtime.errors import ConfigError, EngineError, SourceError
+from knet_runtime.errors import ConfigError, EngineError, OutputError, SourceError
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks import JsonLines, MaskFolder
 from knet_synthetic import CAMVID11
@@ -111,6 +111,104 @@ def test_what_is_finished_is_not_done_again_unless_it_was_made_otherwise(
     second = run_batch(sources, out, without, again, seconds=0.5)
     assert len(again.done) == did
     assert second.model != first.model
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda out: (out / "masks/000007.png").unlink(),
+        lambda out: (out / "masks/000007.png").write_bytes(b""),
+        lambda out: flip(out / "masks/000007.png"),
+        lambda out: shutil.copy(out / "masks/000007.png", out / "masks/000060.png"),
+        lambda out: shutil.rmtree(out / "masks"),
+        lambda out: flip(out / "frames.jsonl"),
+        lambda out: (out / "frames.jsonl").write_text(""),
+        lambda out: (out / "frames.jsonl").unlink(),
+        lambda out: (out / "finished.json").unlink(),
+    ],
+)
+def test_results_that_were_damaged_since_are_done_again(
+    video: Video,
+    settings: Settings,
+    pool: Any,
+    single: Files,
+    written: Files,
+    tmp_path: Path,
+    harm: Callable[[Path], object],
+) -> None:
+    sources = {name: video(name) for name in ("b-frames.mp4", "plain.mp4")}
+    out = tmp_path / "out"
+    run_batch(sources, out, settings, pool, seconds=0.5)
+    (out / "plain.mp4" / "note.txt").write_text("of somebody: no harm")
+    pool.done.clear()
+    harm(out / "b-frames.mp4")
+    results = run_batch(sources, out, settings, pool, seconds=0.5)
+    assert {job.source for job in pool.done} == {str(sources["b-frames.mp4"])}
+    assert results.failures == {}
+    assert written(out / "b-frames.mp4") == single(sources["b-frames.mp4"])
+
+
+def flip(path: Path) -> None:
+    """Change a byte in the middle, as a bad disk does."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_chunks_that_were_damaged_since_are_done_again(
+    video: Video, settings: Settings, pool: Any, single: Files, written: Files, tmp_path: Path
+) -> None:
+    path, out = video("b-frames.mp4"), tmp_path / "out"
+
+    class Stops:
+        def __call__(self, jobs: list[Job]) -> Any:
+            for number, outcome in enumerate(pool(jobs)):
+                if jobs[0].chunk is not None and number == 3:
+                    raise KeyboardInterrupt
+                yield outcome
+
+    with pytest.raises(KeyboardInterrupt):
+        run_batch({path.name: path}, out, settings, Stops(), seconds=0.5)
+    chunks = sorted((out / ".work").glob("*/0*"))
+    assert len(chunks) > 2
+    (chunks[0] / "masks" / "000000.png").write_bytes(b"")  # as a power cut leaves it
+    before = (chunks[0] / "finished.json").stat().st_mtime_ns
+    kept = (chunks[1] / "finished.json").stat().st_mtime_ns
+    seen = []
+
+    class Looks:
+        def __call__(self, jobs: list[Job]) -> Any:
+            for outcome in pool(jobs):
+                if outcome.status == "done" and not seen:
+                    seen.extend((one / "finished.json").stat().st_mtime_ns for one in chunks[:2])
+                yield outcome
+
+    run_batch({path.name: path}, out, settings, Looks(), seconds=0.5)
+    assert seen[0] > before
+    assert seen[1] == kept
+    assert written(out / path.name) == single(path)
+
+
+def test_a_second_batch_into_one_folder_is_refused_and_a_leftover_lock_is_not_held(
+    video: Video, settings: Settings, pool: Any, tmp_path: Path
+) -> None:
+    path, out = video("plain.mp4"), tmp_path / "out"
+    refused = []
+
+    class Meanwhile:
+        def __call__(self, jobs: list[Job]) -> Any:
+            with pytest.raises(OutputError, match="another batch is writing there") as caught:
+                run_batch({path.name: path}, out, settings, pool)
+            refused.append(str(caught.value))
+            return pool(jobs)
+
+    out.mkdir()
+    (out / ".lock").write_text("left by a killed batch")
+    results = run_batch({path.name: path}, out, settings, Meanwhile(), seconds=0.5)
+    assert results.failures == {}
+    assert all("\n" not in text for text in refused)
+    assert len(refused) == 2
+    assert sorted(item.name for item in out.iterdir()) == [path.name, "results.json"]
 
 
 def run_model(settings: Settings) -> str:

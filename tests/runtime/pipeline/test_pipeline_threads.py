@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import random
 import threading
 from collections.abc import Callable
@@ -269,6 +270,67 @@ def test_an_engine_that_does_not_come_back_is_given_up_and_comes_too_late(
     assert sink.frames == [0, 1]
     assert sink.closed == [False]
     assert pipeline_threads() == []
+
+
+@pytest.mark.parametrize("where", ["warm-up", "call"])
+def test_an_engine_that_hangs_when_the_run_is_interrupted_is_given_up_within_seconds(
+    monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setattr(pipeline_module, "ENGINE_PATIENCE", 0.2)
+    hangs, late = threading.Event(), threading.Event()
+
+    class Hangs(Batches):
+        def warm_up(self, largest: int) -> None:
+            if where == "warm-up":
+                hangs.set()
+                late.wait(60)
+
+        def batch(self, frames: list[NDArray[np.uint8]]) -> list[Segmentation]:
+            if frames[0].flat[0] == 2:
+                hangs.set()
+                late.wait(60)
+            return super().batch(frames)
+
+    def interrupt() -> None:
+        assert hangs.wait(20)
+        _thread.interrupt_main()
+
+    source, sink = Frames(None), Recorder()
+    beside = threading.Thread(target=interrupt)
+    beside.start()
+    began = monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run([Feed(source, [sink])], Hangs())
+    finally:
+        late.set()
+        beside.join()
+    assert monotonic() - began < 10
+    # Without a frame there is nothing to be partial.
+    assert (sink.frames, sink.closed) == (([0, 1], [False]) if where == "call" else ([], [True]))
+    wait_until(lambda: pipeline_threads() == [], "the thread that hung to end")
+
+
+def test_an_interrupted_run_waits_for_an_engine_whose_calls_are_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pipeline_module, "ENGINE_PATIENCE", 0.01)
+    busy = threading.Event()
+
+    def segmenter(image: NDArray[np.uint8]) -> Segmentation:
+        if image.flat[0] == 1:
+            busy.set()
+        threading.Event().wait(0.5)
+        return segment_one(image)
+
+    sink = Recorder()
+    pipeline = Pipeline([Feed(Frames(None), [sink])], segmenter)
+    pipeline.start()
+    assert busy.wait(20)  # in its second call
+    pipeline.stop()
+    pipeline.join()
+    assert sink.closed == [True]
+    assert sink.frames[:2] == [0, 1]
 
 
 def test_a_slow_engine_may_take_its_time_for_the_last_frames(

@@ -7,12 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import pytest
 
 import knet_runtime
+from knet_runtime.sinks import OverlayVideo
+from knet_runtime.sources import open_source
+from knet_runtime.sources.base import SourceInfo
 
 FILL_THE_DISK = """
 import resource, sys
@@ -85,3 +89,8 @@ def test_a_killed_process_leaves_a_hidden_file_that_plays(tmp_path: Path) -> Non
     assert name.endswith(".part")
     with av.open(f"file:{tmp_path / name}", format="mp4") as container:
         assert sum(1 for _ in container.decode(video=0)) >= 10
+    info = SourceInfo("video", (96, 128), Fraction(5), None, Fraction(1, 5))
+    OverlayVideo(tmp_path / "o.mp4", info).close()
+    assert files_in(tmp_path) == ["o.partial.mp4"]
+    with open_source(tmp_path / "o.partial.mp4") as source:
+        assert len(list(source)) >= 10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -173,10 +174,102 @@ def test_partial_outputs_say_so_in_their_names(tmp_path: Path) -> None:
         "o.partial.mp4",
     ]
     assert "1 masks" in (tmp_path / "masks/PARTIAL.txt").read_text()
-    again = MaskFolder(tmp_path / "masks")
+    again = MaskFolder(tmp_path / "masks", overwrite=True)
     again.write(*a_frame(0))
     again.close()
     assert files_in(tmp_path / "masks") == ["000000.png"]
+
+
+def test_paths_say_where_results_are_after_the_end(tmp_path: Path) -> None:
+    for complete, frames, names in (
+        (True, 1, ["o.mp4", "o.jsonl", "m"]),
+        (False, 1, ["o.partial.mp4", "o.partial.jsonl", "n"]),
+        (False, 1, ["o.partial.2.mp4", "o.partial.2.jsonl", "l"]),
+        (False, 0, [None, None, None]),
+    ):
+        sinks: tuple[Sink, ...] = (
+            OverlayVideo(tmp_path / "o.mp4", VIDEO),
+            JsonLines(tmp_path / "o.jsonl", "m@1"),
+            MaskFolder(tmp_path / (names[2] or "k")),
+        )
+        for sink in sinks:
+            for index in range(frames):
+                sink.write(*a_frame(index))
+            sink.close(complete=complete)
+        assert [sink.path for sink in sinks] == [name and tmp_path / name for name in names]
+
+
+def test_a_mask_folder_never_mixes_two_runs_and_keeps_what_is_not_a_runs(tmp_path: Path) -> None:
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    (folder / "note.txt").write_text("mine")
+    cv2.imwrite(str(folder / "truth.png"), np.zeros((4, 4), np.uint8))
+    (folder / "sub.png").mkdir()
+    sink = MaskFolder(folder)
+    for index in range(3):
+        sink.write(*a_frame(index))
+    sink.close()
+    own = ["note.txt", "sub.png", "truth.png"]
+    masks = ["000000.png", "000001.png", "000002.png"]
+    assert files_in(folder) == [*masks, *own]
+    with pytest.raises(OutputError, match=r"masks: holds the masks of another run; .*--overwrite"):
+        MaskFolder(folder)
+    unused = MaskFolder(folder, overwrite=True)
+    unused.close()
+    assert files_in(folder) == [*masks, *own]  # until there is something else
+    (folder / ".000002.png.0f.part").write_bytes(b"half of a mask of a killed run")
+    again = MaskFolder(folder, overwrite=True)
+    again.write(*a_frame(1))
+    assert files_in(folder) == ["000001.png", *own]
+    again.close()
+    assert files_in(folder) == ["000001.png", *own]
+    assert (folder / "truth.png").read_bytes() != (folder / "000001.png").read_bytes()
+
+
+def test_a_mask_is_not_written_over_somebodys_file(tmp_path: Path) -> None:
+    (tmp_path / "000001.png").write_bytes(b"mine")
+    for overwrite in (False, True):
+        sink = MaskFolder(tmp_path, overwrite=overwrite)
+        sink.write(*a_frame(0))
+        with pytest.raises(OutputError, match=r"000001\.png: is there already"):
+            sink.write(*a_frame(1))
+        sink.close(complete=False)
+        assert files_in(tmp_path) == ["000000.png", "000001.png", "PARTIAL.txt"]
+        assert (tmp_path / "000001.png").read_bytes() == b"mine"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="an open file cannot be removed there")
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_outputs_whose_folder_is_removed_meanwhile_are_kept_and_named(
+    tmp_path: Path, suffix: str
+) -> None:
+    folder = tmp_path / "out"
+    video = OverlayVideo(folder / f"o.{suffix}", VIDEO)
+    lines, masks = JsonLines(folder / "o.jsonl", "m@1"), MaskFolder(folder / "m")
+    for index in range(120):
+        frame, mask = a_frame(index, Fraction(index, 25))
+        for sink in (video, lines):
+            sink.write(frame, mask)
+    masks.write(*a_frame(0))
+    shutil.rmtree(folder)
+    with pytest.raises(OutputError, match=r"out/m/000001\.png: No such file"):
+        masks.write(*a_frame(1))
+    masks.close(complete=False)
+    for sink in (video, lines):
+        with pytest.raises(OutputError, match="what was written is kept in "):
+            sink.close()
+    assert (video.path, lines.path, masks.path) == (None, None, None)
+    assert len((folder / "o.partial.jsonl").read_text().splitlines()) == 120
+    with av.open(str(folder / f"o.partial.{suffix}")) as container:
+        assert sum(1 for _ in container.decode(video=0)) >= 50  # what was in whole fragments
+    assert files_in(folder) == ["o.partial.jsonl", f"o.partial.{suffix}"]
+
+
+def test_a_torn_last_line_of_a_killed_run_is_cut_off(tmp_path: Path) -> None:
+    (tmp_path / ".o.jsonl.0f.part").write_bytes(b'{"frame":0}\n' + b"x" * 100_000)
+    JsonLines(tmp_path / "o.jsonl", "m@1").close()
+    assert (tmp_path / "o.partial.jsonl").read_bytes() == b'{"frame":0}\n'
+    assert files_in(tmp_path) == ["o.partial.jsonl"]
 
 
 def test_outputs_without_frames_leave_nothing(tmp_path: Path) -> None:
