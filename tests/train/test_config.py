@@ -57,10 +57,10 @@ def test_the_last_override_of_a_key_wins() -> None:
         ("optim.lr.peak=1", "no section 'lr'"),
         ("optim.lr", "section.key=value"),
         ("=1", "section.key=value"),
-        ("optim.lr=fast", r"^optim\.lr is 'fast'; it takes a number above 0 to 1,000,000,000"),
+        ("optim.lr=fast", r"^optim\.lr is 'fast'; it takes a number above 0 to 1e\+09"),
         ("optim.steps=1.5", r"^optim\.steps is 1\.5; it takes a whole number from 1"),
         ("model.backbone=50", r"^model\.backbone is 50; it takes a text"),
-        ("model.head=mlp", r"^model\.head is 'mlp'; it takes one of aspp, fcn, fpn, psp, uper$"),
+        ("model.head=mlp", r"^model\.head is 'mlp'; it takes one of fcn, fpn, psp, aspp, uper$"),
         ("model.head=fcn", r"head fcn works .* stride 4 must be output_stride 32"),
         ("model.update_channels=100", "channels 128 must be a multiple of update_channels 100"),
         (
@@ -101,7 +101,7 @@ def test_the_last_override_of_a_key_wins() -> None:
         ("loss.mean_over=some", r"^loss\.mean_over is 'some'; it takes one of all, labelled$"),
         (
             "trainer.precision=fp16",
-            r"^trainer\.precision is 'fp16'; it takes one of 16-mixed, 32-true, auto, bf16-mixed$",
+            r"^trainer\.precision is 'fp16'; it takes one of auto, 32-true, 16-mixed, bf16-mixed$",
         ),
         ("model.channels=1000000", r"^model\.channels is 1000000; .* from 1 to 8,192$"),
         ("model.stride=5", r"^model\.stride is 5; it takes one of 4, 8$"),

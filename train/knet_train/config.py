@@ -255,22 +255,27 @@ def _in_words(error: str, raw: Any, origin: str) -> str:
     file = f"{origin}: " if origin.endswith(".toml") else ""  # a preset of ours has no fault
     if not key:
         return f"{file}{section}: {reason}"
-    kinds = {field.name: field.type for field in _fields(section)}
-    return f"{file}{section}.{key} is {raw[section][key]!r}; it takes {_taken(kinds[key])}"
+    return f"{file}{section}.{key} is {raw[section][key]!r}; it takes {accepted(section, key)}"
 
 
-def _fields(section: str) -> tuple[msgspec.inspect.Field, ...]:
-    (hint,) = (hint for name, hint in get_type_hints(Config).items() if name == section)
-    found = msgspec.inspect.type_info(hint)
+def accepted(section: str, key: str) -> str:
+    """What values a setting takes, in words.
+
+    >>> accepted("model", "head")
+    'one of fcn, fpn, psp, aspp, uper'
+    """
+    found = msgspec.inspect.type_info(get_type_hints(Config)[section])
     assert isinstance(found, msgspec.inspect.StructType)
-    return found.fields
+    return _taken({field.name: field.type for field in found.fields}[key])
 
 
 def _taken(kind: msgspec.inspect.Type) -> str:
     """What values a type has, in words."""
     match kind:
         case msgspec.inspect.LiteralType(values=values):
-            return "one of " + ", ".join(sorted(map(str, values)))
+            return "one of " + ", ".join(
+                sorted(map(str, values), key=lambda value: (len(value), value))
+            )
         case msgspec.inspect.IntType():
             return f"a whole number {_bounds(kind)}"
         case msgspec.inspect.FloatType():
@@ -291,8 +296,12 @@ def _taken(kind: msgspec.inspect.Type) -> str:
 
 
 def _bounds(kind: msgspec.inspect.IntType | msgspec.inspect.FloatType) -> str:
-    low = f"from {kind.ge:,}" if kind.ge is not None else f"above {kind.gt:,}"
-    return low + (f" to {kind.le:,}" if kind.le is not None else f" to below {kind.lt:,}")
+    low = f"from {_number(kind.ge)}" if kind.ge is not None else f"above {_number(kind.gt)}"
+    return low + (f" to {_number(kind.le)}" if kind.le is not None else f" to below {kind.lt}")
+
+
+def _number(value: float | None) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def _merge(raw: dict[str, Any], override: str) -> None:

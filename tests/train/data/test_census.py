@@ -137,6 +137,15 @@ def test_own_classes_from_0_in_annotations_are_seen_to_be_shifted(
     )
 
 
+def test_masks_of_0_and_255_in_annotations_are_all_void(make: Callable[..., Path]) -> None:
+    root = make({"a": half(0, 255)}, "annotations")
+    warnings = report_of(root).warnings
+    assert "and the labels hold none of them: " in warnings[1]
+    assert warnings[2].startswith("value 255 is ignored; these look like 0/255 masks: in annot")
+    with pytest.raises(DataError, match="has no labelled pixel"):
+        check_pairs(open_folder(root, "all"))
+
+
 PAINTED = {"class_names": ["background", "crack"], "palette_rgb": [BLACK, RED]}
 
 

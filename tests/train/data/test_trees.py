@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from knet_runtime.errors import DataError
-from knet_train.data.check import DataReport, check, survey
+from knet_train.data.check import DataReport, check, encode_report, survey
 from knet_train.data.dataset import open_folder
 from knet_train.data.layouts import find_layout, split_names
 
@@ -170,3 +171,12 @@ def test_names_from_a_mac_and_from_elsewhere_are_the_same(make_folder: MakeFolde
     label.rename(root / "labels" / "\u00e9t\u00e9.png")
     list_in(root, "mine", "\u00e9t\u00e9")
     assert len(open_folder(root, "mine")) == 1
+
+
+def test_names_that_are_no_unicode_are_paired_and_reported(make_folder: MakeFolder) -> None:
+    root = make_folder(["caf\udce9", "b"])  # Latin-1
+    Image.new("L", (8, 8)).save(root / "labels" / "caf\udce9.png")
+    report = report_of(root)
+    assert report.splits == {"all": 2}
+    (problem,) = json.loads(encode_report(report))["problems"]
+    assert "caf\udce9.png is 8×8 but its image is 96×64" in problem

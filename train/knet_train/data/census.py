@@ -63,13 +63,14 @@ def doubts(layout: Layout, splits: Mapping[str, Census]) -> list[str]:
     absent = [name for name, there in zip(labels.names, seen, strict=True) if not there]
     if absent and layout.kind == "ADE20K" and not layout.named:
         present = [name for name, there in zip(labels.names, seen, strict=True) if there]
+        held = f"{len(present)} of them ({_names(present)})" if present else "none of them"
         lines.append(
-            f"there is no labels.json, so the classes are ADE20K's 150, and the labels hold "
-            f"{len(present)} of them ({_names(present)}): if they are your own, name them in a "
-            "labels.json"
+            f"there is no labels.json, so the classes are ADE20K's 150, and the labels hold {held}"
+            f"{_looked(splits.values())}: if they are your own, name them in a labels.json"
         )
     elif absent:
         lines.append(f"no label has a pixel of {_names(absent)}{_looked(splits.values())}")
+    if absent:
         lines += _reasons(layout, whole, bool(seen[-1]))
     for name, census in splits.items():
         if not census.files:
@@ -92,20 +93,16 @@ def doubts(layout: Layout, splits: Mapping[str, Census]) -> list[str]:
 
 def _reasons(layout: Layout, pixels: NDArray[np.int64], last_seen: bool) -> list[str]:
     """Why a class may have no pixel although its owner drew it."""
-    ignored = layout.labels.ignore_index
-    present = np.flatnonzero(pixels).tolist()
-    if layout.void_first:
-        if layout.named and not last_seen and pixels[0]:
-            return [
-                "in annotations/ label 0 means void and v means class v - 1: if 0 is a class "
-                "here, call the folder labels/"
-            ]
-    elif present == [0, ignored]:
-        return [
-            f"value {ignored} is ignored; these look like 0/{ignored} masks: write 1 instead of "
-            f"{ignored}, or set ignore_index in labels.json"
-        ]
-    elif pixels[ignored] >= _MUCH * pixels.sum():
+    ignored, void_first = layout.labels.ignore_index, layout.void_first
+    shifted = "in annotations/ label 0 means void and v means class v - 1: "
+    if np.flatnonzero(pixels).tolist() == [0, ignored]:
+        masks = f"value {ignored} is ignored; these look like 0/{ignored} masks: "
+        if void_first:
+            return [f"{masks}{shifted}call the folder labels/, and write 1 instead of {ignored}"]
+        return [f"{masks}write 1 instead of {ignored}, or set ignore_index in labels.json"]
+    if void_first and layout.named and not last_seen and pixels[0]:
+        return [f"{shifted}if 0 is a class here, call the folder labels/"]
+    if not void_first and pixels[ignored] >= _MUCH * pixels.sum():
         return [f"value {ignored} is ignored: where it stands for a class, write its index"]
     return []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -164,8 +165,8 @@ def check(
 
 
 def encode_report(report: DataReport) -> bytes:
-    """The report as JSON."""
-    return msgspec.json.format(msgspec.json.encode(report)) + b"\n"
+    """The report as JSON, in ASCII: names of files may be no Unicode."""
+    return json.dumps(msgspec.to_builtins(report), indent=2).encode() + b"\n"
 
 
 def _members(found: Survey) -> dict[Sample, list[str]]:
