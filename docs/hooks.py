@@ -103,7 +103,7 @@ def settings_page() -> str:
     """Every key of a preset, with its value in knet-edge and what it means."""
     import msgspec
 
-    from knet_train.config import load_config
+    from knet_train.config import accepted, load_config
 
     source = (REPOSITORY / "train/knet_train/config.py").read_text("utf-8")
     values = msgspec.to_builtins(load_config("knet-edge"))
@@ -112,10 +112,11 @@ def settings_page() -> str:
     for name, body in sections:
         section = name.lower()
         lines = [f"## {section}", "", re.findall(r'"""(.+?)"""', body)[0], ""]
-        lines += ["| key | in knet-edge | what it is |", "|---|---|---|"]
+        lines += ["| key | in knet-edge | what it is | what it takes |", "|---|---|---|---|"]
         for key, note in re.findall(r"^    (\w+): [^#\n]+?(?:  # (.+))?$", body, re.M):
             value = msgspec.json.encode(values[section][key]).decode()
-            lines.append(f"| {_code(f'{section}.{key}')} | {_code(value)} | {_text(note)} |")
+            cells = _code(f"{section}.{key}"), _code(value), _text(note), accepted(section, key)
+            lines.append(f"| {' | '.join(cells)} |")
         tables.append("\n".join(lines))
     return "\n\n".join(tables)
 

@@ -30,6 +30,8 @@ class KnetError(Exception):
     gone.mp4: No such file or directory; check the name and its permissions
     """
 
+    example = ""  # what a file should look like, in a few lines that the command line adds
+
 
 class BundleError(KnetError):
     """A bundle is missing, damaged, unsafe, or written by a newer version.

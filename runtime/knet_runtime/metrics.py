@@ -91,6 +91,11 @@ class ConfusionMatrix:
         return float(iou[seen].mean()) if seen.any() else float("nan")
 
     @property
+    def scored_classes(self) -> int:
+        """How many classes ``miou`` is the mean of."""
+        return int(np.count_nonzero(~np.isnan(self.iou)))
+
+    @property
     def pixel_accuracy(self) -> float:
         """The fraction of labelled pixels that were predicted right; NaN when there are none."""
         return float(_divide(np.trace(self.matrix), self.matrix.sum()))

@@ -40,6 +40,7 @@ def test_scores_are_those_of_the_definitions(seed, n):
         ious.append(hits / union if union else math.nan)
     np.testing.assert_allclose(matrix.iou, ious)
     assert matrix.miou == pytest.approx(np.nanmean(ious))
+    assert matrix.scored_classes == np.count_nonzero(np.isfinite(ious))
     assert matrix.pixel_accuracy == pytest.approx(np.mean(prediction[valid] == label[valid]))
     assert matrix.matrix.sum() == valid.sum()
 

@@ -21,6 +21,7 @@ from knet_train.config import Config
 from knet_train.data.dataset import open_folder
 from knet_train.evaluate import evaluate
 from knet_train.fit import RunResult
+from knet_train.run_folder import Stopped
 
 MakeConfig = Callable[..., Config]
 Different = Callable[[Path, Path], list[str]]
@@ -127,8 +128,9 @@ def test_an_interrupted_run_resumes_as_if_nothing_had_been(
     first, second = At(step, interrupt), At()
     handler = signal.getsignal(signal.SIGINT)
     begun, ended = Evaluations(), Evaluations()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Stopped) as stopped:
         go("parts", callbacks=[first, begun])
+    assert stopped.value.step == step
     assert signal.getsignal(signal.SIGINT) is handler
     assert max(first.losses, default=0) == step
     assert not (tmp_path / "parts" / "last.safetensors").exists()
@@ -237,17 +239,27 @@ def test_another_seed_would_draw_other_samples_and_is_refused(go: Callable[..., 
         go("run", "trainer.seed=1", resume=True)
 
 
-def test_sigterm_saves_as_ctrl_c_does_and_is_then_passed_on(
-    go: Callable[..., RunResult], different: Different, tmp_path: Path
+def test_a_hang_up_that_is_ignored_stays_ignored(go: Callable[..., RunResult]) -> None:
+    """As for what nohup starts."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        go("run", callbacks=[At(3, lambda: os.kill(os.getpid(), signal.SIGHUP))])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_other_signals_save_as_ctrl_c_does_and_are_then_passed_on(
+    go: Callable[..., RunResult], different: Different, number: signal.Signals
 ) -> None:
     passed_on = []
-    before = signal.signal(signal.SIGTERM, lambda *_: passed_on.append(True))
+    before = signal.signal(number, lambda *_: passed_on.append(True))
     try:
         expected = go("whole")
-        with pytest.raises(KeyboardInterrupt):
-            go("parts", callbacks=[At(3, lambda: os.kill(os.getpid(), signal.SIGTERM))])
+        with pytest.raises(Stopped):
+            go("parts", callbacks=[At(3, lambda: os.kill(os.getpid(), number))])
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
     assert passed_on == [True]
     assert not different(expected.last, go("parts", resume=True).last)
 
@@ -263,12 +275,37 @@ def test_the_state_is_saved_between_evaluations(go: Callable[..., RunResult]) ->
     assert list(second.losses) == [5, 6]
 
 
-def test_synthetic_streets_want_camvids_classes(
-    go: Callable[..., RunResult], tmp_path: Path
+def test_synthetic_streets_are_left_out_where_classes_differ(
+    go: Callable[..., RunResult],
+    different: Different,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with pytest.raises(ConfigError, match=r"--set data\.synthetic_share=0"):
-        go("run", "data.synthetic_share=0.1")
-    assert not (tmp_path / "run").exists()
+    expected = go("without", "optim.steps=2")
+    result = go("run", "optim.steps=2", "data.synthetic_share=0.5")
+    assert "without synthetic streets: they have CamVid's eleven classes" in caplog.text
+    assert not different(expected.last, result.last)
+    config = msgspec.json.decode((tmp_path / "run" / "config.json").read_bytes(), type=Config)
+    assert config.data.synthetic_share == 0
+
+
+def test_a_run_says_what_looks_wrong_in_its_labels(
+    go: Callable[..., RunResult], data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (data / "labels.json").write_text('["road", "sky", "car", "bus"]')
+    result = go("run", "optim.steps=1", "trainer.val_every=1")
+    assert caplog.text.count("no label has a pixel of bus") == 1
+    # A class that is neither labelled nor predicted is in no mean; others may be predicted.
+    assert result.classes == 4
+    assert 3 <= result.scored_classes <= 4
+
+
+def test_memory_that_runs_out_names_the_settings(go: Callable[..., RunResult]) -> None:
+    def enormous(*_: object) -> Any:
+        return torch.empty(2**60)
+
+    with pytest.raises(ConfigError, match=r"memory ran out: lower optim\.batch_size"):
+        go("run", build=enormous)
 
 
 def test_a_place_that_cannot_be_written_is_named(

@@ -6,20 +6,24 @@ import errno
 import logging
 import multiprocessing
 import os
+import pickle
 import resource
 import signal
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import pytorch_lightning as pl
 import torch
 
-from knet_runtime.errors import OutputError, SourceError, TrainingError
+from knet_runtime.errors import CheckpointError, DataError, OutputError, SourceError, TrainingError
 from knet_train.fit import RunResult
-from knet_train.run_folder import AtomicCheckpointIO
+from knet_train.module import RUN_KEY
+from knet_train.run_folder import AtomicCheckpointIO, SavedState, read_state
 
 Different = Callable[[Path, Path], list[str]]
 
@@ -196,3 +200,148 @@ def test_an_unreadable_image_in_the_middle_is_named(
         go("run", f"trainer.workers={workers}")
     assert "\n" not in str(raised.value)
     assert "Traceback" not in str(raised.value)
+
+
+def killed_at(go: Callable[..., RunResult], step: int, *settings: str) -> None:
+    def crash() -> None:
+        raise RuntimeError("the power went")
+
+    with pytest.raises(RuntimeError, match="the power went"):
+        go(
+            "parts",
+            "trainer.save_every=1",
+            "trainer.val_every=6",
+            *settings,
+            callbacks=[At(step, crash)],
+        )
+
+
+def flip(path: Path) -> None:
+    """One bit in the middle, as a bad disk or cable does."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def foreign_zip(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("notes.txt", "not a state")
+
+
+class Gadget:
+    """What unpickling would run."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.proof,))
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "a flipped bit": flip,
+    "cut off": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    "empty": lambda path: path.write_bytes(b""),
+    "a foreign zip": foreign_zip,
+    "a foreign torch file": lambda path: torch.save({"weight": torch.zeros(3)}, path),
+    "a gadget": lambda path: torch.save(Gadget(path.with_name("executed")), path),
+    "a pickle": lambda path: path.write_bytes(pickle.dumps(Gadget(path.with_name("executed")))),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_state_is_noticed_and_nothing_in_it_is_executed(
+    tmp_path: Path, damage: str, tiny_config: Callable[..., Any]
+) -> None:
+    path = tmp_path / "resume.ckpt"
+    config = msgspec.json.encode(tiny_config()).decode()
+    about = {"config": config, "class_names": ["road", "sky"]}
+    weights = {"state_dict": {"w": torch.randn(100, 100)}, "global_step": 7, RUN_KEY: about}
+    AtomicCheckpointIO().save_checkpoint(weights, path)
+    whole = read_state(path)
+    assert isinstance(whole, SavedState)
+    assert (whole.step, whole.class_names) == (7, ("road", "sky"))
+    DAMAGE[damage](path)
+    fault = read_state(path)
+    assert isinstance(fault, str)
+    assert "weights_only" not in fault
+    assert "\n" not in fault
+    assert not (tmp_path / "executed").exists()
+
+
+def test_no_flipped_bit_changes_what_is_resumed(
+    tmp_path: Path, tiny_config: Callable[..., Any]
+) -> None:
+    """Each is either noticed or harmless (in a date, or in the padding of the archive)."""
+    path = tmp_path / "resume.ckpt"
+    config = msgspec.json.encode(tiny_config()).decode()
+    weights = {"w": torch.arange(50.0), "v": torch.arange(9.0)}
+    about = {"config": config, "class_names": ["road", "sky"]}
+    state = {"state_dict": weights, "global_step": 7, RUN_KEY: about}
+    AtomicCheckpointIO().save_checkpoint(state, path)
+    whole, noticed = path.read_bytes(), 0
+    for place in range(0, len(whole), 17):
+        data = bytearray(whole)
+        data[place] ^= 1 << place % 8
+        path.write_bytes(data)
+        found = read_state(path)
+        if isinstance(found, str):
+            noticed += 1
+            continue
+        assert (found.step, found.class_names) == (7, ("road", "sky"))
+        loaded = torch.load(path, weights_only=True)["state_dict"]
+        assert all(torch.equal(loaded[key], value) for key, value in weights.items())
+    assert noticed > len(whole) // 17 // 2
+
+
+def test_a_run_continues_from_the_state_before_a_damaged_one(
+    go: Callable[..., RunResult],
+    different: Different,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = ("trainer.save_every=1", "trainer.val_every=6")
+    expected = go("whole", *settings)
+    assert not (tmp_path / "whole" / "resume.previous.ckpt").exists()
+    killed_at(go, 5)
+    run = tmp_path / "parts"
+    flip(run / "resume.ckpt")
+    damaged = (run / "resume.ckpt").read_bytes()
+    result = go("parts", *settings, resume=True)
+    assert (
+        f"{run / 'resume.ckpt'} is damaged: a checksum does not match; it is kept as "
+        f"resume.damaged.ckpt: continuing from {run / 'resume.previous.ckpt'}, of step 3, instead"
+    ) in caplog.text
+    assert not different(expected.last, result.last)
+    assert (run / "resume.damaged.ckpt").read_bytes() == damaged
+
+
+def test_two_damaged_states_are_both_named(go: Callable[..., RunResult], tmp_path: Path) -> None:
+    killed_at(go, 4)
+    for name in ("resume.ckpt", "resume.previous.ckpt"):
+        flip(tmp_path / "parts" / name)
+    said = r"resume\.ckpt is damaged, and so is .*resume\.previous\.ckpt: start a new run"
+    with pytest.raises(CheckpointError, match=said):
+        go("parts", "trainer.save_every=1", "trainer.val_every=6", resume=True)
+    with pytest.raises(OutputError, match="already holds a run"):
+        go("parts")
+
+
+def test_a_crash_between_two_renames_loses_no_state(
+    go: Callable[..., RunResult], different: Different, tmp_path: Path
+) -> None:
+    settings = ("trainer.save_every=1", "trainer.val_every=6")
+    expected = go("whole", *settings)
+    killed_at(go, 4)
+    run = tmp_path / "parts"
+    (run / "resume.ckpt").replace(run / "resume.previous.ckpt")
+    assert not different(expected.last, go("parts", *settings, resume=True).last)
+
+
+def test_a_run_is_resumed_with_its_own_classes(
+    go: Callable[..., RunResult], data: Path, tmp_path: Path
+) -> None:
+    killed_at(go, 4)
+    (data / "labels.json").write_text('["road", "sky", "bus"]')
+    with pytest.raises(DataError, match=r"started with the classes road, sky, car, and .* bus: "):
+        go("parts", "trainer.save_every=1", "trainer.val_every=6", resume=True)

@@ -8,13 +8,15 @@ every checkpoint.
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import msgspec
+import msgspec.inspect
 
 from knet_runtime.errors import ConfigError
 
@@ -23,12 +25,25 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-Natural = Annotated[int, msgspec.Meta(ge=0)]
-Count = Annotated[int, msgspec.Meta(ge=1)]
-Side = Annotated[int, msgspec.Meta(ge=32)]  # pixels
-Positive = Annotated[float, msgspec.Meta(gt=0)]
-NotNegative = Annotated[float, msgspec.Meta(ge=0)]
-Factor = Annotated[float, msgspec.Meta(ge=1)]
+# The bounds of every number: no value within them is absurd, and none beyond them is meant.
+Whole = Annotated[int, msgspec.Meta(ge=0, le=10**9)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=10**9)]
+Seed = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
+Side = Annotated[int, msgspec.Meta(ge=32, le=8192)]  # pixels
+Width = Annotated[int, msgspec.Meta(ge=1, le=8192)]  # channels
+Hidden = Annotated[int, msgspec.Meta(ge=1, le=65536)]
+Auxiliary = Annotated[int, msgspec.Meta(ge=0, le=8192)]
+Stages = Annotated[int, msgspec.Meta(ge=0, le=32)]
+Few = Annotated[int, msgspec.Meta(ge=1, le=32)]
+Batch = Annotated[int, msgspec.Meta(ge=1, le=65536)]
+Processes = Annotated[int, msgspec.Meta(ge=0, le=1024)]
+Colour = Annotated[float, msgspec.Meta(ge=-1000, le=1000)]
+Spread = Annotated[float, msgspec.Meta(ge=1e-3, le=1000)]
+Scale = Annotated[float, msgspec.Meta(gt=0, le=8)]
+Factor = Annotated[float, msgspec.Meta(ge=1, le=8)]
+Exponent = Annotated[float, msgspec.Meta(ge=0, le=10)]
+Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Half = Annotated[float, msgspec.Meta(ge=0, le=0.5)]
 Rate = Annotated[float, msgspec.Meta(ge=0, lt=1)]
@@ -45,16 +60,18 @@ class ModelConfig(_Section, frozen=True):
     output_stride: Literal[8, 16, 32]  # of the backbone's last level; below 32 by dilation
     head: Literal["fpn", "fcn", "psp", "aspp", "uper"]  # backbone levels -> the feature map
     stride: Literal[4, 8]  # of the feature map that the kernels see, and so of the logits
-    channels: Count  # C: width of the feature map and of every kernel
-    stages: Natural  # S: kernel update stages after the initial kernels; 0: a plain classifier
-    heads: Count  # of the attention among kernels
-    update_channels: Count  # width of the adaptive update: C, or a divisor (a kernel in parts)
-    ffn_channels: Count  # hidden width of the kernels' feed-forward network
+    channels: Width  # C: width of the feature map and of every kernel
+    stages: Stages  # S: kernel update stages after the initial kernels; 0: a plain classifier
+    heads: Width  # of the attention among kernels
+    update_channels: Width  # width of the adaptive update: C, or a divisor (a kernel in parts)
+    ffn_channels: Hidden  # hidden width of the kernels' feed-forward network
     dropout: Rate  # Dropout2d before the classifiers, in training
     drop_path: Rate  # largest rate of stochastic depth in the backbone, in training
-    auxiliary_channels: Natural  # of a training-only classifier on the last level but one; 0: none
-    mean: tuple[float, float, float]  # RGB mean, on 0 … 255
-    std: tuple[Positive, Positive, Positive]  # RGB standard deviation, on 0 … 255
+    auxiliary_channels: (
+        Auxiliary  # of a training-only classifier on the last level but one; 0: none
+    )
+    mean: tuple[Colour, Colour, Colour]  # RGB mean, on 0 … 255
+    std: tuple[Spread, Spread, Spread]  # RGB standard deviation, on 0 … 255
 
     def __post_init__(self) -> None:
         if self.channels % self.heads:
@@ -84,7 +101,7 @@ class DataConfig(_Section, frozen=True):
     eval_size: tuple[Side, Side]  # height, width of the exported network's input; fixed: also there
     eval_resize: Literal["stretch", "letterbox"]  # how other sizes are fitted to eval_size
     crop: tuple[Side, Side]  # height, width of a training sample
-    scale: tuple[Positive, Positive]  # random scale, relative to the size of evaluation
+    scale: tuple[Scale, Scale]  # random scale, relative to the size of evaluation
     aspect: Factor  # random stretch of width against height, up to this factor
     max_class_share: Share  # a crop with more of one class is drawn again (ten tries)
     flip: Share  # probability of a mirror image
@@ -104,9 +121,13 @@ class LossConfig(_Section, frozen=True):
 
     stage_weights: tuple[NotNegative, ...]  # initial kernels first, then every update stage
     auxiliary_weight: NotNegative  # of the auxiliary classifier's cross-entropy
-    class_balance: float  # exponent b of the weights (median frequency / frequency)^b; 0 is off
+    class_balance: Exponent  # exponent b of the weights (median frequency / frequency)^b; 0 is off
     mean_over: Literal["labelled", "all"]  # "all": ignored pixels count too, as in mmseg
-    early_label_stride: Count  # all stages but the last compare every n-th pixel
+    early_label_stride: Few  # all stages but the last compare every n-th pixel
+
+    def __post_init__(self) -> None:
+        if self.stage_weights and not any(self.stage_weights):
+            raise ValueError("stage_weights are all 0: nothing would be learnt")
 
 
 class LayerRule(_Section, frozen=True):
@@ -120,18 +141,18 @@ class OptimConfig(_Section, frozen=True):
     """AdamW, linear warm-up, a decay, and an average of the weights."""
 
     steps: Count  # optimizer steps in all
-    batch_size: Count  # images per step, over all devices and accumulated parts
-    accumulate: Count  # parts that a step's images are computed in, one after the other
+    batch_size: Batch  # images per step, over all devices and accumulated parts
+    accumulate: Batch  # parts that a step's images are computed in, one after the other
     lr: Positive  # peak learning rate
     layers: tuple[LayerRule, ...]  # the first rule that matches a parameter counts
     weight_decay: NotNegative  # decoupled, as AdamW's is
     no_decay: tuple[str, ...]  # patterns of parameters without weight decay
     decay_vectors: bool  # whether norms, biases and other one-dimensional weights decay too
-    warmup_steps: Natural  # in which the learning rate rises to lr, linearly
+    warmup_steps: Whole  # in which the learning rate rises to lr, linearly
     warmup_start: Share  # factor of lr at the first step
     schedule: Literal["poly", "step"]  # how lr falls after that: see power, or milestones
-    power: float  # of the polynomial decay to 0
-    milestones: tuple[int, ...]  # steps after which schedule "step" divides lr by ten
+    power: Exponent  # of the polynomial decay to 0
+    milestones: tuple[Count, ...]  # steps after which schedule "step" divides lr by ten
     clip_norm: Positive  # largest gradient norm
     ema_decay: Rate  # of the averaged weights, which are the ones that are kept; 0: no average
 
@@ -147,16 +168,16 @@ class OptimConfig(_Section, frozen=True):
 class TrainerConfig(_Section, frozen=True):
     """How the machines are used; nothing here changes what is learnt, but for rounding."""
 
-    seed: Natural  # of new weights, samples and dropout
+    seed: Seed  # of new weights, samples and dropout
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]  # auto: bf16 if it can
-    devices: Natural  # processes on each machine, a device each; 0: all its GPUs, or one on the CPU
-    nodes: Count  # machines; torchrun or SLURM starts the processes of more than one
+    devices: Processes  # processes on each machine, a device each; 0: all its GPUs, or 1 on the CPU
+    nodes: Batch  # machines; torchrun or SLURM starts the processes of more than one
     sync_batchnorm: bool  # BatchNorm statistics over the whole batch of all devices
     gradient_checkpointing: bool  # compute the backbone twice instead of keeping its activations
     deterministic: bool  # only operations that give the same bits every time, also on a GPU
     val_every: Count  # steps between evaluations
     save_every: Count  # steps between states that --resume can continue from
-    workers: Natural  # processes per device that read and augment
+    workers: Processes  # processes per device that read and augment
 
 
 class Config(_Section, frozen=True):
@@ -186,13 +207,13 @@ def presets() -> list[str]:
 def load_config(preset: str, overrides: Sequence[str] = ()) -> Config:
     """A preset's name or a TOML file's path, with ``key.sub=value`` overrides in TOML syntax.
 
-    Raises ConfigError naming the unknown preset, key or type.
+    Raises ConfigError naming the unknown preset or key, or the key and what it takes.
     """
     if preset in presets():
         text = (resources.files("knet_train") / "presets" / f"{preset}.toml").read_text("utf-8")
     elif preset.endswith(".toml"):
         try:
-            text = Path(preset).read_text("utf-8")
+            text = Path(preset).read_text("utf-8-sig")  # as Windows writes it
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"cannot read {preset}: {error}") from error
     else:
@@ -217,11 +238,70 @@ def override_config(config: Config, overrides: Sequence[str]) -> Config:
 
 
 def decode_config(raw: Any, origin: str = "configuration") -> Config:
-    """Plain dicts and lists -> Config; ConfigError names ``origin`` and what does not fit."""
+    """Plain dicts and lists -> Config; ConfigError names the key that does not fit, and what it
+    takes, or ``origin``."""
     try:
         return msgspec.convert(raw, Config)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{origin}: {error}") from error
+        raise ConfigError(_in_words(str(error), raw, origin)) from error
+
+
+def _in_words(error: str, raw: Any, origin: str) -> str:
+    """msgspec's error by the section or key that it names; the value and what the key takes."""
+    reason, _, path = error.partition(" - at `$.")
+    section, key, *_ = [*re.findall(r"\w+", path), "", ""]
+    if not section:
+        return f"{origin}: {error}"
+    file = f"{origin}: " if origin.endswith(".toml") else ""  # a preset of ours has no fault
+    if not key:
+        return f"{file}{section}: {reason}"
+    return f"{file}{section}.{key} is {raw[section][key]!r}; it takes {accepted(section, key)}"
+
+
+def accepted(section: str, key: str) -> str:
+    """What values a setting takes, in words.
+
+    >>> accepted("model", "head")
+    'one of fcn, fpn, psp, aspp, uper'
+    """
+    found = msgspec.inspect.type_info(get_type_hints(Config)[section])
+    assert isinstance(found, msgspec.inspect.StructType)
+    return _taken({field.name: field.type for field in found.fields}[key])
+
+
+def _taken(kind: msgspec.inspect.Type) -> str:
+    """What values a type has, in words."""
+    match kind:
+        case msgspec.inspect.LiteralType(values=values):
+            return "one of " + ", ".join(
+                sorted(map(str, values), key=lambda value: (len(value), value))
+            )
+        case msgspec.inspect.IntType():
+            return f"a whole number {_bounds(kind)}"
+        case msgspec.inspect.FloatType():
+            return f"a number {_bounds(kind)}"
+        case msgspec.inspect.BoolType():
+            return "true or false"
+        case msgspec.inspect.TupleType(item_types=kinds):
+            each = [_taken(inner) for inner in kinds]
+            return f"a list of {len(each)}: " + (
+                f"each {each[0]}" if len(set(each)) == 1 else "; ".join(each)
+            )
+        case msgspec.inspect.VarTupleType(item_type=inner):
+            return f"a list, each {_taken(inner)}"
+        case msgspec.inspect.StructType(fields=fields):
+            parts = (f"{field.name} = {_taken(field.type)}" for field in fields)
+            return f"a table {{{', '.join(parts)}}}"
+    return "a text"
+
+
+def _bounds(kind: msgspec.inspect.IntType | msgspec.inspect.FloatType) -> str:
+    low = f"from {_number(kind.ge)}" if kind.ge is not None else f"above {_number(kind.gt)}"
+    return low + (f" to {_number(kind.le)}" if kind.le is not None else f" to below {kind.lt}")
+
+
+def _number(value: float | None) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def _merge(raw: dict[str, Any], override: str) -> None:

@@ -40,9 +40,7 @@ def draw_sheet(layout: Layout, samples: Sequence[Sample], shares: dict[str, floa
     """
     count = min(_PAIRS, len(samples))
     places = np.linspace(0, len(samples) - 1, count).round().astype(int)
-    folder = LabelledFolder(
-        layout.root, "", layout.labels, tuple(samples[place] for place in places), layout.void_first
-    )
+    folder = LabelledFolder(layout, "", tuple(samples[place] for place in places))
     columns = min(_COLUMNS, count)
     cell = (_BOX[0] + _CAPTION + _GAP, 2 * _BOX[1] + 4 + _GAP)
     rows = -(-count // columns)

@@ -10,19 +10,19 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+import msgspec
 import pytorch_lightning as pl
 import torch
-from numpy.typing import NDArray
 from pytorch_lightning.callbacks import Callback, WeightAveraging
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor
 
-from knet_runtime.errors import ConfigError, KnetError, TrainingError
+from knet_runtime.errors import ConfigError, DataError, KnetError, TrainingError
 from knet_synthetic import CAMVID11
 from knet_train.checkpoint import load_initial, load_pretrained
 from knet_train.config import Config, ModelConfig
 from knet_train.data.batches import SegmentationData
+from knet_train.data.census import doubts
 from knet_train.data.dataset import LabelledFolder, check_pairs, open_folder
 from knet_train.devices import (
     check_processes,
@@ -33,6 +33,7 @@ from knet_train.devices import (
     environment_plugins,
     place_model,
 )
+from knet_train.finite import StopWhenNotFinite
 from knet_train.loss import class_weights
 from knet_train.models.build import build_model
 from knet_train.models.knet import KNet
@@ -40,9 +41,11 @@ from knet_train.module import KNetModule, check_layers, freeze_layers, recompute
 from knet_train.run_folder import (
     BEST,
     LAST,
+    PREVIOUS,
     STATE,
     AtomicCheckpointIO,
     SaveBest,
+    SavedState,
     SaveResumeState,
     causes,
     prepare,
@@ -73,9 +76,27 @@ class RunResult:
     best: Path
     last: Path
     best_miou: float
+    scored_classes: int  # that this is the mean of, as no others were labelled or predicted
+    classes: int
     rank: int  # of this process among those of the run; 0 is the one that wrote
 
 
+@contextmanager
+def _named_memory_errors() -> Iterator[None]:
+    """Too little memory is the fault of a setting, whichever of many errors torch has for it."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        ran_out = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not ran_out and "allocate memory" not in str(error):
+            raise
+        raise ConfigError(
+            "memory ran out: lower optim.batch_size (or raise optim.accumulate), data.crop, or the "
+            "network's size (model.*)"
+        ) from error
+
+
+@_named_memory_errors()
 def train(
     config: Config,
     data: Path,
@@ -88,14 +109,16 @@ def train(
     build: Callable[[ModelConfig, int], KNet] = build_model,
 ) -> RunResult:
     """Train on ``data`` into ``run``: ``config.json``, ``best.safetensors`` (highest mIoU on the
-    validation split), ``last.safetensors`` (the end), ``resume.ckpt``, and CSV and TensorBoard
-    logs. ``init`` starts from one of our checkpoints instead of ImageNet's weights. ``resume``
-    continues from ``resume.ckpt``, or starts where there is none yet.
+    validation split), ``last.safetensors`` (the end), ``resume.ckpt`` (and, until the end, the
+    state before it), and CSV and TensorBoard logs. ``init`` starts from one of our checkpoints
+    instead of ImageNet's weights. ``resume`` continues from ``resume.ckpt``, or where that is
+    damaged from the state before it, or starts where there is none yet.
 
-    Ctrl-C (or SIGTERM) ends the step, saves ``resume.ckpt`` and raises KeyboardInterrupt. Progress
-    bars and the like come as ``callbacks``. In a run of many processes each calls this function;
-    the first one writes. ``build`` makes the network, of a configuration and a number of classes;
-    weights of another than ours are read with ``read_checkpoint`` and the same ``build``.
+    Ctrl-C, SIGTERM or SIGHUP ends the step, saves ``resume.ckpt`` and raises Stopped, a
+    KeyboardInterrupt. Progress bars and the like come as ``callbacks``. In a run of many processes
+    each calls this function; the first one writes. ``build`` makes the network, of a configuration
+    and a number of classes; weights of another than ours are read with ``read_checkpoint`` and the
+    same ``build``.
 
     Raises ConfigError, DataError, CheckpointError or OutputError before any work is done;
     OutputError, DataError, SourceError or TrainingError when the run cannot continue.
@@ -104,11 +127,14 @@ def train(
         raise ConfigError("--init brings the backbone's weights too: leave out --backbone-weights")
     train_folder = open_folder(data, config.data.train_split)
     val_folder = open_folder(data, config.data.val_split)
-    _check_classes(config, train_folder)
+    config, notices = _fit_to_classes(config, train_folder)
     check_processes(config, len(val_folder))
     state = state_to_resume(run, config, resume)
-    check_pairs(train_folder)
-    check_pairs(val_folder)
+    _check_same_classes(run, state, train_folder)
+    # Class weights count all labels; to read all of a large split else takes minutes for nothing.
+    census = check_pairs(train_folder, every_label=config.loss.class_balance != 0)
+    looked = {train_folder.split: census, val_folder.split: check_pairs(val_folder)}
+    notices += doubts(train_folder.layout, looked)
 
     pl.seed_everything(config.trainer.seed, verbose=False)
     model = build(config.model, train_folder.labels.num_classes)
@@ -123,39 +149,60 @@ def train(
         load_pretrained(model.backbone, config.model, backbone_weights)
     best, states = SaveBest(run), SaveResumeState(run)
     with _process_settings():
-        trainer = _trainer(config, run, [best, *_averaging(config), *callbacks, states])
+        stop = StopWhenNotFinite(run)
+        trainer = _trainer(config, run, [best, *_averaging(config), *callbacks, stop, states])
         if trainer.is_global_zero:
             if resume and state is None:
                 _log.warning("%s has no %s yet: starting at step 0", run, STATE)
-            prepare(run, config)
+            if state is not None and state.instead_of is not None:
+                text = "%s: continuing from %s, of step %d, instead"
+                _log.warning(text, state.instead_of, state.path, state.step)
+            for notice in notices:
+                _log.warning("%s", notice)
+            prepare(run, config, state)
         module = KNetModule(
             place_model(model, config.trainer, trainer),
             config,
             train_folder,
-            _class_weights(config, train_folder),
+            class_weights(census.by_class(train_folder.layout), config.loss.class_balance),
         )
         module.train()
+        if state is not None:
+            module.saved_step = state.step
         images = SegmentationData(train_folder, val_folder, config)
         with closing(images), states.interruptible(), _plain_errors(trainer):
-            trainer.fit(module, datamodule=images, ckpt_path=state)
+            trainer.fit(module, datamodule=images, ckpt_path=None if state is None else state.path)
             if config.optim.steps % config.trainer.val_every:  # else the last step was evaluated
                 trainer.validate(module, datamodule=images, verbose=False)
-    return RunResult(run / BEST, run / LAST, best.best, trainer.global_rank)
+        if trainer.is_global_zero:
+            (run / PREVIOUS).unlink(missing_ok=True)
+    return RunResult(
+        run / BEST,
+        run / LAST,
+        best.best,
+        best.scored,
+        train_folder.labels.num_classes,
+        trainer.global_rank,
+    )
 
 
-def _check_classes(config: Config, folder: LabelledFolder) -> None:
-    names = folder.labels.names
-    if config.data.synthetic_share > 0 and names != CAMVID11.names:
-        raise ConfigError(
-            "synthetic streets have CamVid's eleven classes and this data has others: "
-            "pass --set data.synthetic_share=0"
+def _check_same_classes(run: Path, state: SavedState | None, folder: LabelledFolder) -> None:
+    if state is not None and state.class_names != folder.labels.names:
+        raise DataError(
+            f"{run} was started with the classes {', '.join(state.class_names)}, and "
+            f"{folder.root} has {', '.join(folder.labels.names)}: resume with the same, or start "
+            "a new run"
         )
 
 
-def _class_weights(config: Config, folder: LabelledFolder) -> NDArray[np.float32]:
-    if config.loss.class_balance == 0:  # reading every label of a large split takes minutes
-        return np.ones(folder.labels.num_classes, np.float32)
-    return class_weights(folder.count_pixels(), config.loss.class_balance)
+def _fit_to_classes(config: Config, folder: LabelledFolder) -> tuple[Config, list[str]]:
+    """The configuration without synthetic streets where they have other classes than the data,
+    and what is to be said of that."""
+    if config.data.synthetic_share == 0 or folder.labels.names == CAMVID11.names:
+        return config, []
+    data = msgspec.structs.replace(config.data, synthetic_share=0.0)
+    notice = "without synthetic streets: they have CamVid's eleven classes, and this data others"
+    return msgspec.structs.replace(config, data=data), [notice]
 
 
 def _trainer(config: Config, run: Path, callbacks: list[Callback]) -> pl.Trainer:
@@ -181,7 +228,7 @@ def _trainer(config: Config, run: Path, callbacks: list[Callback]) -> pl.Trainer
         logger=_loggers(run),
         callbacks=callbacks,
         enable_checkpointing=False,
-        enable_progress_bar=any("ProgressBar" in type(c).__name__ for c in callbacks),
+        enable_progress_bar=False,
         enable_model_summary=False,
     )
 

@@ -8,8 +8,10 @@ has one there; the few that exist there alone have a reason to be dropped.
 from __future__ import annotations
 
 import logging
+import pickle
 import re
 import shlex
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -39,6 +41,9 @@ _PRESETS: dict[tuple[str | None, str | None], str] = {
     ("swin_tiny", "uper"): "swin-t-upernet",
     ("swin_large", "uper"): "swin-l-upernet-512",
 }
+
+# How files of torch.save before 1.6 begin: with a number, pickled. Plain pickles do not.
+_LEGACY = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 
 _GENERATE = "decode_head.kernel_generate_head"
 _UPDATE = "decode_head.kernel_update_head"
@@ -222,19 +227,31 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _unpickled(path: Path) -> Any:
+    # Tensors stay in the file until they are copied; the format before torch 1.6 has no such.
+    mapped = zipfile.is_zipfile(path)
     try:
-        # Tensors stay in the file until they are copied; the format before torch 1.6 has no such.
-        mapped = zipfile.is_zipfile(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what the errors below say
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a damaged pickle raises nearly anything
         text = str(error)
-        if any(words in text for words in ("GLOBAL ", "nstantiate", "Can only", "call reduce")):
+        refused = any(t in text for t in ("GLOBAL ", "nstantiate", "Can only", "call reduce"))
+        if refused and (mapped or _starts_with(path, _LEGACY)):
             raise CheckpointError(_refusal(path, text)) from error
-        first = text.strip().partition("\n")[0] or type(error).__name__
+        if "TorchScript" in text:
+            raise CheckpointError(
+                f"{path} is a TorchScript program: pass the checkpoint that it was made from"
+            ) from error
+        # Not torch's own text: it advises to load the file unsafely.
         raise CheckpointError(
-            f"{path} is not a readable torch file, or only a part of one ({first}): "
-            "download or copy it again"
+            f"{path} is not a readable torch file, or only a part of one, or a plain pickle: "
+            "download or copy it again, or get one that torch.save wrote"
         ) from error
+
+
+def _starts_with(path: Path, data: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(data)) == data
 
 
 def _refusal(path: Path, text: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytorch_lightning as pl
 import torch
@@ -26,6 +27,8 @@ from knet_train.inference import predict
 from knet_train.loss import loss_divisors, training_loss
 from knet_train.models.knet import KNet
 
+RUN_KEY = "knet-deploy run"  # what a saved state says of the run that it is of
+
 
 class KNetModule(pl.LightningModule):
     """K-Net with its losses, its optimizer, and mIoU by the runtime's own metrics."""
@@ -41,6 +44,7 @@ class KNetModule(pl.LightningModule):
         self.config = config
         self.label_map = folder.labels
         self.held = HeldStatistics()
+        self.saved_step: int | None = None  # of the state that the run folder holds
         self.register_buffer("weights", torch.from_numpy(weights), persistent=False)
 
     def train(self, mode: bool = True) -> KNetModule:
@@ -95,6 +99,12 @@ class KNetModule(pl.LightningModule):
         total = ConfusionMatrix(self.label_map.num_classes, self.label_map.ignore_index)
         total.matrix = summed.cpu().numpy()
         return total
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[RUN_KEY] = {
+            "config": msgspec.json.encode(self.config).decode(),
+            "class_names": list(self.label_map.names),
+        }
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.model, self.config.optim)

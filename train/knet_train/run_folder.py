@@ -9,6 +9,7 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,36 +25,87 @@ from knet_runtime.errors import CheckpointError, ConfigError, OutputError
 from knet_train.checkpoint import save_checkpoint
 from knet_train.config import Config
 from knet_train.data.batches import Part
-from knet_train.module import KNetModule
+from knet_train.finite import all_finite
+from knet_train.module import RUN_KEY, KNetModule
 
 BEST, LAST = "best.safetensors", "last.safetensors"
-STATE, CONFIG = "resume.ckpt", "config.json"
+STATE, PREVIOUS, CONFIG = "resume.ckpt", "resume.previous.ckpt", "config.json"
+_DAMAGED = "resume.damaged.ckpt"
+_TERMINATIONS = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
 _log = logging.getLogger(__name__)
 
 
-def state_to_resume(run: Path, config: Config, resume: bool) -> Path | None:
+@dataclass(frozen=True)
+class SavedState:
+    """A whole state of a run."""
+
+    path: Path
+    step: int
+    class_names: tuple[str, ...]
+    config: Config
+    instead_of: str | None = None  # why it is the one before the last, in words
+
+
+def state_to_resume(run: Path, config: Config, resume: bool) -> SavedState | None:
     """The state that the run continues from; None where it starts at step 0.
 
     A run is started once, and resumed with the configuration that it was started with; only
     ``trainer`` may differ, but for its seed. One that was stopped before its first state was
-    written starts again. Raises OutputError, CheckpointError or ConfigError; writes nothing.
+    written starts again. Where the last state is damaged, the one before it is taken. Raises
+    OutputError, CheckpointError or ConfigError; writes nothing.
     """
-    state, last, settings = run / STATE, run / LAST, run / CONFIG
+    state, previous, last = run / STATE, run / PREVIOUS, run / LAST
+    saved = [path for path in (state, previous) if path.exists()]
     if not resume:
-        if state.exists() or last.exists():
+        if saved or last.exists():
             raise OutputError(
                 f"{run} already holds a run: pass --resume to continue it, or another --out"
             )
         return None
     if last.exists():
         raise OutputError(f"{run} is complete ({last.name} is there): pass another --out")
-    if state.is_file() or settings.is_file():
-        _check_same(run, _began_with(settings), config)
-    if not state.is_file():
-        return None
-    if not zipfile.is_zipfile(state):
-        raise CheckpointError(f"{state} is damaged: start a new run with another --out")
-    return state
+    if saved or (run / CONFIG).is_file():
+        _check_same(run, _began_with(run / CONFIG), config)
+    faults = []
+    for path in saved:
+        found = read_state(path)
+        if isinstance(found, str):
+            faults.append(found)
+            continue
+        _check_same(run, found.config, config)
+        if faults:
+            reason = f"{state} {faults[0]}; it is kept as {_DAMAGED}"
+            return replace(found, instead_of=reason)
+        return found
+    if faults:
+        both = f", and so is {previous}" if len(faults) > 1 else ""
+        raise CheckpointError(
+            f"{saved[0]} is damaged{both}: start a new run with another --out ({faults[0]})"
+        )
+    return None
+
+
+def read_state(path: Path) -> SavedState | str:
+    """The state in a file, or why it cannot be continued from. Nothing in the file is executed."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:  # torch itself compares no checksums
+                return "is damaged: a checksum does not match"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    except Exception as error:  # a damaged archive raises nearly anything
+        _log.info("%s: %s", path, error)
+        return "is damaged: it is cut off, or was changed"
+    try:
+        # Tensors stay in the file until they are looked at.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        about = state[RUN_KEY]
+        config = msgspec.json.decode(about["config"], type=Config)
+        found = SavedState(path, int(state["global_step"]), tuple(about["class_names"]), config)
+    except Exception as error:  # and so does a foreign one
+        _log.info("%s: %s", path, error)
+        return "is no state that this version of train has written"
+    return found if all_finite(state) else "holds weights that are not finite"
 
 
 def _began_with(settings: Path) -> Config:
@@ -76,8 +128,9 @@ def _check_same(run: Path, began: Config, config: Config) -> None:
                 )
 
 
-def prepare(run: Path, config: Config) -> None:
-    """Make the folder, remove what killed processes left in it, and write the configuration.
+def prepare(run: Path, config: Config, state: SavedState | None) -> None:
+    """Make the folder, remove what killed processes left in it, put a damaged state aside, and
+    write the configuration.
 
     Raises OutputError.
     """
@@ -85,6 +138,8 @@ def prepare(run: Path, config: Config) -> None:
         run.mkdir(parents=True, exist_ok=True)
         for leftover in run.glob(".*.part"):
             leftover.unlink(missing_ok=True)
+        if state is not None and state.instead_of is not None:
+            (run / STATE).replace(run / _DAMAGED)
         write_atomic(run / CONFIG, msgspec.json.format(msgspec.json.encode(config)))
     except OSError as error:
         raise OutputError(f"cannot write to {run}: {error.strerror}; pass another --out") from error
@@ -101,15 +156,21 @@ class SaveBest(pl.Callback):
     def __init__(self, run: Path) -> None:
         self.run = run
         self.best = -1.0
+        self.scored = 0  # classes that the mean is over
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, KNetModule)
         confusion = pl_module.gather_confusion()
-        scores = {"val_miou": confusion.miou, "val_pixel_accuracy": confusion.pixel_accuracy}
+        scored = confusion.scored_classes
+        scores = {
+            "val_miou": confusion.miou,
+            "val_classes": float(scored),
+            "val_pixel_accuracy": confusion.pixel_accuracy,
+        }
         for name, score in scores.items():
             pl_module.log(name, score, prog_bar=name == "val_miou", sync_dist=True, batch_size=1)
         if confusion.miou > self.best:
-            self.best = confusion.miou
+            self.best, self.scored = confusion.miou, scored
             self._save(pl_module, BEST)
         if trainer.global_step >= pl_module.config.optim.steps:
             self._save(pl_module, LAST)
@@ -119,15 +180,27 @@ class SaveBest(pl.Callback):
             save_checkpoint(self.run / name, module.model, module.config, module.label_map)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.best, "scored": self.scored}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict["best"]
+        self.best, self.scored = state_dict["best"], state_dict["scored"]
+
+
+class Stopped(KeyboardInterrupt):
+    """The run was asked to stop, and has saved its state at ``step``."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped at step {step}")
+        self.step = step
 
 
 class _Stop(Exception):
-    """Ends ``Trainer.fit``. Lightning turns a KeyboardInterrupt into SystemExit, and leaves
-    SIGINT ignored; any other exception it lets through."""
+    """Ends ``Trainer.fit`` behind ``step``. Lightning turns a KeyboardInterrupt into SystemExit,
+    and leaves SIGINT ignored; any other exception it lets through."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+        self.step = step
 
 
 class SaveResumeState(pl.Callback):
@@ -147,7 +220,9 @@ class SaveResumeState(pl.Callback):
         # Lightning has put its own SIGTERM handler in place by now, which would end the run at
         # once (and talk to the other processes in the middle of whatever they say).
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._ask)
+            for number in _TERMINATIONS:
+                if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves SIGHUP
+                    signal.signal(number, self._ask)
 
     def on_train_batch_end(
         self,
@@ -165,15 +240,21 @@ class SaveResumeState(pl.Callback):
             return  # an evaluation follows
         stop = self._somebody_asked(trainer)
         if stop or step % config.trainer.save_every == 0:
-            trainer.save_checkpoint(self.path)
+            self._save(trainer, pl_module)
         if stop:
-            raise _Stop
+            raise _Stop(step)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, KNetModule)
+        step = trainer.global_step
         if trainer.state.fn == TrainerFn.FITTING:
-            trainer.save_checkpoint(self.path)
-        if self._somebody_asked(trainer):
-            raise _Stop
+            self._save(trainer, pl_module)
+        if self._somebody_asked(trainer) and step < pl_module.config.optim.steps:
+            raise _Stop(step)
+
+    def _save(self, trainer: pl.Trainer, module: KNetModule) -> None:
+        trainer.save_checkpoint(self.path)
+        module.saved_step = trainer.global_step
 
     def _somebody_asked(self, trainer: pl.Trainer) -> bool:
         """Whether any process was asked to stop; all of them get the same answer."""
@@ -188,28 +269,31 @@ class SaveResumeState(pl.Callback):
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Inside the block the first Ctrl-C or SIGTERM ends the step (or evaluation) and saves,
-        the second ends at once. The block then raises KeyboardInterrupt; after a SIGTERM, that
-        signal is sent once more to whoever handled it before."""
+        """Inside the block the first Ctrl-C, SIGTERM or SIGHUP ends the step (or evaluation) and
+        saves, the second ends at once. The block then raises Stopped, or KeyboardInterrupt; all but
+        Ctrl-C is then sent once more to whoever handled it before."""
         main = threading.current_thread() is threading.main_thread()
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, *_TERMINATIONS)}
         if main:
             signal.signal(signal.SIGINT, self._ask)
         try:
             yield
-        except (_Stop, SystemExit) as end:
+        except _Stop as end:
+            raise Stopped(end.step) from end
+        except SystemExit as end:
             raise KeyboardInterrupt from end
         finally:
             if main:
                 for number, handler in before.items():
                     signal.signal(number, handler)
-                if self.asked_to_stop == signal.SIGTERM:
-                    signal.raise_signal(signal.SIGTERM)
+                asked = self.asked_to_stop
+                if asked is not None and asked in _TERMINATIONS:
+                    signal.raise_signal(asked)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's states, each written beside the last one and then put in its place: whatever
-    happens meanwhile, one of the two is there and complete."""
+    """Lightning's states, each written beside the last one, which then becomes the one before:
+    whatever happens meanwhile, one of the two is there and complete."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
@@ -225,7 +309,23 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 if reason is None:
                     raise
                 raise output_error(file.target, reason) from error
-            file.commit(complete=True)
+            with _as_previous(file.target):
+                file.commit(complete=True)
+
+
+@contextmanager
+def _as_previous(state: Path) -> Iterator[None]:
+    """Inside the block the last state has the name of the one before; it keeps it where the block
+    has put another in its place."""
+    previous = state.with_name(PREVIOUS)
+    moved = state.exists()
+    if moved:
+        state.replace(previous)
+    try:
+        yield
+    finally:
+        if moved and not state.exists():
+            previous.replace(state)
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

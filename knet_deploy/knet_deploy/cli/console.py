@@ -102,6 +102,8 @@ def _report(error: Exception) -> int:
         return 2
     if isinstance(error, KnetError):
         say_error(str(error))
+        for line in error.example.splitlines():
+            typer.echo(f"    {line}", err=True)
         return 2 if isinstance(error, _FIXABLE) else 1
     say_error(f"internal error: {type(error).__name__}: {error}; run again with --debug")
     return 1

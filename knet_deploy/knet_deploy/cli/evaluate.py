@@ -85,8 +85,13 @@ def _show(report: EvalReport, device: str) -> None:
             for row in report.classes
         ],
     )
-    for name, score in (("mIoU", report.miou), ("mAcc", report.macc), ("aAcc", report.aacc)):
-        say(name, f"{_percent(score)} %")
+    unseen = [row.name for row in report.classes if row.iou is None]
+    over = f"over {len(report.classes) - len(unseen)} of {len(report.classes)} classes"
+    if unseen:
+        over += f"; neither labelled nor predicted: {', '.join(unseen)}"
+    say("mIoU", f"{_percent(report.miou)} % {over}")
+    say("mAcc", f"{_percent(report.macc)} %")
+    say("aAcc", f"{_percent(report.aacc)} %")
 
 
 def _percent(score: float | None) -> str:

@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from knet_runtime.labels import LabelMap
+from knet_runtime.metrics import ConfusionMatrix
 from knet_synthetic import Street
+from knet_train import evaluate as scores
 from knet_train.checkpoint import load_checkpoint, save_checkpoint
 from knet_train.config import load_config
 from knet_train.data.layouts import ADE20K
@@ -95,9 +97,21 @@ def test_eval_prints_a_table_and_writes_numbers_and_a_drawing(
     assert numbers["aAcc"] == pytest.approx(100 * np.trace(matrix) / matrix.sum())
     assert [row["name"] for row in numbers["classes"]] == list(LABELS.names)
     assert [row["iou"] for row in numbers["classes"]] == pytest.approx(iou.tolist())
-    assert f"mIoU         {iou.mean():.2f} %" in answer.out
+    assert f"mIoU         {iou.mean():.2f} % over 3 of 3 classes\n" in answer.out
     assert f"{iou[2]:7.2f}" in next(li for li in answer.out.splitlines() if li.startswith("car"))
     assert cv2.imread(str(drawing)).shape[0] > 3 * 46
+
+
+def test_eval_says_of_how_many_classes_the_mean_is(
+    call: Call, checkpoint: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = ConfusionMatrix(3, 255)
+    counts.matrix[0, 0] = 10
+    monkeypatch.setattr(scores, "evaluate", lambda *_, **__: counts)
+    answer = call("eval", checkpoint, "--data", data)
+    assert answer.code == 0, answer.err
+    line = "mIoU         100.00 % over 1 of 3 classes; neither labelled nor predicted: sky, car\n"
+    assert line in answer.out
 
 
 def test_eval_sees_images_as_published_when_told(

@@ -16,6 +16,7 @@ from knet_synthetic import CAMVID11
 from knet_train.config import Config, DataConfig
 from knet_train.data.batches import TrainingSamples
 from knet_train.data.dataset import LabelledFolder, open_folder
+from knet_train.data.layouts import Layout
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
@@ -24,7 +25,7 @@ class Numbered(LabelledFolder):
     """Ten images whose pixels all hold ten times their index; counts what was read."""
 
     def __init__(self, labels: LabelMap, count: int = 10, size: tuple[int, int] = (64, 96)) -> None:
-        super().__init__(Path("made"), "all", labels, ())
+        super().__init__(Layout(Path("made"), "knet-deploy", labels), "all", ())
         object.__setattr__(self, "count", count)
         object.__setattr__(self, "size", size)
 
@@ -40,7 +41,7 @@ class Encoded(LabelledFolder):
     """One image whose colour is its label: black 0, grey 1, white 2, in blocks."""
 
     def __init__(self, labels: LabelMap, size: tuple[int, int] = (96, 144)) -> None:
-        super().__init__(Path("made"), "all", labels, ())
+        super().__init__(Layout(Path("made"), "knet-deploy", labels), "all", ())
         rng = np.random.default_rng(5)
         blocks = rng.integers(0, 3, (size[0] // 12, size[1] // 12)).astype(np.uint8)
         object.__setattr__(self, "label", np.kron(blocks, np.ones((12, 12), np.uint8)))
@@ -157,7 +158,8 @@ def test_the_synthetic_share_is_exact_and_does_not_skip_images(
 
 def test_real_streets_mix_in(make_folder: Callable[..., Path], data: DataConfig) -> None:
     root = make_folder(classes=CAMVID11.names)
-    labels = replace(open_folder(root, "all"), labels=CAMVID11)
+    folder = open_folder(root, "all")
+    labels = replace(folder, layout=replace(folder.layout, labels=CAMVID11))
     mixed = msgspec.structs.replace(data, synthetic_share=1.0)
     image, label = TrainingSamples(labels, mixed, 0, 2)[1]
     assert image.shape == (64, 64, 3)

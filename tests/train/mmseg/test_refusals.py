@@ -138,6 +138,24 @@ def test_nobody_is_told_how_to_read_a_file_that_calls_a_shell(
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("content", ["weights", "numbers", "object"])
+def test_torchs_advice_to_read_a_plain_pickle_unsafely_is_not_repeated(
+    tmp_path: Path, state: State, protocol: int, content: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    path = tmp_path / "raw.pth"
+    numbers = {key: value.numpy() for key, value in state.items()}
+    file: Any = {"weights": state, "numbers": numbers, "object": Harmful(tmp_path / "executed")}
+    path.write_bytes(pickle.dumps({"state_dict": file[content]}, protocol))
+    with pytest.raises(CheckpointError, match=r"raw\.pth (is not a readable|holds)") as caught:
+        read_state(path)
+    said = str(caught.value)
+    assert not any(words in said for words in ("Weights only", "weights_only", "Re-running"))
+    assert "\n" not in said
+    assert not (tmp_path / "executed").exists()
+    assert not recwarn.list
+
+
 def test_the_way_out_of_a_refused_file_works_as_printed(tmp_path: Path, state: State) -> None:
     path = tmp_path / "it's trained here.pth"
     torch.save({"state_dict": state, "message_hub": np.float64(0.3)}, path)

@@ -11,16 +11,23 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from knet_runtime.atomic import json_bytes
 from knet_runtime.errors import DataError, SourceError
 from knet_runtime.sources.images import read_image
-from knet_train.data.dataset import allowed_values, label_table, read_values, sizes_differ
+from knet_train.data.census import SHOWN, Census, doubts, pixels_by_class, single_class
+from knet_train.data.dataset import sizes_differ
+from knet_train.data.label_files import (
+    LabelCount,
+    Palettes,
+    allowed_values,
+    count_label,
+    label_table,
+    outside_values,
+)
 from knet_train.data.layouts import Layout, Listing, Sample, find_layout, list_split, split_names
 
 _WORKERS = 8  # images in memory at a time
-_SHOWN = 6  # values, or names, in one line
 
 
 class Outside(msgspec.Struct, frozen=True):
@@ -94,32 +101,39 @@ def check(
 
     Nothing is kept of an image but its counts.
     """
-    labels, void_first = found.layout.labels, found.layout.void_first
-    table = label_table(labels, void_first=void_first)
+    layout, labels = found.layout, found.layout.labels
+    table = label_table(labels, void_first=layout.void_first)
+    allowed = allowed_values(labels, void_first=layout.void_first)
     listed = (line for listing in found.listings.values() for line in listing.problems)
-    problems, outside, good = list(dict.fromkeys(listed)), [], []
+    problems = list(dict.fromkeys(filter(None, [single_class(layout), *listed])))
+    outside, good = [], []
     sizes: Counter[tuple[int, int]] = Counter()
-    pixels, images = np.zeros(labels.num_classes, np.int64), np.zeros(labels.num_classes, int)
-    ignored, void = 0, []
+    whole, images = Census(len(found.samples)), np.zeros(labels.num_classes, int)
+    splits = {name: Census(len(listing.samples)) for name, listing in found.listings.items()}
+    palettes, void = Palettes(layout), []
+    members = _members(found)
     with ThreadPoolExecutor(_WORKERS) as pool:
         try:
             readings = pool.map(_read, found.samples)
-            for sample, (size, values, faults) in zip(found.samples, readings, strict=True):
+            for sample, (size, count, faults) in zip(found.samples, readings, strict=True):
                 on_pair()
                 if size is not None:
                     sizes[size] += 1
-                if values is not None:
-                    counts = _by_class(values, table, labels.num_classes)
-                    pixels += counts
-                    images += counts > 0
-                    ignored += int(values[table == labels.ignore_index].sum())
-                    strange = _outside(sample, values, table)
+                if count is not None:
+                    counted = pixels_by_class(count.pixels, layout)
+                    images += counted > 0
+                    for census in (whole, *(splits[name] for name in members[sample])):
+                        census.add(count.pixels)
+                    strange = [
+                        Outside(str(sample.label), value, int(count.pixels[value]))
+                        for value in outside_values(count.pixels, table)
+                    ]
                     outside += strange
                     if strange:
-                        allowed = allowed_values(labels, void_first=void_first)
                         faults.append(f"{sample.label} holds {_listed(strange)}; {allowed}")
-                    elif not counts.any():
+                    elif not counted.any():
                         void.append(sample.name)
+                    faults += filter(None, [palettes.fault(sample.label, count)])
                 problems += faults
                 if not faults:
                     good.append(sample)
@@ -127,22 +141,24 @@ def check(
             pool.shutdown(cancel_futures=True)  # after Ctrl-C nothing more is read
     paths = {path for listing in found.listings.values() for path in listing.unused}
     unused = [path.name for path in sorted(paths)]
+    pixels = whole.by_class(layout)
     classes = zip(labels.names, pixels.tolist(), images.tolist(), strict=True)
     report = DataReport(
-        root=str(found.layout.root),
-        layout=found.layout.kind,
+        root=str(layout.root),
+        layout=layout.kind,
         splits={name: len(listing.samples) for name, listing in found.listings.items()},
         images=len(found.samples),
         sizes=tuple(ImageSize(*size, times) for size, times in sizes.most_common()),
         classes=tuple(ClassCount(*row) for row in classes),
         labelled_pixels=int(pixels.sum()),
-        ignored_pixels=ignored,
+        ignored_pixels=whole.ignored(layout),
         outside=tuple(outside),
         problems=tuple(problems),
         warnings=(
             *_leaks(found),
             *_some(unused, "labels have no image"),
             *_some(void, "images have no labelled pixel"),
+            *(doubts(layout, splits) if whole.files else ()),
         ),
     )
     return report, tuple(good)
@@ -153,42 +169,36 @@ def encode_report(report: DataReport) -> bytes:
     return msgspec.json.format(json_bytes(report)) + b"\n"
 
 
-def _read(sample: Sample) -> tuple[tuple[int, int] | None, NDArray[np.int64] | None, list[str]]:
-    """The image's (height, width), pixels of each value of the label file [256], and the faults."""
+def _members(found: Survey) -> dict[Sample, list[str]]:
+    """The splits that each pair is in."""
+    members: dict[Sample, list[str]] = {}
+    for name, listing in found.listings.items():
+        for sample in listing.samples:
+            members.setdefault(sample, []).append(name)
+    return members
+
+
+def _read(sample: Sample) -> tuple[tuple[int, int] | None, LabelCount | None, list[str]]:
+    """The image's (height, width), what the label file holds, and the faults."""
     problems: list[str] = []
-    size = values = shape = None
+    size = count = None
     try:
         image = read_image(sample.image)
         size = image.shape[0], image.shape[1]
     except SourceError as error:
         problems.append(str(error))
     try:
-        label = read_values(sample.label)
-        shape, values = label.shape, np.bincount(label.ravel(), minlength=256)
+        count = count_label(sample.label)
     except DataError as error:
         problems.append(str(error))
-    if size is not None and shape is not None and size != shape:
-        problems.append(sizes_differ(sample, shape, size))
-    return size, values, problems
-
-
-def _by_class(
-    values: NDArray[np.int64], table: NDArray[np.int16], classes: int
-) -> NDArray[np.int64]:
-    counts = np.zeros(classes, np.int64)
-    known = (table >= 0) & (table < classes)
-    counts[table[known]] = values[known]
-    return counts
-
-
-def _outside(sample: Sample, values: NDArray[np.int64], table: NDArray[np.int16]) -> list[Outside]:
-    strange = np.flatnonzero((table < 0) & (values > 0)).tolist()
-    return [Outside(str(sample.label), value, int(values[value])) for value in strange]
+    if size is not None and count is not None and size != count.shape:
+        problems.append(sizes_differ(sample, count.shape, size))
+    return size, count, problems
 
 
 def _listed(strange: list[Outside]) -> str:
-    shown = ", ".join(f"{one.value} ({one.pixels} pixels)" for one in strange[:_SHOWN])
-    more = len(strange) - _SHOWN
+    shown = ", ".join(f"{one.value} ({one.pixels} pixels)" for one in strange[:SHOWN])
+    more = len(strange) - SHOWN
     return f"label {shown}" + (f" and {more} more values" if more > 0 else "")
 
 
@@ -220,5 +230,5 @@ def _scores(one: str, other: str) -> bool:
 
 def _some(names: list[str], what: str) -> list[str]:
     """One text that counts the names and gives the first of them; none for no names."""
-    more = ", …" if len(names) > _SHOWN else ""
-    return [f"{len(names)} {what} ({', '.join(names[:_SHOWN])}{more})"] if names else []
+    more = ", …" if len(names) > SHOWN else ""
+    return [f"{len(names)} {what} ({', '.join(names[:SHOWN])}{more})"] if names else []

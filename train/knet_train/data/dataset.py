@@ -13,22 +13,39 @@ from PIL import Image
 from knet_runtime.errors import DataError, SourceError
 from knet_runtime.labels import LabelMap
 from knet_runtime.sources.images import read_image
-from knet_train.data.layouts import Sample, find_layout, list_split
+from knet_train.data.census import Census, single_class
+from knet_train.data.label_files import (
+    UNREADABLE,
+    Palettes,
+    allowed_values,
+    count_label,
+    label_table,
+    outside_values,
+    read_label,
+)
+from knet_train.data.layouts import Layout, Sample, find_layout, list_split
 
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _ORIENTATION = 274  # the EXIF tag; 5 and above swap width and height
-_PROBES = 200  # labels whose values are read before a run starts: about a second
+# Labels that are read before a run starts, spread over the split: about a second of them, and for
+# ten at most the search goes on for classes that none of them has.
+_PROBES, _MOST_PROBES = 200, 2000
 
 
 @dataclass(frozen=True)
 class LabelledFolder:
     """One split of a data folder; images are read on demand."""
 
-    root: Path
+    layout: Layout
     split: str
-    labels: LabelMap
     samples: tuple[Sample, ...]
-    void_first: bool = False  # label files hold 0 for void and v for class v - 1
+
+    @property
+    def root(self) -> Path:
+        return self.layout.root
+
+    @property
+    def labels(self) -> LabelMap:
+        return self.layout.labels
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -47,14 +64,8 @@ class LabelledFolder:
 
     def read_label(self, index: int) -> NDArray[np.uint8]:
         """Label uint8 [H, W] of classes or the ignore index; raises as ``read`` does."""
-        return read_label(self.samples[index].label, self.labels, void_first=self.void_first)
-
-    def count_pixels(self) -> NDArray[np.int64]:
-        """Labelled pixels of each class over the split, int64 [N]; raises as ``read`` does."""
-        pixels = np.zeros(256, np.int64)
-        for index in range(len(self)):
-            pixels += np.bincount(self.read_label(index).ravel(), minlength=256)
-        return pixels[: self.labels.num_classes]
+        label = self.samples[index].label
+        return read_label(label, self.labels, void_first=self.layout.void_first)
 
 
 def open_folder(root: Path, split: str) -> LabelledFolder:
@@ -68,74 +79,52 @@ def open_folder(root: Path, split: str) -> LabelledFolder:
         )
     if not listing.samples:
         raise DataError(
-            f"split {split!r} of {root} is empty: list stems in split/{split}.txt, "
+            f"split {split!r} of {root} is empty: list images in split/{split}.txt, "
             f"or put images into images/{split}/"
         )
-    return LabelledFolder(root, split, layout.labels, listing.samples, layout.void_first)
+    return LabelledFolder(layout, split, listing.samples)
 
 
-def check_pairs(folder: LabelledFolder) -> None:
-    """Refuse a broken split before a run is begun with it, in seconds: the sizes of every pair, by
-    the files' headers, and the values of some labels, spread over the split.
+def check_pairs(folder: LabelledFolder, *, every_label: bool = False) -> Census:
+    """Refuse a broken split before a run is begun with it: the sizes of every pair, by the files'
+    headers, and the values and palettes of some labels, spread over the split (or of all); what
+    these hold.
 
     Raises DataError with the first fault, and the command that lists all.
     """
-    step = -(-len(folder) // _PROBES)
+    if problem := single_class(folder.layout):
+        raise DataError(problem)
     try:
         with ThreadPoolExecutor() as pool:
             list(pool.map(_check_sizes, folder.samples))
-            list(pool.map(folder.read_label, range(0, len(folder), step)))
+        census = _count(folder, every_label=every_label)
     except (DataError, SourceError) as error:
         raise DataError(f"{error}{_advice(folder.root)}") from error
-
-
-def read_label(path: Path, labels: LabelMap, *, void_first: bool = False) -> NDArray[np.uint8]:
-    """A PNG of class indices (grey or palette) -> uint8 [H, W]; DataError when it holds others.
-
-    With ``void_first`` the file holds 0 for void and v for class v - 1 (mmsegmentation's
-    ``reduce_zero_label``).
-    """
-    values = read_values(path)
-    table = label_table(labels, void_first=void_first)
-    present = np.bincount(values.ravel(), minlength=256) > 0
-    outside = np.flatnonzero(present & (table < 0))
-    if outside.size:
+    if census.files == census.total and not census.by_class(folder.layout).any():
         raise DataError(
-            f"{path} holds label {int(outside[0])}; {allowed_values(labels, void_first=void_first)}"
+            f"split {folder.split!r} of {folder.root} has no labelled pixel{_advice(folder.root)}"
         )
-    return table.astype(np.uint8)[values] if void_first else values
+    return census
 
 
-def read_values(path: Path) -> NDArray[np.uint8]:
-    """A label file's own values, uint8 [H, W]; DataError when it is no 8-bit PNG of one channel."""
-    try:
-        with Image.open(path) as opened:
-            if opened.mode not in ("L", "P"):
-                raise DataError(
-                    f"{path} is a {opened.mode} image: labels are 8-bit PNGs of class indices"
-                )
-            # Not cv2: it would paint a palette PNG instead of giving its indices.
-            return np.array(opened, np.uint8)
-    except _UNREADABLE as error:
-        raise DataError(f"cannot read label {path}: {error}; write the PNG again") from error
-
-
-def label_table(labels: LabelMap, *, void_first: bool) -> NDArray[np.int16]:
-    """What each value of a label file means, int16 [256]: a class, the ignore index, or -1."""
-    table = np.full(256, -1, np.int16)
-    first = int(void_first)
-    table[labels.ignore_index] = labels.ignore_index
-    table[first : first + labels.num_classes] = np.arange(labels.num_classes)
-    if void_first:
-        table[0] = labels.ignore_index
-    return table
-
-
-def allowed_values(labels: LabelMap, *, void_first: bool) -> str:
-    """What a label file may hold, and what to do about others, in words."""
-    classes = f"1 … {labels.num_classes}" if void_first else f"0 … {labels.num_classes - 1}"
-    void = "0" if void_first else str(labels.ignore_index)
-    return f"its classes are {classes} and {void} (ignore): fix the file, or labels.json"
+def _count(folder: LabelledFolder, *, every_label: bool) -> Census:
+    census, palettes = Census(len(folder)), Palettes(folder.layout)
+    table = label_table(folder.labels, void_first=folder.layout.void_first)
+    order = np.random.default_rng(0).permutation(len(folder)).tolist()
+    most = len(folder) if every_label else min(len(folder), _MOST_PROBES)
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, most, _PROBES):
+            if start and not every_label and census.by_class(folder.layout).all():
+                break
+            paths = [folder.samples[i].label for i in order[start : min(most, start + _PROBES)]]
+            for path, count in zip(paths, pool.map(count_label, paths), strict=True):
+                if outside := outside_values(count.pixels, table):
+                    allowed = allowed_values(folder.labels, void_first=folder.layout.void_first)
+                    raise DataError(f"{path} holds label {outside[0]}; {allowed}")
+                if problem := palettes.fault(path, count):
+                    raise DataError(problem)
+                census.add(count.pixels)
+    return census
 
 
 def sizes_differ(sample: Sample, label: tuple[int, ...], image: tuple[int, ...]) -> str:
@@ -161,7 +150,7 @@ def _header(path: Path, like: tuple[int, int] | None = None) -> tuple[tuple[int,
             size = opened.height, opened.width
             turned = like not in (None, size) and opened.getexif().get(_ORIENTATION, 1) >= 5
             return size, turned
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise DataError(f"cannot read {path}: {error}; write the file again") from error
 
 

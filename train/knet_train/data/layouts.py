@@ -1,27 +1,33 @@
 """Where a data folder has its images and labels, and of which classes: three layouts, told apart
 by what is there.
 
-- **knet-deploy**: ``images/`` and ``labels/`` with the same file stems (labels are PNGs of class
-  indices) and ``labels.json`` (``class_names``, optionally ``palette_rgb`` and ``ignore_index``).
+- **knet-deploy**: ``images/`` and ``labels/`` with the same paths below them (labels are PNGs of
+  class indices) and ``labels.json`` (see ``load_labels_json``).
 - **ADE20K**: ``images/`` and ``annotations/``, whose PNGs hold 0 for void and v for class v - 1.
   The 150 classes of the benchmark, unless a ``labels.json`` names others.
 - **Cityscapes**: ``leftImg8bit/SPLIT/CITY/*_leftImg8bit.png`` and
   ``gtFine/SPLIT/CITY/*_gtFine_labelTrainIds.png``; 19 classes, 255 is void.
 
-A split of the first two is ``split/NAME.txt`` (one stem a line) if that file exists, else the
-folder ``images/NAME``; a flat ``images/`` has the splits ``all``, ``val`` (every tenth image by
-name) and ``train`` (the others). ``training`` and ``validation`` stand for ``train`` and ``val``,
-and the other way round, where only one of the two exists.
+A split of the first two is ``split/NAME.txt`` (an image a line: its path below ``images/``, or its
+stem where no other image has it) if that file exists, else the folder ``images/NAME``; a flat
+``images/`` has the splits ``all``, ``val`` (every tenth image by name) and ``train`` (the others).
+``training`` and ``validation`` stand for ``train`` and ``val``, and the other way round, where only
+one of the two exists. Links are followed; hidden files and folders, and what network drives and
+notebooks leave behind, are left out.
 """
 
 from __future__ import annotations
 
+import difflib
+import json
+import os
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
 import msgspec
 
@@ -36,30 +42,69 @@ class _LabelsJson(msgspec.Struct):
     ignore_index: int = 255
 
 
+# What people call the keys of labels.json, and what comes near to a key when it is misspelt.
+_MEANT = {
+    **{key: key for key in _LabelsJson.__struct_fields__},
+    **dict.fromkeys(("names", "classes", "labels", "categories"), "class_names"),
+    **dict.fromkeys(("palette", "colors", "colours", "color_map", "colour_map"), "palette_rgb"),
+    **dict.fromkeys(("ignore", "ignore_label", "ignore_value", "void"), "ignore_index"),
+}
+LABELS_EXAMPLE = """\
+{"class_names": ["background", "crack"],
+ "palette_rgb": [[0, 0, 0], [220, 20, 60]],
+ "ignore_index": 255}"""
+
+
 def load_labels_json(path: Path) -> LabelMap:
     """Read a data set's ``labels.json``: ``class_names``, and optionally ``palette_rgb``
-    (a distinct palette is made when it is absent) and ``ignore_index`` (255).
+    (a distinct palette is made when it is absent) and ``ignore_index`` (255); or a plain list of
+    the names.
 
-    Raises DataError with the file's name when it is missing or malformed.
+    An unknown key is refused while one of the three is missing, as it may be meant for it; in a
+    file that states all three it is a note. Raises DataError with the file's name, and an example,
+    when it is missing or malformed.
     """
+    return _labels_json(path)[0]
+
+
+def _labels_json(path: Path) -> tuple[LabelMap, bool]:
+    """The label map, and whether the file states its colours."""
     try:
         return _decode(path.read_bytes())
     except OSError as error:
-        raise DataError(
-            f"{path}: {error.strerror}; a data folder needs a labels.json with class_names"
-        ) from error
-    except (msgspec.DecodeError, ValueError) as error:
-        raise DataError(f"{path}: {error}") from error
+        text = f"{path}: {error.strerror}; a data folder needs a labels.json with class_names"
+        raise _labels_error(text) from error
+    except ValueError as error:  # msgspec's errors are ValueErrors too
+        raise _labels_error(f"{path}: {error}") from error
 
 
-def _decode(data: bytes) -> LabelMap:
-    raw = msgspec.json.decode(data, type=_LabelsJson)
-    palette = raw.palette_rgb or distinct_palette(len(raw.class_names))
-    return LabelMap(raw.class_names, palette, raw.ignore_index)
+def _labels_error(text: str) -> DataError:
+    error = DataError(text)
+    error.example = LABELS_EXAMPLE
+    return error
+
+
+def _decode(data: bytes) -> tuple[LabelMap, bool]:
+    # Windows writes UTF-8 with a byte order mark, or UTF-16.
+    raw: Any = msgspec.json.decode(data.decode(json.detect_encoding(data)))
+    if isinstance(raw, list):
+        raw = {"class_names": raw}
+    if not isinstance(raw, dict):
+        raise ValueError(f"is {raw!r}: it wants an object with class_names, or a list of names")
+    known = _LabelsJson.__struct_fields__
+    unknown = [key for key in raw if key not in known]
+    if unknown and not all(key in raw for key in known):
+        near = difflib.get_close_matches(unknown[0].casefold(), _MEANT, 1, 0.75)
+        hint = f"did you mean {_MEANT[near[0]]}?" if near else f"its keys are {', '.join(known)}"
+        raise ValueError(f"unknown key {unknown[0]!r}; {hint}")
+    stated = msgspec.convert(raw, _LabelsJson)
+    palette = stated.palette_rgb or distinct_palette(len(stated.class_names))
+    labels = LabelMap(stated.class_names, palette, stated.ignore_index)
+    return labels, stated.palette_rgb is not None
 
 
 def _packaged(name: str) -> LabelMap:
-    return _decode((resources.files("knet_train.data") / name).read_bytes())
+    return _decode((resources.files("knet_train.data") / name).read_bytes())[0]
 
 
 # The 150 classes of the scene parsing benchmark (arXiv 1608.05442) in its order, with
@@ -70,6 +115,12 @@ ADE20K = _packaged("ade20k.json")
 CITYSCAPES19 = _packaged("cityscapes.json")
 
 _SAME_SPLIT = {"train": "training", "training": "train", "val": "validation", "validation": "val"}
+# What Synology, QNAP, Windows, macOS, Linux and Python leave in folders; see also ``_is_litter``.
+_LITTER = {
+    *("@eadir", "@__thumb", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot"),
+    *("$recycle.bin", "recycler", "system volume information", "__macosx", "lost+found"),
+    *("network trash folder", "temporary items", "__pycache__"),
+}
 _IMAGE, _TRAIN_IDS, _IDS = "_leftImg8bit.png", "_gtFine_labelTrainIds.png", "_gtFine_labelIds.png"
 
 
@@ -89,6 +140,8 @@ class Layout:
     root: Path
     kind: Literal["knet-deploy", "ADE20K", "Cityscapes"]
     labels: LabelMap
+    named: bool = False  # by a labels.json; else the classes are those of the layout's data set
+    painted: bool = True  # whether the colours are the data set's own, or were made here
 
     @property
     def void_first(self) -> bool:
@@ -124,10 +177,9 @@ def find_layout(root: Path) -> Layout:
         )
     names = root / "labels.json"
     if (root / "labels").is_dir():
-        return Layout(root, "knet-deploy", _eight_bits(load_labels_json(names), names))
+        return Layout(root, "knet-deploy", *_own_labels(names))
     if (root / "annotations").is_dir():
-        labels = _eight_bits(load_labels_json(names), names) if names.exists() else ADE20K
-        return Layout(root, "ADE20K", labels)
+        return Layout(root, "ADE20K", *(_own_labels(names) if names.exists() else (ADE20K,)))
     raise DataError(
         f"{root} has no folder labels/: a data folder has images/ and labels/ "
         "(or annotations/, with ADE20K's values)"
@@ -139,13 +191,14 @@ def split_names(layout: Layout) -> list[str]:
     if layout.kind == "Cityscapes":
         return sorted(
             folder.name
-            for folder in (layout.root / "leftImg8bit").iterdir()
+            for folder in _entries(layout.root / "leftImg8bit")
             if folder.is_dir() and (layout.root / "gtFine" / folder.name).is_dir()
         )
-    images = layout.root / "images"
-    named = {path.stem for path in (layout.root / "split").glob("*.txt")}
-    folders = {path.name for path in images.iterdir() if path.is_dir()}
-    flat = any(path.suffix.lower() in IMAGE_SUFFIXES for path in images.iterdir())
+    lists, images = layout.root / "split", _entries(layout.root / "images")
+    found = _entries(lists) if lists.is_dir() else []
+    named = {path.stem for path in found if path.suffix == ".txt"}
+    folders = {path.name for path in images if path.is_dir()}
+    flat = any(path.suffix.lower() in IMAGE_SUFFIXES for path in images if not path.is_dir())
     return sorted(named | folders | ({"all"} if flat else set()))
 
 
@@ -158,6 +211,8 @@ def list_split(layout: Layout, split: str) -> Listing:
         other = _SAME_SPLIT.get(split)
         if other not in known:
             has = ", ".join(sorted(set(known))) or "none"
+            if (layout.root / "images" / split).is_symlink():
+                raise DataError(f"{layout.root / 'images' / split} is a link to nothing: mend it")
             hint = f"split/{split}.txt or images/{split}/"
             if layout.kind == "Cityscapes":
                 hint = f"leftImg8bit/{split}/ and gtFine/{split}/"
@@ -169,35 +224,56 @@ def list_split(layout: Layout, split: str) -> Listing:
 def _trees(layout: Layout, split: str) -> Listing:
     root = layout.root
     folder = root / ("annotations" if layout.void_first else "labels")
-    images, twins = _by_stem(root / "images", IMAGE_SUFFIXES)
-    masks, twin_masks = _by_stem(folder, (".png",))
-    problems, samples = [*twins, *twin_masks], []
-    stems = _stems(root, split, images)
-    for stem, times in Counter(stems).items():
+    images, problems = _by_key(root / "images", IMAGE_SUFFIXES)
+    masks, mask_problems = _by_key(folder, (".png",))
+    problems += mask_problems
+    stems, mask_stems = _by_stem(images), _by_stem(masks)
+    samples = []
+    keys, unnamed = _keys(root, split, images, stems)
+    problems += unnamed
+    pairs = {key: _partner(key, images, masks, stems, mask_stems) for key in images}
+    for key, times in Counter(keys).items():
+        name, label = PurePosixPath(key).name, pairs[key]
         if times > 1:
             problems.append(
-                f"{root / 'split' / split}.txt names {stem} more than once: take the others out"
+                f"{root / 'split' / split}.txt names {key} more than once: take the others out"
             )
-        if stem not in images:
+        if label is None:
             problems.append(
-                f"split {split!r} names {stem}, which is not in {root / 'images'}: "
-                f"add the image, or take the line out of split/{split}.txt"
-            )
-        elif stem not in masks:
-            problems.append(
-                f"{images[stem]} has no label: expected a PNG named {stem}.png in {folder}"
+                f"{images[key]} has no label: expected a PNG named {key}.png in {folder}"
             )
         else:
-            samples.append(Sample(stem, images[stem], masks[stem]))
-    unused = tuple(path for stem, path in masks.items() if stem not in images)
+            name = name if len(stems[name]) == 1 else key
+            samples.append(Sample(name, images[key], masks[label]))
+    paired = set(pairs.values())
+    unused = tuple(path for key, path in masks.items() if key not in paired)
     return Listing(tuple(samples), tuple(problems), unused)
+
+
+def _partner(
+    key: str,
+    images: dict[str, Path],
+    masks: dict[str, Path],
+    stems: dict[str, list[str]],
+    mask_stems: dict[str, list[str]],
+) -> str | None:
+    """The label of an image: at the same path, or, where both trees have the stem once, anywhere
+    (labels may lie flat beside images in folders)."""
+    if key in masks:
+        return key
+    stem = PurePosixPath(key).name
+    others = mask_stems.get(stem, [])
+    return others[0] if len(stems[stem]) == len(others) == 1 else None
 
 
 def _cityscapes(layout: Layout, split: str) -> Listing:
     images = layout.root / "leftImg8bit" / split
     labels = layout.root / "gtFine" / split
+    problems: list[str] = []
+    below = [path for path in _files(labels, problems) if path.parent.parent == labels]
     found, numbers = (
-        {path.name: path for path in labels.glob(f"*/*{suffix}")} for suffix in (_TRAIN_IDS, _IDS)
+        {path.name: path for path in below if path.name.endswith(suffix)}
+        for suffix in (_TRAIN_IDS, _IDS)
     )
     if numbers and not found:
         raise DataError(
@@ -205,8 +281,10 @@ def _cityscapes(layout: Layout, split: str) -> Listing:
             f"(pip install cityscapesscripts; CITYSCAPES_DATASET={layout.root} "
             "python -m cityscapesscripts.preparation.createTrainIdLabelImgs)"
         )
-    samples, problems = [], []
-    for path in sorted(images.glob(f"*/*{_IMAGE}")):
+    samples = []
+    for path in _files(images, problems):
+        if path.parent.parent != images or not path.name.endswith(_IMAGE):
+            continue
         stem = path.name.removesuffix(_IMAGE)
         label = found.pop(stem + _TRAIN_IDS, None)
         if label is None:
@@ -216,41 +294,110 @@ def _cityscapes(layout: Layout, split: str) -> Listing:
     return Listing(tuple(samples), tuple(problems), tuple(sorted(found.values())))
 
 
-def _stems(root: Path, split: str, images: dict[str, Path]) -> list[str]:
+def _keys(
+    root: Path, split: str, images: dict[str, Path], stems: dict[str, list[str]]
+) -> tuple[list[str], list[str]]:
+    """The images of a split, and the lines of its list that name none."""
     listing = root / "split" / f"{split}.txt"
     if listing.is_file():
         try:
             lines = listing.read_text("utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{listing}: {error}; it wants one stem a line, in UTF-8") from error
-        return [line.strip() for line in lines if line.strip()]
-    folder = root / "images" / split
-    if folder.is_dir():
-        return sorted(stem for stem, path in images.items() if folder in path.parents)
-    flat = sorted(stem for stem, path in images.items() if path.parent == root / "images")
+            raise DataError(f"{listing}: {error}; it wants one image a line, in UTF-8") from error
+        keys, problems = [], []
+        for line in filter(None, map(str.strip, lines)):
+            found = _named(line, images, stems)
+            if len(found) == 1:
+                keys += found
+            elif found:
+                problems.append(
+                    f"split {split!r} names {line}, which is the stem of {len(found)} images: "
+                    f"name one by its path below images/, such as {found[0]}"
+                )
+            else:
+                problems.append(
+                    f"split {split!r} names {line}, which is not in {root / 'images'}: "
+                    f"add the image, or take the line out of split/{split}.txt"
+                )
+        return keys, problems
+    if (root / "images" / split).is_dir():
+        return sorted(key for key in images if key.startswith(f"{split}/")), []
+    flat = sorted(key for key in images if "/" not in key)
     match split:
         case "val":
-            return flat[::10]
+            return flat[::10], []
         case "train":
-            return [stem for index, stem in enumerate(flat) if index % 10]
+            return [key for index, key in enumerate(flat) if index % 10], []
         case _:
-            return flat
+            return flat, []
 
 
-def _by_stem(folder: Path, suffixes: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
+def _named(line: str, images: dict[str, Path], stems: dict[str, list[str]]) -> list[str]:
+    """The images that a line of a split may mean: "a", "train/a", "train/a.jpg" and
+    "images/train/a.jpg" are all right, "a" where no other image has this stem."""
+    text = unicodedata.normalize("NFC", line.replace("\\", "/").removeprefix("./"))
+    suffix = PurePosixPath(text).suffix
+    plain = text.removesuffix(suffix) if suffix.lower() in IMAGE_SUFFIXES else text
+    for name in (text, plain, plain.removeprefix("images/")):
+        if name in images:
+            return [name]
+    return stems.get(text) or stems.get(plain, [])
+
+
+def _by_key(folder: Path, suffixes: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
+    """The files with one of the suffixes, by their path below ``folder`` without it."""
     found: dict[str, Path] = {}
-    twins = []
-    for path in sorted(folder.rglob("*")):
-        if path.name.startswith("."):  # macOS leaves "._photo.jpg" beside "photo.jpg"
-            continue
-        if path.suffix.lower() in suffixes and path.is_file():
-            if path.stem in found:
-                twins.append(f"{path} and {found[path.stem]} share a name: rename one of them")
-            found[path.stem] = path
-    return found, twins
+    problems: list[str] = []
+    for path in _files(folder, problems):
+        if path.suffix.lower() in suffixes:
+            # A Mac writes "é" as two characters, and its zip files keep them.
+            key = unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
+            if key in found:
+                problems.append(f"{path} and {found[key]} share a name: rename one of them")
+            found[key] = path
+    return found, problems
 
 
-def _eight_bits(labels: LabelMap, path: Path) -> LabelMap:
+def _by_stem(keys: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for key in keys:
+        found.setdefault(PurePosixPath(key).name, []).append(key)
+    return found
+
+
+def _files(folder: Path, problems: list[str], above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """All files below ``folder``, by name, links followed (but none into a folder that it lies
+    in). A link to nothing is added to ``problems``."""
+    here = os.path.realpath(folder)
+    if here in above:
+        return
+    for path in _entries(folder):
+        if path.is_dir():
+            yield from _files(path, problems, (*above, here))
+        elif path.is_file():
+            yield path
+        elif path.is_symlink():
+            problems.append(
+                f"{path} is a link to {path.readlink()}, which is not there: mend or remove it"
+            )
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder, by name. Raises DataError."""
+    try:
+        return [path for path in sorted(folder.iterdir()) if not _is_litter(path.name)]
+    except OSError as error:
+        raise DataError(f"{folder}: {error.strerror}; let this user read the folder") from error
+
+
+def _is_litter(name: str) -> bool:
+    """Hidden (.ipynb_checkpoints, or the "._photo.jpg" that macOS leaves), or of a system."""
+    return name.startswith(".") or name.casefold() in _LITTER
+
+
+def _own_labels(path: Path) -> tuple[LabelMap, bool, bool]:
+    """What ``Layout`` wants of a data set's own labels.json."""
+    labels, painted = _labels_json(path)
     if labels.num_classes > 255 or labels.ignore_index > 255:
-        raise DataError(f"{path}: label PNGs are 8-bit, so values end at 255")
-    return labels
+        raise _labels_error(f"{path}: label PNGs are 8-bit, so values end at 255")
+    return labels, True, painted
