@@ -213,7 +213,7 @@ def _from_hub(backbone: str, name: str) -> dict[str, Tensor]:
     try:
         # Without a home that can be written to, what is fetched is not kept for the next time.
         with TemporaryDirectory() as folder:
-            aside: dict[str, Any] = {} if _is_writable(HF_HUB_CACHE) else {"cache_dir": folder}
+            aside: dict[str, Any] = {} if _can_have(HF_HUB_CACHE) else {"cache_dir": folder}
             source = timm.create_model(f"hf_hub:{name}", pretrained=True, **aside)
     except Exception as error:  # the hub client raises many unrelated types
         raise CheckpointError(
@@ -225,9 +225,12 @@ def _from_hub(backbone: str, name: str) -> dict[str, Tensor]:
     return state
 
 
-def _is_writable(folder: str) -> bool:
+def _can_have(folder: str) -> bool:
+    """Whether it is there, for reading at least, or can be made."""
     try:
-        check_folder(Path(folder).expanduser())
+        path = Path(folder).expanduser()
+        if not path.is_dir():
+            check_folder(path)
     except (OutputError, RuntimeError):  # the latter: there is no home
         return False
     return True
