@@ -229,3 +229,33 @@ def test_a_classifier_of_any_backbone_serves(
     loaded = {k.replace(".", "_"): v for k, v in backbone.state_dict().items() if k[:5] != "norms"}
     assert loaded
     assert all(torch.equal(value, stored[key]) for key, value in loaded.items())
+
+
+@pytest.mark.parametrize("home", ["usable", "none", "a file"])
+def test_without_a_home_fetched_weights_are_used_and_not_kept(
+    tiny_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str
+) -> None:
+    from huggingface_hub import constants
+
+    (tmp_path / "file").write_text("no folder")
+    cache = {"usable": f"{tmp_path}/hub", "none": "~nobody-of-that-name/hub"}.get(home)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", cache or f"{tmp_path}/file/hub")
+    classifier = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    kept: list[str | None] = []
+
+    def fetch(name: str, *, pretrained: bool, cache_dir: str | None = None) -> torch.nn.Module:
+        assert pretrained
+        assert name == "hf_hub:timm/tf_efficientnet_lite0.in1k"
+        assert cache_dir is None or not list(Path(cache_dir).iterdir())
+        kept.append(cache_dir)
+        return classifier
+
+    config = tiny_config().model
+    backbone = build_backbone(config)
+    monkeypatch.setattr(timm, "create_model", fetch)
+    load_pretrained(backbone, config, None)
+    assert torch.equal(backbone.state_dict()["conv_stem.weight"], classifier.conv_stem.weight)
+    (folder,) = kept
+    assert (folder is None) == (home == "usable")
+    assert folder is None or not Path(folder).exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]

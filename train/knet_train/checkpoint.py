@@ -9,6 +9,8 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import msgspec
 import timm
@@ -17,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from knet_runtime.atomic import output_error, write_atomic
-from knet_runtime.errors import CheckpointError
+from knet_runtime.atomic import check_folder, output_error, write_atomic
+from knet_runtime.errors import CheckpointError, OutputError
 from knet_runtime.labels import LabelMap
 from knet_train.config import Config, ModelConfig
 from knet_train.models.backbones import SwinBackbone
@@ -206,8 +208,13 @@ def load_pretrained(backbone: nn.Module, config: ModelConfig, weights: Path | No
 
 
 def _from_hub(backbone: str, name: str) -> dict[str, Tensor]:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
     try:
-        source = timm.create_model(f"hf_hub:{name}", pretrained=True)
+        # Without a home that can be written to, what is fetched is not kept for the next time.
+        with TemporaryDirectory() as folder:
+            aside: dict[str, Any] = {} if _can_have(HF_HUB_CACHE) else {"cache_dir": folder}
+            source = timm.create_model(f"hf_hub:{name}", pretrained=True, **aside)
     except Exception as error:  # the hub client raises many unrelated types
         raise CheckpointError(
             f"ImageNet weights of {backbone} could not be fetched from the hub "
@@ -216,3 +223,14 @@ def _from_hub(backbone: str, name: str) -> dict[str, Tensor]:
         ) from error
     state: dict[str, Tensor] = source.state_dict()
     return state
+
+
+def _can_have(folder: str) -> bool:
+    """Whether it is there, for reading at least, or can be made."""
+    try:
+        path = Path(folder).expanduser()
+        if not path.is_dir():
+            check_folder(path)
+    except (OutputError, RuntimeError):  # the latter: there is no home
+        return False
+    return True
