@@ -129,7 +129,7 @@ class FrameOrder:
 
     def __init__(self, delay: int | None = None) -> None:
         self.delay = delay
-        self._begun = False
+        self._begun = self._keyed = False
         self._sent: deque[int | None] = deque()
         self._highest: int | None = None
         self._presented = False
@@ -140,6 +140,9 @@ class FrameOrder:
         """A packet goes to the decoder."""
         if self._presented or packet.is_discard:
             return
+        if packet.is_keyframe and not self._keyed:  # what came before it gives no frames
+            self._keyed = True
+            self._sent.clear()
         stamp = _stamp(packet)
         if stamp is not None and self._highest is not None and stamp < self._highest:
             self._presented = True  # no time of decoding ever falls

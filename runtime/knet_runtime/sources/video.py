@@ -29,7 +29,7 @@ TimedFrame = tuple[av.VideoFrame, Fraction | None]
 _BEFORE = 10  # seconds
 _HELD = 1 << 26  # bytes of packets that wait for the part to begin
 # Those with an index, which a seek goes by; others guess, or go by clocks that may jump.
-_SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "asf", "mxf", "nut", "ogg")
+_SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "asf", "mxf", "nut", "ogg", "hls")
 
 
 class VideoSource(Closeable):

@@ -17,6 +17,7 @@ import pytest
 from knet_runtime.errors import SourceError
 from knet_runtime.sources import open_source
 from knet_runtime.sources.base import SourceOptions
+from knet_runtime.sources.times import FrameOrder
 from knet_runtime.types import Frame
 
 FRAMES, RATE = 60, 25
@@ -160,6 +161,21 @@ def test_a_joined_program_stream_goes_on_too(tmp_path: Path) -> None:
     seen = read(path)
     assert [frame.pts for frame in seen] == [Fraction(i, RATE) for i in range(2 * FRAMES)]
     assert_same(read(path, start=3, end=4), seen[75:100])
+
+
+def test_what_comes_before_the_first_key_frame_delays_no_time() -> None:
+    order = FrameOrder()
+    for stamp in range(20):  # a stream that is joined between two key frames, stamped in order
+        packet = av.Packet(b"data")
+        packet.pts = packet.dts = stamp
+        packet.is_keyframe = stamp == 10
+        order.sent(packet)
+    frames = []
+    for stamp in range(10, 20):
+        frame = av.VideoFrame(16, 16)
+        frame.pts = stamp
+        frames.append(order.stamp_of(frame, reorders=True))
+    assert frames == list(range(10, 20))
 
 
 @pytest.mark.parametrize("codec", ["h264", "hevc", "mpeg2"])
