@@ -56,7 +56,8 @@ class PacketClock:
         self._tick = Fraction(1) if stream.time_base is None else Fraction(stream.time_base)
         self._name = name
         self._leaps = is_broadcast(container)
-        self._decoding = stamps_decoding(container)
+        stated = first is not None and first.pts == stream.start_time
+        self._decoding = stamps_decoding(container) and not stated
         rate = stream.average_rate or _DEFAULT_RATE
         self._period = max(1, round(1 / (Fraction(rate) * self._tick)))
         if first is not None and self._decoding:

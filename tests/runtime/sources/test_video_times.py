@@ -31,17 +31,17 @@ CODECS = {
 }
 
 
-def write_clip(path: Path, codec: str, frames: int = FRAMES) -> Path:
-    """``frames`` of noise, told from each other by it, at 25 frames/s with a key frame every 12."""
+def write_clip(path: Path, codec: str, form: str | None = None) -> Path:
+    """60 frames of noise, told from each other by it, at 25 frames/s with a key frame every 12."""
     name, given = CODECS[codec]
     noise = np.random.default_rng(0)
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", format=form) as container:
         options = dict(pair.split("=", 1) for pair in given.split())
         stream = container.add_stream(name, rate=RATE, options=options)
         assert isinstance(stream, av.VideoStream)
         stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
         stream.codec_context.gop_size = 12
-        for _ in range(frames):
+        for _ in range(FRAMES):
             blocks = noise.integers(0, 256, (6, 8, 3), np.uint8)
             image = np.kron(blocks, np.ones((8, 8, 1), np.uint8))
             frame = av.VideoFrame.from_ndarray(image, "rgb24").reformat(format="yuv420p")
@@ -102,6 +102,18 @@ def test_every_container_gives_the_frames_times_and_parts_of_the_mp4(
         part = [frame for frame in whole if start <= float(frame.pts or 0) < (end or FRAMES)]
         assert_same(read(path, start=start, end=end), part)
         assert_same(read(mp4, start=start, end=end), part)
+
+
+@pytest.mark.parametrize(
+    ("codec", "form"),
+    [("mpeg4", "m4v"), ("mpeg2", "mpeg2video"), ("h264", "avi"), ("mpeg4", "avi")],
+)
+def test_times_are_those_of_the_mp4_without_a_detour(tmp_path: Path, codec: str, form: str) -> None:
+    whole = read(write_clip(tmp_path / "first.mp4", codec))
+    path = write_clip(tmp_path / f"second.{form}", codec, form)
+    seen = read(path)
+    assert [frame.pts for frame in seen] == [frame.pts for frame in whole]
+    assert_same(read(path, start=1.1, end=2), seen[28:50])
 
 
 @pytest.mark.parametrize("offset", ["95441.5", "95443", "95442.9", "50000"])
