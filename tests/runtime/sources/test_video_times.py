@@ -165,6 +165,24 @@ def test_joined_recordings_lose_no_frame_and_their_times_go_on(
         assert_same(read(path, start=start, end=end), part)
 
 
+def test_a_second_video_in_a_file_is_not_left_out_in_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mp4 = write_clip(tmp_path / "a.mp4", "h264")
+    with av.open(str(mp4)) as old, av.open(str(tmp_path / "two.ts"), "w") as new:
+        streams = [new.add_stream_from_template(old.streams.video[0]) for _ in range(2)]
+        for packet in old.demux(video=0):
+            if packet.size:
+                again = av.Packet(bytes(packet))
+                again.pts, again.dts, again.time_base = packet.pts, packet.dts, packet.time_base
+                for one, stream in zip((packet, again), streams, strict=True):
+                    one.stream = stream
+                    new.mux(one)
+    with caplog.at_level(logging.WARNING):
+        assert len(read(tmp_path / "two.ts")) == FRAMES
+    assert "two.ts: has 2 videos in it, of which one is read" in caplog.text
+
+
 def test_a_joined_program_stream_goes_on_too(tmp_path: Path) -> None:
     mp4 = write_clip(tmp_path / "a.mp4", "mpeg2")
     part = remux(mp4, tmp_path / "a.mpg").read_bytes()
