@@ -130,7 +130,8 @@ def open_file(path: Path, *, hwaccel: bool = False) -> InputContainer:
         return av.open(
             f"file:{path}",  # or a colon in the name would be taken for a protocol
             "r",
-            options={"protocol_whitelist": "file", "format_whitelist": _FORMATS},
+            # As "options" they crash PyAV before 17.1 where streams show late (FLV, MPEG-PS).
+            container_options={"protocol_whitelist": "file", "format_whitelist": _FORMATS},
             metadata_errors="ignore",
             timeout=_FILE_PATIENCE,
             hwaccel=device,
@@ -238,7 +239,7 @@ class NetworkConnector:
                 self._address,
                 "r",
                 format="data",
-                options={"protocol_whitelist": _HTTP_PROTOCOLS, "probesize": "32"},
+                container_options={"protocol_whitelist": _HTTP_PROTOCOLS, "probesize": "32"},
                 metadata_errors="ignore",
                 timeout=(chosen.connect_timeout, chosen.read_timeout),
             ) as container:
@@ -299,7 +300,7 @@ class NetworkConnector:
         return av.open(
             self._address,
             "r",
-            options=options,
+            container_options=options,
             metadata_errors="ignore",
             timeout=(chosen.connect_timeout, chosen.read_timeout * self._patience),
             hwaccel=hardware,

@@ -95,9 +95,9 @@ _ASPECT_TERMS = 65_535  # those of H.264 have 16 bits
 class Decoder:
     """The video stream of an open container, decoded.
 
-    ``stream`` is the one that FFmpeg thinks best, ``deinterlacer`` makes its frames whole. Raises
-    SourceError, naming ``name``, when there is none, no decoder for it, or it is larger than
-    ``MAX_PIXELS``.
+    ``stream`` is the one that FFmpeg thinks best, ``others`` how many more there are, and
+    ``deinterlacer`` makes its frames whole. Raises SourceError, naming ``name``, when there is
+    none, no decoder for it, or it is larger than ``MAX_PIXELS``.
     """
 
     def __init__(self, container: InputContainer, name: str, *, live: bool) -> None:
@@ -122,6 +122,8 @@ class Decoder:
         if not live and context.height * context.width <= _THREADED_PIXELS:
             context.thread_type = "AUTO"
         self.stream = stream
+        covers = Disposition.attached_pic | Disposition.timed_thumbnails
+        self.others = sum(not s.disposition & covers for s in container.streams.video) - 1
 
     def rate(self, every: int) -> Fraction | None:
         """Frames per second, each ``every``-th counting; None where none is stated that can be."""

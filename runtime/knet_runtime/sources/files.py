@@ -38,7 +38,7 @@ def open_regular(path: Path, what: str) -> BinaryIO:
         if stat.S_ISDIR(mode):
             raise SourceError(_is_folder(path, what))
         if not stat.S_ISREG(mode):
-            raise SourceError(f"{path}: is not a regular file; record it to one")
+            raise SourceError(f"{path}: is not a regular file; copy what it gives into one")
         head = os.read(handle, _HEAD)
         if not head:
             raise SourceError(f"{path}: is empty; copy or export it again")

@@ -56,7 +56,8 @@ class PacketClock:
         self._tick = Fraction(1) if stream.time_base is None else Fraction(stream.time_base)
         self._name = name
         self._leaps = is_broadcast(container)
-        self._decoding = stamps_decoding(container)
+        stated = first is not None and first.pts == stream.start_time
+        self._decoding = stamps_decoding(container) and not stated
         rate = stream.average_rate or _DEFAULT_RATE
         self._period = max(1, round(1 / (Fraction(rate) * self._tick)))
         if first is not None and self._decoding:
@@ -129,7 +130,7 @@ class FrameOrder:
 
     def __init__(self, delay: int | None = None) -> None:
         self.delay = delay
-        self._begun = False
+        self._begun = self._keyed = False
         self._sent: deque[int | None] = deque()
         self._highest: int | None = None
         self._presented = False
@@ -140,6 +141,9 @@ class FrameOrder:
         """A packet goes to the decoder."""
         if self._presented or packet.is_discard:
             return
+        if packet.is_keyframe and not self._keyed:  # what came before it gives no frames
+            self._keyed = True
+            self._sent.clear()
         stamp = _stamp(packet)
         if stamp is not None and self._highest is not None and stamp < self._highest:
             self._presented = True  # no time of decoding ever falls

@@ -6,6 +6,7 @@ are those of ``PacketClock``.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Generator, Iterable, Iterator
 from fractions import Fraction
@@ -23,13 +24,15 @@ from knet_runtime.sources.decoder import READ_ERRORS, Decoder
 from knet_runtime.sources.times import Packet, PacketClock, stamps_decoding
 from knet_runtime.types import Closeable, Frame
 
+_log = logging.getLogger(__name__)
+
 TimedFrame = tuple[av.VideoFrame, Fraction | None]
 
 
 _BEFORE = 10  # seconds
 _HELD = 1 << 26  # bytes of packets that wait for the part to begin
 # Those with an index, which a seek goes by; others guess, or go by clocks that may jump.
-_SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "asf", "mxf", "nut", "ogg")
+_SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "asf", "mxf", "nut", "ogg", "hls")
 
 
 class VideoSource(Closeable):
@@ -59,6 +62,13 @@ class VideoSource(Closeable):
         self._container = container
         try:
             self._decoder = Decoder(container, name, live=False)
+            if others := self._decoder.others:
+                _log.warning(
+                    "%s: has %d videos in it, of which one is read; take the others out with "
+                    "FFmpeg (-map) to read them",
+                    name,
+                    others + 1,
+                )
             self._damage = DamageReport()
             self._broken = False
             packets = container.demux(self._decoder.stream)

@@ -17,6 +17,7 @@ import pytest
 from knet_runtime.errors import SourceError
 from knet_runtime.sources import open_source
 from knet_runtime.sources.base import SourceOptions
+from knet_runtime.sources.times import FrameOrder
 from knet_runtime.types import Frame
 
 FRAMES, RATE = 60, 25
@@ -30,17 +31,17 @@ CODECS = {
 }
 
 
-def write_clip(path: Path, codec: str, frames: int = FRAMES) -> Path:
-    """``frames`` of noise, told from each other by it, at 25 frames/s with a key frame every 12."""
+def write_clip(path: Path, codec: str, form: str | None = None) -> Path:
+    """60 frames of noise, told from each other by it, at 25 frames/s with a key frame every 12."""
     name, given = CODECS[codec]
     noise = np.random.default_rng(0)
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", format=form) as container:
         options = dict(pair.split("=", 1) for pair in given.split())
         stream = container.add_stream(name, rate=RATE, options=options)
         assert isinstance(stream, av.VideoStream)
         stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
         stream.codec_context.gop_size = 12
-        for _ in range(frames):
+        for _ in range(FRAMES):
             blocks = noise.integers(0, 256, (6, 8, 3), np.uint8)
             image = np.kron(blocks, np.ones((8, 8, 1), np.uint8))
             frame = av.VideoFrame.from_ndarray(image, "rgb24").reformat(format="yuv420p")
@@ -103,6 +104,18 @@ def test_every_container_gives_the_frames_times_and_parts_of_the_mp4(
         assert_same(read(mp4, start=start, end=end), part)
 
 
+@pytest.mark.parametrize(
+    ("codec", "form"),
+    [("mpeg4", "m4v"), ("mpeg2", "mpeg2video"), ("h264", "avi"), ("mpeg4", "avi")],
+)
+def test_times_are_those_of_the_mp4_without_a_detour(tmp_path: Path, codec: str, form: str) -> None:
+    whole = read(write_clip(tmp_path / "first.mp4", codec))
+    path = write_clip(tmp_path / f"second.{form}", codec, form)
+    seen = read(path)
+    assert [frame.pts for frame in seen] == [frame.pts for frame in whole]
+    assert_same(read(path, start=1.1, end=2), seen[28:50])
+
+
 @pytest.mark.parametrize("offset", ["95441.5", "95443", "95442.9", "50000"])
 def test_a_clock_of_33_bits_that_wraps_changes_nothing(tmp_path: Path, offset: str) -> None:
     mp4 = write_clip(tmp_path / "a.mp4", "h264")
@@ -152,6 +165,24 @@ def test_joined_recordings_lose_no_frame_and_their_times_go_on(
         assert_same(read(path, start=start, end=end), part)
 
 
+def test_a_second_video_in_a_file_is_not_left_out_in_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mp4 = write_clip(tmp_path / "a.mp4", "h264")
+    with av.open(str(mp4)) as old, av.open(str(tmp_path / "two.ts"), "w") as new:
+        streams = [new.add_stream_from_template(old.streams.video[0]) for _ in range(2)]
+        for packet in old.demux(video=0):
+            if packet.size:
+                again = av.Packet(bytes(packet))
+                again.pts, again.dts, again.time_base = packet.pts, packet.dts, packet.time_base
+                for one, stream in zip((packet, again), streams, strict=True):
+                    one.stream = stream
+                    new.mux(one)
+    with caplog.at_level(logging.WARNING):
+        assert len(read(tmp_path / "two.ts")) == FRAMES
+    assert "two.ts: has 2 videos in it, of which one is read" in caplog.text
+
+
 def test_a_joined_program_stream_goes_on_too(tmp_path: Path) -> None:
     mp4 = write_clip(tmp_path / "a.mp4", "mpeg2")
     part = remux(mp4, tmp_path / "a.mpg").read_bytes()
@@ -160,6 +191,21 @@ def test_a_joined_program_stream_goes_on_too(tmp_path: Path) -> None:
     seen = read(path)
     assert [frame.pts for frame in seen] == [Fraction(i, RATE) for i in range(2 * FRAMES)]
     assert_same(read(path, start=3, end=4), seen[75:100])
+
+
+def test_what_comes_before_the_first_key_frame_delays_no_time() -> None:
+    order = FrameOrder()
+    for stamp in range(20):  # a stream that is joined between two key frames, stamped in order
+        packet = av.Packet(b"data")
+        packet.pts = packet.dts = stamp
+        packet.is_keyframe = stamp == 10
+        order.sent(packet)
+    frames = []
+    for stamp in range(10, 20):
+        frame = av.VideoFrame(16, 16)
+        frame.pts = stamp
+        frames.append(order.stamp_of(frame, reorders=True))
+    assert frames == list(range(10, 20))
 
 
 @pytest.mark.parametrize("codec", ["h264", "hevc", "mpeg2"])
