@@ -88,6 +88,8 @@ def _progress(steps: int) -> Callback:
         TimeRemainingColumn,
     )
 
+    from knet_train.module import KNetModule
+
     class Lines(pl.Callback):
         def __init__(self) -> None:
             columns = (
@@ -128,10 +130,11 @@ def _progress(steps: int) -> Callback:
             metrics = trainer.callback_metrics
             if not trainer.is_global_zero or "val_miou" not in metrics:
                 return
+            module = trainer.lightning_module
+            assert isinstance(module, KNetModule)
             score, scored = float(metrics["val_miou"]), int(metrics["val_classes"])
-            line = (
-                f"step {trainer.global_step}/{steps}  mIoU {100 * score:.2f} % ({scored} classes)"
-            )
+            over = f"over {scored} of {module.label_map.num_classes} classes"
+            line = f"step {trainer.global_step}/{steps}  mIoU {100 * score:.2f} % {over}"
             self.say(line)
 
         def on_exception(self, *_: object) -> None:
