@@ -103,6 +103,7 @@ def test_a_run_starts_its_other_process_itself_and_dies_with_it(
         ),
         (("trainer.devices=8", "optim.batch_size=8"), r"split all has 6 images for 8 processes"),
         (("trainer.devices=2", "trainer.sync_batchnorm=true"), r"between GPUs only"),
+        (("trainer.nodes=2",), r"nodes is 2, but neither torchrun nor SLURM has started"),
     ],
 )
 def test_what_cannot_be_shared_out_is_refused(

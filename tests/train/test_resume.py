@@ -309,7 +309,7 @@ def test_a_run_continues_from_the_state_before_a_damaged_one(
     damaged = (run / "resume.ckpt").read_bytes()
     result = go("parts", *settings, resume=True)
     assert (
-        f"{run / 'resume.ckpt'} is damaged: a checksum does not match; it is kept as "
+        f"{run / 'resume.ckpt'} is damaged (a checksum does not match) and kept as "
         f"resume.damaged.ckpt: continuing from {run / 'resume.previous.ckpt'}, of step 3, instead"
     ) in caplog.text
     assert not different(expected.last, result.last)

@@ -71,6 +71,12 @@ def check_processes(config: Config, images: int) -> None:
             f"split {config.data.val_split} has {images} images for {ranks} processes: "
             "lower trainer.devices, or pass a larger data.val_split"
         )
+    launched = any(kind.detect() for kind in (TorchElasticEnvironment, SLURMEnvironment))
+    if settings.nodes > 1 and not launched:  # Lightning would wait for the others for ever
+        raise ConfigError(
+            f"trainer.nodes is {settings.nodes}, but neither torchrun nor SLURM has started this "
+            "process: start it with one of them on every machine"
+        )
     if settings.sync_batchnorm and ranks > 1 and not torch.cuda.is_available():
         raise ConfigError(
             "torch synchronises BatchNorm between GPUs only: on CPUs pass "

@@ -74,7 +74,7 @@ def state_to_resume(run: Path, config: Config, resume: bool) -> SavedState | Non
             continue
         _check_same(run, found.config, config)
         if faults:
-            reason = f"{state} {faults[0]}; it is kept as {_DAMAGED}"
+            reason = f"{state} is damaged ({faults[0]}) and kept as {_DAMAGED}"
             return replace(found, instead_of=reason)
         return found
     if faults:
@@ -86,16 +86,16 @@ def state_to_resume(run: Path, config: Config, resume: bool) -> SavedState | Non
 
 
 def read_state(path: Path) -> SavedState | str:
-    """The state in a file, or why it cannot be continued from. Nothing in the file is executed."""
+    """The state in a file, or why it is none, in words. Nothing in the file is executed."""
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:  # torch itself compares no checksums
-                return "is damaged: a checksum does not match"
+                return "a checksum does not match"
     except OSError as error:
-        return f"cannot be read: {error.strerror}"
+        return f"it cannot be read: {error.strerror}"
     except Exception as error:  # a damaged archive raises nearly anything
         _log.info("%s: %s", path, error)
-        return "is damaged: it is cut off, or was changed"
+        return "it is cut off, or was changed"
     try:
         # Tensors stay in the file until they are looked at.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -104,8 +104,8 @@ def read_state(path: Path) -> SavedState | str:
         found = SavedState(path, int(state["global_step"]), tuple(about["class_names"]), config)
     except Exception as error:  # and so does a foreign one
         _log.info("%s: %s", path, error)
-        return "is no state that this version of train has written"
-    return found if all_finite(state) else "holds weights that are not finite"
+        return "this version of train has not written it"
+    return found if all_finite(state) else "it holds weights that are not finite"
 
 
 def _began_with(settings: Path) -> Config:

@@ -36,7 +36,9 @@ def check(
     json: Annotated[Path | None, typer.Option(help="Write everything found as JSON.")] = None,
 ) -> None:
     """Read every image and label of a folder, and list whatever would break a training: files
-    missing or damaged, sizes that differ, label values outside the map. The exit status is then 1.
+    missing or damaged, sizes that differ, label values outside the map, palettes that contradict
+    it. The exit status is then 1. Warn of labels that look unlike what was meant, such as classes
+    without a pixel.
     """
     with needs_extra("train", "knet-deploy data check"):
         from knet_train.data import check as data_check

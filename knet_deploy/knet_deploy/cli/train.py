@@ -36,6 +36,8 @@ def train(
     """Train a K-Net. Leaves best.safetensors (highest mIoU on the validation split),
     last.safetensors, and CSV and TensorBoard logs in the folder --out."""
     with needs_extra("train"):
+        from pytorch_lightning.utilities import rank_zero_only
+
         from knet_train.config import load_config
         from knet_train.fit import train as fit
         from knet_train.run_folder import STATE, Stopped, causes
@@ -52,14 +54,15 @@ def train(
             callbacks=[_progress(config.optim.steps)],
         )
     except KeyboardInterrupt as stop:
-        # SIGTERM arrives again, as an interrupt of its own, while the first is on its way.
-        step = next((cause.step for cause in causes(stop) if isinstance(cause, Stopped)), None)
-        what = "stopped without saving" if step is None else f"stopped at step {step}"
-        if (out / STATE).exists():
-            what += f"; resume with: {_resuming(data, out, preset, settings or [])}"
-        typer.echo(f"knet-deploy: {one_line(what)}", err=True)
+        if getattr(rank_zero_only, "rank", 0) == 0:  # of many processes the first one speaks
+            # SIGTERM arrives again, as an interrupt of its own, while the first is on its way.
+            step = next((cause.step for cause in causes(stop) if isinstance(cause, Stopped)), None)
+            what = "stopped without saving" if step is None else f"stopped at step {step}"
+            if (out / STATE).exists():
+                what += f"; resume with: {_resuming(data, out, preset, settings or [])}"
+            typer.echo(f"knet-deploy: {one_line(what)}", err=True)
         raise
-    if result.rank > 0:  # of many processes the first one speaks
+    if result.rank > 0:
         return
     score = f"mIoU {100 * result.best_miou:.2f} % over {result.scored_classes} of {result.classes}"
     typer.echo(f"best {result.best}  {score} classes on {config.data.val_split}")
@@ -84,6 +87,8 @@ def _progress(steps: int) -> Callback:
         TextColumn,
         TimeRemainingColumn,
     )
+
+    from knet_train.module import KNetModule
 
     class Lines(pl.Callback):
         def __init__(self) -> None:
@@ -125,10 +130,11 @@ def _progress(steps: int) -> Callback:
             metrics = trainer.callback_metrics
             if not trainer.is_global_zero or "val_miou" not in metrics:
                 return
+            module = trainer.lightning_module
+            assert isinstance(module, KNetModule)
             score, scored = float(metrics["val_miou"]), int(metrics["val_classes"])
-            line = (
-                f"step {trainer.global_step}/{steps}  mIoU {100 * score:.2f} % ({scored} classes)"
-            )
+            over = f"over {scored} of {module.label_map.num_classes} classes"
+            line = f"step {trainer.global_step}/{steps}  mIoU {100 * score:.2f} % {over}"
             self.say(line)
 
         def on_exception(self, *_: object) -> None:

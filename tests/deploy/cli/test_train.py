@@ -91,7 +91,7 @@ def test_the_command_of_the_readme_trains_on_other_classes(train: Call) -> None:
         "step 4/4",
         "step 4/4",
     ]
-    assert re.fullmatch(r"step 4/4  mIoU \d+\.\d\d % \(2 classes\)", lines[4])
+    assert re.fullmatch(r"step 4/4  mIoU \d+\.\d\d % over 2 of 2 classes", lines[4])
     assert re.fullmatch(r"best .*  mIoU \d+\.\d\d % over 2 of 2 classes on val", lines[5])
 
 
@@ -103,7 +103,7 @@ def test_a_perfect_score_says_of_how_many_classes(train: Call, data: Path) -> No
     assert "no label has a pixel of crack" in answer.err
     assert "value 255 is ignored; these look like 0/255 masks: write 1 instead" in answer.err
     # An untrained network may still see a crack somewhere, for which the mean counts 0 %.
-    assert re.search(r"mIoU (100\.00 % over 1|\d+\.\d\d % over 2) of 2 classes", answer.out)
+    assert re.search(r"best .* mIoU (100\.00 % over 1|\d+\.\d\d % over 2) of 2 cla", answer.out)
 
 
 def test_a_broken_labels_json_is_shown_how_one_looks(train: Call, data: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_terminal_sees_steps_and_losses(train: Call, monkeypatch: pytest.Monke
     assert answer.code == 0, answer.err
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", answer.out)
     assert re.search(r"step 4/4 ━+ loss \d+\.\d{3}  learning rate 0 ", text)
-    assert re.search(r"step 4/4  mIoU \d+\.\d\d % \(2 classes\)\n", text)
+    assert re.search(r"step 4/4  mIoU \d+\.\d\d % over 2 of 2 classes\n", text)
     assert "Epoch" not in text
     assert "v_num" not in text
 
