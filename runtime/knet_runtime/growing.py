@@ -91,7 +91,7 @@ class GrowingFile(AtomicFile):
 def rescue(target: Path) -> list[Path]:
     """Give what killed runs left of ``target`` its partial names; those. Each is logged."""
     found = []
-    for leftover in abandoned(target.parent, target.name):
+    for leftover in abandoned(target.parent, re.escape(target.name)):
         with contextlib.suppress(OSError):
             if not leftover.stat().st_size:
                 leftover.unlink()
@@ -105,12 +105,12 @@ def rescue(target: Path) -> list[Path]:
     return found
 
 
-def abandoned(folder: Path, name: str | None = None) -> Iterator[Path]:
-    """The hidden files in ``folder`` that were to become ``name`` (None: anything), and that no
-    living process writes. Nobody else takes one while it is looked at."""
+def abandoned(folder: Path, names: str) -> Iterator[Path]:
+    """The hidden files in ``folder`` that were to get one of ``names`` (a regular expression), and
+    that no living process writes. Nobody else takes one while it is looked at."""
     if not folder.is_dir():
         return
-    pattern = re.compile(rf"\.{'.+' if name is None else re.escape(name)}\.[0-9a-f]+\.part", re.S)
+    pattern = re.compile(rf"\.(?:{names})\.[0-9a-f]+\.part", re.S)
     for path in sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name)):
         if os.name != "posix":  # an open file cannot be renamed there
             yield path

@@ -156,7 +156,7 @@ def test_what_a_killed_run_left_is_kept_and_that_of_a_living_one_left_alone(
     with subprocess.Popen([*command, "alive", "waits"], env=env, **pipes) as living:  # type: ignore[call-overload]
         assert living.stdout.read(5) == b"alive"
         file = GrowingFile(target)
-        assert len(list(abandoned(tmp_path))) == 1
+        assert len(list(abandoned(tmp_path, ".*"))) == 1
         living.communicate()
     # The living one has found and named them all when it started.
     kept = {path.name: path.read_text() for path in tmp_path.glob("a*")}
@@ -165,7 +165,7 @@ def test_what_a_killed_run_left_is_kept_and_that_of_a_living_one_left_alone(
     assert file.rescued == []
     assert [path.read_text() for path in rescue(target)] == ["alive"]
     assert str(tmp_path / "a [1].b.partial.4.txt") in caplog.text
-    assert [path.name for path in abandoned(tmp_path)] == [f".{target.name}x.17.part"]
+    assert [path.name for path in abandoned(tmp_path, ".*")] == [f".{target.name}x.17.part"]
 
 
 def test_a_lock_is_one_holders_and_a_leftover_locks_nobody_out(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from knet_deploy.cli.choices import BundleOption, RequireVerified, RunEngine, SizeOption
 from knet_deploy.cli.console import needs_extra, parse_size, say, say_error, track
+from knet_deploy.cli.streams import allow_closed_stdout
 
 if TYPE_CHECKING:
     from knet_runtime.batch.records import BatchResults
@@ -52,6 +53,7 @@ def batch(
     from knet_runtime.batch.worker import settings_bundle
     from knet_runtime.bundle.store import default_bundle_path
 
+    allow_closed_stdout()
     named = find_sources(sources)
     settings = Settings(
         bundle=str((bundle or default_bundle_path()).absolute()),

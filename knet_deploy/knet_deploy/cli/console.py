@@ -70,11 +70,12 @@ def exit_code_of(command: Callable[[], object], *, debug: bool = False) -> int:
     with unfailing_streams() as stdout:
         code = _code_of(command, debug)
         stdout.flush()
-        if code or stdout.problem is None or stdout.is_closed:
+        if code or stdout.problem is None or (stdout.is_closed and stdout.may_be_closed):
             return code
         if isinstance(stdout.problem, BrokenPipeError):
             return 141
-        return _report(OutputError(f"stdout: {stdout.problem.strerror}; send it elsewhere"))
+        reason = "closed" if stdout.is_closed else stdout.problem.strerror
+        return _report(OutputError(f"stdout: {reason}; send what is said there elsewhere"))
 
 
 def _code_of(command: Callable[[], object], debug: bool) -> int:

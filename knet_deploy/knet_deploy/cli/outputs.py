@@ -53,6 +53,12 @@ class Outputs:
         return ALPHA if self.alpha is None else self.alpha
 
     @property
+    def is_summary_all(self) -> bool:
+        """Whether there is no other output than the summary."""
+        places = (self.overlay, self.masks, self.json, self.rle, self.raw, self.push)
+        return not self.page and all(place is None for place in places)
+
+    @property
     def takes_stdout(self) -> bool:
         """Whether stdout is for results, and words have to go elsewhere."""
         return bool(self._on_stdout)

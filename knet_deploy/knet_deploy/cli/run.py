@@ -25,6 +25,7 @@ from knet_deploy.cli.choices import (
 )
 from knet_deploy.cli.console import needs_extra, parse_size, say
 from knet_deploy.cli.outputs import ALPHA, Outputs, Shares, feed_names, run_and_say
+from knet_deploy.cli.streams import allow_closed_stdout
 from knet_runtime.errors import ConfigError, ParityError
 from knet_runtime.golden import SelfTestPolicy
 
@@ -219,6 +220,8 @@ def run(
         page=serve is not None,
     )
     outputs.check()
+    if not outputs.is_summary_all:
+        allow_closed_stdout()
     options = SourceOptions(
         start=start,
         end=end,

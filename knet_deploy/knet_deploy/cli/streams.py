@@ -21,6 +21,7 @@ class Words:
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self.problem: OSError | None = None
+        self.may_be_closed = False
 
     def write(self, text: str) -> int:
         """Write, and flush what a person or a log waits for."""
@@ -48,6 +49,13 @@ class Words:
     def is_closed(self) -> bool:
         """Whether whoever started this process gave it no such stream."""
         return self.problem is not None and self.problem.errno == errno.EBADF
+
+
+def allow_closed_stdout() -> None:
+    """What the command says only sums up what it leaves elsewhere: who closed stdout has all that
+    was asked for."""
+    if isinstance(sys.stdout, Words):
+        sys.stdout.may_be_closed = True
 
 
 @contextmanager

@@ -89,7 +89,7 @@ class MaskFolder:
                 if file.exists():
                     raise OutputError(
                         f"{file}: is there already and is no mask of an earlier run, so it is not "
-                        "written over; name another folder"
+                        "written over; remove it, or name another folder"
                     )
                 self._files.add(file, data[:_HEAD] + _MARK + data[_HEAD:])
         except ValueError as error:
@@ -135,7 +135,7 @@ class MaskFolder:
         is killed in between leaves masks of one run."""
         self._created = make_folder(self._folder)
         sync_names(self._created)
-        for leftover in abandoned(self._folder):
+        for leftover in abandoned(self._folder, r".+\.png"):
             leftover.unlink()
         if self._overwrite:
             for mask in filter(_is_mask, self._masks()):

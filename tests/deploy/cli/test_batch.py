@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from knet_runtime.locks import FileLock
+from knet_runtime.types import Closeable
+
 Call = Callable[..., Any]
 
 
@@ -41,3 +44,26 @@ def test_batch_says_what_is_wrong_before_ray_is_started(call: Call, tmp_path: Pa
         assert expected in outcome.err
         assert len(outcome.err.splitlines()) == 1
         assert not out.exists()
+
+
+def test_a_second_batch_is_refused_before_ray_is_started(
+    call: Call, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unused(Closeable):
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr("knet_runtime.batch.ray_pool.RayPool", Unused)
+    out = tmp_path / "out"
+    out.mkdir()
+    with FileLock(out / ".lock"):
+        answer = call("batch", video, "--out", out)
+        assert [path.name for path in out.iterdir()] == [".lock"]
+    assert answer.code == 2
+    assert answer.err == (
+        f"knet-deploy: error: {out}: another batch is writing there; wait for its end, or name "
+        "another --out\n"
+    )

@@ -69,11 +69,22 @@ def test_results_that_stdout_does_not_take_are_an_error(
 
 
 @pytest.mark.parametrize("words", [["inspect"], ["--version"], ["run", "--help"], ["doctor"]])
-def test_an_answer_that_a_full_disk_does_not_take_is_an_error(words: list[str]) -> None:
-    done = shell(">/dev/full", *words)
+@pytest.mark.parametrize(
+    ("line", "reason"), [(">/dev/full", "No space left on device"), (">&-", "closed")]
+)
+def test_an_answer_that_stdout_does_not_take_is_an_error(
+    words: list[str], line: str, reason: str
+) -> None:
+    done = shell(line, *words)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith(b"knet-deploy: error: stdout: No space left")
+    assert done.stderr.decode().splitlines()[-1] == (
+        f"knet-deploy: error: stdout: {reason}; send what is said there elsewhere"
+    )
     assert b"Traceback" not in done.stderr
+
+
+def test_a_summary_that_is_all_there_is_is_an_answer(video: Path) -> None:
+    assert shell(">&-", "run", video).returncode == 2
 
 
 def test_a_pipe_that_nobody_reads_is_told_in_the_end() -> None:

@@ -218,11 +218,11 @@ def test_a_mask_folder_never_mixes_two_runs_and_keeps_what_is_not_a_runs(tmp_pat
     unused.close()
     assert files_in(folder) == [*masks, *own]  # until there is something else
     (folder / ".000002.png.0f.part").write_bytes(b"half of a mask of a killed run")
+    (folder / ".o.jsonl.0f.part").write_bytes(b"lines of a killed run: for JsonLines to find")
     again = MaskFolder(folder, overwrite=True)
     again.write(*a_frame(1))
-    assert files_in(folder) == ["000001.png", *own]
     again.close()
-    assert files_in(folder) == ["000001.png", *own]
+    assert files_in(folder) == [".o.jsonl.0f.part", "000001.png", *own]
     assert (folder / "truth.png").read_bytes() != (folder / "000001.png").read_bytes()
 
 
