@@ -285,10 +285,9 @@ def write_atomic(target: Path, data: bytes) -> None:
     """
     temporary = hidden_name(target)
     try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        temporary.touch(exist_ok=False)
+        temporary.write_bytes(data)
+        sync(temporary)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
