@@ -194,7 +194,8 @@ class AtomicFile:
         """Rename the file to the target or, unless complete, to its ``partial_path`` (numbered
         where there is one already); that path.
 
-        Raises OutputError, which says where the file is: it is never removed.
+        Raises OutputError. What is whole is never removed: where only its name cannot be had, the
+        error says where it is. What could not be brought to the disk is not left.
         """
         final = self.target if complete else free_partial_path(self.target)
         self._settled = True
@@ -223,14 +224,20 @@ class AtomicFile:
 
     def _sync(self) -> None:
         """Wait until all that was written is on the disk. Raises OSError, which says where it is
-        where it lost its name."""
+        if it is kept."""
         if self._handle is not None and self.is_lost:
             lost = OSError(errno.ENOENT, "its folder was removed while it was written")
             raise kept_at(lost, _copied(self._handle, self.target))
         try:
             sync(self.temporary)
         except OSError as error:
-            raise kept(error, self.temporary, self.target) from error
+            raise self._unsynced(error) from error
+
+    def _unsynced(self, error: OSError) -> OSError:
+        """What becomes of a file that cannot be brought to the disk."""
+        with contextlib.suppress(OSError):
+            self.temporary.unlink(missing_ok=True)
+        return error
 
     def _release(self) -> None:
         handle, self._handle = self._handle, None

@@ -76,7 +76,10 @@ class GrowingFile(AtomicFile):
         self._stop_saving()
         super()._sync()
         if self._problem is not None:
-            raise kept(self._problem, self.temporary, self.target)
+            raise self._unsynced(self._problem)
+
+    def _unsynced(self, error: OSError) -> OSError:
+        return kept(error, self.temporary, self.target)  # hours of work: most of it may be there
 
     def _release(self) -> None:
         self._stop_saving()
