@@ -95,7 +95,7 @@ def train_all(options: argparse.Namespace) -> None:
             resume=options.resume,
             build=builder(variant),
         )
-        say(f"{variant.name}: mIoU {100 * result.best_miou:.2f}")
+        say(f"{variant.name}: mIoU {100 * result.best_score:.2f}")
 
 
 def measure_all(options: argparse.Namespace) -> None:

@@ -50,7 +50,7 @@ def write_random(
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
         files = Path(work)
         fused = to_precision(fuse_for(model, spec, output, precision), precision)
-        export_onnx(fused, spec, output, files)
+        export_onnx(fused, spec, (output,), files)
         if CLASSMAP_NAME in names:
             add_classmap_head(files / LOGITS_NAME, files / CLASSMAP_NAME, output)
         manifest = Manifest(

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["colour_model", "small_knet"]
+pytest_plugins = [
+    *("colour_model", "narrow_knet", "segment_model"),
+    *("small_knet", "small_segments"),
+]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

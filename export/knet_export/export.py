@@ -17,20 +17,29 @@ import msgspec
 import numpy as np
 
 from knet_export.data import LabelledImage, open_images, open_labelled
-from knet_export.fuse.model import fuse_for
+from knet_export.fuse.model import Fused, fuse_for
 from knet_export.fuse.precision import check_finite, to_precision
-from knet_export.graph.check import check_onnx, check_structure
+from knet_export.fuse.segments import fuse_segments
+from knet_export.graph.check import check_onnx, check_segments, check_structure
 from knet_export.graph.classmap import add_classmap_head
 from knet_export.graph.onnx_graph import OnnxGraph
 from knet_export.graph.to_onnx import CLASSMAP_NAME, LOGITS_NAME, WEIGHTS_NAME, export_onnx
 from knet_export.int8 import Calibrator
 from knet_export.int8.search import QUANTISATION_NAME, quantise_within
-from knet_export.spec import bundle_graphs, export_spec, model_card
+from knet_export.spec import (
+    bundle_graphs,
+    check_segment_options,
+    export_spec,
+    model_card,
+    segment_graphs,
+)
 from knet_export.verify.measure import default_tolerance
 from knet_export.verify.reference import TorchReference
 from knet_export.verify.verify import verify
 from knet_runtime.atomic import make_folder, output_error, remove_empty
 from knet_runtime.bundle.manifest import (
+    Graph,
+    InputSpec,
     Licence,
     Manifest,
     Precision,
@@ -45,9 +54,10 @@ from knet_runtime.golden import GOLDEN_NAME, save_golden
 from knet_runtime.preprocess import fit_to_input
 from knet_runtime.types import Size
 from knet_synthetic import CAMVID11, Street
-from knet_train.checkpoint import Checkpoint, read_checkpoint
-from knet_train.inference import predict_logits
+from knet_train.checkpoint import Checkpoint, SegmentCheckpoint, read_any_checkpoint
+from knet_train.inference import predict_logits, predict_segment_logits
 
+AnyCheckpoint = Checkpoint | SegmentCheckpoint
 CARD_NAME = "MODEL_CARD.md"
 _WORK = ".work"
 _GOLDEN_IMAGES = 2
@@ -86,6 +96,8 @@ def export_bundle(
     MODEL_CARD.md. The destination appears whole or not at all; ``replace`` allows it to replace a
     bundle.
 
+    A network for instances or panoptic segmentation becomes one graph of one size, fp32 or fp16.
+
     int8 is calibrated on the images of ``calibration``, a folder of images or a data set (its split
     "train"), by ``calibrator``, and leaves what matches ``keep_fp32`` or ``keep_fp16`` in that
     precision (see ``int8.search``); the bundle then holds ``quantisation.json`` too.
@@ -110,7 +122,10 @@ def export_bundle(
     if card is not None and not card.is_file():
         raise OutputError(f"--card {card} is not a file: name a Markdown file")
 
-    loaded = read_checkpoint(checkpoint)
+    loaded = read_any_checkpoint(checkpoint)
+    task = loaded.config.model.task
+    if task != "semantic":
+        check_segment_options(task, precision, sizes)
     check_finite(loaded.model, str(checkpoint))
     int8_images = None
     if calibration is not None:
@@ -121,32 +136,33 @@ def export_bundle(
         name=name_for(destination),
         input=export_spec(loaded.config, size, sizes, max_batch),
         labels=loaded.labels,
-        graphs=bundle_graphs(precision, loaded.labels.num_classes, loaded.config.model.stride),
+        graphs=_graphs(loaded, precision),
         provenance=Provenance(loaded.sha256, loaded.config.preset, _tools()),
         licence=licence or Licence("Apache-2.0", "unstated", "unstated"),
+        task=task,
     )
     spec, logits = manifest.input, manifest.graph("logits")
-    output, tolerance = logits.output("semantic_logits"), logits.tolerance
 
     with _work_folder(destination) as work:  # what lies in it becomes the bundle
         on_step("exporting the graph")
         traced = work if int8_images is None else work / "fp32"
         traced.mkdir(exist_ok=True)
-        export_onnx(
-            to_precision(fuse_for(loaded.model, spec, output, precision), precision),
-            spec,
-            output,
-            traced,
-        )
+        fused = to_precision(_fused(loaded, manifest), precision)
+        export_onnx(fused, spec, logits.outputs, traced)
 
         record = None
         if int8_images is not None:
-            check_onnx(loaded.model, spec, output, traced, default_tolerance("fp32"))
+            _check(
+                loaded,
+                spec,
+                msgspec.structs.replace(logits, tolerance=default_tolerance("fp32")),
+                traced,
+            )
             quantised, record = quantise_within(
                 OnnxGraph.load(traced / LOGITS_NAME),
                 manifest,
                 int8_images,
-                tolerance,
+                logits.tolerance,
                 calibrator=calibrator,
                 keep_fp32=keep_fp32,
                 keep_fp16=keep_fp16,
@@ -157,12 +173,12 @@ def export_bundle(
             (work / QUANTISATION_NAME).write_bytes(text)
 
         if CLASSMAP_NAME in (graph.path for graph in manifest.graphs):
-            add_classmap_head(work / LOGITS_NAME, work / CLASSMAP_NAME, output)
+            add_classmap_head(work / LOGITS_NAME, work / CLASSMAP_NAME, logits.outputs[0])
         if precision == "bf16":
             check_structure(work)
         else:
             on_step("running it at other batches, contents and sizes")
-            check_onnx(loaded.model, spec, output, work, tolerance)
+            _check(loaded, spec, logits, work)
 
         on_step("golden inputs")
         _write_golden(work / GOLDEN_NAME, loaded, manifest, proof)
@@ -176,6 +192,28 @@ def export_bundle(
         text = card.read_bytes() if card else model_card(manifest, loaded.config, record).encode()
         files = {path.name: path for path in work.iterdir() if path.is_file()}
         return write_bundle(destination, manifest, {**files, CARD_NAME: text}, replace=replace)
+
+
+def _graphs(loaded: AnyCheckpoint, precision: Precision) -> tuple[Graph, ...]:
+    if isinstance(loaded, SegmentCheckpoint):
+        return segment_graphs(precision, loaded.model)
+    return bundle_graphs(precision, loaded.labels.num_classes, loaded.config.model.stride)
+
+
+def _fused(loaded: AnyCheckpoint, manifest: Manifest) -> Fused:
+    spec, precision = manifest.input, manifest.precision
+    if isinstance(loaded, SegmentCheckpoint):
+        return fuse_segments(loaded.model, spec.size, precision)
+    output = manifest.graph("logits").output("semantic_logits")
+    return fuse_for(loaded.model, spec, output, precision)
+
+
+def _check(loaded: AnyCheckpoint, spec: InputSpec, graph: Graph, folder: Path) -> None:
+    if isinstance(loaded, SegmentCheckpoint):
+        check_segments(loaded.model, spec, graph, folder)
+    else:
+        output = graph.output("semantic_logits")
+        check_onnx(loaded.model, spec, output, folder, graph.tolerance)
 
 
 def _check_name(destination: Path) -> None:
@@ -200,7 +238,7 @@ class _Proof(NamedTuple):
     images: Iterable[LabelledImage]
 
 
-def _proof_images(checkpoint: Checkpoint, data: Path | str | None, split: str) -> _Proof:
+def _proof_images(checkpoint: AnyCheckpoint, data: Path | str | None, split: str) -> _Proof:
     """The labelled images of ``data``, or synthetic streets, labelled if the classes are theirs."""
     if data is not None:
         found = open_labelled(Path(data), split, checkpoint.labels)
@@ -258,14 +296,18 @@ def _locked(folder: Path) -> Iterator[bool]:
         os.close(handle)
 
 
-def _write_golden(path: Path, checkpoint: Checkpoint, manifest: Manifest, proof: _Proof) -> None:
+def _write_golden(path: Path, checkpoint: AnyCheckpoint, manifest: Manifest, proof: _Proof) -> None:
     """The first images as the graph takes them, and PyTorch's logits for them."""
     images = islice(proof.images, _GOLDEN_IMAGES)
     fitted = np.stack([fit_to_input(image, manifest.input)[0] for image, _ in images])
-    save_golden(path, fitted, predict_logits(checkpoint.model, fitted))
+    if isinstance(checkpoint, SegmentCheckpoint):
+        classes, masks = predict_segment_logits(checkpoint.model, fitted)
+        save_golden(path, fitted, classes, masks.astype(np.float16))
+    else:
+        save_golden(path, fitted, predict_logits(checkpoint.model, fitted))
 
 
-def _with_parity(bundle: Bundle, checkpoint: Checkpoint, proof: _Proof) -> Manifest:
+def _with_parity(bundle: Bundle, checkpoint: AnyCheckpoint, proof: _Proof) -> Manifest:
     """The manifest with what was measured between the bundle and PyTorch. Raises ParityError."""
     with open_engine(bundle, "onnxruntime-cpu") as engine:
         report = verify(bundle, engine, TorchReference(checkpoint), proof.images, proof.name)

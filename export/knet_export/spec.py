@@ -10,7 +10,7 @@ import msgspec
 from knet_export.graph.classmap import CLASSMAP_OUTPUT, MAX_CLASSES
 from knet_export.graph.to_onnx import CLASSMAP_NAME, LOGITS_NAME, WEIGHTS_NAME
 from knet_export.int8.search import QUANTISATION_NAME, Quantisation, describe, method_name
-from knet_export.verify.measure import default_tolerance
+from knet_export.verify.measure import SEGMENT_PRECISIONS, default_tolerance, segment_tolerance
 from knet_runtime.bundle.manifest import (
     Graph,
     InputSpec,
@@ -21,12 +21,14 @@ from knet_runtime.bundle.manifest import (
     SizeRange,
 )
 from knet_runtime.errors import ConfigError
-from knet_runtime.types import Size
+from knet_runtime.types import Size, Task
 from knet_train.config import Config
 from knet_train.inference import input_spec
+from knet_train.models.segments import SegmentKNet
 
 MIN_SIZE, MAX_SIZE = (128, 128), (1024, 2048)
 MULTIPLE = 8  # of every stride that logits come at
+_MASK_STRIDE = 4  # of a network for segments
 _MIN_SIDE = 32  # below it the coarsest level is less than a pixel
 
 
@@ -53,14 +55,15 @@ def export_spec(
     """
     usual = input_spec(config)
     height, width = size or (usual.height, usual.width)
-    stride = config.model.stride
+    stride = usual.multiple
     if max_batch < 1:
         raise ConfigError(f"--max-batch {max_batch} must be at least 1")
     if height % stride or width % stride or min(height, width) < _MIN_SIDE:
+        what = "logits" if config.model.task == "semantic" else "coarsest level"
         near = tuple(max(round(side / stride) * stride, _MIN_SIDE) for side in (height, width))
         raise ConfigError(
             f"--size {height}x{width}: both sides must be multiples of {stride}, the stride of "
-            f"{config.preset}'s logits, and at least {_MIN_SIDE}: {near[0]}x{near[1]} is near"
+            f"{config.preset}'s {what}, and at least {_MIN_SIDE}: {near[0]}x{near[1]} is near"
         )
     if sizes is not None and sizes.multiple % stride:
         raise ConfigError(
@@ -105,6 +108,37 @@ def bundle_graphs(precision: Precision, classes: int, stride: int) -> tuple[Grap
     )
 
 
+def segment_graphs(precision: Precision, model: SegmentKNet) -> tuple[Graph]:
+    """The same for a network for segments, whose result is made by the runtime alone."""
+    kernels = model.init_kernels.out_channels + len(model.stuff)
+    return (
+        Graph(
+            path=LOGITS_NAME,
+            outputs=(
+                OutputSpec("class_logits", "class_logits", (kernels, model.conv_seg.out_channels)),
+                OutputSpec("mask_logits", "mask_logits", (kernels,), _MASK_STRIDE),
+            ),
+            precision=precision,
+            tolerance=segment_tolerance(precision),
+            external_data=(WEIGHTS_NAME,),
+        ),
+    )
+
+
+def check_segment_options(task: Task, precision: Precision, sizes: SizeRange | None) -> None:
+    """Raise ConfigError for what is for semantic networks only."""
+    if precision not in SEGMENT_PRECISIONS:
+        raise ConfigError(
+            f"--precision {precision} is for semantic segmentation, this is a network for {task} "
+            f"segmentation: take {' or '.join(SEGMENT_PRECISIONS)}"
+        )
+    if sizes is not None:
+        raise ConfigError(
+            f"--dynamic is for semantic segmentation, a network for {task} segmentation holds "
+            "constants of one size: choose that with --size"
+        )
+
+
 def model_card(manifest: Manifest, config: Config, int8: Quantisation | None = None) -> str:
     """Markdown that states what is known: input, classes, parity, int8, recipe, licences."""
     spec, licence = manifest.input, manifest.licence
@@ -133,7 +167,8 @@ def model_card(manifest: Manifest, config: Config, int8: Quantisation | None = N
         if parity.miou_reference is not None:
             lines.append(f"- mIoU in PyTorch {parity.miou_reference:.2f} %")
             lines.append(f"- mIoU of the bundle {parity.miou_measured:.2f} %")
-        lines.append(f"- equal pixels {100 * parity.agreement:.4f} %")
+        what = "pixels" if manifest.task == "semantic" else "pixels of all kernels' masks"
+        lines.append(f"- equal {what} {100 * parity.agreement:.4f} %")
         lines.append(f"- largest logit difference {parity.max_logit_diff:.1e} of the largest logit")
     if int8 is not None:
         lines += ["", *_int8_lines(int8)]

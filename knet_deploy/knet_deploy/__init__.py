@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from knet_export.export import export_bundle as export_bundle
     from knet_export.verify.verify import verify_bundle as verify_bundle
+    from knet_runtime.bundle.manifest import SegmentRules as SegmentRules
     from knet_runtime.bundle.store import Bundle as Bundle, open_bundle as open_bundle
     from knet_runtime.errors import (
         BundleError as BundleError,
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     )
     from knet_runtime.segmenter import Segmenter as Segmenter
     from knet_runtime.sinks import (
+        CocoPanoptic as CocoPanoptic,
+        CocoResults as CocoResults,
         JsonLines as JsonLines,
         MaskFolder as MaskFolder,
         OverlayImage as OverlayImage,
@@ -67,6 +70,7 @@ if TYPE_CHECKING:
         SourceInfo as SourceInfo,
         SourceOptions as SourceOptions,
     )
+    from knet_runtime.tracking import Tracker as Tracker
     from knet_runtime.types import Frame as Frame
     from knet_runtime.web.auth import listen as listen
     from knet_runtime.web.server import LivePage as LivePage
@@ -77,6 +81,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "knet_export.export": "export_bundle",
     "knet_export.verify.verify": "verify_bundle",
+    "knet_runtime.bundle.manifest": "SegmentRules",
     "knet_runtime.bundle.store": "Bundle open_bundle",
     "knet_runtime.errors": (
         "BundleError CheckpointError ConfigError DataError EngineError EngineUnavailable "
@@ -88,13 +93,15 @@ _MODULES = {
     "knet_runtime.segmentation": "Instance Segment Segmentation",
     "knet_runtime.segmenter": "Segmenter",
     "knet_runtime.sinks": (
-        "JsonLines MaskFolder OverlayImage OverlayVideo RawMasks RleLines RtspPush SharedMasks Sink"
+        "CocoPanoptic CocoResults JsonLines MaskFolder OverlayImage OverlayVideo RawMasks RleLines "
+        "RtspPush SharedMasks Sink"
     ),
     "knet_runtime.sinks.raw_masks": "read_masks",
     "knet_runtime.sinks.shared_memory": "SharedMaskReader",
     "knet_runtime.smoothing": "Smoother",
     "knet_runtime.sources.base": "Source SourceInfo SourceOptions",
     "knet_runtime.sources": "open_source",
+    "knet_runtime.tracking": "Tracker",
     "knet_runtime.types": "Frame",
     "knet_runtime.web.auth": "listen",
     "knet_runtime.web.server": "LivePage",

@@ -5,15 +5,16 @@ Every array is RGB, as everywhere in this package; OpenCV's BGR stays inside thi
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import cast
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from knet_runtime.errors import ConfigError
-from knet_runtime.labels import LabelMap
-from knet_runtime.types import ClassMap, Rgb, as_utf8
+from knet_runtime.labels import Colour, LabelMap
+from knet_runtime.types import ClassMap, Rgb, Size, as_utf8
 
 _LEGEND_CLASSES = 24
 _ROW, _PAD, _SWATCH = 22, 6, 12
@@ -28,13 +29,18 @@ def colourise(class_map: ClassMap, labels: LabelMap) -> Rgb:
     ``class_map`` is uint8 or uint16 [H, W]. The ignore index and every other value without a class
     become black.
     """
-    table = np.zeros((max(256, labels.num_classes + 1), 4), np.uint8)
-    table[: labels.num_classes, :3] = labels.palette
-    if class_map.dtype != np.uint8:
-        return table[:, :3][np.minimum(class_map, len(table) - 1)]
+    return look_up(class_map, dict(enumerate(labels.palette)))
+
+
+def look_up(ids: ClassMap, colours: Mapping[int, Colour]) -> Rgb:
+    """The colours of ``ids`` [H, W] as uint8 [H, W, 3] RGB; black where there is none."""
+    table = np.zeros((max(256, max(colours, default=0) + 2), 4), np.uint8)
+    table[list(colours), :3] = np.reshape(list(colours.values()), (-1, 3))
+    if ids.dtype != np.uint8:
+        return table[:, :3][np.minimum(ids, len(table) - 1)]
     # Four bytes as one number: one look-up for each pixel, and dropping the fourth byte is cheap.
-    packed = cv2.LUT(class_map, table[:256].view(np.int32).reshape(1, 256))
-    four = packed.view(np.uint8).reshape(*class_map.shape, 4)
+    packed = cv2.LUT(ids, table[:256].view(np.int32).reshape(1, 256))
+    four = packed.view(np.uint8).reshape(*ids.shape, 4)
     return np.asarray(cv2.cvtColor(four, cv2.COLOR_RGBA2RGB), np.uint8)
 
 
@@ -45,30 +51,40 @@ def blend(
     alpha: float,
     classes: Collection[int] | None = None,
 ) -> Rgb:
-    """Lay the colours of ``class_map`` [H, W] over ``image`` uint8 [H, W, 3] RGB; a new array.
+    """``lay`` the classes' colours over ``image``: those of ``classes``, or of all (None)."""
+    shown = range(labels.num_classes) if classes is None else classes
+    return lay(image, class_map, {index: labels.palette[index] for index in shown}, alpha)
+
+
+def lay(image: Rgb, ids: ClassMap, colours: Mapping[int, Colour], alpha: float) -> Rgb:
+    """Lay the ``colours`` of ``ids`` [H, W] over ``image`` uint8 [H, W, 3] RGB; a new array.
 
     With a = round(256 · alpha) each sample is (image · (256 - a) + colour · a + 128) // 256, in
-    integers, the same on every machine: alpha 0 gives the image, alpha 1 the colours. Where the map
-    has the ignore index, another value without a class, or a class that is not in ``classes``, the
-    image shows untouched. Raises ConfigError when alpha lies outside 0 … 1, ValueError when the
-    sizes differ.
+    integers, the same on every machine: alpha 0 gives the image, alpha 1 the colours. Where ``ids``
+    have no colour the image shows untouched. Raises ConfigError when alpha lies outside 0 … 1,
+    ValueError when the sizes differ.
     """
     if not 0 <= alpha <= 1:
         raise ConfigError(f"alpha is {alpha}; the overlay's opacity lies between 0 and 1")
-    if image.shape[:2] != class_map.shape:
-        raise ValueError(f"image {image.shape[:2]} and class map {class_map.shape} differ in size")
-    if not class_map.size:
+    if image.shape[:2] != ids.shape:
+        raise ValueError(f"image {image.shape[:2]} and map {ids.shape} differ in size")
+    if not ids.size:
         return image.copy()
     share = round(256 * alpha) / 256
     # OpenCV adds in float32, which holds every one of these sums exactly, and rounds to the
     # nearest: with half of the smallest step on top a half goes up, as the formula says.
-    colours = colourise(class_map, labels)
-    result = np.asarray(cv2.addWeighted(image, 1 - share, colours, share, 1 / 512), np.uint8)
-    if classes is not None or int(class_map.max()) >= labels.num_classes:
-        untouched = np.full(max(256, labels.num_classes + 1), 255, np.uint8)
-        untouched[list(range(labels.num_classes) if classes is None else classes)] = 0
-        cv2.copyTo(image, select(class_map, untouched), result)
+    painted = look_up(ids, colours)
+    result = np.asarray(cv2.addWeighted(image, 1 - share, painted, share, 1 / 512), np.uint8)
+    if any(value not in colours for value in range(int(ids.max()) + 1)):
+        untouched = np.full(max(256, max(colours, default=0) + 2), 255, np.uint8)
+        untouched[list(colours)] = 0
+        cv2.copyTo(image, select(ids, untouched), result)
     return result
+
+
+def resized(ids: ClassMap, size: Size) -> ClassMap:
+    """``ids`` [h, w] at ``size`` (height, width), each pixel that of the nearest."""
+    return cast(ClassMap, cv2.resize(ids, size[::-1], interpolation=cv2.INTER_NEAREST))
 
 
 def select(class_map: ClassMap, table: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -124,7 +140,7 @@ def drawable(text: str) -> str:
     """Text as OpenCV's fonts can draw it."""
     if _HAS_FONTS:
         return as_utf8(text)
-    return text.replace("×", "x").encode("ascii", "replace").decode()
+    return text.replace("×", "x").replace("·", "-").encode("ascii", "replace").decode()
 
 
 def mark_stale(image: Rgb, seconds: float) -> Rgb:

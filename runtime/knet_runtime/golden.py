@@ -1,8 +1,14 @@
 """Golden tensors: a few real inputs and PyTorch's logits for them, replayed on the device.
 
 ``golden.npz`` holds ``images`` uint8 [K, H, W, 3] RGB, already at the model's input size, and
-``logits`` float32 [K, N, h, w]. A device without labels or PyTorch can still show with them that
-what it runs is the model that was trained.
+``logits`` float32 [K, N, h, w]; of an instance or panoptic network ``class_logits`` float32
+[K, N, C] and ``mask_logits`` float16 [K, N, h, w]. A device without labels or PyTorch can still
+show with them that what it runs is the model that was trained.
+
+Logits are compared, and what is made of them: the class maps of a semantic network. A mask of the
+others is where its logit is above 0 (a probability of one half), so for them that is compared, in
+every pixel of every kernel's mask, and the logits of the classes. Segments are not: their number
+depends on the rules for them, and a network that finds nothing would agree with every other.
 
 The self-test at start (``check_at_start``) is made by the very engine that will run, once: a pass
 is remembered in the user's cache folder, until the bundle, the engine, its libraries, the driver or
@@ -19,6 +25,7 @@ import os
 import sys
 import zipfile
 import zlib
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from time import perf_counter
@@ -30,13 +37,13 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from knet_runtime.atomic import write_atomic
-from knet_runtime.bundle.manifest import Tolerance
+from knet_runtime.bundle.manifest import Meaning, Tolerance
 from knet_runtime.bundle.store import Bundle
 from knet_runtime.engines import Engine, engine_spec, open_engine
 from knet_runtime.engines.hardware import this_gpu
 from knet_runtime.engines.plan_store import plans_digest
 from knet_runtime.errors import BundleError, ParityError
-from knet_runtime.metrics import agreement
+from knet_runtime.metrics import agreement, inside
 from knet_runtime.postprocess import upsampled_argmax
 from knet_runtime.types import Size
 
@@ -45,19 +52,29 @@ _log = logging.getLogger(__name__)
 SelfTestPolicy = Literal["refuse", "warn", "off"]
 GOLDEN_NAME = "golden.npz"
 MAX_IMAGES = 16
-_MOST = 1 << 30  # bytes of both arrays; a few images and their logits are far below
+_MOST = 1 << 30  # bytes of all arrays; a few images and their logits are far below
 _NOT_FINITE = "logits hold NaN or infinity"
+# Arrays beside the images: type, axes after the first, and the output that they are compared with.
+# Of masks the signs are compared: half the size will do.
+_ARRAYS: dict[str, tuple[str, str, Meaning]] = {
+    "logits": ("float32", "N, h, w", "semantic_logits"),
+    "class_logits": ("float32", "N, C", "class_logits"),
+    "mask_logits": ("float16", "N, h, w", "mask_logits"),
+}
 _LOCATOR, _END_RECORD = 20, 22  # bytes that end a ZIP archive without comment, as NumPy writes it
-_MAX_DIRECTORY = 1 << 12  # bytes of the list of members, of which there are two
+_MAX_DIRECTORY = 1 << 12  # bytes of the list of members, of which there are two or three
 # What zipfile raises for a damaged archive, one that is encrypted, or packed in an unknown way.
 _UNREADABLE = (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError)
 
 
 class Golden(msgspec.Struct, frozen=True):
-    """``images`` uint8 [K, H, W, 3] and their reference ``logits`` float32 [K, N, h, w]."""
+    """``images`` uint8 [K, H, W, 3] and their reference ``logits`` float32 [K, N, h, w]; of a
+    network for segments, the class logits float32 [K, N, C] and its ``masks``' logits float16
+    [K, N, h, w]."""
 
     images: NDArray[np.uint8]
     logits: NDArray[np.float32]
+    masks: NDArray[np.float16] | None = None
 
     @property
     def size(self) -> Size:
@@ -70,7 +87,8 @@ class GoldenReport(msgspec.Struct, frozen=True):
 
     ``max_logit_diff`` is the largest difference as a share of the reference's largest logit (NaN
     if the engine gave NaN or infinity, None if it gives class maps), ``agreement`` the fraction
-    of equal pixels of the class maps at the model's input size.
+    of equal pixels of the class maps at the model's input size. Of a network for segments they are
+    of the class logits, and of all its masks at the size that it gives them.
     """
 
     images: int
@@ -87,18 +105,25 @@ class GoldenReport(msgspec.Struct, frozen=True):
 
 
 def save_golden(
-    target: Path | BinaryIO, images: NDArray[np.uint8], logits: NDArray[np.float32]
+    target: Path | BinaryIO,
+    images: NDArray[np.uint8],
+    logits: NDArray[np.float32],
+    masks: NDArray[np.float16] | None = None,
 ) -> None:
-    """Write ``images`` uint8 [K, H, W, 3] and ``logits`` float32 [K, N, h, w], compressed.
+    """Write ``images`` uint8 [K, H, W, 3] and ``logits`` float32 [K, N, h, w], or the class logits
+    float32 [K, N, C] and the ``masks``' logits float16 [K, N, h, w], compressed.
 
     Equal arrays give equal bytes. Raises ValueError when the shapes or types are others, for more
     than 16 images, and for more than 1 GiB.
     """
-    if problem := _problem(images, logits):
+    arrays: dict[str, NDArray[Any]] = {"logits": logits}
+    if masks is not None:
+        arrays = {"class_logits": logits, "mask_logits": masks}
+    if problem := _problem(images, arrays):
         raise ValueError(problem)
-    if not np.isfinite(logits).all():
+    if not all(np.isfinite(array).all() for array in arrays.values()):
         raise ValueError(_NOT_FINITE)
-    np.savez_compressed(target, images=images, logits=logits)
+    np.savez_compressed(target, allow_pickle=False, images=images, **arrays)
 
 
 def load_golden(bundle: Bundle) -> Golden:
@@ -117,19 +142,24 @@ def _read(bundle: Bundle) -> Golden:
     """What the bundle's file holds, at whatever size that its graph takes; BundleError. Nothing is
     unpacked, and no memory taken, before all that the file states is known to fit."""
     path = bundle.file(GOLDEN_NAME)
+    semantic = bundle.manifest.task == "semantic"
+    names = ["logits"] if semantic else ["class_logits", "mask_logits"]
     try:
         with path.open("rb") as file:
             _check_directory(file)
             with zipfile.ZipFile(file) as archive:
-                if sorted(archive.namelist()) != ["images.npy", "logits.npy"]:
-                    raise ValueError("it is no archive of images and logits")
-                images, logits = _stated(archive, "images"), _stated(archive, "logits")
-                if problem := _problem(images, logits) or _misfit(bundle, images, logits):
+                if sorted(archive.namelist()) != sorted(
+                    f"{name}.npy" for name in ("images", *names)
+                ):
+                    raise ValueError(f"it is no archive of images and {' and '.join(names)}")
+                images = _stated(archive, "images")
+                stated = {name: _stated(archive, name) for name in names}
+                if problem := _problem(images, stated) or _misfit(bundle, images, stated):
                     raise BundleError(f"{path}: {problem}; export the bundle again")
-                golden = Golden(_array(archive, "images"), _array(archive, "logits"))
+                golden = Golden(*(_array(archive, name) for name in ("images", *names)))
     except (*_UNREADABLE, OSError, ValueError, KeyError, EOFError, SyntaxError) as error:
         raise BundleError(f"{path}: no golden tensors: {error}; export the bundle again") from error
-    if not np.isfinite(golden.logits).all():
+    if not all(np.isfinite(a).all() for a in (golden.logits, golden.masks) if a is not None):
         raise BundleError(f"{path}: {_NOT_FINITE}; export the bundle again")
     return golden
 
@@ -176,32 +206,40 @@ def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
         return np.ascontiguousarray(npy.read_array(file, allow_pickle=False))
 
 
-def _misfit(bundle: Bundle, images: _Form, logits: _Form) -> str | None:
+def _misfit(bundle: Bundle, images: _Form, arrays: Mapping[str, _Form]) -> str | None:
     """In what they are not the model's."""
     spec = bundle.manifest.input
     size = images.shape[1], images.shape[2]
     if size != spec.size and (spec.sizes is None or size not in spec.sizes):
         return f"images are {images.shape}, the model takes {spec.height}×{spec.width}"
-    expected = bundle.graph("logits").output("semantic_logits").shape(size)
-    if logits.shape[1:] != expected:
-        shape = ", ".join(map(str, expected))
-        return f"logits are {logits.shape}, the model gives [K, {shape}]"
+    graph = bundle.graph("logits")
+    for name, array in arrays.items():
+        expected = graph.output(_ARRAYS[name][2]).shape(size)
+        if array.shape[1:] != expected:
+            shape = ", ".join(map(str, expected))
+            return f"{name} are {array.shape}, the model gives [K, {shape}]"
     return None
 
 
-def _problem(images: _Form | NDArray[Any], logits: _Form | NDArray[Any]) -> str | None:
+def _problem(
+    images: _Form | NDArray[Any], arrays: Mapping[str, _Form] | Mapping[str, NDArray[Any]]
+) -> str | None:
     """In what they are not golden tensors, as far as their types and shapes tell."""
     if images.dtype != np.uint8 or len(images.shape) != 4 or images.shape[3] != 3:
         return f"images must be uint8 [K, H, W, 3], not {images.dtype} {images.shape}"
-    if logits.dtype != np.float32 or len(logits.shape) != 4:
-        return f"logits must be float32 [K, N, h, w], not {logits.dtype} {logits.shape}"
-    count, pixels, numbers = images.shape[0], math.prod(images.shape), math.prod(logits.shape)
-    if count != logits.shape[0] or not pixels or not numbers:
-        return f"{count} images but {logits.shape[0]} logits: one each, and at least one"
+    count, total = images.shape[0], math.prod(images.shape)
+    for name, array in arrays.items():
+        dtype, axes = np.dtype(_ARRAYS[name][0]), _ARRAYS[name][1]
+        if array.dtype != dtype or len(array.shape) != 2 + axes.count(","):
+            return f"{name} must be {dtype} [K, {axes}], not {array.dtype} {array.shape}"
+        numbers = math.prod(array.shape)
+        if count != array.shape[0] or not total or not numbers:
+            return f"{count} images but {array.shape[0]} {name}: one each, and at least one"
+        total += dtype.itemsize * numbers
     if count > MAX_IMAGES:
         return f"{count} images: {MAX_IMAGES} at most, so that the self-test is short"
-    if pixels + 4 * numbers > _MOST:
-        return f"images and logits of {pixels + 4 * numbers} bytes: {_MOST >> 20} MiB at most"
+    if total > _MOST:
+        return f"images and logits of {total} bytes: {_MOST >> 20} MiB at most"
     return None
 
 
@@ -209,29 +247,41 @@ def replay(bundle: Bundle, engine: Engine) -> GoldenReport:
     """Run the golden images through ``engine`` and compare with the reference logits.
 
     Batches are as large as the model takes, so that batching is part of what is tested.
-    ``passed`` says whether logits and class maps are within the graph's tolerance.
+    ``passed`` says whether logits and class maps, or masks, are within the graph's tolerance.
     """
     golden = load_golden(bundle)
     graph = bundle.graph(engine.kind)
     logits = engine.kind == "logits"
-    name = graph.output("semantic_logits" if logits else "class_map").name
     step = bundle.manifest.input.max_batch
     worst, equal = 0.0, []
     for start in range(0, len(golden.images), step):
-        outputs = engine.infer(golden.images[start : start + step])[name]
-        for output, reference in zip(outputs, golden.logits[start : start + step], strict=True):
-            expected = upsampled_argmax(reference, golden.size)
+        outputs = engine.infer(golden.images[start : start + step])
+        given = [outputs[spec.name] for spec in graph.outputs]
+        for offset in range(len(given[0])):
+            found = {
+                spec.meaning: array[offset]
+                for spec, array in zip(graph.outputs, given, strict=True)
+            }
+            index = start + offset
+            reference = golden.logits[index]
             if not logits:
-                equal.append(agreement(output, expected))
+                expected = upsampled_argmax(reference, golden.size)
+                equal.append(agreement(found["class_map"], expected))
                 continue
-            if not np.isfinite(output).all():
+            if not all(np.isfinite(array).all() for array in found.values()):
                 worst = float("nan")  # is outside every tolerance
                 equal.append(0.0)
                 continue
+            if golden.masks is None:
+                output = found["semantic_logits"]
+                sides = [upsampled_argmax(one, golden.size) for one in (output, reference)]
+            else:
+                output = found["class_logits"]
+                sides = [inside(one) for one in (found["mask_logits"], golden.masks[index])]
             largest = max(float(np.abs(reference).max()), 1e-30)
             # np.maximum, unlike max(), carries a NaN on.
             worst = float(np.maximum(worst, np.abs(output - reference).max() / largest))
-            equal.append(agreement(upsampled_argmax(output, golden.size), expected))
+            equal.append(agreement(*sides))
     agreed = float(np.mean(equal))
     limits, difference = graph.tolerance, worst if logits else None
     passed = not limits.failures(max_logit_diff=difference, agreement=agreed)

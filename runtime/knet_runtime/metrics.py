@@ -153,6 +153,11 @@ def agreement(a: NDArray[Any], b: NDArray[Any]) -> float:
     return float(np.count_nonzero(a == b) / a.size)
 
 
+def inside(masks: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """1 where a mask's logit is above 0, that is its probability above one half; else 0."""
+    return np.asarray(masks > 0).view(np.uint8)
+
+
 def _check_pair(a: NDArray[Any], b: NDArray[Any], a_name: str, b_name: str) -> None:
     for array, name in ((a, a_name), (b, b_name)):
         if not np.issubdtype(array.dtype, np.integer):

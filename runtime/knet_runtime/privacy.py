@@ -14,7 +14,7 @@ from knet_runtime.drawing import select
 from knet_runtime.labels import LabelMap
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks import Sink
-from knet_runtime.types import ClassMap, Frame, Rgb
+from knet_runtime.types import Frame, Rgb
 
 _CELL = 8  # pixels of an image that become one of the small image that is blurred
 # Widths (in cells) and weights of the blurs that are added up: each fills what the narrower leaves.
@@ -59,6 +59,7 @@ def margin(height: int, width: int) -> int:
 class Concealer:
     """Hides ``classes`` of ``labels``, by name, in frames; of no use for what the model misses.
 
+    Of an instance result each object is hidden whole, also where another one's mask lies above.
     Raises ConfigError for a name that is no class.
 
         >>> from knet_deploy import Concealer, Segmenter, open_source
@@ -73,17 +74,27 @@ class Concealer:
     def __init__(self, labels: LabelMap, classes: Sequence[str]) -> None:
         self._table = np.zeros(max(256, labels.num_classes + 1), np.uint8)
         self._table[list(labels.indices(classes))] = 255
-        self._last: tuple[Frame, ClassMap, Frame] | None = None
+        self._last: tuple[Frame, Segmentation, Frame] | None = None
 
     def __call__(self, frame: Frame, result: Segmentation) -> Frame:
         """The frame with an image in which the classes of ``result`` are hidden."""
         last = self._last
-        if last is not None and last[0] is frame and last[1] is result.class_map:
+        if last is not None and last[0] is frame and last[1] is result:
             return last[2]
-        hidden = select(result.class_map, self._table)
+        hidden = self._hidden(result)
         clean = replace(frame, image=conceal(frame.image, hidden)) if hidden.any() else frame
-        self._last = (frame, result.class_map, clean)
+        self._last = (frame, result, clean)
         return clean
+
+    def _hidden(self, result: Segmentation) -> NDArray[np.uint8]:
+        if result.task != "instance":
+            return select(result.class_map, self._table)
+        hidden = np.zeros(result.size, np.uint8)
+        for segment, mask in result.masks():
+            if self._table[segment.class_id]:
+                left, top, right, bottom = segment.box
+                hidden[top:bottom, left:right][mask] = 255
+        return hidden
 
 
 class Concealed:

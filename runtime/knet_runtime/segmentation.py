@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,40 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knet_runtime.atomic import AtomicFile
-from knet_runtime.drawing import blend, colourise, encode_png
+from knet_runtime.drawing import blend, colourise, encode_png, resized
 from knet_runtime.labels import LabelMap
+from knet_runtime.painting import Box as Box, Segment as Segment, paint
 from knet_runtime.rle import Rle, rles_of
 from knet_runtime.types import ClassMap, Rgb, Size, Task
 
-Box = tuple[int, int, int, int]
-
 _EXACT_PIXELS = 1 << 24  # cv2.calcHist counts in float32, which holds every whole number up to it
-
-
-class Segment(msgspec.Struct, frozen=True):
-    """One segment of an image: all pixels of a class (semantic, stuff), or one object (a thing).
-
-    ``id`` is its value in ``Segmentation.segment_map``, from 1 on. ``class_id`` is the class's
-    index and ``label`` its name; ``score`` is 0 … 1, None in a semantic result. ``area`` counts its
-    pixels. ``box`` is (left, top, right, bottom) in pixels, right and bottom just outside.
-    ``track`` is the id that a tracker gave it.
-
-        >>> from knet_deploy import Segmenter, open_source
-        >>> with open_source("street.png") as source, Segmenter() as segment:
-        ...     result = segment(next(iter(source)).image)
-        >>> road = next(found for found in result.segments if found.label == "Road")
-        >>> road.area > 10_000, road.is_thing, road.score
-        (True, False, None)
-    """
-
-    id: int
-    class_id: int
-    label: str
-    score: float | None
-    area: int
-    box: Box
-    is_thing: bool
-    track: int | None = None
 
 
 class Instance(msgspec.Struct, frozen=True):
@@ -211,6 +184,17 @@ class Segmentation:
             else:
                 yield segment, self.segment_map[top:bottom, left:right] == segment.id
 
+    def with_tracks(self, tracks: Mapping[int, int]) -> Segmentation:
+        """The same result with these tracks, by ``Segment.id``; the other segments have none."""
+        replaced = msgspec.structs.replace
+        return replace(
+            self,
+            _segments=tuple(replaced(one, track=tracks.get(one.id)) for one in self.segments),
+            _instances=tuple(
+                replaced(one, track=tracks.get(id_)) for id_, one in enumerate(self._instances, 1)
+            ),
+        )
+
     def rle(self) -> dict[int, Rle]:
         """Each segment's mask as compressed COCO RLE, by id."""
         if not self._instances:
@@ -261,8 +245,31 @@ class Segmentation:
     def overlay(
         self, image: Rgb, alpha: float = 0.5, classes: Collection[int] | None = None
     ) -> Rgb:
-        """``image`` uint8 [H, W, 3] RGB under the classes' colours; see ``drawing.blend``."""
-        return blend(image, self.class_map, self.labels, alpha, classes)
+        """``image`` uint8 [H, W, 3] RGB under the classes' colours, things each in a shade of its
+        own with an outline and a label. ``image`` has the result's size, or is scaled from it.
+        ``alpha`` (0 … 1) is the colours' opacity, ``classes`` are the indices of those drawn (None:
+        all). Raises ConfigError for another alpha, ValueError for an image of another shape."""
+        ids = self.class_map if self.task == "semantic" else self._map_of(classes)
+        (height, width), (own_height, own_width) = image.shape[:2], self.size
+        if image.shape[:2] != self.size:
+            if not ids.size or abs(height - own_height * width / own_width) > 1:
+                raise ValueError(f"image {image.shape[:2]} and result {self.size} differ in shape")
+            ids = resized(ids, (height, width))
+        if self.task == "semantic":
+            return blend(image, ids, self.labels, alpha, classes)
+        return paint(image, ids, self.segments, self.labels, alpha, classes, width / own_width)
+
+    def _map_of(self, classes: Collection[int] | None) -> ClassMap:
+        """The segment map of these classes alone: objects of others cover nothing."""
+        if classes is None or self.task != "instance":
+            return self.segment_map
+        ids = np.zeros(self.size, np.uint16)
+        for segment, mask in self.masks():
+            if segment.class_id in classes:
+                left, top, right, bottom = segment.box
+                place = ids[top:bottom, left:right]
+                place[mask & (place == 0)] = segment.id
+        return ids
 
     def class_png(self) -> bytes:
         """The class map as a grey PNG of class indices: 8 bits per pixel, or 16 with more than 255

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from knet_runtime.bundle.manifest import Meaning, SegmentRules
 from knet_runtime.bundle.store import Bundle, open_bundle
 from knet_runtime.engines import open_engine, unverified_reason
-from knet_runtime.errors import BundleError, EngineError
+from knet_runtime.errors import ConfigError, EngineError
 from knet_runtime.golden import SelfTest, SelfTestPolicy, check_at_start
 from knet_runtime.labels import LabelMap
-from knet_runtime.postprocess import class_map, restore_class_map
-from knet_runtime.preprocess import fit_to_input
+from knet_runtime.postprocess import class_map, instances, panoptic, restore_class_map
+from knet_runtime.preprocess import Geometry, fit_to_input
 from knet_runtime.segmentation import Segmentation
-from knet_runtime.types import ClassMap, Closeable
+from knet_runtime.types import Closeable
 
 
 class Segmenter(Closeable):
@@ -31,21 +34,30 @@ class Segmenter(Closeable):
         (360, 480)
 
     ``bundle`` is an opened bundle, its folder, or None for the packaged model; ``engine`` is one of
-    ``knet_runtime.engines.engine_specs`` or "auto". Raises BundleError for a bundle that cannot be
-    trusted, EngineError when the engine does not run it, and ParityError when "auto" may take none.
-    It may be called from several threads.
+    ``knet_runtime.engines.engine_specs`` or "auto"; ``rules`` say how the masks of an instance or
+    panoptic network become segments, where it is not as the bundle says. Raises BundleError for a
+    bundle that cannot be trusted, EngineError when the engine does not run it, ConfigError for
+    rules that it has no use for, and ParityError when "auto" may take none. It may be called from
+    several threads.
     """
 
-    def __init__(self, bundle: Bundle | Path | str | None = None, engine: str = "auto") -> None:
+    def __init__(
+        self,
+        bundle: Bundle | Path | str | None = None,
+        engine: str = "auto",
+        *,
+        rules: SegmentRules | None = None,
+    ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         manifest = self.bundle.manifest
-        if manifest.task != "semantic":
-            raise BundleError(
-                f"{self.bundle.path} is for {manifest.task} segmentation; this version runs "
-                "semantic models: upgrade knet-deploy"
+        if rules is not None and manifest.task == "semantic":
+            raise ConfigError(
+                f"{self.bundle.path} is for semantic segmentation, which has no scores: leave out "
+                "the rules for segments"
             )
+        self._rules = rules or manifest.segment_rules
         self._engine = open_engine(self.bundle, engine)
-        (self._output,) = self.bundle.graph(self._engine.kind).outputs
+        self._graph = self.bundle.graph(self._engine.kind)
 
     @property
     def labels(self) -> LabelMap:
@@ -101,23 +113,34 @@ class Segmenter(Closeable):
         images = [image for image, _ in fitted]
         # A lone frame needs no copy to become a batch.
         outputs = self._engine.infer(images[0][None] if len(images) == 1 else np.stack(images))
-        found = outputs[self._output.name]
         infer_time = (perf_counter() - started) / len(frames)
-        masks = []
-        for output, (_, geometry), fit_time in zip(found, fitted, fit_times, strict=True):
+        results = []
+        for index, ((_, geometry), fit_time) in enumerate(zip(fitted, fit_times, strict=True)):
             started = perf_counter()
+            given = {spec.meaning: outputs[spec.name][index] for spec in self._graph.outputs}
             try:
-                if self._output.meaning == "class_map":
-                    classes: ClassMap = restore_class_map(output, geometry)
-                else:
-                    classes = class_map(output, geometry)
+                result = self._result(given, geometry)
             except ValueError as error:
                 raise EngineError(f"{self.engine}: {error}; check it with verify") from error
             post_time = perf_counter() - started
             seconds = {"preprocess": fit_time, "infer": infer_time, "postprocess": post_time}
             timings = {stage: 1000 * value for stage, value in seconds.items()}
-            masks.append(Segmentation(classes, self.labels, timings))
-        return masks
+            results.append(replace(result, timings=timings))
+        return results
+
+    def _result(self, given: Mapping[Meaning, NDArray[Any]], geometry: Geometry) -> Segmentation:
+        """One image's outputs at the image's size."""
+        match self.bundle.manifest.task:
+            case "semantic" if "class_map" in given:
+                return Segmentation(restore_class_map(given["class_map"], geometry), self.labels)
+            case "semantic":
+                return Segmentation(class_map(given["semantic_logits"], geometry), self.labels)
+            case "panoptic":
+                find = panoptic
+            case "instance":
+                find = instances
+        classes, masks = given["class_logits"], given["mask_logits"]
+        return find(classes, masks, geometry, self.labels, self._rules)
 
     def self_test(self, policy: SelfTestPolicy = "refuse") -> SelfTest | None:
         """The golden tensors through this engine; see ``golden.check_at_start``."""

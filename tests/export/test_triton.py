@@ -200,3 +200,18 @@ def test_bundle_without_class_map_and_places_that_are_none_are_named(
     other = write_bundle(tmp_path / "lone.knet", lone, {"logits.onnx": b""})
     with pytest.raises(BundleError, match="holds no classmap graph"):
         write_triton(other, tmp_path / "models")
+
+
+def test_logits_of_classes_and_masks_are_served_where_there_is_no_class_map(manifest: Manifest):
+    outputs = (
+        OutputSpec("class_logits", "class_logits", (5, 2)),
+        OutputSpec("mask_logits", "mask_logits", (5,), 4),
+    )
+    graph = msgspec.structs.replace(manifest.graphs[0], outputs=outputs)
+    labels = msgspec.structs.replace(manifest.labels, things=(1,))
+    segments = msgspec.structs.replace(manifest, task="panoptic", graphs=(graph,), labels=labels)
+    classes, masks = parsed(triton_config(segments)).output
+    assert (classes.name, list(classes.dims)) == ("class_logits", [5, 2])
+    assert (masks.name, list(masks.dims)) == ("mask_logits", [5, 2, 3])
+    floats = classes.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_name["TYPE_FP32"]
+    assert classes.data_type == masks.data_type == floats.number

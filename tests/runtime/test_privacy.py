@@ -11,8 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from knet_runtime.errors import ConfigError
+from knet_runtime.labels import LabelMap
 from knet_runtime.privacy import Concealed, Concealer, conceal, margin
-from knet_runtime.segmentation import Segmentation
+from knet_runtime.segmentation import Instance, Segmentation
 from knet_runtime.sinks import OverlayVideo
 from knet_runtime.sources.base import SourceInfo
 from knet_runtime.types import Frame
@@ -138,3 +139,16 @@ def test_the_encoded_overlay_shows_nothing_of_it(tmp_path: Path) -> None:
         for index, image in enumerate(container.decode(video=0)):
             shown = image.to_ndarray(format="rgb24")[110:170, 130:210]
             assert correlation(a_image(index)[110:170, 130:210], shown) < BOUND
+
+
+def test_an_object_is_hidden_where_another_one_lies_above_it() -> None:
+    labels = LabelMap(("car", "person"), ((0, 0, 142), (220, 20, 60)), 255, things=(0, 1))
+    person = Instance(1, 0.6, 120, 100, np.ones((80, 100), np.bool_))
+    car = Instance(0, 0.9, 120, 100, np.ones((80, 100), np.bool_))
+    result = Segmentation.from_instances([car, person], HW, labels)
+    assert not (result.class_map == 1).any()
+    frame = Frame(a_image(), 0, None, "0")
+    hidden = Concealer(labels, ["person"])(frame, result)
+    np.testing.assert_array_equal(hidden.image, conceal(frame.image, a_region()))
+    alone = Segmentation.from_instances([car], HW, labels)
+    assert Concealer(labels, ["person"])(frame, alone) is frame

@@ -136,3 +136,28 @@ def test_impossible_arguments_are_refused() -> None:
         Street(-1)
     with pytest.raises(IndexError, match="begins at frame 0"):
         Street(0, SMALL).frame(-1)
+
+
+def test_a_scene_is_its_frame_with_every_object_told_apart(street: Street) -> None:
+    for index in (0, 40, 500):
+        image, labels = street.frame(index)
+        same_image, same_labels, objects = street.scene(index)
+        assert np.array_equal(image, same_image)
+        assert np.array_equal(labels, same_labels)
+        assert np.array_equal(objects.ids > 0, np.isin(labels, (8, 9, 10)))
+        assert np.unique(objects.ids).tolist() == list(range(len(objects.classes) + 1))
+        for id_, class_id in enumerate(objects.classes, 1):
+            assert (labels[objects.ids == id_] == class_id).all()
+        assert len(set(objects.keys)) == len(objects.keys) > 3
+
+
+def test_an_object_keeps_its_key_and_nearly_its_place_from_frame_to_frame(street: Street) -> None:
+    previous = street.scene(60)[2]
+    for index in range(61, 70):
+        objects = street.scene(index)[2]
+        for key in set(objects.keys) & set(previous.keys):
+            now, before = (one.ids == one.keys.index(key) + 1 for one in (objects, previous))
+            if min(now.sum(), before.sum()) > 150:
+                assert (now & before).sum() > 0.4 * min(now.sum(), before.sum())
+        assert len(set(objects.keys) & set(previous.keys)) > 0.7 * len(objects.keys)
+        previous = objects

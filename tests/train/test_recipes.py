@@ -72,7 +72,7 @@ def test_a_published_preset_trains(
         assert stored.config == config
         assert stored.model.auxiliary is not None
         assert all(torch.isfinite(value).all() for value in stored.model.state_dict().values())
-        assert 0 <= result.best_miou <= 1
+        assert 0 <= result.best_score <= 1
     finally:
         shutil.rmtree(tmp_path / "run", ignore_errors=True)  # a gigabyte each
 

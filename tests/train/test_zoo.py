@@ -23,7 +23,8 @@ PUBLISHED = {
 
 
 def test_every_published_row_is_a_preset() -> None:
-    assert set(presets()) == {*PUBLISHED, "knet-edge"}
+    semantic = {name for name in presets() if load_config(name).model.task == "semantic"}
+    assert semantic == {*PUBLISHED, "knet-edge"}
 
 
 @pytest.mark.parametrize("preset", PUBLISHED)

@@ -184,10 +184,14 @@ def _in_front(view: Array) -> Array:
 
 
 class Canvas:
+    """``labels`` holds classes and, where ``value`` was set meanwhile, that value in place of the
+    class of polygons and lines: so an object can be told from others of its class."""
+
     def __init__(self, height: int, width: int) -> None:
         self.height, self.width = 2 * height, 2 * width
         self.image: Array = np.zeros((self.height, self.width, 3), np.uint8)
         self.labels: Array = np.zeros((self.height, self.width), np.uint8)
+        self.value: int | None = None
 
     def polygon(self, points: Array, colour: Array, label: int) -> None:
         """A convex polygon [N, 2] of one colour."""
@@ -198,7 +202,8 @@ class Canvas:
         """As `polygon`, for points that are already in fixed point."""
         cv2.fillConvexPoly(self.image, fixed, colour.tolist(), cv2.LINE_8, _SHIFT)
         if label != NO_LABEL:
-            cv2.fillConvexPoly(self.labels, fixed, (label,), cv2.LINE_8, _SHIFT)
+            value = label if self.value is None else self.value
+            cv2.fillConvexPoly(self.labels, fixed, (value,), cv2.LINE_8, _SHIFT)
 
     def line(self, a: Array, b: Array, width: float, colour: Array, label: int) -> None:
         """A round-ended limb; never thinner than a pixel, so that its label does not break up."""
@@ -206,7 +211,8 @@ class Canvas:
         thickness = max(2, round(width))
         cv2.line(self.image, first, second, colour.tolist(), thickness, cv2.LINE_8, _SHIFT)
         if label != NO_LABEL:
-            cv2.line(self.labels, first, second, (label,), thickness, cv2.LINE_8, _SHIFT)
+            value = label if self.value is None else self.value
+            cv2.line(self.labels, first, second, (value,), thickness, cv2.LINE_8, _SHIFT)
 
     def box(
         self, left: float, top: float, right: float, bottom: float, colour: Array, label: int

@@ -119,15 +119,20 @@ class Fixture:
     size: float
 
 
+Key = tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Car:
-    """Parked or moving; ``heading`` in radians, 0 is along the street."""
+    """Parked or moving; ``heading`` in radians, 0 is along the street. It has the same ``key`` in
+    every frame, and no other object has it."""
 
     x: float
     s: float
     heading: float
     shape: int
     paint: int
+    key: Key = ()
 
 
 def shape_of(number: int) -> int:
@@ -154,7 +159,8 @@ def draw_person(rng: np.random.Generator) -> Person:
 
 @dataclass(frozen=True)
 class Figure:
-    """A walker or cyclist; ``phase`` is that of the step, or of the pedals, in radians."""
+    """A walker or cyclist; ``phase`` is that of the step, or of the pedals, in radians. ``key`` is
+    as a car's."""
 
     x: float
     s: float
@@ -162,6 +168,7 @@ class Figure:
     person: Person
     cycling: bool = False
     phase: float = 0.0
+    key: Key = ()
 
 
 @dataclass
@@ -280,14 +287,16 @@ def _furnish(
                 heading = 0.0 if side == layout.side or rng.random() < 0.3 else np.pi
                 look, paint = int(rng.integers(100)), int(rng.integers(100))
                 heading += rng.normal(0, 0.02)
-                block.parked.append(Car(x, s + 2.3, heading, shape_of(look), paint))
+                key = (0, round(base / BLOCK), len(block.parked))
+                block.parked.append(Car(x, s + 2.3, heading, shape_of(look), paint, key))
             s += rng.uniform(5.0, 6.2)
     mouth = block.mouth(side)
     if mouth is not None and rng.random() < 0.6:
         lane = 0.5 * (mouth[0] + mouth[1]) + layout.side * side * 1.6
         x = layout.wall(side) + side * rng.uniform(2.0, 4.0)
         look, paint = int(rng.integers(80)), int(rng.integers(100))
-        block.parked.append(Car(x, lane, -side * np.pi / 2, shape_of(look), paint))
+        key = (0, round(base / BLOCK), len(block.parked))
+        block.parked.append(Car(x, lane, -side * np.pi / 2, shape_of(look), paint, key))
 
 
 @dataclass(frozen=True)
@@ -343,7 +352,7 @@ class Traffic:
         x = self._layout.side * self._layout.lane * 0.5
         for k, (gap, phase, shape, paint) in enumerate(self._leads):
             ahead = gap * (1.0 + 0.25 * np.sin(0.21 * time / (k + 1) + phase)) + 4.0
-            yield Car(x, s + float(ahead), 0.0, shape_of(shape), paint)
+            yield Car(x, s + float(ahead), 0.0, shape_of(shape), paint, (1, k))
 
     def _streaming(self, s: float, time: float) -> Iterator[Car | Figure]:
         for stream in self._streams:
@@ -357,13 +366,14 @@ class Traffic:
                 place = (k + 0.6 * member.jitter) * stream.spacing + drift
                 x = stream.x[0] + (stream.x[1] - stream.x[0]) * member.lateral
                 heading = 0.0 if stream.speed > 0 else np.pi
+                key = (2, stream.number, k)
                 if stream.kind == "car":
-                    yield Car(x, place, heading, member.shape, member.paint)
+                    yield Car(x, place, heading, member.shape, member.paint, key)
                 else:
                     cycling = stream.kind == "cyclist"
                     # Two steps, or one turn of the pedals, for each stretch of way.
                     phase = abs(drift) * (1.1 if cycling else 4.2) % (2 * np.pi)
-                    yield Figure(x, place, heading, member.person, cycling, float(phase))
+                    yield Figure(x, place, heading, member.person, cycling, float(phase), key)
 
     def _crossing(self, s: float, time: float) -> Iterator[Figure]:
         """People who cross the road well ahead, from kerb to kerb and back again."""
@@ -380,7 +390,7 @@ class Traffic:
             heading = np.pi / 2 if member.present < 0.65 else -np.pi / 2
             phase = share * (right - left) * 4.2 if moving else 0.0
             x = left + (right - left) * share
-            yield Figure(x, place, heading, member.person, phase=phase)
+            yield Figure(x, place, heading, member.person, phase=phase, key=(3, k))
 
     def _draw_member(self, stream: int, k: int) -> _Member:
         rng = generator(self._seed, 201, stream, k)

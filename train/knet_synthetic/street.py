@@ -2,27 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from knet_synthetic.buildings import Buildings
-from knet_synthetic.canvas import NEAR, Array, Camera, Canvas, generator
+from knet_synthetic.canvas import (
+    BICYCLIST,
+    CAMVID11,
+    CAR,
+    NEAR,
+    PEDESTRIAN,
+    Array,
+    Camera,
+    Canvas,
+    generator,
+)
 from knet_synthetic.cars import Cars
 from knet_synthetic.fixtures import Fixtures
 from knet_synthetic.ground import Ground, Shadows
-from knet_synthetic.layout import BLOCK, Block, Car, Figure, Plot, Traffic, build_block, draw_layout
+from knet_synthetic.layout import (
+    BLOCK,
+    Block,
+    Car,
+    Figure,
+    Key,
+    Plot,
+    Traffic,
+    build_block,
+    draw_layout,
+)
 from knet_synthetic.people import draw_figure
 from knet_synthetic.sky import Sky, draw_climate, tone_table
 
 RANGE = 110.0  # metres that are drawn
 DETAIL = 85.0  # metres within which people and what is as slight are drawn
 RATE = 30.0  # frames a second
+_MOST_OBJECTS = 256 - CAMVID11.num_classes  # that labels of 8 bits can tell apart; 60 are many
 
 Draw = Callable[[], None]
+
+
+class Objects(NamedTuple):
+    """The cars, pedestrians and bicyclists of a frame: ``ids`` uint16 [H, W] holds 1 … S, and 0
+    elsewhere. ``classes`` [S] are theirs, and ``keys`` [S] name each: an object has the same key in
+    every frame."""
+
+    ids: NDArray[np.uint16]
+    classes: tuple[int, ...]
+    keys: tuple[Key, ...]
 
 
 class Street:
@@ -66,6 +98,24 @@ class Street:
     def frame(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """The image uint8 [H, W, 3] RGB and the labels uint8 [H, W] of a frame; IndexError
         below 0."""
+        image, values, drawn = self._draw(index)
+        return image, _classes(drawn)[values]
+
+    def scene(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Objects]:
+        """The same frame, and its objects, those of no pixel left out."""
+        image, values, drawn = self._draw(index)
+        first = CAMVID11.num_classes
+        counts = np.bincount(values.ravel(), minlength=first + len(drawn))
+        seen = [number for number in range(len(drawn)) if counts[first + number]]
+        table = np.zeros(first + len(drawn), np.uint16)
+        table[[first + number for number in seen]] = np.arange(1, len(seen) + 1)
+        classes = tuple(_class_of(drawn[number]) for number in seen)
+        keys = tuple(drawn[number].key for number in seen)
+        return image, _classes(drawn)[values], Objects(table[values], classes, keys)
+
+    def _draw(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], list[Car | Figure]]:
+        """The image; the labels, where the object of number n has the value n beyond the classes;
+        and these objects, the nearest ones."""
         if index < 0:
             raise IndexError(f"frame {index}: a street begins at frame 0")
         time = index / RATE
@@ -85,9 +135,14 @@ class Street:
         top = max(int(np.ceil(camera.cy + 0.5)), 0)
         self._ground.shade(canvas, mask, top + top % 2)
         order = sorted(self._things(camera, blocks, moving, time), key=lambda item: -item[0])
-        for _, draw in order:
+        drawn = [owner for _, _, owner in order if owner is not None][-_MOST_OBJECTS:]
+        numbers = {id(owner): number for number, owner in enumerate(drawn)}
+        for _, draw, owner in order:
+            number = numbers.get(id(owner))
+            canvas.value = None if number is None else CAMVID11.num_classes + number
             draw()
-        return self._develop(index)
+        canvas.value = None
+        return *self._develop(index), drawn
 
     def camera(self, time: float) -> Camera:
         layout = self._layout
@@ -107,9 +162,10 @@ class Street:
 
     def _things(
         self, camera: Camera, blocks: list[Block], moving: list[Car | Figure], time: float
-    ) -> Iterator[tuple[float, Draw]]:
-        """What to draw and how far off it is. A front counts from its far end: the street is
-        nearly convex, so whatever stands in it before that end stands before the front."""
+    ) -> Iterator[tuple[float, Draw, Car | Figure | None]]:
+        """How far off what is drawn is, how, and the object that it is. A front counts from its
+        far end: the street is nearly convex, so whatever stands in it before that end stands before
+        the front."""
         canvas, climate, dim = self._canvas, self._climate, self._shadows.dim
         near, far = camera.s + NEAR, camera.s + RANGE
         before: dict[int, Plot] = {}
@@ -117,24 +173,25 @@ class Street:
             for plot in block.plots:
                 if plot.end > near and plot.start < far:
                     neighbour = before.get(plot.side)
-                    yield plot.end, partial(self._buildings.draw, canvas, camera, plot, neighbour)
+                    draw = partial(self._buildings.draw, canvas, camera, plot, neighbour)
+                    yield plot.end, draw, None
                 before[plot.side] = plot
             for item in block.fixtures:
                 if item.kind != "tree" and item.s > camera.s + DETAIL:
                     continue
                 if near < item.s + (item.size if item.kind == "barrier" else 0.0) < far:
-                    yield item.s, partial(self._fixtures.draw, canvas, camera, item, time)
+                    yield item.s, partial(self._fixtures.draw, canvas, camera, item, time), None
             for car in block.parked:
                 if near - 2.0 < car.s < far:
-                    yield car.s, partial(self._cars.draw, canvas, camera, car, dim(car.x))
+                    yield car.s, partial(self._cars.draw, canvas, camera, car, dim(car.x)), car
         for mover in moving:
             if not near - 5.0 < mover.s < far:
                 continue
             light = dim(mover.x)
             if isinstance(mover, Car):
-                yield mover.s, partial(self._cars.draw, canvas, camera, mover, light)
+                yield mover.s, partial(self._cars.draw, canvas, camera, mover, light), mover
             elif mover.s < camera.s + DETAIL:
-                yield mover.s, partial(draw_figure, canvas, camera, climate, mover, light)
+                yield mover.s, partial(draw_figure, canvas, camera, climate, mover, light), mover
 
     def _develop(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Lens and sensor: sub-samples to pixels, vignette, tone, grain, soft colour."""
@@ -148,6 +205,17 @@ class Street:
         image = cv2.addWeighted(image, 1.0, grain, 1.0, -128.0)
         labels = np.ascontiguousarray(self._canvas.labels[::2, ::2])
         return _soft_colour(image), labels
+
+
+def _class_of(owner: Car | Figure) -> int:
+    if isinstance(owner, Car):
+        return CAR
+    return BICYCLIST if owner.cycling else PEDESTRIAN
+
+
+def _classes(drawn: Sequence[Car | Figure]) -> NDArray[np.uint8]:
+    """The class of each value of the canvas's labels."""
+    return np.array([*range(CAMVID11.num_classes), *map(_class_of, drawn)], np.uint8)
 
 
 def _vignette(height: int, width: int, strength: float) -> Array:

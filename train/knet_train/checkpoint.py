@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +25,13 @@ from knet_runtime.errors import CheckpointError, OutputError
 from knet_runtime.labels import LabelMap
 from knet_train.config import Config, ModelConfig
 from knet_train.models.backbones import SwinBackbone
-from knet_train.models.build import build_model
+from knet_train.models.build import build_model, build_segment_model
 from knet_train.models.knet import KNet
+from knet_train.models.segments import SegmentKNet
 
 FORMAT = "knet-deploy checkpoint 1"
-_CLASSIFIERS = ("conv_seg", "auxiliary.conv_seg")  # a row per class; others start afresh
+# Modules with a row per class: those of another number of classes start afresh.
+_CLASSIFIERS = re.compile(r"(auxiliary\.)?conv_seg|stages\.\d+\.fc_class")
 # Where ImageNet weights stand under another name than the model's own.
 _HUB = {
     "efficientnet_lite0": "timm/tf_efficientnet_lite0.in1k",
@@ -48,7 +51,17 @@ class Checkpoint:
     sha256: str
 
 
-def save_checkpoint(path: Path, model: KNet, config: Config, labels: LabelMap) -> None:
+@dataclass(frozen=True)
+class SegmentCheckpoint:
+    """The same for a network for instances or panoptic segmentation."""
+
+    model: SegmentKNet
+    config: Config
+    labels: LabelMap
+    sha256: str
+
+
+def save_checkpoint(path: Path, model: nn.Module, config: Config, labels: LabelMap) -> None:
     """Write weights, configuration and labels to ``path``, which appears whole or not at all.
 
     Raises OutputError when it cannot be written.
@@ -94,12 +107,42 @@ def read_tensors(path: Path, advice: str) -> tuple[dict[str, str], dict[str, Ten
 def read_checkpoint(
     path: Path, build: Callable[[ModelConfig, int], KNet] = build_model
 ) -> Checkpoint:
-    """Read what ``save_checkpoint`` wrote; nothing in the file is executed. ``build`` is the one
-    that the network was trained with.
+    """Read what ``save_checkpoint`` wrote for a semantic network; nothing in the file is executed.
+    ``build`` is the one that the network was trained with.
 
-    Raises CheckpointError when it is missing, damaged, foreign, or does not fit its own
-    configuration.
+    Raises CheckpointError when it is missing, damaged, foreign, of another task, or does not fit
+    its own configuration.
     """
+    config, labels, state, digest = _read(path)
+    if config.model.task != "semantic":
+        raise CheckpointError(
+            f"{path} is a network for {config.model.task} segmentation, and this is for "
+            "semantic ones"
+        )
+    model = build(config.model, labels.num_classes)
+    _load(model, state, path)
+    return Checkpoint(model.eval(), config, labels, digest)
+
+
+def read_segment_checkpoint(path: Path) -> SegmentCheckpoint:
+    """The same for a network for instances or panoptic segmentation."""
+    config, labels, state, digest = _read(path)
+    if config.model.task == "semantic":
+        raise CheckpointError(f"{path} is a network for semantic segmentation")
+    model = build_segment_model(config.model, labels)
+    _load(model, state, path)
+    return SegmentCheckpoint(model.eval(), config, labels, digest)
+
+
+def read_any_checkpoint(path: Path) -> Checkpoint | SegmentCheckpoint:
+    """A network for whatever task; raises as ``read_checkpoint`` does."""
+    if _read(path)[0].model.task == "semantic":
+        return read_checkpoint(path)
+    return read_segment_checkpoint(path)
+
+
+def _read(path: Path) -> tuple[Config, LabelMap, dict[str, Tensor], str]:
+    """Configuration, labels, weights, and the file's SHA-256."""
     if not path.is_file():
         raise CheckpointError(f"{path} is no file: pass a checkpoint such as RUN/best.safetensors")
     metadata, state = read_tensors(path, "train writes them")
@@ -113,14 +156,15 @@ def read_checkpoint(
         labels = msgspec.json.decode(metadata["labels"], type=LabelMap)
     except (KeyError, msgspec.DecodeError) as error:
         raise CheckpointError(f"{path}: its configuration is not readable: {error}") from error
-    model = build(config.model, labels.num_classes)
+    return config, labels, state, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _load(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise CheckpointError(f"{path} does not fit its own configuration: {first}") from error
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Checkpoint(model.eval(), config, labels, digest)
 
 
 def load_checkpoint(path: Path | str) -> KNet:
@@ -135,7 +179,7 @@ def load_checkpoint(path: Path | str) -> KNet:
     return read_checkpoint(Path(path)).model
 
 
-def load_initial(model: KNet, path: Path) -> None:
+def load_initial(model: nn.Module, path: Path) -> None:
     """All weights of a checkpoint of the same architecture into ``model``.
 
     Classifiers of another number of classes keep their new weights, and so does an auxiliary
@@ -155,7 +199,7 @@ def load_initial(model: KNet, path: Path) -> None:
     fresh = []
     for key, like in needed.items():
         misshapen = key in state and state[key].shape != like.shape
-        if (misshapen and key.rpartition(".")[0] in _CLASSIFIERS) or (
+        if (misshapen and _CLASSIFIERS.fullmatch(key.rpartition(".")[0])) or (
             key.startswith("auxiliary.") and not auxiliary
         ):
             fresh.append(key)

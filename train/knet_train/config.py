@@ -19,6 +19,7 @@ import msgspec
 import msgspec.inspect
 
 from knet_runtime.errors import ConfigError
+from knet_runtime.types import Task
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -35,6 +36,7 @@ Hidden = Annotated[int, msgspec.Meta(ge=1, le=65536)]
 Auxiliary = Annotated[int, msgspec.Meta(ge=0, le=8192)]
 Stages = Annotated[int, msgspec.Meta(ge=0, le=32)]
 Few = Annotated[int, msgspec.Meta(ge=1, le=32)]
+Kernels = Annotated[int, msgspec.Meta(ge=0, le=1000)]
 Batch = Annotated[int, msgspec.Meta(ge=1, le=65536)]
 Processes = Annotated[int, msgspec.Meta(ge=0, le=1024)]
 Colour = Annotated[float, msgspec.Meta(ge=-1000, le=1000)]
@@ -58,8 +60,8 @@ class ModelConfig(_Section, frozen=True):
 
     backbone: str  # a timm model that gives features at strides 4 to 32, such as resnet50c
     output_stride: Literal[8, 16, 32]  # of the backbone's last level; below 32 by dilation
-    head: Literal["fpn", "fcn", "psp", "aspp", "uper"]  # backbone levels -> the feature map
-    stride: Literal[4, 8]  # of the feature map that the kernels see, and so of the logits
+    head: Literal["fpn", "fcn", "psp", "aspp", "uper", "localisation"]  # levels -> feature map
+    stride: Literal[4, 8]  # of the feature map that the kernels see; semantic: and of the logits
     channels: Width  # C: width of the feature map and of every kernel
     stages: Stages  # S: kernel update stages after the initial kernels; 0: a plain classifier
     heads: Width  # of the attention among kernels
@@ -72,6 +74,8 @@ class ModelConfig(_Section, frozen=True):
     )
     mean: tuple[Colour, Colour, Colour]  # RGB mean, on 0 … 255
     std: tuple[Spread, Spread, Spread]  # RGB standard deviation, on 0 … 255
+    task: Task = "semantic"  # what it finds: classes, single objects, or both
+    kernels: Kernels = 0  # N: objects that it can find at once; 0 in semantic segmentation
 
     def __post_init__(self) -> None:
         if self.channels % self.heads:
@@ -81,7 +85,21 @@ class ModelConfig(_Section, frozen=True):
                 f"channels {self.channels} must be a multiple of update_channels "
                 f"{self.update_channels}"
             )
+        if (self.task == "semantic") != (self.kernels == 0):
+            raise ValueError(
+                f"kernels {self.kernels}: they are objects, which task instance or panoptic has; 0 "
+                "for task semantic"
+            )
         match self.head:
+            case "localisation" if self.task == "semantic" or self.stride != 8:
+                raise ValueError("head localisation is for task instance or panoptic, at stride 8")
+            case "localisation" if self.channels % 32 or self.output_stride != 32:
+                raise ValueError(
+                    f"head localisation takes channels in multiples of 32, not {self.channels}, "
+                    f"and output_stride 32, not {self.output_stride}"
+                )
+            case head if head != "localisation" and self.task != "semantic":
+                raise ValueError(f"task {self.task} wants head localisation, not {head}")
             case "fcn" | "psp" | "aspp" if self.stride != self.output_stride:
                 raise ValueError(
                     f"head {self.head} works on the backbone's last level: stride {self.stride} "

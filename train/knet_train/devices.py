@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import platform
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -18,16 +18,19 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 from timm.layers.norm_act import convert_sync_batchnorm
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from knet_runtime.errors import ConfigError
 from knet_train.config import Config, TrainerConfig
 from knet_train.models.knet import KNet
+from knet_train.models.segments import SegmentKNet
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 # A process that hangs, and does not die, ends the run after this long.
 _PATIENCE = timedelta(minutes=10)
+Model = TypeVar("Model", bound=nn.Module)
 _POOLING_HEADS = ("psp", "aspp", "uper")
 _M_TRIM_THRESHOLD = -1  # from <malloc.h>
 _M_MMAP_MAX = -4
@@ -84,7 +87,7 @@ def check_processes(config: Config, images: int) -> None:
         )
 
 
-def check_single_images(model: KNet, config: Config) -> None:
+def check_single_images(model: KNet | SegmentKNet, config: Config) -> None:
     """Refuse, with ConfigError, BatchNorm over the single value that one pooled image gives."""
     settings, optim = config.trainer, config.optim
     ranks = process_count(settings)
@@ -126,7 +129,7 @@ def _cpu_has_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def place_model(model: KNet, settings: TrainerConfig, trainer: pl.Trainer) -> KNet:
+def place_model(model: Model, settings: TrainerConfig, trainer: pl.Trainer) -> Model:
     """The model in the memory layout, and with the norms, that its devices train fastest with."""
     model = model.to(memory_format=torch.channels_last)
     if settings.sync_batchnorm and trainer.world_size > 1:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from knet_runtime.errors import TrainingError
-from knet_train.data.batches import Part
-from knet_train.module import KNetModule, lr_factor
+from knet_train.data.batches import Part, SegmentPart
+from knet_train.module import TrainingModule, lr_factor
 
 _STEPS_PER_LOOK = 5  # on a GPU, where to look at the loss is to wait for it
 _FORGIVEN = 4  # steps in a row that 16-bit AMP may leave out while it looks for its scale
@@ -34,10 +34,10 @@ class StopWhenNotFinite(pl.Callback):
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
         outputs: Any,
-        batch: Part,
+        batch: Part | SegmentPart,
         batch_idx: int,
     ) -> None:
-        assert isinstance(pl_module, KNetModule)
+        assert isinstance(pl_module, TrainingModule)
         loss, parts = trainer.callback_metrics["loss"], pl_module.config.optim.accumulate
         self.streak = torch.where(torch.isfinite(loss), 0, self.streak + 1)
         if loss.is_cuda and (batch_idx + 1) % (parts * _STEPS_PER_LOOK):
@@ -56,12 +56,12 @@ class StopWhenNotFinite(pl.Callback):
         self._check_weights(pl_module, checkpoint)
 
     def _check_weights(self, module: pl.LightningModule, values: dict[str, Any]) -> None:
-        assert isinstance(module, KNetModule)
+        assert isinstance(module, TrainingModule)
         if not all_finite(values):
             raise _diverged("the weights are not finite", module, module.global_step, self.run)
 
 
-def _diverged(what: str, module: KNetModule, step: int, run: Path) -> TrainingError:
+def _diverged(what: str, module: TrainingModule, step: int, run: Path) -> TrainingError:
     """The error that says ``what`` was seen at ``step``, what is kept, and what to try."""
     config, precision = module.config, module.trainer.precision
     rate = config.optim.lr * lr_factor(max(0, step - 1), config.optim)

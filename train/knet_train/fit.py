@@ -6,11 +6,13 @@ import logging
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, WeightAveraging
@@ -21,8 +23,9 @@ from knet_runtime.errors import ConfigError, DataError, KnetError, TrainingError
 from knet_synthetic import CAMVID11
 from knet_train.checkpoint import load_initial, load_pretrained
 from knet_train.config import Config, ModelConfig
-from knet_train.data.batches import SegmentationData
+from knet_train.data.batches import AnyFolder, SegmentationData
 from knet_train.data.census import doubts
+from knet_train.data.coco import SegmentFolder, open_segments
 from knet_train.data.dataset import LabelledFolder, check_pairs, open_folder
 from knet_train.devices import (
     check_processes,
@@ -35,9 +38,16 @@ from knet_train.devices import (
 )
 from knet_train.finite import StopWhenNotFinite
 from knet_train.loss import class_weights
-from knet_train.models.build import build_model
+from knet_train.models.build import build_model, build_segment_model
 from knet_train.models.knet import KNet
-from knet_train.module import KNetModule, check_layers, freeze_layers, recompute_backbone
+from knet_train.models.segments import SegmentKNet
+from knet_train.module import (
+    KNetModule,
+    TrainingModule,
+    check_layers,
+    freeze_layers,
+    recompute_backbone,
+)
 from knet_train.run_folder import (
     BEST,
     LAST,
@@ -51,7 +61,9 @@ from knet_train.run_folder import (
     prepare,
     state_to_resume,
 )
+from knet_train.segment_module import InstanceModule, PanopticModule
 
+_PROBES = 50  # images of objects that are read before a run starts
 _log = logging.getLogger(__name__)
 
 # What gloo or nccl says in a RuntimeError when another process is gone.
@@ -71,11 +83,13 @@ _IGNORED_WARNINGS = (
 
 @dataclass(frozen=True)
 class RunResult:
-    """Where a run left its weights, and the best score that it saw (mIoU, 0 … 1)."""
+    """Where a run left its weights, and the best score that it saw (0 … 1) of ``metric``, mIoU, PQ
+    or AP."""
 
     best: Path
     last: Path
-    best_miou: float
+    metric: str
+    best_score: float
     scored_classes: int  # that this is the mean of, as no others were labelled or predicted
     classes: int
     rank: int  # of this process among those of the run; 0 is the one that wrote
@@ -108,9 +122,9 @@ def train(
     callbacks: Sequence[Callback] = (),
     build: Callable[[ModelConfig, int], KNet] = build_model,
 ) -> RunResult:
-    """Train on ``data`` into ``run``: ``config.json``, ``best.safetensors`` (highest mIoU on the
-    validation split), ``last.safetensors`` (the end), ``resume.ckpt`` (and, until the end, the
-    state before it), and CSV and TensorBoard logs. ``init`` starts from one of our checkpoints
+    """Train on ``data`` into ``run``: ``config.json``, ``best.safetensors`` (highest mIoU, PQ or AP
+    on the validation split), ``last.safetensors`` (the end), ``resume.ckpt`` (and, until the end,
+    the state before it), and CSV and TensorBoard logs. ``init`` starts from one of our checkpoints
     instead of ImageNet's weights. ``resume`` continues from ``resume.ckpt``, or where that is
     damaged from the state before it, or starts where there is none yet.
 
@@ -125,19 +139,28 @@ def train(
     """
     if init is not None and backbone_weights is not None:
         raise ConfigError("--init brings the backbone's weights too: leave out --backbone-weights")
-    train_folder = open_folder(data, config.data.train_split)
-    val_folder = open_folder(data, config.data.val_split)
+    train_folder, val_folder = (
+        _open(data, split, config) for split in (config.data.train_split, config.data.val_split)
+    )
     config, notices = _fit_to_classes(config, train_folder)
     check_processes(config, len(val_folder))
     state = state_to_resume(run, config, resume)
     _check_same_classes(run, state, train_folder)
-    # Class weights count all labels; to read all of a large split else takes minutes for nothing.
-    census = check_pairs(train_folder, every_label=config.loss.class_balance != 0)
-    looked = {train_folder.split: census, val_folder.split: check_pairs(val_folder)}
-    notices += doubts(train_folder.layout, looked)
+    census = None
+    if isinstance(train_folder, LabelledFolder) and isinstance(val_folder, LabelledFolder):
+        # Class weights count all labels; to read all of a large split takes minutes for nothing.
+        census = check_pairs(train_folder, every_label=config.loss.class_balance != 0)
+        looked = {train_folder.split: census, val_folder.split: check_pairs(val_folder)}
+        notices += doubts(train_folder.layout, looked)
 
     pl.seed_everything(config.trainer.seed, verbose=False)
-    model = build(config.model, train_folder.labels.num_classes)
+    model: KNet | SegmentKNet
+    if isinstance(train_folder, SegmentFolder):
+        _check_segments(config, train_folder, val_folder)
+        notices += filter(None, [train_folder.summary()])
+        model = build_segment_model(config.model, train_folder.labels)
+    else:
+        model = build(config.model, train_folder.labels.num_classes)
     check_layers(model, config.optim)
     freeze_layers(model, config.optim)
     check_single_images(model, config)
@@ -160,12 +183,18 @@ def train(
             for notice in notices:
                 _log.warning("%s", notice)
             prepare(run, config, state)
-        module = KNetModule(
-            place_model(model, config.trainer, trainer),
-            config,
-            train_folder,
-            class_weights(census.by_class(train_folder.layout), config.loss.class_balance),
-        )
+        module: TrainingModule
+        model = place_model(model, config.trainer, trainer)
+        if isinstance(model, KNet):
+            assert isinstance(train_folder, LabelledFolder)
+            assert census is not None
+            pixels = census.by_class(train_folder.layout)
+            weights = class_weights(pixels, config.loss.class_balance)
+            module = KNetModule(model, config, train_folder, weights)
+        else:
+            assert isinstance(train_folder, SegmentFolder)
+            kind = PanopticModule if config.model.task == "panoptic" else InstanceModule
+            module = kind(model, config, train_folder)
         module.train()
         if state is not None:
             module.saved_step = state.step
@@ -179,6 +208,7 @@ def train(
     return RunResult(
         run / BEST,
         run / LAST,
+        module.metric,
         best.best,
         best.scored,
         train_folder.labels.num_classes,
@@ -186,7 +216,33 @@ def train(
     )
 
 
-def _check_same_classes(run: Path, state: SavedState | None, folder: LabelledFolder) -> None:
+def _open(data: Path, split: str, config: Config) -> AnyFolder:
+    task = config.model.task
+    return open_folder(data, split) if task == "semantic" else open_segments(data, split, task)
+
+
+def _check_segments(config: Config, train: SegmentFolder, val: AnyFolder) -> None:
+    """Refuse two splits of other classes, settings that these losses have not, and, of some images
+    that are spread over each split, what cannot be read."""
+    loss = config.loss
+    if loss.class_balance or loss.auxiliary_weight or set(loss.stage_weights) != {1.0}:
+        raise ConfigError(
+            f"task {config.model.task} has the published losses: loss.class_balance and "
+            "loss.auxiliary_weight are 0, and loss.stage_weights 1"
+        )
+    assert isinstance(val, SegmentFolder)
+    if val.labels != train.labels:
+        raise DataError(
+            f"{val.file} has other categories than {train.file.name}: give both the same, or name "
+            "the classes in labels.json"
+        )
+    for folder in (train, val):
+        order = np.random.default_rng(0).permutation(len(folder))[:_PROBES].tolist()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(folder.read, order))
+
+
+def _check_same_classes(run: Path, state: SavedState | None, folder: AnyFolder) -> None:
     if state is not None and state.class_names != folder.labels.names:
         raise DataError(
             f"{run} was started with the classes {', '.join(state.class_names)}, and "
@@ -195,10 +251,14 @@ def _check_same_classes(run: Path, state: SavedState | None, folder: LabelledFol
         )
 
 
-def _fit_to_classes(config: Config, folder: LabelledFolder) -> tuple[Config, list[str]]:
+def _fit_to_classes(config: Config, folder: AnyFolder) -> tuple[Config, list[str]]:
     """The configuration without synthetic streets where they have other classes than the data,
     and what is to be said of that."""
-    if config.data.synthetic_share == 0 or folder.labels.names == CAMVID11.names:
+    if isinstance(folder, SegmentFolder):
+        fits = set(folder.labels.names) <= set(CAMVID11.names)
+    else:
+        fits = folder.labels.names == CAMVID11.names
+    if config.data.synthetic_share == 0 or fits:
         return config, []
     data = msgspec.structs.replace(config.data, synthetic_share=0.0)
     notice = "without synthetic streets: they have CamVid's eleven classes, and this data others"

@@ -19,15 +19,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from knet_runtime.bundle.manifest import InputSpec
+from knet_runtime.bundle.manifest import InputSpec, SegmentRules
 from knet_runtime.errors import CheckpointError
+from knet_runtime.labels import LabelMap
 from knet_runtime.postprocess import class_map, upsampled_argmax
-from knet_runtime.preprocess import fit_to_input, keep_ratio
+from knet_runtime.postprocess.segments import instances, panoptic
+from knet_runtime.preprocess import Geometry, fit_to_input, keep_ratio
+from knet_runtime.segmentation import Segmentation
 from knet_runtime.types import ClassMap
 from knet_train.config import Config
 from knet_train.models.knet import KNet
+from knet_train.models.segments import MULTIPLE, SegmentKNet
 
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of eval_scale, in multi-scale evaluation
+_NOT_FINITE = (
+    "the network gives NaN or infinity, so its weights are broken: "
+    "use an earlier checkpoint, or train with a lower optim.lr"
+)
 _BAND = 2**24  # numbers of one band of all classes: 64 MiB
 
 
@@ -42,11 +50,21 @@ def predict_logits(model: nn.Module, images: NDArray[np.uint8]) -> NDArray[np.fl
     device = next(model.parameters()).device
     logits: Tensor = model(torch.from_numpy(images).to(device)).float()
     if not logits.isfinite().all():
-        raise CheckpointError(
-            "the network gives NaN or infinity, so its weights are broken: "
-            "use an earlier checkpoint, or train with a lower optim.lr"
-        )
+        raise CheckpointError(_NOT_FINITE)
     return np.asarray(logits.cpu().numpy(), np.float32)
+
+
+@torch.no_grad()
+def predict_segment_logits(
+    model: SegmentKNet, images: NDArray[np.uint8]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The same of a network for segments: class logits float32 [B, N, K] and mask logits float32
+    [B, N, H/4, W/4]. Raises CheckpointError when they hold NaN or infinity."""
+    device = next(model.parameters()).device
+    classes, masks = (logits.float() for logits in model(torch.from_numpy(images).to(device)))
+    if not (classes.isfinite().all() and masks.isfinite().all()):
+        raise CheckpointError(_NOT_FINITE)
+    return classes.cpu().numpy(), masks.cpu().numpy()
 
 
 def input_spec(config: Config) -> InputSpec:
@@ -58,7 +76,7 @@ def input_spec(config: Config) -> InputSpec:
         width=width,
         resize=config.data.eval_resize,
         max_batch=16,
-        multiple=config.model.stride,
+        multiple=config.model.stride if config.model.task == "semantic" else MULTIPLE,
     )
 
 
@@ -97,6 +115,30 @@ def predict(
                 (image.shape[0], image.shape[1]),
                 via=(scaled.shape[0], scaled.shape[1]),
             )
+
+
+@torch.no_grad()
+def predict_segments(
+    model: SegmentKNet,
+    image: NDArray[np.uint8],
+    config: Config,
+    labels: LabelMap,
+    rules: SegmentRules,
+) -> Segmentation:
+    """An image uint8 [H, W, 3] RGB of any size -> its objects or segments by the runtime's rules,
+    seen as ``config.data.eval_mode`` says. Raises CheckpointError for NaN."""
+    assert not model.training, "dropout and BatchNorm would take part"
+    if config.data.eval_mode == "fixed":
+        fitted, geometry = fit_to_input(image, input_spec(config))
+        window = geometry.window
+    else:
+        fitted = keep_ratio(image, config.data.eval_scale)
+        window = (0, 0, fitted.shape[0], fitted.shape[1])
+    classes, masks = (found[0] for found in predict_segment_logits(model, fitted[None]))
+    padded = (4 * masks.shape[-2], 4 * masks.shape[-1])  # the network pads to a multiple of 32
+    geometry = Geometry((image.shape[0], image.shape[1]), padded, window)
+    rule = panoptic if config.model.task == "panoptic" else instances
+    return rule(classes, masks, geometry, labels, rules)
 
 
 class View(NamedTuple):

@@ -6,8 +6,9 @@ are not kept in between.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -19,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from knet_runtime.errors import ConfigError
+from knet_runtime.labels import LabelMap
 from knet_runtime.metrics import ConfusionMatrix
 from knet_train.config import Config, OptimConfig
-from knet_train.data.batches import Pair, Part
+from knet_train.data.batches import Pair, Part, SegmentPart
 from knet_train.data.dataset import LabelledFolder
 from knet_train.inference import predict
 from knet_train.loss import loss_divisors, training_loss
@@ -30,52 +32,38 @@ from knet_train.models.knet import KNet
 RUN_KEY = "knet-deploy run"  # what a saved state says of the run that it is of
 
 
-class KNetModule(pl.LightningModule):
-    """K-Net with its losses, its optimizer, and mIoU by the runtime's own metrics."""
+class TrainingModule(pl.LightningModule, ABC):
+    """A network with its optimizer and schedule; the losses and the score are the task's."""
 
-    weights: Tensor
-    confusion: ConfusionMatrix
+    metric: ClassVar[str]  # that a run keeps the best weights by, as people write it
+    config: Config
+    model: nn.Module
 
-    def __init__(
-        self, model: KNet, config: Config, folder: LabelledFolder, weights: NDArray[np.float32]
-    ) -> None:
+    def __init__(self, model: nn.Module, config: Config, labels: LabelMap) -> None:
         super().__init__()
         self.model = model
         self.config = config
-        self.label_map = folder.labels
+        self.label_map = labels
         self.held = HeldStatistics()
         self.saved_step: int | None = None  # of the state that the run folder holds
-        self.register_buffer("weights", torch.from_numpy(weights), persistent=False)
 
-    def train(self, mode: bool = True) -> KNetModule:
+    @abstractmethod
+    def scores(self) -> dict[str, float]:
+        """What the images of all processes score, which must all ask for it: first the metric that
+        chooses the best weights, 0 … 1, then the classes that it is the mean of, by the names that
+        logs have for them."""
+
+    def train(self, mode: bool = True) -> TrainingModule:
         super().train(mode)
         hold_frozen_norms(self.model)
         return self
 
-    def on_train_batch_start(self, batch: Part, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Part | SegmentPart, batch_idx: int) -> None:
         # Dropout too is a function of the seed and of what is computed, so that a resumed run
         # repeats no other one, and no two processes draw the same.
         place = (self.config.trainer.seed, self.global_step, self.global_rank, batch.part)
         (state,) = np.random.SeedSequence(place).generate_state(1)
         torch.manual_seed(int(state))
-
-    def training_step(self, batch: Part, _: int) -> Tensor:
-        logits, auxiliary = self.model.training_logits(batch.images)
-        divisors, ignored = self._divisors(batch.share_labels), self.label_map.ignore_index
-        loss = training_loss(
-            logits, auxiliary, batch.labels, self.config.loss, self.weights, ignored, divisors
-        )
-        size = len(batch.images)
-        self.log("loss", loss.detach(), prog_bar=True, sync_dist=True, batch_size=size)
-        return loss
-
-    def _divisors(self, labels: Tensor) -> Tensor:
-        """``loss_divisors`` of the whole step, divided by its number of parts: as gradients are
-        averaged over parts and processes, they are those of one process with the whole batch."""
-        own = loss_divisors(labels, self.config.loss, self.weights, self.label_map.ignore_index)
-        mean = self.trainer.strategy.reduce(own, reduce_op="mean")
-        assert isinstance(mean, Tensor)
-        return mean / self.config.optim.accumulate
 
     def on_before_backward(self, loss: Tensor) -> None:
         if self.config.trainer.gradient_checkpointing:
@@ -84,21 +72,16 @@ class KNetModule(pl.LightningModule):
     def on_after_backward(self) -> None:
         self.held.release()
 
-    def on_validation_epoch_start(self) -> None:
-        self.confusion = ConfusionMatrix(self.label_map.num_classes, self.label_map.ignore_index)
-
-    def validation_step(self, batch: Pair, _: int) -> None:
-        image, label = batch
-        self.confusion.update(predict(self.model, image, self.config), label)
-
-    def gather_confusion(self) -> ConfusionMatrix:
-        """The confusion matrix over the images of all processes, which must all ask for it."""
-        counts = torch.from_numpy(self.confusion.matrix).to(self.device)
-        summed = self.trainer.strategy.reduce(counts, reduce_op="sum")
+    def sum_over_processes(self, counts: NDArray[Any]) -> NDArray[Any]:
+        """Counts of each process -> of all."""
+        own = torch.from_numpy(counts).to(self.device)
+        summed = self.trainer.strategy.reduce(own, reduce_op="sum")
         assert isinstance(summed, Tensor)
-        total = ConfusionMatrix(self.label_map.num_classes, self.label_map.ignore_index)
-        total.matrix = summed.cpu().numpy()
-        return total
+        return np.asarray(summed.cpu().numpy())
+
+    def log_loss(self, loss: Tensor, size: int) -> None:
+        """Log the loss of a part of ``size`` images."""
+        self.log("loss", loss.detach(), prog_bar=True, sync_dist=True, batch_size=size)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[RUN_KEY] = {
@@ -112,6 +95,54 @@ class KNetModule(pl.LightningModule):
             optimizer, lambda step: lr_factor(step, self.config.optim)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class KNetModule(TrainingModule):
+    """The semantic K-Net with its losses, and mIoU by the runtime's own metrics."""
+
+    metric = "mIoU"
+    model: KNet
+    weights: Tensor
+    confusion: ConfusionMatrix
+
+    def __init__(
+        self, model: KNet, config: Config, folder: LabelledFolder, weights: NDArray[np.float32]
+    ) -> None:
+        super().__init__(model, config, folder.labels)
+        self.register_buffer("weights", torch.from_numpy(weights), persistent=False)
+
+    def training_step(self, batch: Part, _: int) -> Tensor:
+        logits, auxiliary = self.model.training_logits(batch.images)
+        divisors, ignored = self._divisors(batch.share_labels), self.label_map.ignore_index
+        loss = training_loss(
+            logits, auxiliary, batch.labels, self.config.loss, self.weights, ignored, divisors
+        )
+        self.log_loss(loss, len(batch.images))
+        return loss
+
+    def _divisors(self, labels: Tensor) -> Tensor:
+        """``loss_divisors`` of the whole step, divided by its number of parts: as gradients are
+        averaged over parts and processes, they are those of one process with the whole batch."""
+        own = loss_divisors(labels, self.config.loss, self.weights, self.label_map.ignore_index)
+        mean = self.trainer.strategy.reduce(own, reduce_op="mean")
+        assert isinstance(mean, Tensor)
+        return mean / self.config.optim.accumulate
+
+    def on_validation_epoch_start(self) -> None:
+        self.confusion = ConfusionMatrix(self.label_map.num_classes, self.label_map.ignore_index)
+
+    def validation_step(self, batch: Pair, _: int) -> None:
+        image, label = batch
+        self.confusion.update(predict(self.model, image, self.config), label)
+
+    def scores(self) -> dict[str, float]:
+        total = ConfusionMatrix(self.label_map.num_classes, self.label_map.ignore_index)
+        total.matrix = self.sum_over_processes(self.confusion.matrix)
+        return {
+            "val_miou": total.miou,
+            "val_classes": float(total.scored_classes),
+            "val_pixel_accuracy": total.pixel_accuracy,
+        }
 
 
 class HeldStatistics:
@@ -155,7 +186,7 @@ def recompute_backbone(backbone: nn.Module, name: str) -> None:
     enable(True)
 
 
-def build_optimizer(model: KNet, config: OptimConfig) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW over the parameters that learn: each with the learning rate of the first rule of
     ``config.layers`` that matches its name, and with or without weight decay."""
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
@@ -181,7 +212,7 @@ def lr_scale(name: str, config: OptimConfig) -> float:
     return 1.0
 
 
-def freeze_layers(model: KNet, config: OptimConfig) -> None:
+def freeze_layers(model: nn.Module, config: OptimConfig) -> None:
     """Parameters with an ``lr_scale`` of 0 get no gradients, and ``hold_frozen_norms``."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(lr_scale(name, config) > 0)
@@ -198,7 +229,7 @@ def hold_frozen_norms(model: nn.Module) -> None:
             module.eval()
 
 
-def check_layers(model: KNet, config: OptimConfig) -> None:
+def check_layers(model: nn.Module, config: OptimConfig) -> None:
     """Refuse patterns that match nothing, and rules that freeze everything, with ConfigError."""
     names = [name for name, _ in model.named_parameters()]
     patterns = {

@@ -24,9 +24,9 @@ from knet_runtime.atomic import AtomicFile, output_error, write_atomic
 from knet_runtime.errors import CheckpointError, ConfigError, OutputError
 from knet_train.checkpoint import save_checkpoint
 from knet_train.config import Config
-from knet_train.data.batches import Part
+from knet_train.data.batches import Part, SegmentPart
 from knet_train.finite import all_finite
-from knet_train.module import RUN_KEY, KNetModule
+from knet_train.module import RUN_KEY, TrainingModule
 
 BEST, LAST = "best.safetensors", "last.safetensors"
 STATE, PREVIOUS, CONFIG = "resume.ckpt", "resume.previous.ckpt", "config.json"
@@ -159,23 +159,18 @@ class SaveBest(pl.Callback):
         self.scored = 0  # classes that the mean is over
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, KNetModule)
-        confusion = pl_module.gather_confusion()
-        scored = confusion.scored_classes
-        scores = {
-            "val_miou": confusion.miou,
-            "val_classes": float(scored),
-            "val_pixel_accuracy": confusion.pixel_accuracy,
-        }
-        for name, score in scores.items():
-            pl_module.log(name, score, prog_bar=name == "val_miou", sync_dist=True, batch_size=1)
-        if confusion.miou > self.best:
-            self.best, self.scored = confusion.miou, scored
+        assert isinstance(pl_module, TrainingModule)
+        scores = pl_module.scores()
+        for place, (name, score) in enumerate(scores.items()):
+            pl_module.log(name, score, prog_bar=place == 0, sync_dist=True, batch_size=1)
+        best, scored, *_ = scores.values()
+        if best > self.best:
+            self.best, self.scored = best, int(scored)
             self._save(pl_module, BEST)
         if trainer.global_step >= pl_module.config.optim.steps:
             self._save(pl_module, LAST)
 
-    def _save(self, module: KNetModule, name: str) -> None:
+    def _save(self, module: TrainingModule, name: str) -> None:
         if module.trainer.is_global_zero:
             save_checkpoint(self.run / name, module.model, module.config, module.label_map)
 
@@ -229,10 +224,10 @@ class SaveResumeState(pl.Callback):
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
         outputs: Any,
-        batch: Part,
+        batch: Part | SegmentPart,
         batch_idx: int,
     ) -> None:
-        assert isinstance(pl_module, KNetModule)
+        assert isinstance(pl_module, TrainingModule)
         config, step = pl_module.config, trainer.global_step
         if batch.part + 1 < config.optim.accumulate:
             return
@@ -245,14 +240,14 @@ class SaveResumeState(pl.Callback):
             raise _Stop(step)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, KNetModule)
+        assert isinstance(pl_module, TrainingModule)
         step = trainer.global_step
         if trainer.state.fn == TrainerFn.FITTING:
             self._save(trainer, pl_module)
         if self._somebody_asked(trainer) and step < pl_module.config.optim.steps:
             raise _Stop(step)
 
-    def _save(self, trainer: pl.Trainer, module: KNetModule) -> None:
+    def _save(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         trainer.save_checkpoint(self.path)
         module.saved_step = trainer.global_step
 

@@ -25,6 +25,9 @@ M_s [N, P]. As published, stage s computes
    instead, and s goes into the weights of the next linear layer; s is a power of two, so nothing is
    rounded by it. s = P would push the small probabilities out of fp16 at the other end (A / P is
    subnormal from P = 16,384 on): the s that is taken lets a sum reach 64 times the features.
+
+Where kernels are objects, A is a hard mask, M_{s-1} > 0, and nothing runs along N. Masks are then
+[N, P], and both products, [N, C]·[C, P] and [N, P]·[P, C], need no transposed operand either.
 """
 
 from __future__ import annotations
@@ -58,6 +61,18 @@ def gather(
         assignment = assignment * (1 / scale)
     sums = features @ assignment.to(features.dtype)
     return sums.to(dtype).transpose(1, 2), assignment.sum(1)
+
+
+def gather_hard(
+    pixels: Tensor, masks: Tensor, scale: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The same with hard masks: features [B, P, C] and mask logits [B, N, P] -> (A Xᵀ) / s
+    [B, N, C] and (A 1) / s [B, N], of ``dtype``. Pixels are counted in ``dtype``, too."""
+    chosen = masks > 0
+    assignment = chosen.to(pixels.dtype)
+    if scale != 1:
+        assignment = assignment * (1 / scale)
+    return (assignment @ pixels).to(dtype), chosen.to(dtype).sum(-1) * (1 / scale)
 
 
 def sum_scale(pixels: int) -> float:

@@ -91,6 +91,38 @@ def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     convolution.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
 
 
+class PlainGroupNorm(nn.Module):
+    """GroupNorm of maps [B, C, H, W] as x a + b, with a and b of each image and channel: engines
+    run its two means and one product well, and not all have the operation, or in half precision.
+    It computes in the precision of its weights, whatever it is given."""
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        self.groups, self.eps = norm.num_groups, norm.eps
+        self.weight = nn.Parameter(norm.weight.detach().reshape(1, norm.num_groups, -1, 1))
+        self.bias = nn.Parameter(norm.bias.detach().reshape(1, norm.num_groups, -1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = x.shape
+        parts = x.to(self.weight.dtype).reshape(
+            -1, self.groups, shape[1] // self.groups, shape[2] * shape[3]
+        )
+        mean = parts.mean((2, 3), keepdim=True)
+        centred = parts - mean
+        variance = (centred * centred).mean((2, 3), keepdim=True)
+        factor = self.weight * torch.rsqrt(variance + self.eps)
+        return (centred * factor + self.bias).reshape(-1, *shape[1:]).to(x.dtype)
+
+
+def plain_group_norms(network: nn.Module) -> nn.Module:
+    """``network`` with every GroupNorm as a ``PlainGroupNorm``, changed in place."""
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.GroupNorm):
+                setattr(module, name, PlainGroupNorm(child))
+    return network
+
+
 def pooling_matrix(length: int, cells: int, like: Tensor) -> Tensor:
     """Averages of ``length`` pixels over ``cells`` cells: [cells, length], dtype and device of
     ``like``. ``length`` may be symbolic: then the graph computes the matrix from the size."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from math import prod
-from typing import cast
+from typing import ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,29 @@ from knet_train.models.heads import PyramidPooling
 from knet_train.models.knet import KernelUpdateStage, KNet
 
 _PROBE = 64  # pixels a side of the images that show which norm follows which convolution
+
+
+class Fused(nn.Module):
+    """A network for one graph. Whatever has the image's size is in the modules ``PIXELS``, of the
+    dtype of their weights; the rest is of the dtype of the input's ``mean`` and ``std``."""
+
+    PIXELS: ClassVar[tuple[str, ...]]
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def normalised(self, image: Tensor) -> Tensor:
+        """uint8 [B, H, W, 3] RGB -> [B, 3, H, W]."""
+        # Cast first: TensorRT has uint8 as a type of inputs only, not of what is transposed.
+        return (image.to(self.mean.dtype).permute(0, 3, 1, 2) - self.mean) / self.std
+
+
+AnyFused = TypeVar("AnyFused", bound=Fused)
 
 
 class FusedStage(nn.Module):
@@ -93,15 +116,10 @@ class FusedStage(nn.Module):
         return torch.relu(self.fc_norm(self.fc_layer(mixed)))
 
 
-class FusedKNet(nn.Module):
-    """uint8 [B, H, W, 3] RGB -> float32 logits [B, N, H/s, W/s] of the last stage.
+class FusedKNet(Fused):
+    """uint8 [B, H, W, 3] RGB -> float32 logits [B, N, H/s, W/s] of the last stage."""
 
-    Whatever has the image's size is of the dtype of the classifier's weights; the input's
-    normalisation, everything in ``stages`` and the logits are of the dtype of the stages' weights.
-    """
-
-    mean: Tensor
-    std: Tensor
+    PIXELS = ("backbone", "head", "classifier")
 
     def __init__(
         self,
@@ -113,18 +131,14 @@ class FusedKNet(nn.Module):
         mean: Tensor,
         std: Tensor,
     ) -> None:
-        super().__init__()
+        super().__init__(mean, std)
         self.backbone, self.head, self.classifier = backbone, head, classifier
         self.stages = nn.ModuleList(stages)
         self.scale = scale
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
 
     def forward(self, image: Tensor) -> Tensor:
         exact, fast = self.mean.dtype, self.classifier.weight.dtype
-        # Cast first: TensorRT has uint8 as a type of inputs only, not of what is transposed.
-        planes = (image.to(exact).permute(0, 3, 1, 2) - self.mean) / self.std
-        grid = self.head(self.backbone(planes.to(fast)))
+        grid = self.head(self.backbone(self.normalised(image).to(fast)))
         features = grid.flatten(2)  # [B, C, P]
         if self.stages:
             logits = self._updated(features, exact)
@@ -167,16 +181,7 @@ def fuse(model: KNet, size: Size | None, *, pixels: int = 0) -> FusedKNet:
     ``pixels`` is the largest number of logits' pixels of an image if sums over them must fit into
     fp16; 0 leaves them unscaled. Raises ConfigError for Swin without a size.
     """
-    backbone = model.backbone
-    if isinstance(backbone, SwinBackbone):
-        if size is None:
-            raise ConfigError(
-                "a Swin backbone's windows and masks are constants of one size: "
-                "export it with --size, not --dynamic"
-            )
-        backbone = StaticSwin(backbone, size)
-    else:
-        backbone = copy.deepcopy(backbone)
+    backbone = fuse_backbone(model.backbone, size)
     initial = model.conv_seg.weight.flatten(1)
     classifier = nn.Linear(initial.shape[1], initial.shape[0], device="meta", dtype=initial.dtype)
     classifier.weight = nn.Parameter(initial.clone())
@@ -194,22 +199,37 @@ def fuse(model: KNet, size: Size | None, *, pixels: int = 0) -> FusedKNet:
         scale,
         model.mean.clone(),
         model.std.clone(),
-    ).eval()
-    _fold_norms(fused, level_channels(model.backbone))
-    for module in fused.modules():  # a graph has no "in place", and tracing it costs time
+    )
+    channels = level_channels(model.backbone)
+    sides = (_PROBE >> (level + 2) for level in range(len(channels)))
+    levels = [model.mean.new_zeros(1, c, s, s) for c, s in zip(channels, sides, strict=True)]
+    fold_batch_norms(fused.head, levels)
+    return plain(fused)
+
+
+@torch.no_grad()
+def fuse_backbone(backbone: nn.Module, size: Size | None) -> nn.Module:
+    """A copy without BatchNorm; Swin's windows become constants. Raises ConfigError for Swin
+    without a size."""
+    if isinstance(backbone, SwinBackbone):  # which has no BatchNorm
+        if size is None:
+            raise ConfigError(
+                "a Swin backbone's windows and masks are constants of one size: "
+                "export it with --size, not --dynamic"
+            )
+        return StaticSwin(backbone, size).eval()
+    copied = copy.deepcopy(backbone)
+    fold_batch_norms(copied, next(copied.parameters()).new_zeros(1, 3, _PROBE, _PROBE))
+    return copied
+
+
+def plain(fused: AnyFused) -> AnyFused:
+    """``fused``, in evaluation mode, as a graph wants it: there is no "in place", and tracing it
+    costs time."""
+    for module in fused.modules():
         if isinstance(module, nn.ReLU | nn.ReLU6):
             module.inplace = False
-    return fused.requires_grad_(False)
-
-
-def _fold_norms(fused: FusedKNet, channels: list[int]) -> None:
-    """Fold the BatchNorms of backbone and head, by examples that are as small as can be."""
-    probe = fused.mean.new_zeros(1, 3, _PROBE, _PROBE)
-    if not isinstance(fused.backbone, StaticSwin):  # which has none, and one size
-        fold_batch_norms(fused.backbone, probe)
-    sides = (_PROBE >> (level + 2) for level in range(len(channels)))
-    levels = [probe.new_zeros(1, c, side, side) for c, side in zip(channels, sides, strict=True)]
-    fold_batch_norms(fused.head, levels)
+    return fused.eval().requires_grad_(False)
 
 
 def _with_matrices(head: nn.Module) -> nn.Module:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from knet_export.fuse.model import FusedKNet
+from knet_export.fuse.model import AnyFused
 from knet_export.fuse.swin import WindowSoftmax
 from knet_runtime.bundle.manifest import Precision
 from knet_runtime.errors import CheckpointError
@@ -43,14 +43,14 @@ def check_finite(module: nn.Module, what: str) -> None:
             )
 
 
-def to_precision(fused: FusedKNet, precision: Precision) -> FusedKNet:
+def to_precision(fused: AnyFused, precision: Precision) -> AnyFused:
     """``fused`` with everything of the image's size in half precision, if that is fp16 or bf16; it
     is changed in place.
 
     Raises CheckpointError that names a weight which fp16 cannot hold.
     """
     if dtype := _DTYPES.get(precision):
-        for name in ("backbone", "head", "classifier"):
+        for name in fused.PIXELS:
             setattr(fused, name, _halved(getattr(fused, name), dtype, name))
     return fused
 

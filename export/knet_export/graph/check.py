@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from knet_export.graph.classmap import CLASSMAP_OUTPUT
 from knet_export.graph.onnx_graph import OnnxGraph
 from knet_export.graph.to_onnx import CLASSMAP_NAME, LOGITS_NAME
-from knet_runtime.bundle.manifest import InputSpec, OutputSpec, Tolerance
+from knet_runtime.bundle.manifest import Graph, InputSpec, OutputSpec, Tolerance
 from knet_runtime.errors import ParityError, first_line
-from knet_runtime.metrics import agreement
+from knet_runtime.metrics import agreement, inside
 from knet_runtime.postprocess import upsampled_argmax
 from knet_runtime.types import Size
-from knet_train.inference import predict_logits
+from knet_train.inference import predict_logits, predict_segment_logits
 from knet_train.models.knet import KNet
+from knet_train.models.segments import SegmentKNet
 
 _BATCHES = (1, 3)  # 2 was traced
 _FEW_STEPS = 3  # beyond the smallest size, in multiples
@@ -46,7 +47,7 @@ def check_onnx(
         images = _textured(rng, (batch, *size, 3))
         where = f"with a batch of {batch} images of {size[0]}×{size[1]}"
         expected = predict_logits(model, images)
-        got = _run(logits, spec, images, f"{LOGITS_NAME} {where}", expected.shape)
+        (got,) = _run(logits, spec, images, f"{LOGITS_NAME} {where}", expected.shape)
         worst = float(np.abs(got - expected).max() / np.abs(expected).max())
         if tolerance.failures(max_logit_diff=worst):
             raise ParityError(
@@ -55,13 +56,33 @@ def check_onnx(
             )
         if classmap is None:
             continue
-        classes = _run(classmap, spec, images, f"{CLASSMAP_NAME} {where}", (batch, *size))
+        (classes,) = _run(classmap, spec, images, f"{CLASSMAP_NAME} {where}", (batch, *size))
         own = np.stack([upsampled_argmax(one, size) for one in got])
         if tolerance.failures(agreement=agreement(classes, own)):
             raise ParityError(
                 f"{CLASSMAP_NAME} {where} gives other classes than {LOGITS_NAME} in "
                 f"{(classes != own).mean():.2%} of the pixels"
             )
+
+
+def check_segments(model: SegmentKNet, spec: InputSpec, graph: Graph, folder: Path) -> None:
+    """The same of a network for segments: the logits of its classes, the pixels of its masks."""
+    check_structure(folder)
+    session = _open(folder / LOGITS_NAME, *(output.name for output in graph.outputs))
+    rng = np.random.default_rng(0)
+    for batch, size in _other_shapes(spec):
+        images = _textured(rng, (batch, *size, 3))
+        where = f"{LOGITS_NAME} with a batch of {batch} images of {size[0]}×{size[1]}"
+        classes, masks = predict_segment_logits(model, images)
+        got, got_masks = _run(session, spec, images, where, classes.shape, masks.shape)
+        difference = np.abs(got - classes) / np.abs(classes).max()
+        failures = graph.tolerance.failures(
+            max_logit_diff=float(difference.max()),
+            mean_logit_diff=float(difference.mean()),
+            agreement=agreement(inside(got_masks), inside(masks)),
+        )
+        if failures:
+            raise ParityError(f"{where} differs from PyTorch: {'; '.join(failures.values())}")
 
 
 def check_structure(folder: Path) -> None:
@@ -85,28 +106,28 @@ def _other_shapes(spec: InputSpec) -> list[tuple[int, Size]]:
     return list(dict.fromkeys(shapes))
 
 
-def _open(path: Path, output: str) -> Any:
+def _open(path: Path, *outputs: str) -> Any:
     try:
         session = OnnxGraph.load(path).session()
     except Exception as error:  # onnxruntime's own types derive from nothing common
         raise ParityError(f"{path.name} cannot be loaded: {first_line(error)}") from error
     names = [tensor.name for tensor in session.get_outputs()]
-    if names != [output]:
-        raise ParityError(f"{path.name} gives {', '.join(names)}, not {output}")
+    if names != list(outputs):
+        raise ParityError(f"{path.name} gives {', '.join(names)}, not {', '.join(outputs)}")
     return session
 
 
 def _run(
-    session: Any, spec: InputSpec, images: NDArray[np.uint8], what: str, shape: tuple[int, ...]
-) -> NDArray[Any]:
+    session: Any, spec: InputSpec, images: NDArray[np.uint8], what: str, *shapes: tuple[int, ...]
+) -> list[NDArray[Any]]:
     try:
-        (got,) = session.run(None, {spec.name: images})
+        results: list[NDArray[Any]] = session.run(None, {spec.name: images})
     except Exception as error:  # as above
         raise ParityError(f"{what} does not run: {first_line(error)}") from error
-    result: NDArray[Any] = got
-    if result.shape != shape:
-        raise ParityError(f"{what} gives {result.shape}, not {shape}: an axis was frozen")
-    return result
+    for result, shape in zip(results, shapes, strict=True):
+        if result.shape != shape:
+            raise ParityError(f"{what} gives {result.shape}, not {shape}: an axis was frozen")
+    return results
 
 
 def _textured(rng: np.random.Generator, shape: tuple[int, int, int, int]) -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@ import ast
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import onnx
 import torch
 
-from knet_export.fuse.model import FusedKNet
+from knet_export.fuse.model import Fused
 from knet_runtime.bundle.manifest import InputSpec, OutputSpec
 
 LOGITS_NAME, CLASSMAP_NAME, WEIGHTS_NAME = "logits.onnx", "classmap.onnx", "weights.bin"
@@ -31,8 +31,9 @@ _MIN_EXTERNAL = 1024  # bytes; shapes and other small constants stay in the grap
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
-def export_onnx(fused: FusedKNet, spec: InputSpec, output: OutputSpec, folder: Path) -> Path:
-    """Write ``logits.onnx`` and ``weights.bin`` into ``folder``; the graph's path.
+def export_onnx(fused: Fused, spec: InputSpec, outputs: Sequence[OutputSpec], folder: Path) -> Path:
+    """Write ``logits.onnx`` and ``weights.bin`` into ``folder``; the graph's path. ``outputs`` are
+    in the order in which the fused model gives them.
 
     The batch is 1 … ``spec.max_batch`` (frozen at 1 when that is 1); height and width are free
     within ``spec.sizes``, or fixed without it. Raises OSError when it cannot be written.
@@ -41,7 +42,7 @@ def export_onnx(fused: FusedKNet, spec: InputSpec, output: OutputSpec, folder: P
 
     path = folder / LOGITS_NAME
     ir.save(
-        _trace(fused, spec, output).model,
+        _trace(fused, spec, outputs).model,
         path,
         external_data=WEIGHTS_NAME,
         size_threshold_bytes=_MIN_EXTERNAL,
@@ -56,7 +57,7 @@ def export_onnx(fused: FusedKNet, spec: InputSpec, output: OutputSpec, folder: P
     return path
 
 
-def _trace(fused: FusedKNet, spec: InputSpec, output: OutputSpec) -> Any:
+def _trace(fused: Fused, spec: InputSpec, outputs: Sequence[OutputSpec]) -> Any:
     single = spec.max_batch == 1
     image = torch.zeros(1 if single else _TRACED_BATCH, spec.height, spec.width, 3).byte()
     axes: dict[int, Any] = {}
@@ -67,7 +68,7 @@ def _trace(fused: FusedKNet, spec: InputSpec, output: OutputSpec) -> Any:
             low, high = (side // sizes.multiple for side in (sizes.min[axis], sizes.max[axis]))
             if low < high:  # else this side is fixed
                 axes[axis + 1] = sizes.multiple * torch.export.Dim(name, min=low, max=high)
-    bf16 = fused.classifier.weight.dtype == torch.bfloat16
+    bf16 = any(weight.dtype == torch.bfloat16 for weight in fused.parameters())
     # Evaluated in this thread's default precision: no autocast may leak into the graph.
     with ignored_warnings(), torch.no_grad(), torch.autocast("cpu", enabled=False):
         traced = torch.export.export(
@@ -84,7 +85,7 @@ def _trace(fused: FusedKNet, spec: InputSpec, output: OutputSpec) -> Any:
             dynamo=True,
             opset_version=_BF16_OPSET if bf16 else OPSET,
             input_names=[spec.name],
-            output_names=[output.name],
+            output_names=[output.name for output in outputs],
             verbose=False,
         )
 
@@ -92,15 +93,12 @@ def _trace(fused: FusedKNet, spec: InputSpec, output: OutputSpec) -> Any:
 def _name_axes(model: onnx.ModelProto) -> None:
     """Free axes have names that a person knows: batch, height and width of the image and of the
     logits; not what the tracer called them."""
-    names = ("batch", "height", "width")
-    image = model.graph.input[0].type.tensor_type.shape.dim
-    for dim, name in zip(image, names, strict=False):
-        if dim.dim_param:
-            dim.dim_param = name
-    logits = model.graph.output[0].type.tensor_type.shape.dim
-    for dim, name in zip(logits, ("batch", "", "logits_height", "logits_width"), strict=True):
-        if dim.dim_param:
-            dim.dim_param = name
+    given = ("batch", "", "logits_height", "logits_width")
+    tensors = [(model.graph.input[0], ("batch", "height", "width"))]
+    for tensor, names in (*tensors, *((output, given) for output in model.graph.output)):
+        for dim, name in zip(tensor.type.tensor_type.shape.dim, names, strict=False):
+            if dim.dim_param:
+                dim.dim_param = name
     del model.graph.value_info[:]  # in terms of the tracer's symbols; engines infer shapes anyway
 
 

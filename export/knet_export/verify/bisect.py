@@ -142,7 +142,7 @@ def _export(checkpoint: Path, manifest: Manifest, kind: Kind, folder: Path) -> P
     spec, output = manifest.input, manifest.graph("logits").output("semantic_logits")
     model = read_checkpoint(checkpoint).model
     fused = fuse_for(model, spec, output, manifest.precision)
-    graph = export_onnx(fused, spec, output, folder)
+    graph = export_onnx(fused, spec, (output,), folder)
     if kind == "classmap":
         add_classmap_head(graph, folder / CLASSMAP_NAME, output)
         return folder / CLASSMAP_NAME

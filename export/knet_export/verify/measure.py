@@ -37,6 +37,13 @@ _TOLERANCES: dict[Precision, Tolerance] = {
     "bf16": Tolerance(0.2, 1.0, 0.99, 3e-1, 0.999, 2e-2),  # 8 bits
     "int8": Tolerance(0.5, 5.0, 0.95, 5e-1, 0.995, 5e-2),  # 255 steps, as many as the search allows
 }
+# Networks for segments. Their masks are hard: a pixel that rounding turns changes all that comes
+# after it, most where a mask is small. So one kernel may differ much, and most must not.
+_SEGMENT_TOLERANCES: dict[Precision, Tolerance] = {
+    "fp32": Tolerance(0.02, 0.2, 0.9999, 1e-1, 0.99999, 1e-3),
+    "fp16": Tolerance(0.05, 0.5, 0.99, 5e-1, 0.998, 2e-2),
+}
+SEGMENT_PRECISIONS = tuple(_SEGMENT_TOLERANCES)
 CONFIDENT_MARGIN = 1.0  # logits: e times as likely as the runner-up
 MARGINS = (0.0, 0.1, 0.5, CONFIDENT_MARGIN, 2.0, 4.0)  # lower ends of the bins
 _RESAMPLES = 1000
@@ -179,6 +186,11 @@ def _miou(counts: Counts) -> float:
 def default_tolerance(precision: Precision) -> Tolerance:
     """What a graph of this precision is held to unless somebody asks for less."""
     return _TOLERANCES[precision]
+
+
+def segment_tolerance(precision: Precision) -> Tolerance:
+    """The same for a network for segments, of one of ``SEGMENT_PRECISIONS``."""
+    return _SEGMENT_TOLERANCES[precision]
 
 
 def tightened(tolerance: Tolerance, settings: Sequence[str]) -> Tolerance:

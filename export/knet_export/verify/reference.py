@@ -6,7 +6,7 @@ needs PyTorch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -14,15 +14,18 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from knet_runtime.bundle.manifest import Meaning
 from knet_runtime.bundle.store import Bundle, open_bundle
 from knet_runtime.engines import open_engine
 from knet_runtime.errors import BundleError, CheckpointError, ParityError
 from knet_runtime.types import Closeable
 
 if TYPE_CHECKING:
-    from knet_train.checkpoint import Checkpoint
+    from knet_train.checkpoint import Checkpoint, SegmentCheckpoint
 
 _ENGINE = "onnxruntime-cpu"
+
+Outputs = Mapping[Meaning, NDArray[np.float32]]
 
 
 class Reference(Protocol):
@@ -39,8 +42,8 @@ class Reference(Protocol):
     def check(self, bundle: Bundle) -> None:
         """Raise the KnetError that says so when it cannot be compared with ``bundle``."""
 
-    def logits(self, fitted: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """uint8 [H, W, 3] RGB at the bundle's input size -> logits float32 [N, h, w]."""
+    def outputs(self, fitted: NDArray[np.uint8]) -> Outputs:
+        """uint8 [H, W, 3] RGB at the bundle's input size -> what the network gives, float32."""
 
 
 @contextmanager
@@ -53,9 +56,9 @@ def open_reference(against: Path, bundle: Bundle) -> Iterator[Reference]:
         with BundleReference(open_bundle(against), bundle) as other:
             yield other
         return
-    from knet_train.checkpoint import read_checkpoint
+    from knet_train.checkpoint import read_any_checkpoint
 
-    yield TorchReference(read_checkpoint(against))
+    yield TorchReference(read_any_checkpoint(against))
 
 
 class TorchReference:
@@ -63,27 +66,32 @@ class TorchReference:
 
     name = "PyTorch, float32"
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint | SegmentCheckpoint) -> None:
         self.checkpoint = checkpoint
         self.checkpoint_sha256 = checkpoint.sha256
 
     def check(self, bundle: Bundle) -> None:
         """Raise CheckpointError when the two are not the same kind of model."""
         manifest, checkpoint = bundle.manifest, self.checkpoint
-        ours = checkpoint.labels.names, checkpoint.config.model.stride
-        if ours != (manifest.labels.names, _stride(bundle)):
+        model = checkpoint.config.model
+        stride = model.stride if model.task == "semantic" else _stride(bundle)
+        ours = checkpoint.labels.names, model.task, stride
+        if ours != (manifest.labels.names, manifest.task, _stride(bundle)):
             raise CheckpointError(
                 f"the checkpoint ({checkpoint.config.preset}, {checkpoint.labels.num_classes} "
                 f"classes) is not the model of {bundle.path} ({manifest.provenance.preset}, "
                 f"{manifest.labels.num_classes} classes): pass the one that it was exported from"
             )
 
-    def logits(self, fitted: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def outputs(self, fitted: NDArray[np.uint8]) -> Outputs:
         """See ``Reference``. Raises CheckpointError when they hold NaN or infinity."""
-        from knet_train.inference import predict_logits
+        from knet_train.checkpoint import Checkpoint
+        from knet_train.inference import predict_logits, predict_segment_logits
 
-        logits: NDArray[np.float32] = predict_logits(self.checkpoint.model, fitted[None])[0]
-        return logits
+        if isinstance(self.checkpoint, Checkpoint):
+            return {"semantic_logits": predict_logits(self.checkpoint.model, fitted[None])[0]}
+        classes, masks = predict_segment_logits(self.checkpoint.model, fitted[None])
+        return {"class_logits": classes[0], "mask_logits": masks[0]}
 
 
 class BundleReference(Closeable):
@@ -97,10 +105,11 @@ class BundleReference(Closeable):
         ours, theirs = bundle.manifest, other.manifest
         self._other = other.with_input_size(ours.input.size)
         self._classes, self._stride = theirs.labels.names, _stride(other)
+        self._task = theirs.task
         self._resize = theirs.input.resize
         self.check(bundle)
         self._engine = open_engine(self._other, _ENGINE, "logits")
-        self._output = other.graph("logits").output("semantic_logits")
+        self._outputs = other.graph("logits").outputs
         self.name = f"{other.model_id} ({other.manifest.precision}) on {_ENGINE}"
         self.checkpoint_sha256 = theirs.provenance.checkpoint_sha256
 
@@ -109,6 +118,8 @@ class BundleReference(Closeable):
         ours = bundle.manifest
         if ours.labels.names != self._classes:
             what = f"other classes ({len(ours.labels.names)} against {len(self._classes)})"
+        elif ours.task != self._task:
+            what = f"other tasks ({ours.task} against {self._task})"
         elif _stride(bundle) != self._stride:
             what = f"other strides ({_stride(bundle)} against {self._stride})"
         elif ours.input.resize != self._resize:
@@ -119,12 +130,13 @@ class BundleReference(Closeable):
             f"{bundle.path} and {self._other.path} have {what}: compare bundles of one model"
         )
 
-    def logits(self, fitted: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def outputs(self, fitted: NDArray[np.uint8]) -> Outputs:
         """See ``Reference``. Raises ParityError when they hold NaN or infinity."""
-        logits: NDArray[np.float32] = self._engine.infer(fitted[None])[self._output.name][0]
-        if not np.isfinite(logits).all():
+        given = self._engine.infer(fitted[None])
+        found: Outputs = {output.meaning: given[output.name][0] for output in self._outputs}
+        if not all(np.isfinite(array).all() for array in found.values()):
             raise ParityError(f"{self._other.path} gives NaN or infinity: it is no reference")
-        return logits
+        return found
 
     def close(self) -> None:
         """Close its engine."""
@@ -132,4 +144,5 @@ class BundleReference(Closeable):
 
 
 def _stride(bundle: Bundle) -> int | None:
-    return bundle.graph("logits").output("semantic_logits").stride
+    strides = [output.stride for output in bundle.graph("logits").outputs]
+    return next((stride for stride in strides if stride is not None), None)

@@ -1,8 +1,11 @@
 """Parity as a gate: a bundle's graph on its engine against a reference, on images.
 
 Both sides see the same fitted pixels and go through the same upsampling and the same metrics; what
-is compared is the task (mIoU, class by class, pixel by pixel), and the logits under it. The
-reference is the checkpoint in PyTorch and float32, or another bundle; this module needs no PyTorch.
+is compared is the task (mIoU, class by class, pixel by pixel), and the logits under it. Of a
+network for segments it is every pixel of every kernel's mask (``knet_runtime.golden`` says why),
+with the reference's mask logit as its margin, and the logits of the classes; labels are not used.
+The reference is the checkpoint in PyTorch and float32, or another bundle; this module needs no
+PyTorch.
 """
 
 from __future__ import annotations
@@ -18,13 +21,20 @@ from numpy.typing import NDArray
 
 from knet_export.data import LabelledImage, open_images
 from knet_export.verify.measure import MarginRow, ParityMeter, top_two_margin
-from knet_export.verify.reference import Reference, open_reference
-from knet_runtime.bundle.manifest import Kind, Parity, Precision, Tolerance
+from knet_export.verify.reference import Outputs, Reference, open_reference
+from knet_runtime.bundle.manifest import Kind, Manifest, Parity, Precision, Tolerance
 from knet_runtime.bundle.store import Bundle, open_bundle, record_parity
 from knet_runtime.engines import Engine, open_engine
 from knet_runtime.errors import DataError, EngineError
-from knet_runtime.metrics import worst_class_delta
-from knet_runtime.postprocess import class_map, cut_window, restore_class_map, upsampled_argmax
+from knet_runtime.metrics import inside, worst_class_delta
+from knet_runtime.postprocess import (
+    class_map,
+    cut_window,
+    instances,
+    panoptic,
+    restore_class_map,
+    upsampled_argmax,
+)
 from knet_runtime.preprocess import Geometry, fit_to_input
 from knet_runtime.types import ClassMap, Rgb, Size
 
@@ -66,7 +76,7 @@ class VerifyReport(msgspec.Struct, frozen=True):
     delta_miou_interval: tuple[float, float] | None  # 95 %, paired bootstrap over images
     worst_class: str | None
     worst_class_delta_iou: float | None
-    agreement: float  # equal pixels of the class maps at the images' size
+    agreement: float  # equal pixels of the class maps at the images' size, or of all masks
     agreement_confident: float  # the same where the reference leads by a logit
     max_logit_diff: float | None
     mean_logit_diff: float | None
@@ -164,34 +174,54 @@ def verify(
     """
     reference.check(bundle)
     manifest = bundle.manifest
-    (output_spec,) = bundle.graph(engine.kind).outputs
+    outputs = bundle.graph(engine.kind).outputs
     meter = ParityMeter(manifest.labels.num_classes, manifest.labels.ignore_index)
     for index, (image, label) in enumerate(images):
         fitted, geometry = fit_to_input(image, manifest.input)
-        expected = reference.logits(fitted)
-        output = engine.infer(fitted[None])[output_spec.name][0]
-        found: ClassMap | None = None
-        if engine.kind == "classmap":
-            wanted: ClassMap
-            wanted, margin = _as_the_graph(expected, geometry)
-            found = restore_class_map(np.asarray(output, np.uint8), geometry)
-        else:
-            if output.shape != expected.shape:
+        expected = reference.outputs(fitted)
+        given = engine.infer(fitted[None])
+        measured = {output.meaning: given[output.name][0] for output in outputs}
+        for meaning in set(expected) & set(measured):
+            if measured[meaning].shape != expected[meaning].shape:
                 raise EngineError(
-                    f"the bundle gives logits {output.shape}, {reference.name} {expected.shape}: "
-                    "compare it with what it was exported from"
+                    f"the bundle gives logits {measured[meaning].shape}, {reference.name} "
+                    f"{expected[meaning].shape}: compare it with what it was exported from"
                 )
-            wanted = class_map(expected, geometry)
-            margin = top_two_margin(cut_window(expected, geometry), geometry.source_hw)
-            logits = np.asarray(output, np.float32)
-            if np.isfinite(logits).all():
-                meter.logits(expected, logits)
+        wanted: ClassMap
+        found: ClassMap | None = None
+        finite = all(np.isfinite(array).all() for array in measured.values())
+        if manifest.task != "semantic":
+            wanted = _segmented(manifest, expected, geometry)
+            if finite:
+                meter.logits(expected["class_logits"], measured["class_logits"])
+                found = _segmented(manifest, measured, geometry)
+            masks = [inside(each["mask_logits"]) for each in (expected, measured)]
+            margin = np.abs(expected["mask_logits"])
+            agreed = meter.maps(masks[0], masks[1] if finite else None, margin, None)
+        elif engine.kind == "classmap":
+            wanted, margin = _as_the_graph(expected["semantic_logits"], geometry)
+            found = restore_class_map(np.asarray(measured["class_map"], np.uint8), geometry)
+            agreed = meter.maps(wanted, found, margin, label)
+        else:
+            reference_logits = expected["semantic_logits"]
+            wanted = class_map(reference_logits, geometry)
+            margin = top_two_margin(cut_window(reference_logits, geometry), geometry.source_hw)
+            if finite:
+                logits = np.asarray(measured["semantic_logits"], np.float32)
+                meter.logits(reference_logits, logits)
                 found = class_map(logits, geometry)
-        agreed = meter.maps(wanted, found, margin, label)
+            agreed = meter.maps(wanted, found, margin, label)
         on_image(Compared(index, image, wanted, found, agreed))
     if not meter.images:
         raise DataError(f"{data} has no images to verify with")
     return _report(bundle, engine, reference, meter, data)
+
+
+def _segmented(manifest: Manifest, outputs: Outputs, geometry: Geometry) -> ClassMap:
+    """The class map of the segments that outputs float32 become, at the image's size."""
+    find = panoptic if manifest.task == "panoptic" else instances
+    classes, masks = outputs["class_logits"], outputs["mask_logits"]
+    return find(classes, masks, geometry, manifest.labels, manifest.segment_rules).class_map
 
 
 def _as_the_graph(

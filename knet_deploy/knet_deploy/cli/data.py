@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -17,9 +17,13 @@ from knet_deploy.cli.console import (
     say_table,
     track,
 )
+from knet_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from knet_train.data.check import DataReport
+    from knet_train.data.layouts import Sample
+
+ObjectTask = Literal["instance", "panoptic"]
 
 data = typer.Typer(rich_markup_mode=None, help="Look after folders of labelled images.")
 
@@ -34,6 +38,13 @@ def check(
         Path | None, typer.Option(help="Draw some images with their labels: FILE.png.")
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Write everything found as JSON.")] = None,
+    task: Annotated[
+        ObjectTask | None,
+        typer.Option(
+            help="Of data in COCO's formats: whose truth to read, where both are there.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Read every image and label of a folder, and list whatever would break a training: files
     missing or damaged, sizes that differ, label values outside the map, palettes that contradict
@@ -42,11 +53,23 @@ def check(
     """
     with needs_extra("train", "knet-deploy data check"):
         from knet_train.data import check as data_check
+        from knet_train.data.check_segments import check_segments, survey_segments
+        from knet_train.data.layouts import is_coco
         from knet_train.figures import draw_sheet
     sheet_file, json_file = result_file(sheet, ".png"), result_file(json)
-    survey = data_check.survey(folder, split)
-    with track("checking", len(survey.samples)) as advance:
-        report, good = data_check.check(survey, advance)
+    if is_coco(folder):
+        if sheet is not None:
+            raise ConfigError("--sheet draws class maps: leave it out for data in COCO's formats")
+        good: tuple[Sample, ...] = ()
+        objects = survey_segments(folder, split, task)
+        with track("checking", sum(map(len, objects))) as advance:
+            report = check_segments(objects, advance)
+    else:
+        if task is not None:
+            raise ConfigError(f"--task {task}: {folder} has no panoptic_*.json or instances_*.json")
+        survey = data_check.survey(folder, split)
+        with track("checking", len(survey.samples)) as advance:
+            report, good = data_check.check(survey, advance)
     _show(report)
     if json_file is not None:
         say("wrote", json_file.write(data_check.encode_report(report)))
@@ -69,10 +92,13 @@ def _show(report: DataReport) -> None:
     say("labelled", f"{100 * report.labelled_pixels / max(1, pixels):.1f} % of the pixels")
     shares = [100 * row.pixels / max(1, report.labelled_pixels) for row in report.classes]
     rows = zip(report.classes, shares, strict=True)
-    say_table(
-        ("class", "pixels %", "images"),
-        [(one_line(row.name), f"{share:.3f}", str(row.images)) for row, share in rows],
-    )
+    table = [(one_line(row.name), f"{share:.3f}", str(row.images)) for row, share in rows]
+    if any(row.objects is not None for row in report.classes):
+        counts = ["" if row.objects is None else str(row.objects) for row in report.classes]
+        cells = [(*line, count) for line, count in zip(table, counts, strict=True)]
+        say_table(("class", "pixels %", "images", "objects"), cells)
+    else:
+        say_table(("class", "pixels %", "images"), table)
     for line in report.warnings:
         say("warning", line)
     for line in report.problems:

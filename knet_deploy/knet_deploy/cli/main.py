@@ -29,6 +29,7 @@ from knet_deploy.cli.doctor import doctor
 from knet_deploy.cli.ending import exit_past_hanging_threads
 from knet_deploy.cli.evaluate import evaluate
 from knet_deploy.cli.export import export
+from knet_deploy.cli.import_knet import import_knet
 from knet_deploy.cli.import_mmseg import import_mmseg
 from knet_deploy.cli.inspect import inspect
 from knet_deploy.cli.run import run
@@ -54,7 +55,10 @@ class _Command(TyperCommand):
 
 # Plain help: no markup is read out of texts and file names, and no colour goes into a pipe.
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-commands = (demo, run, batch, inspect, doctor, bench, train, import_mmseg, export, build, verify)
+commands = (
+    *(demo, run, batch, inspect, doctor, bench),
+    *(train, import_mmseg, import_knet, export, build, verify),
+)
 for command in commands:
     more = {"allow_extra_args": command is run}  # it says what to do with several files
     app.command(command.__name__.replace("_", "-"), cls=_Command, context_settings=more)(command)

@@ -14,6 +14,7 @@ from knet_deploy.cli.ending import bounds_itself
 from knet_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
+    from knet_runtime.bundle.store import Bundle
     from knet_runtime.labels import LabelMap
     from knet_runtime.pipeline import Feed, RunStats, RunSummary
     from knet_runtime.pipeline.stats import StageSnapshot
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from knet_runtime.segmenter import Segmenter
     from knet_runtime.sinks import Sink
     from knet_runtime.sources.base import SourceInfo
-    from knet_runtime.types import Frame
+    from knet_runtime.types import Frame, Task
 
 ALPHA = 0.5
 _IMAGES = (".png", ".jpg", ".jpeg")
@@ -39,6 +40,8 @@ class Outputs:
     overwrite: bool = False
     json: Path | None = None
     rle: Path | None = None
+    coco: Path | None = None
+    coco_panoptic: Path | None = None
     raw: str | None = None
     push: str | None = None
     alpha: float | None = None
@@ -55,7 +58,10 @@ class Outputs:
     @property
     def is_summary_all(self) -> bool:
         """Whether there is no other output than the summary."""
-        places = (self.overlay, self.masks, self.json, self.rle, self.raw, self.push)
+        places = (
+            *(self.overlay, self.masks, self.json, self.rle, self.coco, self.coco_panoptic),
+            *(self.raw, self.push),
+        )
         return not self.page and all(place is None for place in places)
 
     @property
@@ -78,13 +84,13 @@ class Outputs:
             )
         if self.codec is not None and suffix not in _VIDEOS:
             raise ConfigError("--codec is of the video that -o writes: name an .mp4 or .mkv")
-        if self.overwrite and self.masks is None:
+        if self.overwrite and self.masks is None and self.coco_panoptic is None:
             raise ConfigError("--overwrite is about the masks: add --masks FOLDER, or leave it out")
         shown = self.overlay is not None or self.push is not None
         for option, given, used in (
             ("--alpha", self.alpha is not None, shown or self.page),
             ("--legend", self.legend, shown),
-            ("--classes", bool(self.classes), shown or self.page or self.rle is not None),
+            ("--classes", bool(self.classes), shown or self.page or bool(self.rle or self.coco)),
             ("--blur", bool(self.blur), shown or self.page),
         ):
             if given and not used:
@@ -112,6 +118,8 @@ class Outputs:
             masks=None if self.masks is None else self.masks / name,
             json=_suffixed(self.json, name),
             rle=_suffixed(self.rle, name),
+            coco=_suffixed(self.coco, name),
+            coco_panoptic=None if self.coco_panoptic is None else self.coco_panoptic / name,
             raw=None if self.raw is None else f"{self.raw}.{name}",
             push=None if self.push is None else f"{self.push.rstrip('/')}/{name}",
         )
@@ -120,6 +128,12 @@ class Outputs:
         """ConfigError for classes that the model does not have."""
         labels.indices(self.classes)
         labels.indices(self.blur)
+
+    def check_task(self, bundle: Bundle) -> None:
+        """ConfigError for outputs that hold objects, where the model finds none."""
+        for option, place in (("--coco", self.coco), ("--coco-panoptic", self.coco_panoptic)):
+            if place is not None:
+                needs_segments(option, bundle)
 
     def sinks(self, info: SourceInfo, labels: LabelMap, model: str) -> list[Sink]:
         """Open all of them. Raises ConfigError, and OutputError for what cannot be written."""
@@ -141,6 +155,10 @@ class Outputs:
             made.append(sinks.JsonLines(self.json, model))
         if self.rle is not None:
             made.append(sinks.RleLines(self.rle, model, classes=self.classes))
+        if self.coco is not None:
+            made.append(sinks.CocoResults(self.coco, classes=self.classes))
+        if self.coco_panoptic is not None:
+            made.append(sinks.CocoPanoptic(self.coco_panoptic, overwrite=self.overwrite))
         if self.raw is not None:
             shared = self.raw.removeprefix(_SHARED)
             made.append(sinks.RawMasks() if self.raw == "-" else sinks.SharedMasks(shared))
@@ -169,6 +187,18 @@ class Outputs:
                 f"{output}: an image file is for a single image; let the name end in .mp4"
             )
         return OverlayImage(output, alpha=alpha, legend=legend, classes=classes)
+
+
+def needs_segments(
+    option: str, bundle: Bundle, tasks: Sequence[Task] = ("panoptic", "instance")
+) -> None:
+    """ConfigError unless ``bundle`` is of one of these tasks, which ``option`` is for."""
+    task = bundle.manifest.task
+    if task not in tasks:
+        raise ConfigError(
+            f"{option} is for bundles of {' and '.join(tasks)} segmentation, and {bundle.path} is "
+            f"for {task} segmentation: leave {option} out"
+        )
 
 
 def _suffixed(place: Path | None, name: str) -> Path | None:

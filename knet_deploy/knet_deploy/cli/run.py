@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 from knet_deploy.cli.choices import (
@@ -24,12 +25,13 @@ from knet_deploy.cli.choices import (
     engine_panel,
 )
 from knet_deploy.cli.console import needs_extra, parse_size, say
-from knet_deploy.cli.outputs import ALPHA, Outputs, Shares, feed_names, run_and_say
+from knet_deploy.cli.outputs import ALPHA, Outputs, Shares, feed_names, needs_segments, run_and_say
 from knet_deploy.cli.streams import allow_closed_stdout
 from knet_runtime.errors import ConfigError, ParityError
 from knet_runtime.golden import SelfTestPolicy
 
 if TYPE_CHECKING:
+    from knet_runtime.bundle.manifest import SegmentRules
     from knet_runtime.bundle.store import Bundle
     from knet_runtime.pipeline import Feed, RunStats
     from knet_runtime.segmenter import Segmenter
@@ -42,6 +44,7 @@ _input = partial(typer.Option, rich_help_panel="Input")
 _outputs = partial(typer.Option, rich_help_panel="Outputs")
 _look = partial(typer.Option, rich_help_panel="Look")
 _page = partial(typer.Option, rich_help_panel="Live page")
+_segments = partial(typer.Option, rich_help_panel="Segments")
 
 
 def run(
@@ -107,8 +110,8 @@ def run(
         bool,
         _outputs(
             "--overwrite",
-            help="Remove the masks of another run from the folder of --masks, which is refused "
-            "otherwise.",
+            help="Remove the masks of another run from the folder of --masks or --coco-panoptic, "
+            "which is refused otherwise.",
         ),
     ] = False,
     json: Annotated[
@@ -120,6 +123,14 @@ def run(
         _outputs(
             help="Write a line of JSON per frame: each class's mask as COCO RLE; - is stdout."
         ),
+    ] = None,
+    coco: Annotated[
+        Path | None,
+        _outputs(help="Write the segments of all frames as COCO's results (RLE, score, box)."),
+    ] = None,
+    coco_panoptic: Annotated[
+        Path | None,
+        _outputs(help="Write COCO's panoptic PNGs, and panoptic.json, into this folder."),
     ] = None,
     raw: Annotated[
         str | None,
@@ -138,7 +149,8 @@ def run(
         bool, _look("--legend", help="Add class names and shares below the overlay.")
     ] = False,
     classes: Annotated[
-        str | None, _look(metavar="NAME,...", help="Draw, and write to --rle, only these.")
+        str | None,
+        _look(metavar="NAME,...", help="Draw, and write to --rle and --coco, only these."),
     ] = None,
     blur: Annotated[
         str | None,
@@ -151,6 +163,21 @@ def run(
         int | None,
         _look(metavar="FRAMES", help="Less flicker: classes last so many frames; try 2."),
     ] = None,
+    score: Annotated[
+        float | None,
+        _segments(
+            help="Leave out objects below this score, 0 to 1; as the bundle says by default."
+        ),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        _segments(
+            min=1, help="Of an instance bundle: at most so many objects, those of best score."
+        ),
+    ] = None,
+    follow: Annotated[
+        bool, _segments("--track", help="Give objects ids that last over the frames of a video.")
+    ] = False,
     serve: Annotated[
         str | None,
         _page(
@@ -211,6 +238,8 @@ def run(
         overwrite=overwrite,
         json=json,
         rle=rle,
+        coco=coco,
+        coco_panoptic=coco_panoptic,
         raw=raw,
         push=push,
         alpha=alpha,
@@ -234,12 +263,18 @@ def run(
     opened = open_bundle(bundle)
     if size is not None:
         opened = opened.with_input_size(parse_size(size))
+    outputs.check_task(opened)
+    if follow:
+        needs_segments("--track", opened)
+    if smooth is not None:
+        needs_segments("--smooth", opened, ("semantic",))
+    rules = segment_rules(opened, score, top_k)
     with ExitStack() as stack:
         listener = stack.enter_context(page_listener(serve, token, insecure))
-        feeds = _open_feeds(stack, sources, options, policy, outputs, smooth, opened)
+        feeds = _open_feeds(stack, sources, options, policy, outputs, smooth, follow, opened)
         if outputs.takes_stdout:
             stack.enter_context(redirect_stdout(sys.stderr))  # words must not mix with the masks
-        segmenter = stack.enter_context(Segmenter(opened, engine))
+        segmenter = stack.enter_context(Segmenter(opened, engine, rules=rules))
         if engine == "auto":
             other = waits_for_verify(opened, segmenter.engine)
             hint = f" ({other} works here, too, but is not verified: knet-deploy verify)"
@@ -257,6 +292,23 @@ def names(option: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in (option or "").split(",") if name.strip())
 
 
+def segment_rules(bundle: Bundle, score: float | None, top_k: int | None) -> SegmentRules | None:
+    """What --score and --top-k change of the bundle's rules; None without them. Raises ConfigError
+    for a bundle that has no use for them."""
+    if score is not None:
+        needs_segments("--score", bundle)
+    if top_k is not None:
+        needs_segments("--top-k", bundle, ("instance",))
+    if score is not None and not 0 <= score < 1:
+        raise ConfigError(f"--score is {score}; scores lie from 0 to below 1")
+    rules = bundle.manifest.segment_rules
+    if score is not None:
+        rules = msgspec.structs.replace(rules, score=score)
+    if top_k is not None:
+        rules = msgspec.structs.replace(rules, top_k=top_k)
+    return None if score is None and top_k is None else rules
+
+
 def smoother(strength: int | None) -> Smoother | None:
     """What --smooth asks for; one for each feed. Raises ConfigError."""
     from knet_runtime.smoothing import Smoother
@@ -271,15 +323,17 @@ def _open_feeds(
     policy: Policy | None,
     outputs: Outputs,
     smooth: int | None,
+    follow: bool,
     bundle: Bundle,
 ) -> list[Feed]:
     from knet_runtime.pipeline import Feed
     from knet_runtime.sources import open_source
+    from knet_runtime.tracking import Tracker
 
     outputs.check_classes(bundle.manifest.labels)
     feeds = []
     for name, text in zip(feed_names(sources), sources, strict=True):
-        transform = smoother(smooth)
+        transform = Tracker() if follow else smoother(smooth)  # one is for objects, one for maps
         opened = stack.enter_context(open_source(text, options))
         places = outputs if len(sources) == 1 else outputs.of(name)
         sinks = places.sinks(opened.info, bundle.manifest.labels, bundle.model_id)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    data: Annotated[Path, typer.Option(help="Folder with images/, labels/ and labels.json.")],
+    data: Annotated[Path, typer.Option(help="Folder of labelled images, or of objects.")],
     out: Annotated[Path, typer.Option(help="Folder of the run: checkpoints and logs.")],
     preset: Annotated[str, typer.Option(help="Name of a preset, or a TOML file.")] = "knet-edge",
     settings: Annotated[
@@ -33,8 +33,8 @@ def train(
         bool, typer.Option("--resume", help="Resume the run in --out, or begin it.")
     ] = False,
 ) -> None:
-    """Train a K-Net. Leaves best.safetensors (highest mIoU on the validation split),
-    last.safetensors, and CSV and TensorBoard logs in the folder --out."""
+    """Train a K-Net. Leaves best.safetensors (highest mIoU, PQ or AP on the validation
+    split), last.safetensors, and CSV and TensorBoard logs in the folder --out."""
     with needs_extra("train"):
         from pytorch_lightning.utilities import rank_zero_only
 
@@ -64,8 +64,9 @@ def train(
         raise
     if result.rank > 0:
         return
-    score = f"mIoU {100 * result.best_miou:.2f} % over {result.scored_classes} of {result.classes}"
-    typer.echo(f"best {result.best}  {score} classes on {config.data.val_split}")
+    score = f"{result.metric} {100 * result.best_score:.2f} %"
+    over = f"over {result.scored_classes} of {result.classes} classes"
+    typer.echo(f"best {result.best}  {score} {over} on {config.data.val_split}")
     typer.echo(f"last {result.last}")
 
 
@@ -88,7 +89,7 @@ def _progress(steps: int) -> Callback:
         TimeRemainingColumn,
     )
 
-    from knet_train.module import KNetModule
+    from knet_train.module import TrainingModule
 
     class Lines(pl.Callback):
         def __init__(self) -> None:
@@ -128,13 +129,14 @@ def _progress(steps: int) -> Callback:
 
         def on_validation_end(self, trainer: pl.Trainer, *_: object) -> None:
             metrics = trainer.callback_metrics
-            if not trainer.is_global_zero or "val_miou" not in metrics:
-                return
             module = trainer.lightning_module
-            assert isinstance(module, KNetModule)
-            score, scored = float(metrics["val_miou"]), int(metrics["val_classes"])
+            assert isinstance(module, TrainingModule)
+            name = f"val_{module.metric.lower()}"
+            if not trainer.is_global_zero or name not in metrics:
+                return
+            score, scored = float(metrics[name]), int(metrics["val_classes"])
             over = f"over {scored} of {module.label_map.num_classes} classes"
-            line = f"step {trainer.global_step}/{steps}  mIoU {100 * score:.2f} % {over}"
+            line = f"step {trainer.global_step}/{steps}  {module.metric} {100 * score:.2f} % {over}"
             self.say(line)
 
         def on_exception(self, *_: object) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from knet_runtime.errors import BundleError
 from knet_runtime.labels import LabelMap
@@ -300,6 +301,32 @@ class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         return next(same, None)
 
 
+class SegmentRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How masks become segments; the published K-Nets' numbers.
+
+    ``score`` (0 … 1): objects below it are left out. ``mask``: the probability above which a pixel
+    belongs to a mask. ``overlap`` (panoptic): a segment that won a smaller part of its own mask is
+    left out. ``top_k`` (instances): how many pairs of a kernel and a class are looked at. Raises
+    ValueError for what lies outside.
+
+        >>> from knet_deploy import SegmentRules
+        >>> SegmentRules(score=0.5).top_k
+        100
+    """
+
+    score: float = 0.3
+    mask: float = 0.5
+    overlap: float = 0.6
+    top_k: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("score", "mask", "overlap"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it lies in 0 … 1")
+        if self.top_k < 1:
+            raise ValueError(f"top_k is {self.top_k}; at least 1 is looked at")
+
+
 class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where the weights came from: the checkpoint's SHA-256, its preset, the tools' versions."""
 
@@ -332,6 +359,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     files: dict[str, FileRecord] = {}
     provenance: Provenance
     licence: Licence
+    rules: SegmentRules | UnsetType = UNSET  # of other tasks than semantic
 
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
@@ -356,6 +384,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         for path in (path for graph in self.graphs for path in graph.files):
             if self.files and path not in self.files:
                 raise ValueError(f"graph file {path!r} is not listed in files")
+
+    @property
+    def segment_rules(self) -> SegmentRules:
+        """How masks become segments: as stated, or by the published numbers."""
+        return SegmentRules() if self.rules is UNSET else self.rules
 
     @property
     def precision(self) -> Precision:
@@ -398,6 +431,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
                 )
         if self.task != "semantic" and len({output.channels[0] for output in graph.outputs}) > 1:
             raise ValueError(f"the outputs of {graph.path} have different numbers of kernels")
+        stuff = self.labels.num_classes - len(self.labels.things)
+        if self.task == "panoptic" and graph.output("class_logits").channels[0] < stuff:
+            raise ValueError(f"{graph.path} has fewer kernels than the {stuff} classes of stuff")
 
 
 def check_paths(paths: list[str]) -> None:

@@ -81,8 +81,8 @@ class _LineSink:
     def __init__(self, path: str | Path, model: str) -> None:
         self._model = model
         self.path: Path | None = None if str(path) == STDOUT else Path(path)
-        self._lines: Pipe | _File
-        self._lines = _File(self.path) if self.path else Pipe("JSON lines on stdout")
+        self._lines: Pipe | LineFile
+        self._lines = LineFile(self.path) if self.path else Pipe("JSON lines on stdout")
         self.name = self._lines.name
 
     def _add(self, record: msgspec.Struct) -> None:
@@ -93,7 +93,7 @@ class _LineSink:
         ``path`` is None. Raises OutputError."""
         self.path = None
         self._lines.close(complete=complete)
-        if isinstance(self._lines, _File):
+        if isinstance(self._lines, LineFile):
             self.path = self._lines.final
 
 
@@ -189,10 +189,13 @@ def _segment(one: Segment, rle: Rle | UnsetType = UNSET) -> SegmentRecord:
     return SegmentRecord(one.id, one.label, score, one.area, one.box, one.track, rle)
 
 
-class _File:
-    """Whole lines in a file that gets its name at the end; what ``Pipe`` is for stdout."""
+class LineFile:
+    """Whole lines in a file that gets its name at the end; what ``Pipe`` is for stdout.
 
-    def __init__(self, path: Path) -> None:
+    ``last_line`` is what a file that a killed run left is ended by, unless it has such a line.
+    """
+
+    def __init__(self, path: Path, last_line: bytes = b"") -> None:
         self.name = str(path)
         self._file: FileIO | None = None
         self._bytes = 0
@@ -201,6 +204,8 @@ class _File:
         """Where it is, once it is closed."""
         for rescued in self._target.rescued:
             _cut_torn_line(rescued)
+            if last_line:
+                _end(rescued, last_line)
 
     def send(self, line: bytes) -> None:
         if self._target is None:
@@ -228,6 +233,12 @@ class _File:
             self.final = target.commit(complete=complete)
         else:
             target.discard()
+
+
+def _end(path: Path, line: bytes) -> None:
+    with contextlib.suppress(OSError), path.open("r+b") as file:
+        if not file.read().rpartition(b"\n")[0].rpartition(b"\n")[2].startswith(line[:1]):
+            file.write(line)
 
 
 def _cut_torn_line(path: Path) -> None:

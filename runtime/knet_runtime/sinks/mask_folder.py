@@ -80,9 +80,7 @@ class MaskFolder:
         if target.parent != self._folder:
             raise OutputError(f"{frame.name}: a frame's name cannot hold folders; rename it")
         try:
-            files = {target: result.class_png()}
-            if result.task != "semantic":
-                files[target.with_suffix(".segments.png")] = encode_png(result.segment_map)
+            files = self._pictures(target, result)
             if not self._written:
                 self._begin()
             for file, data in files.items():
@@ -115,6 +113,13 @@ class MaskFolder:
                 remove_empty(self._created)
             elif not complete:
                 self._mark()
+
+    def _pictures(self, target: Path, result: Segmentation) -> dict[Path, bytes]:
+        """The PNGs of one frame, of which ``target`` is the first."""
+        pictures = {target: result.class_png()}
+        if result.task != "semantic":
+            pictures[target.with_suffix(".segments.png")] = encode_png(result.segment_map)
+        return pictures
 
     def _mark(self) -> None:
         mark = self._folder / self.MARK

@@ -19,7 +19,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from knet_runtime.drawing import blend, encode_jpeg, mark_stale
+from knet_runtime.drawing import encode_jpeg, mark_stale
+from knet_runtime.labels import Colour, LabelMap
+from knet_runtime.painting import Segment, colour_of
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.types import ClassMap, Frame, Rgb
 
@@ -160,10 +162,20 @@ class Channel:
         self._made = Encoded(shot.seq, data)
 
 
+class PageSegment(msgspec.Struct, frozen=True, rename={"class_id": "class"}):
+    """One segment for the page; ``class_id`` is the key "class" in JSON."""
+
+    id: int
+    class_id: int
+    thing: bool
+    colour: Colour
+
+
 class FrameHead(msgspec.Struct, frozen=True):
     """What stands before the bytes of a page's frame: ``jpeg`` bytes, then ``runs`` runs.
 
-    ``at`` is when the frame arrived, in seconds since the epoch.
+    ``at`` is when the frame arrived, in seconds since the epoch. ``segments`` is None for a
+    semantic result.
     """
 
     seq: int
@@ -175,24 +187,36 @@ class FrameHead(msgspec.Struct, frozen=True):
     height: int
     jpeg: int
     runs: int
+    segments: list[PageSegment] | None
 
 
 def page_frame(shot: FrameShot) -> bytes:
-    """The camera's frame and the class map apart, so that each viewer mixes them as it likes.
+    """The camera's frame and the result apart, so that each viewer mixes them as it likes.
 
-    A uint32 length, a ``FrameHead`` as JSON of that length, the JPEG, and the class map as runs
-    in reading order: the end of each (uint32), then the class of each (uint16), little-endian.
+    A uint32 length, a ``FrameHead`` as JSON of that length, the JPEG, and the class map (in other
+    results than semantic ones the segment map) as runs in reading order: the end of each (uint32),
+    then the class or segment of each (uint16), little-endian.
     """
-    frame = shot.frame
+    frame, result = shot.frame, shot.result
     image = shrink(frame.image, PAGE_SIDE, cv2.INTER_AREA)
-    ends, classes = runs(shrink(shot.result.class_map, PAGE_SIDE, cv2.INTER_NEAREST))
+    semantic = result.task == "semantic"
+    ids = result.class_map if semantic else result.segment_map
+    ends, values = runs(shrink(ids, PAGE_SIDE, cv2.INTER_NEAREST))
+    segments = None if semantic else [_for_page(one, result.labels) for one in result.segments]
     jpeg = encode_jpeg(image, _QUALITY)
     height, width = image.shape[:2]
     pts = None if frame.pts is None else float(frame.pts)
     counts = width, height, len(jpeg), len(ends)
-    head = msgspec.json.encode(FrameHead(shot.seq, frame.index, pts, shot.at, frame.stale, *counts))
-    parts = len(head).to_bytes(4, "little"), head, jpeg, ends.tobytes(), classes.tobytes()
+    head = msgspec.json.encode(
+        FrameHead(shot.seq, frame.index, pts, shot.at, frame.stale, *counts, segments)
+    )
+    parts = len(head).to_bytes(4, "little"), head, jpeg, ends.tobytes(), values.tobytes()
     return b"".join(parts)
+
+
+def _for_page(segment: Segment, labels: LabelMap) -> PageSegment:
+    colour = colour_of(segment, labels)
+    return PageSegment(segment.id, segment.class_id, segment.is_thing, colour)
 
 
 def overlay_jpeg(
@@ -208,15 +232,14 @@ def overlay_jpeg(
     It says across its top when the frame is stale, or is said to be.
     """
     image = shrink(shot.frame.image, side, cv2.INTER_AREA)
-    class_map = shrink(shot.result.class_map, side, cv2.INTER_NEAREST)
-    image = blend(image, class_map, shot.result.labels, alpha, classes)
+    image = shot.result.overlay(image, alpha, classes)
     if stale or shot.frame.stale:
         image = mark_stale(image, max(0.0, time.time() - shot.at))
     return encode_jpeg(image, _QUALITY)
 
 
 def runs(class_map: ClassMap) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
-    """Runs of equal classes over the map's rows, one after the other: their ends and classes."""
+    """Runs of equal values over the map's rows, one after the other: their ends and values."""
     flat = class_map.ravel()
     last = np.append(np.flatnonzero(flat[1:] != flat[:-1]), flat.size - 1)
     return (last + 1).astype("<u4"), flat[last].astype("<u2")

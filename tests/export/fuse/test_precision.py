@@ -50,7 +50,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> onnx.GraphProto:
     torch.manual_seed(4)
     model = build_model(a_config().model, 7).eval()
     folder = tmp_path_factory.mktemp("fp16")
-    export_onnx(to_precision(fuse(model, SIZE, pixels=PIXELS), "fp16"), SPEC, OUTPUT, folder)
+    export_onnx(to_precision(fuse(model, SIZE, pixels=PIXELS), "fp16"), SPEC, (OUTPUT,), folder)
     check_onnx(model, SPEC, OUTPUT, folder, default_tolerance("fp16"))
     return onnx.shape_inference.infer_shapes(onnx.load(folder / LOGITS_NAME)).graph
 
@@ -112,7 +112,7 @@ def test_no_tensor_is_cast_up_and_down_again(graph: onnx.GraphProto) -> None:
 
 
 def test_bf16_is_valid_onnx_of_bf16(model: KNet, tmp_path: Path) -> None:
-    export_onnx(to_precision(fuse(model, SIZE), "bf16"), SPEC, OUTPUT, tmp_path)
+    export_onnx(to_precision(fuse(model, SIZE), "bf16"), SPEC, (OUTPUT,), tmp_path)
     check_structure(tmp_path)
     graph = onnx.load(tmp_path / LOGITS_NAME).graph
     types = Counter(tensor.data_type for tensor in graph.initializer)

@@ -79,7 +79,7 @@ def model() -> KNet:
 def folder(model: KNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Graphs of one size."""
     folder = tmp_path_factory.mktemp("static")
-    graph = export_onnx(fuse(model, SIZE), SPEC, OUTPUT, folder)
+    graph = export_onnx(fuse(model, SIZE), SPEC, (OUTPUT,), folder)
     add_classmap_head(graph, folder / CLASSMAP_NAME, OUTPUT)
     return folder
 
@@ -153,7 +153,7 @@ def test_pooling_at_one_size_leaves_no_matrix_to_compute_and_a_batch_can_be_one(
 ) -> None:
     model = a_knet("model.head=uper")
     spec = msgspec.structs.replace(SPEC, max_batch=1)
-    export_onnx(fuse(model, SIZE), spec, OUTPUT, tmp_path)
+    export_onnx(fuse(model, SIZE), spec, (OUTPUT,), tmp_path)
     check_onnx(model, spec, OUTPUT, tmp_path, FP32)
     graph = onnx.load(tmp_path / LOGITS_NAME, load_external_data=False).graph
     assert axes(graph.input[0]) == [1, *SIZE, 3]
@@ -163,7 +163,7 @@ def test_pooling_at_one_size_leaves_no_matrix_to_compute_and_a_batch_can_be_one(
 def test_height_and_width_can_be_free(tmp_path: Path) -> None:
     model = a_knet("model.head=uper")
     spec = msgspec.structs.replace(SPEC, sizes=size_range((64, 32), (512, 1024)))
-    graph = export_onnx(fuse(model, None), spec, OUTPUT, tmp_path)
+    graph = export_onnx(fuse(model, None), spec, (OUTPUT,), tmp_path)
     add_classmap_head(graph, tmp_path / CLASSMAP_NAME, OUTPUT)
     check_onnx(model, spec, OUTPUT, tmp_path, FP32)
     for name, result in ((LOGITS_NAME, (3, 7, 18, 34)), (CLASSMAP_NAME, (3, 72, 136))):
@@ -249,5 +249,5 @@ def test_swin_exports_at_a_fixed_size(tmp_path: Path) -> None:
     small = ["model.channels=32", "model.update_channels=32", "model.ffn_channels=48"]
     model = a_knet(config=load_config("swin-t-upernet", small))
     fused = fuse(model, SIZE, pixels=SIZE[0] * SIZE[1] // 16)
-    export_onnx(to_precision(fused, "fp16"), SPEC, OUTPUT, tmp_path)
+    export_onnx(to_precision(fused, "fp16"), SPEC, (OUTPUT,), tmp_path)
     check_onnx(model, SPEC, OUTPUT, tmp_path, default_tolerance("fp16"))

@@ -97,7 +97,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
             torch.manual_seed(0)
             model = build_model(config.model, classes).eval()
             fused = to_precision(fuse_for(model, spec, output, precision), precision)
-            export_onnx(fused, spec, output, work)
+            export_onnx(fused, spec, (output,), work)
         add_classmap_head(work / LOGITS_NAME, work / CLASSMAP_NAME, output)
         files: dict[str, bytes | Path] = {
             file: work / file for file in (LOGITS_NAME, CLASSMAP_NAME, WEIGHTS_NAME)

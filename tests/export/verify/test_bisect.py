@@ -136,7 +136,7 @@ def test_a_missing_stage_is_found(
     loaded = read_checkpoint(checkpoint)
     loaded.model.stages = loaded.model.stages[:-1]
     size = (manifest.input.height, manifest.input.width)
-    export_onnx(fuse(loaded.model, size), manifest.input, manifest.graphs[0].outputs[0], tmp_path)
+    export_onnx(fuse(loaded.model, size), manifest.input, manifest.graphs[0].outputs, tmp_path)
     files: dict[str, Any] = {name: small_bundle.file(name) for name in manifest.files}
     del files["classmap.onnx"]
     files |= {name: tmp_path / name for name in (LOGITS_NAME, WEIGHTS_NAME)}
@@ -168,7 +168,7 @@ def half(
     manifest, folder = small_bundle.manifest, tmp_path_factory.mktemp("half")
     size = (manifest.input.height, manifest.input.width)
     fused = to_precision(fuse(read_checkpoint(checkpoint).model, size, pixels=16 * 24), "fp16")
-    path = export_onnx(fused, manifest.input, manifest.graphs[0].outputs[0], folder)
+    path = export_onnx(fused, manifest.input, manifest.graphs[0].outputs, folder)
     model = onnx.load(path)
     weight = constant(model, "head.fuse.5.weight")
     values = numpy_helper.to_array(weight).astype(np.float32)

@@ -8,7 +8,14 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
+
+from knet_runtime.painting import shade
+from knet_runtime.segmentation import Segmentation
+from knet_runtime.types import Frame
+from knet_synthetic import CAMVID11
 
 Open = Callable[..., Any]
 ROAD, SKY = (128, 64, 128), (128, 128, 128)
@@ -149,6 +156,29 @@ def test_toggles_and_opacity_act_at_once_on_a_frame_that_stands_still(
     shares = page.locator("#legend li", has_text="Sky").locator("span")
     until(page, "document.querySelector('#legend span').textContent !== ''")
     assert shares.inner_text() == "47.2 %"  # 80 of 160 columns, 85 of 90 rows
+
+
+def test_objects_have_shades_of_their_own_and_are_counted(site: Any, open_page: Open) -> None:
+    site.gate.step()
+    ids = np.ones((90, 160), np.uint16)
+    ids[20:60, 20:60], ids[20:60, 100:140] = 2, 3
+    car = CAMVID11.names.index("Car")
+    labels = msgspec.structs.replace(CAMVID11, things=(car,))
+    result = Segmentation.from_panoptic(ids, [3, car, car], [0.9, 0.8, 0.7], labels)
+    frame = Frame(np.full((90, 160, 3), 60, np.uint8), 1, None, "000001", time.time())
+    site.gate.sink.write(frame, result)
+    page = open_page(site.port)
+    wait_for_state(page, "running")
+    page.wait_for_selector("#legend input")
+    page.get_by_label("Opacity").fill("100")
+    for segment, x in ((2, 40), (3, 120)):
+        assert near(page.evaluate(PIXEL, ["overlay", x, 40]), shade(CAMVID11.palette[car], segment))
+    assert near(page.evaluate(PIXEL, ["overlay", 80, 80]), CAMVID11.palette[3])
+    cars = page.locator("#legend li", has_text="Car").locator("span")
+    until(page, "[...document.querySelectorAll('#legend span')].some((one) => one.textContent)")
+    assert cars.inner_text() == "2 · 22.2 %"
+    page.get_by_role("checkbox", name="Car", exact=True).uncheck()
+    assert near(page.evaluate(PIXEL, ["overlay", 40, 40]), (60, 60, 60))
 
 
 def test_only_chosen_classes_are_coloured_at_first(make_site: Any, open_page: Open) -> None:

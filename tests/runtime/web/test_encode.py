@@ -60,7 +60,7 @@ def test_a_page_frame_holds_jpeg_and_class_map() -> None:
     assert len(rest) == head["jpeg"] + 6 * head["runs"]
     back = np.repeat(classes, np.diff(ends, prepend=np.uint32(0))).reshape(90, 160)
     np.testing.assert_array_equal(back, one.result.class_map)
-    assert head["seq"] == 3
+    assert (head["seq"], head["segments"]) == (3, None)
     assert (head["frame"], head["pts"], head["at"]) == (7, 0.28, 100.0)
     assert (head["width"], head["height"], head["stale"]) == (160, 90, False)
 
@@ -97,7 +97,7 @@ def test_a_stale_overlay_says_so_across_its_top(height: int, width: int) -> None
             assert (marked[: height // 8] > 200).all(-1).sum() > 300  # the white letters
 
 
-def test_instance_and_panoptic_results_are_shown_by_class() -> None:
+def test_instance_and_panoptic_results_are_shown_by_segment() -> None:
     labels = LabelMap(("road", "car"), ((255, 0, 0), (0, 255, 0)), 255, things=(1,))
     segment_map = np.ones((90, 160), np.uint16)
     segment_map[20:40, 20:60] = 2
@@ -113,7 +113,11 @@ def test_instance_and_panoptic_results_are_shown_by_class() -> None:
         head = json.loads(data[4 : 4 + size])
         ends, classes = rows_of(data[4 + size + head["jpeg"] :], head["runs"], head["runs"])
         back = np.repeat(classes, np.diff(ends, prepend=np.uint32(0))).reshape(90, 160)
-        np.testing.assert_array_equal(back, result.class_map)
+        np.testing.assert_array_equal(back, result.segment_map)
+        for said, segment in zip(head["segments"], result.segments, strict=True):
+            assert (said["id"], said["class"]) == (segment.id, segment.class_id)
+            assert said["thing"] == (segment.label == "car")
+            assert (said["colour"] == [255, 0, 0]) == (segment.label == "road")
         jpeg = np.frombuffer(overlay_jpeg(shown, 1.0), np.uint8)
         red, green, blue = cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB)[30, 40].astype(int).tolist()
         assert green > 200 > 60 > max(red, blue)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,8 @@ import torch
 
 from knet_train import mmseg
 from knet_train.config import load_config
-from knet_train.mmseg import (
-    drop_reason,
-    guess_preset,
-    is_patch_merging,
-    map_state,
-    merging_order,
-    mmseg_name,
-)
+from knet_train.foreign import drop_reason, is_patch_merging, map_state, merging_order
+from knet_train.mmseg import guess_preset, mmseg_name
 from knet_train.models.build import build_model
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -49,7 +44,8 @@ def test_an_imported_network_computes_what_mmsegmentation_does(
 ) -> None:
     config = mmseg.load_config(PRESETS[name])  # shrunk
     model = build_model(config.model, 7).eval()
-    weights, dropped, absent = map_state(state_of(name), model.state_dict(), config.model.head)
+    name_of = partial(mmseg_name, head=config.model.head)
+    weights, dropped, absent = map_state(state_of(name), model.state_dict(), name_of)
     model.load_state_dict(weights)
     assert not absent
     assert all(key.endswith("relative_position_index") for key in dropped)

@@ -15,7 +15,8 @@ import torch
 from knet_runtime.errors import CheckpointError
 from knet_runtime.labels import LabelMap, distinct_palette
 from knet_train.data.layouts import ADE20K
-from knet_train.mmseg import read_mmseg, read_state
+from knet_train.foreign import read_state
+from knet_train.mmseg import read_mmseg
 
 SEVEN = LabelMap(tuple("abcdefg"), distinct_palette(7), 255)
 State = dict[str, torch.Tensor]

@@ -119,7 +119,7 @@ def test_a_stage_is_mmsegmentations(
     masks = torch.randn(batch, count, height, width, dtype=dtype)
     with torch.no_grad():
         for mine, reference in zip(
-            ours(features, kernels, masks), mmseg(features, kernels, masks), strict=True
+            ours(features, kernels, masks)[:2], mmseg(features, kernels, masks), strict=True
         ):
             assert mine.shape == reference.shape
             scale = float(reference.abs().max())

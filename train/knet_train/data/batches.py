@@ -11,7 +11,7 @@ parts. So a run on many devices sees the same batches as on one.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from types import FrameType
 from typing import Any, NamedTuple
@@ -26,24 +26,32 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as tvf
 
-from knet_synthetic import Street
+from knet_runtime.labels import LabelMap
+from knet_synthetic import CAMVID11, Street
 from knet_train.config import Config, DataConfig
+from knet_train.data.coco import SegmentFolder
 from knet_train.data.dataset import LabelledFolder
+from knet_train.data.targets import segment_targets
+from knet_train.data.truth import Truth
+from knet_train.segment_loss import SegmentTargets
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+AnyFolder = LabelledFolder | SegmentFolder
+_NOTHING = -1  # no class, in planes of objects
 _FRAMES_PER_STREET = 16  # a street costs more to build than a frame to draw
 _FILL = 128  # grey, which is near zero after normalisation
 
 
-class TrainingSamples(Dataset[tuple[Tensor, Tensor]]):
-    """``length`` augmented samples: image uint8 [H, W, 3] and label uint8 [H, W] of the crop size.
+class Samples(Dataset[Any]):
+    """``length`` augmented samples of the crop size, each of an image and of planes that say what
+    its pixels are.
 
     A ``data.synthetic_share`` of them, evenly spread, are synthetic streets; the others go through
     the folder in a new order every time round.
     """
 
-    def __init__(self, folder: LabelledFolder, config: DataConfig, seed: int, length: int) -> None:
-        self.folder = folder
+    def __init__(self, images: int, config: DataConfig, seed: int, length: int) -> None:
+        self.images = images
         self.config = config
         self.seed = seed
         self.length = length
@@ -54,53 +62,59 @@ class TrainingSamples(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def source(self, index: int) -> tuple[Street, int] | int:
+        """What a sample is made of: a frame of a street, or an image of the folder."""
         synthetic = int(index * self.config.synthetic_share)
         if int((index + 1) * self.config.synthetic_share) > synthetic:
             street = _street(
                 self.seed * 1_000_003 + synthetic // _FRAMES_PER_STREET, self.config.eval_size
             )
             rng = np.random.default_rng((self.seed, 1, index))
-            pixels, classes = street.frame(int(rng.integers(0, 3000)))
-        else:
-            turn, place = divmod(index - synthetic, len(self.folder))
-            order = np.random.default_rng((self.seed, 2, turn)).permutation(len(self.folder))
-            pixels, classes = self.folder.read(int(order[place]))
+            return street, int(rng.integers(0, 3000))
+        turn, place = divmod(index - synthetic, self.images)
+        order = np.random.default_rng((self.seed, 2, turn)).permutation(self.images)
+        return int(order[place])
+
+    def augmented(
+        self, index: int, pixels: NDArray[np.uint8], planes: NDArray[Any], nothing: int
+    ) -> tuple[Tensor, Tensor]:
+        """The image uint8 [H, W, 3] and its planes [P, H, W] of whole numbers, the first of them
+        classes, augmented alike. ``nothing`` is no class, and what pads the planes."""
         image = tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
-        label = tv_tensors.Mask(torch.from_numpy(classes))
+        mask = tv_tensors.Mask(torch.from_numpy(planes))
         with torch.random.fork_rng(devices=[]):
             (state,) = np.random.SeedSequence((self.seed, 3, index)).generate_state(1)
             torch.manual_seed(int(state))
-            image, label = self._augment(image, label)
-        return image.as_subclass(Tensor).permute(1, 2, 0), label.as_subclass(Tensor)
+            image, mask = self._augment(image, mask, nothing)
+        return image.as_subclass(Tensor).permute(1, 2, 0), mask.as_subclass(Tensor)
 
     def _augment(
-        self, image: tv_tensors.Image, label: tv_tensors.Mask
+        self, image: tv_tensors.Image, planes: tv_tensors.Mask, nothing: int
     ) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        config, ignore = self.config, self.folder.labels.ignore_index
-        scale = _uniform(*config.scale) * self._evaluation_scale(*label.shape)
+        config, full = self.config, planes.shape[-2:]
+        scale = _uniform(*config.scale) * self._evaluation_scale(*full)
         stretch = _uniform(-1.0, 1.0) * np.log(config.aspect)
         size = [
-            max(1, round(label.shape[0] * scale * float(np.exp(-stretch / 2)))),
-            max(1, round(label.shape[1] * scale * float(np.exp(stretch / 2)))),
+            max(1, round(full[0] * scale * float(np.exp(-stretch / 2)))),
+            max(1, round(full[1] * scale * float(np.exp(stretch / 2)))),
         ]
         image = tvf.resize(image, size, InterpolationMode.BILINEAR, antialias=True)
-        label = tvf.resize(label, size, InterpolationMode.NEAREST_EXACT)
+        planes = tvf.resize(planes, size, InterpolationMode.NEAREST_EXACT)
         height, width = config.crop
         pad_y, pad_x = max(0, height - size[0]), max(0, width - size[1])
         if pad_y or pad_x:
             before_y, before_x = _integer(pad_y + 1), _integer(pad_x + 1)
             sides = [before_x, before_y, pad_x - before_x, pad_y - before_y]
             image = tvf.pad(image, sides, fill=_FILL)
-            label = tvf.pad(label, sides, fill=ignore)
-        top, left = self._crop_corner(label)
+            planes = tvf.pad(planes, sides, fill=nothing)
+        top, left = self._crop_corner(planes[0], nothing)
         image = tvf.crop(image, top, left, height, width)
-        label = tvf.crop(label, top, left, height, width)
+        planes = tvf.crop(planes, top, left, height, width)
         if _uniform(0, 1) < config.flip:
-            image, label = tvf.horizontal_flip(image), tvf.horizontal_flip(label)
+            image, planes = tvf.horizontal_flip(image), tvf.horizontal_flip(planes)
         if _uniform(0, 1) < config.photometric:
             image = self.jitter(image)
-        return image, label
+        return image, planes
 
     def _evaluation_scale(self, height: int, width: int) -> float:
         """Scale 1 is the size at which the network will see the whole image."""
@@ -109,18 +123,77 @@ class TrainingSamples(Dataset[tuple[Tensor, Tensor]]):
             return min(longest / max(height, width), shortest / min(height, width))
         return min(self.config.eval_size[0] / height, self.config.eval_size[1] / width)
 
-    def _crop_corner(self, label: Tensor) -> tuple[int, int]:
+    def _crop_corner(self, label: Tensor, nothing: int) -> tuple[int, int]:
         """A corner whose crop is not mostly one class, as mmsegmentation's ``cat_max_ratio``."""
         height, width = self.config.crop
         for _ in range(10):
             top = _integer(label.shape[0] - height + 1)
             left = _integer(label.shape[1] - width + 1)
             crop = label[top : top + height, left : left + width]
-            counts = torch.bincount(crop.flatten(), minlength=256)
-            counts[self.folder.labels.ignore_index] = 0
+            counts = torch.bincount(crop[crop != nothing], minlength=1)
             if (counts > 0).sum() > 1 and counts.max() < self.config.max_class_share * counts.sum():
                 break
         return top, left
+
+
+class TrainingSamples(Samples):
+    """Samples of a folder of class maps: image uint8 [H, W, 3] and label uint8 [H, W]."""
+
+    def __init__(self, folder: LabelledFolder, config: DataConfig, seed: int, length: int) -> None:
+        super().__init__(len(folder), config, seed, length)
+        self.folder = folder
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        match self.source(index):
+            case (street, frame):
+                pixels, classes = street.frame(frame)
+            case int(number):
+                pixels, classes = self.folder.read(number)
+        ignored = self.folder.labels.ignore_index
+        image, planes = self.augmented(index, pixels, classes[None], ignored)
+        return image, planes[0]
+
+
+class SegmentSamples(Samples):
+    """Samples of a folder of objects: image uint8 [H, W, 3] and ``SegmentTargets``."""
+
+    def __init__(self, folder: SegmentFolder, config: DataConfig, seed: int, length: int) -> None:
+        super().__init__(len(folder), config, seed, length)
+        self.folder = folder
+
+    def __getitem__(self, index: int) -> tuple[Tensor, SegmentTargets]:
+        things = self.folder.labels.things
+        match self.source(index):
+            case (street, frame):
+                pixels, truth = street_truth(street, frame, self.folder.labels)
+            case int(number):
+                pixels, truth = self.folder.read(number)
+        classes = np.array([_NOTHING, *truth.classes], np.int32)
+        planes = np.concatenate([classes[truth.flat().ids][None], truth.ids])
+        image, moved = self.augmented(index, pixels, planes, _NOTHING)
+        return image, segment_targets(moved[1:].clamp(min=0), truth, things)
+
+
+def street_truth(street: Street, frame: int, labels: LabelMap) -> tuple[NDArray[np.uint8], Truth]:
+    """A synthetic frame and its truth in ``labels``, whose names are CamVid's or some of them:
+    what has no class there is background, as stuff in task "instance"."""
+    pixels, values, objects = street.scene(frame)
+    table = np.array([_index(labels, name) for name in CAMVID11.names])
+    kept = [number for number, one in enumerate(objects.classes) if table[one] >= 0]
+    ids = np.zeros(len(objects.classes) + 1, np.uint16)
+    ids[np.array(kept, np.intp) + 1] = np.arange(1, len(kept) + 1)
+    segments = ids[objects.ids]
+    classes = [int(table[objects.classes[number]]) for number in kept]
+    for value, class_id in enumerate(table.tolist()):
+        if class_id >= 0 and class_id not in labels.things and (values == value).any():
+            classes.append(class_id)
+            segments[values == value] = len(classes)
+    void = np.zeros(values.shape, np.bool_)
+    return pixels, Truth(segments[None], tuple(classes), frozenset(), void)
+
+
+def _index(labels: LabelMap, name: str) -> int:
+    return labels.names.index(name) if name in labels.names else -1
 
 
 class _Jitter(v2.RandomPhotometricDistort):  # type: ignore[misc]  # torchvision has no types
@@ -142,6 +215,14 @@ def _integer(high: int) -> int:
 @lru_cache(maxsize=2)
 def _street(seed: int, size: tuple[int, int]) -> Street:
     return Street(seed, size)
+
+
+class SegmentPart(NamedTuple):
+    """The same of objects: each part's losses are means over its own, as each device's are."""
+
+    images: Tensor  # uint8 [b, H, W, 3]
+    targets: Sequence[SegmentTargets]  # [b]
+    part: int
 
 
 class Part(NamedTuple):
@@ -176,17 +257,21 @@ class StepIndices(Sampler[int]):
 class Parts:
     """A loader's batches, each cut into ``count`` equal parts."""
 
-    def __init__(self, loader: DataLoader[tuple[Tensor, Tensor]], count: int) -> None:
+    def __init__(self, loader: DataLoader[Any], count: int) -> None:
         self.loader, self.count = loader, count
 
     def __len__(self) -> int:
         return len(self.loader) * self.count
 
-    def __iter__(self) -> Iterator[Part]:
-        for images, labels in self.loader:
-            chunks = zip(images.chunk(self.count), labels.chunk(self.count), strict=True)
-            for part, (image, label) in enumerate(chunks):
-                yield Part(image, label, labels, part)
+    def __iter__(self) -> Iterator[Part | SegmentPart]:
+        for images, truth in self.loader:
+            chunks = images.chunk(self.count)
+            for part, image in enumerate(chunks):
+                if isinstance(truth, Tensor):
+                    yield Part(image, truth.chunk(self.count)[part], truth, part)
+                else:
+                    own = truth[part * len(chunks[0]) : part * len(chunks[0]) + len(image)]
+                    yield SegmentPart(image, own, part)
 
     def close(self) -> None:
         """End the processes that read images. They leave a first SIGTERM to this process, so at
@@ -204,7 +289,7 @@ class Parts:
 class SegmentationData(pl.LightningDataModule):
     """Training samples from the step that the run has reached, and the images that score it."""
 
-    def __init__(self, train: LabelledFolder, val: LabelledFolder, config: Config) -> None:
+    def __init__(self, train: AnyFolder, val: AnyFolder, config: Config) -> None:
         super().__init__()
         self.train, self.val, self.config = train, val, config
         self.parts: Parts | None = None
@@ -214,11 +299,14 @@ class SegmentationData(pl.LightningDataModule):
         assert trainer is not None
         step, rank, ranks = trainer.global_step, trainer.global_rank, trainer.world_size
         length = optim.steps * optim.batch_size
-        loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
-            TrainingSamples(self.train, self.config.data, settings.seed, length),
+        objects = isinstance(self.train, SegmentFolder)
+        samples: Any = SegmentSamples if objects else TrainingSamples
+        loader: DataLoader[Any] = DataLoader(
+            samples(self.train, self.config.data, settings.seed, length),
             optim.batch_size // ranks,
             sampler=StepIndices(step, optim.steps, optim.batch_size, rank, ranks),
             num_workers=settings.workers,
+            collate_fn=_collate if objects else None,
             persistent_workers=settings.workers > 0,
             worker_init_fn=_leave_signals_to_parent,
             pin_memory=torch.cuda.is_available(),
@@ -232,11 +320,18 @@ class SegmentationData(pl.LightningDataModule):
             self.parts.close()
 
     def val_dataloader(self) -> DataLoader[int]:
-        """The images of this process as they are, a ``Pair`` each."""
+        """The images of this process as they are, each as its folder's ``read`` gives it."""
         assert self.trainer is not None
         own: Any = range(self.trainer.global_rank, len(self.val), self.trainer.world_size)
         read: Any = self.val.read  # without a batch, collate_fn gets what `own` holds: an index
         return DataLoader(own, batch_size=None, collate_fn=read)
+
+
+def _collate(
+    samples: Sequence[tuple[Tensor, SegmentTargets]],
+) -> tuple[Tensor, list[SegmentTargets]]:
+    images, targets = zip(*samples, strict=True)
+    return torch.stack(images), list(targets)
 
 
 def _leave_signals_to_parent(_worker: int) -> None:

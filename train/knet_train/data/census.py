@@ -63,13 +63,13 @@ def doubts(layout: Layout, splits: Mapping[str, Census]) -> list[str]:
     absent = [name for name, there in zip(labels.names, seen, strict=True) if not there]
     if absent and layout.kind == "ADE20K" and not layout.named:
         present = [name for name, there in zip(labels.names, seen, strict=True) if there]
-        held = f"{len(present)} of them ({_names(present)})" if present else "none of them"
+        held = f"{len(present)} of them ({names(present)})" if present else "none of them"
         lines.append(
             f"there is no labels.json, so the classes are ADE20K's 150, and the labels hold {held}"
             f"{_looked(splits.values())}: if they are your own, name them in a labels.json"
         )
     elif absent:
-        lines.append(f"no label has a pixel of {_names(absent)}{_looked(splits.values())}")
+        lines.append(f"no label has a pixel of {names(absent)}{_looked(splits.values())}")
     if absent:
         lines += _reasons(layout, whole, bool(seen[-1]))
     for name, census in splits.items():
@@ -81,7 +81,7 @@ def doubts(layout: Layout, splits: Mapping[str, Census]) -> list[str]:
             if anywhere and not here
         ]
         if missing:
-            lines.append(f"split {name} has no pixel of {_names(missing)}{_looked([census])}")
+            lines.append(f"split {name} has no pixel of {names(missing)}{_looked([census])}")
         share = census.ignored(layout) / max(1, int(census.pixels.sum()))
         if share >= _MUCH:
             void = 0 if layout.void_first else labels.ignore_index
@@ -113,6 +113,7 @@ def _looked(splits: Iterable[Census]) -> str:
     return "" if files == total else f" in the {files} of {total} labels that were looked at"
 
 
-def _names(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+def names(listed: list[str]) -> str:
+    """A few of the names, and how many more there are."""
+    more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
+    return ", ".join(listed[:SHOWN]) + more

@@ -27,7 +27,7 @@ from knet_train.data.label_files import (
 )
 from knet_train.data.layouts import Layout, Listing, Sample, find_layout, list_split, split_names
 
-_WORKERS = 8  # images in memory at a time
+WORKERS = 8  # images in memory at a time
 
 
 class Outside(msgspec.Struct, frozen=True):
@@ -44,6 +44,7 @@ class ClassCount(msgspec.Struct, frozen=True):
     name: str
     pixels: int
     images: int
+    objects: int | None = None  # of a thing, crowds not counted; None for stuff and class maps
 
 
 class ImageSize(msgspec.Struct, frozen=True):
@@ -112,7 +113,7 @@ def check(
     splits = {name: Census(len(listing.samples)) for name, listing in found.listings.items()}
     palettes, void = Palettes(layout), []
     members = _members(found)
-    with ThreadPoolExecutor(_WORKERS) as pool:
+    with ThreadPoolExecutor(WORKERS) as pool:
         try:
             readings = pool.map(_read, found.samples)
             for sample, (size, count, faults) in zip(found.samples, readings, strict=True):

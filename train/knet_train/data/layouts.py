@@ -27,7 +27,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -40,8 +40,11 @@ class _LabelsJson(msgspec.Struct):
     class_names: tuple[str, ...]
     palette_rgb: tuple[Colour, ...] | None = None
     ignore_index: int = 255
+    things: tuple[str, ...] = ()
+    map: dict[str, tuple[str, ...]] = {}
 
 
+_OPTIONAL = ("things", "map")  # keys that a file states all of the rest without
 # What people call the keys of labels.json, and what comes near to a key when it is misspelt.
 _MEANT = {
     **{key: key for key in _LabelsJson.__struct_fields__},
@@ -64,11 +67,25 @@ def load_labels_json(path: Path) -> LabelMap:
     file that states all three it is a note. Raises DataError with the file's name, and an example,
     when it is missing or malformed.
     """
-    return _labels_json(path)[0]
+    return _labels_json(path).labels
 
 
-def _labels_json(path: Path) -> tuple[LabelMap, bool]:
-    """The label map, and whether the file states its colours."""
+def class_sources(path: Path) -> tuple[LabelMap, dict[str, tuple[str, ...]]]:
+    """The label map of a ``labels.json``, and what its ``map`` lists: by class, the names that
+    other data has for it. Raises DataError as ``load_labels_json`` does."""
+    stated = _labels_json(path)
+    return stated.labels, stated.sources
+
+
+class _Stated(NamedTuple):
+    """What a labels.json says: ``painted`` is whether it states its colours."""
+
+    labels: LabelMap
+    painted: bool
+    sources: dict[str, tuple[str, ...]]
+
+
+def _labels_json(path: Path) -> _Stated:
     try:
         return _decode(path.read_bytes())
     except OSError as error:
@@ -84,7 +101,7 @@ def _labels_error(text: str) -> DataError:
     return error
 
 
-def _decode(data: bytes) -> tuple[LabelMap, bool]:
+def _decode(data: bytes) -> _Stated:
     # Windows writes UTF-8 with a byte order mark, or UTF-16.
     raw: Any = msgspec.json.decode(data.decode(json.detect_encoding(data)))
     if isinstance(raw, list):
@@ -93,18 +110,22 @@ def _decode(data: bytes) -> tuple[LabelMap, bool]:
         raise ValueError(f"is {raw!r}: it wants an object with class_names, or a list of names")
     known = _LabelsJson.__struct_fields__
     unknown = [key for key in raw if key not in known]
-    if unknown and not all(key in raw for key in known):
+    if unknown and not all(key in raw for key in known if key not in _OPTIONAL):
         near = difflib.get_close_matches(unknown[0].casefold(), _MEANT, 1, 0.75)
         hint = f"did you mean {_MEANT[near[0]]}?" if near else f"its keys are {', '.join(known)}"
         raise ValueError(f"unknown key {unknown[0]!r}; {hint}")
     stated = msgspec.convert(raw, _LabelsJson)
     palette = stated.palette_rgb or distinct_palette(len(stated.class_names))
     labels = LabelMap(stated.class_names, palette, stated.ignore_index)
-    return labels, stated.palette_rgb is not None
+    labels = msgspec.structs.replace(labels, things=labels.indices(stated.things))
+    for name in stated.map:
+        if name not in labels.names:
+            raise ValueError(f"map names {name!r}, which is no class of it")
+    return _Stated(labels, stated.palette_rgb is not None, stated.map)
 
 
 def _packaged(name: str) -> LabelMap:
-    return _decode((resources.files("knet_train.data") / name).read_bytes())[0]
+    return _decode((resources.files("knet_train.data") / name).read_bytes()).labels
 
 
 # The 150 classes of the scene parsing benchmark (arXiv 1608.05442) in its order, with
@@ -114,6 +135,11 @@ ADE20K = _packaged("ade20k.json")
 # The 19 classes that Cityscapes (arXiv 1604.01685) scores, by train id; 255 is void.
 CITYSCAPES19 = _packaged("cityscapes.json")
 
+# COCO's 80 things, in the order of its instances, and its 53 classes of stuff after them, as the
+# published networks have them; and its things alone.
+COCO = _packaged("coco.json")
+COCO_THINGS = LabelMap(COCO.names[:80], COCO.palette[:80], COCO.ignore_index, COCO.things)
+
 _SAME_SPLIT = {"train": "training", "training": "train", "val": "validation", "validation": "val"}
 # What Synology, QNAP, Windows, macOS, Linux and Python leave in folders; see also ``_is_litter``.
 _LITTER = {
@@ -122,6 +148,9 @@ _LITTER = {
     *("network trash folder", "temporary items", "__pycache__"),
 }
 _IMAGE, _TRAIN_IDS, _IDS = "_leftImg8bit.png", "_gtFine_labelTrainIds.png", "_gtFine_labelIds.png"
+
+
+CocoFormat = Literal["panoptic", "instances"]
 
 
 @dataclass(frozen=True)
@@ -168,6 +197,11 @@ def find_layout(root: Path) -> Layout:
                 f"{root} has leftImg8bit/ but no gtFine/: unpack Cityscapes' labels too"
             )
         return Layout(root, "Cityscapes", CITYSCAPES19)
+    if is_coco(root):
+        raise DataError(
+            f"{root} holds single objects, in COCO's formats: semantic segmentation learns from "
+            "images/ and labels/"
+        )
     if not (root / "images").is_dir():
         inner = [path.parent for path in sorted(root.glob("*/images")) if path.is_dir()]
         hint = f"; did you mean {inner[0]}?" if inner else ""
@@ -184,6 +218,23 @@ def find_layout(root: Path) -> Layout:
         f"{root} has no folder labels/: a data folder has images/ and labels/ "
         "(or annotations/, with ADE20K's values)"
     )
+
+
+def coco_files(root: Path) -> dict[CocoFormat, dict[str, Path]]:
+    """The JSON files of a data folder, by format and by name of the split; empty where it is of
+    another layout."""
+    found: dict[CocoFormat, dict[str, Path]] = {"panoptic": {}, "instances": {}}
+    for folder in (root, root / "annotations"):
+        for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+            for kind, splits in found.items():
+                if path.name.startswith(f"{kind}_"):
+                    splits[path.stem.removeprefix(f"{kind}_")] = path
+    return {kind: splits for kind, splits in found.items() if splits}
+
+
+def is_coco(root: Path) -> bool:
+    """Whether it is a folder in COCO's formats; one with ``labels/`` is ours."""
+    return not (root / "labels").is_dir() and bool(coco_files(root))
 
 
 def split_names(layout: Layout) -> list[str]:
@@ -397,7 +448,7 @@ def _is_litter(name: str) -> bool:
 
 def _own_labels(path: Path) -> tuple[LabelMap, bool, bool]:
     """What ``Layout`` wants of a data set's own labels.json."""
-    labels, painted = _labels_json(path)
+    labels, painted, _ = _labels_json(path)
     if labels.num_classes > 255 or labels.ignore_index > 255:
         raise _labels_error(f"{path}: label PNGs are 8-bit, so values end at 255")
     return labels, True, painted

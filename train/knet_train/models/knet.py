@@ -26,6 +26,7 @@ runtime can normalise differently.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -102,15 +103,31 @@ class KNet(nn.Module):
         kernels = self.conv_seg.weight.flatten(1).expand(features.shape[0], -1, -1)
         logits = [masks]
         for stage in self.stages:
-            kernels, masks = stage(features, kernels, masks)
+            kernels, masks, _ = stage(features, kernels, masks)
             logits.append(masks)
         return logits
 
 
-class KernelUpdateStage(nn.Module):
-    """One round of kernel update and mask prediction."""
+class StageOutput(NamedTuple):
+    """Kernels [B, N, C], their mask logits [B, N, H, W], and their class logits [B, N, K] where the
+    stage has a class branch."""
 
-    def __init__(self, channels: int, width: int, heads: int, ffn_channels: int) -> None:
+    kernels: Tensor
+    masks: Tensor
+    classes: Tensor | None = None
+
+
+class KernelUpdateStage(nn.Module):
+    """One round of kernel update and mask prediction.
+
+    In semantic segmentation every kernel is a class, so that the masks compete for each pixel: A is
+    their softmax. With a class branch of so many ``classes`` (sigmoid, no background) a kernel is
+    an object or a class of stuff: A is its own mask, M > 0, a hard one.
+    """
+
+    def __init__(
+        self, channels: int, width: int, heads: int, ffn_channels: int, classes: int = 0
+    ) -> None:
         super().__init__()
         self.feat_transform = nn.Conv2d(channels, channels, 1)
         self.updator = KernelUpdator(width)
@@ -126,15 +143,23 @@ class KernelUpdateStage(nn.Module):
             nn.Linear(channels, channels, bias=False), nn.LayerNorm(channels), nn.ReLU(inplace=True)
         )
         self.fc_mask = nn.Linear(channels, channels)
+        self.class_fc: nn.Sequential | None = None
+        if classes:
+            self.class_fc = nn.Sequential(
+                nn.Linear(channels, channels, bias=False),
+                nn.LayerNorm(channels),
+                nn.ReLU(inplace=True),
+            )
+            self.fc_class = nn.Linear(channels, classes)
 
-    def forward(self, features: Tensor, kernels: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [B, C, H, W], kernels [B, N, C], mask logits [B, N, H, W] -> new kernels
-        [B, N, C] and new mask logits [B, N, H, W]."""
+    def forward(self, features: Tensor, kernels: Tensor, masks: Tensor) -> StageOutput:
+        """Features [B, C, H, W], kernels [B, N, C], mask logits [B, N, H, W] -> new ones."""
         height, width = features.shape[-2:]
         pixels = features.flatten(2)
         transform, shift = self.feat_transform.weight.flatten(1), self.feat_transform.bias
         assert shift is not None
-        assignment = torch.softmax(masks.flatten(2), dim=1).to(pixels.dtype)
+        assignment = masks.flatten(2) > 0 if self.class_fc else torch.softmax(masks.flatten(2), 1)
+        assignment = assignment.to(pixels.dtype)
         sums = assignment @ pixels.transpose(1, 2)
         gathered = sums @ transform.T + assignment.sum(-1, keepdim=True) * shift
 
@@ -145,7 +170,8 @@ class KernelUpdateStage(nn.Module):
         mask_kernels = self.fc_mask(self.mask_fc(kernels))
         offset = (mask_kernels @ shift).unsqueeze(-1)
         predicted: Tensor = torch.baddbmm(offset, mask_kernels @ transform, pixels)
-        return kernels, predicted.reshape(*predicted.shape[:2], height, width)
+        classes = self.fc_class(self.class_fc(kernels)) if self.class_fc else None
+        return StageOutput(kernels, predicted.reshape(*predicted.shape[:2], height, width), classes)
 
 
 class KernelUpdator(nn.Module):

@@ -1,4 +1,4 @@
-// The legend: a checkbox, a colour and a share for each class.
+// The legend: a checkbox, a colour and a share for each class, and how many objects it has.
 
 export class Legend {
   constructor(list, changed) {
@@ -48,10 +48,11 @@ export class Legend {
     this.changed();
   }
 
-  showShares(shares) {
+  showShares(shares, counts) {
     this.shares.forEach((span, index) => {
       const share = 100 * (shares[index] ?? 0);
-      const text = share === 0 ? "" : share < 0.1 ? "<0.1 %" : `${share.toFixed(1)} %`;
+      const covered = share === 0 ? "" : share < 0.1 ? "<0.1 %" : `${share.toFixed(1)} %`;
+      const text = counts[index] ? `${counts[index]} · ${covered}` : covered;
       if (span.textContent !== text) span.textContent = text;
     });
   }

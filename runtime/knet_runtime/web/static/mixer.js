@@ -1,6 +1,8 @@
 // The frame beside its overlay. Mixed here, so that toggles and opacity are each viewer's own
 // and take effect at once, also on a frame that stands still.
 
+const packed = ([r, g, b]) => (0xff000000 | (b << 16) | (g << 8) | r) >>> 0;
+
 export class Mixer {
   constructor(camera, overlay) {
     this.camera = camera;
@@ -13,8 +15,8 @@ export class Mixer {
 
   // `classes` [{name, colour: [r, g, b]}], `shown` a set of the indices to be coloured.
   setClasses(classes, shown) {
-    this.colours = Uint32Array.from(classes, ({ colour: [r, g, b] }, index) =>
-      shown.has(index) ? (0xff000000 | (b << 16) | (g << 8) | r) >>> 0 : 0);
+    this.colours = Uint32Array.from(classes, ({ colour }, index) =>
+      shown.has(index) ? packed(colour) : 0);
     this.draw();
   }
 
@@ -46,12 +48,13 @@ export class Mixer {
 
   draw() {
     if (this.shown === null) return;
-    const { head, bitmap, ends, classes } = this.shown;
+    const { head, bitmap, ends, classes, segments } = this.shown;
     const image = new ImageData(head.width, head.height);
     const pixels = new Uint32Array(image.data.buffer);
     for (let run = 0, start = 0; run < ends.length; start = ends[run++]) {
       const colour = this.colours[classes[run]] ?? 0; // the ignore index has no colour
-      if (colour !== 0) pixels.fill(colour, start, ends[run]);
+      const own = segments?.[run]?.colour; // an object has a shade of its own
+      if (colour !== 0) pixels.fill(own ? packed(own) : colour, start, ends[run]);
     }
     this.mask.getContext("2d").putImageData(image, 0, 0);
     const context = this.overlay.getContext("2d");
@@ -70,5 +73,14 @@ export class Mixer {
       if (classes[run] < shares.length) shares[classes[run]] += ends[run] - start;
     }
     return shares.map((count) => count / (head.width * head.height));
+  }
+
+  // How many objects of each class there are; nothing for stuff.
+  counts() {
+    const counts = [];
+    for (const one of this.shown?.head.segments ?? []) {
+      if (one.thing) counts[one.class] = (counts[one.class] ?? 0) + 1;
+    }
+    return counts;
   }
 }

@@ -167,7 +167,7 @@ document.addEventListener("visibilitychange", () => {
 
 setInterval(() => {
   judge();
-  legend.showShares(mixer.shares());
+  legend.showShares(mixer.shares(), mixer.counts());
 }, 500);
 // A connection that died without a word (a phone that changed networks) never ends by itself.
 setInterval(() => {

@@ -1,5 +1,7 @@
 // Frames as they come: the bytes that knet_runtime/web/streams.py page_frame describes.
 
+const NO_CLASS = 65535;
+
 class ByteReader {
   constructor(stream) {
     this.source = stream.getReader();
@@ -30,7 +32,8 @@ class ByteReader {
   }
 }
 
-// Calls `show` with each frame {head, bitmap, ends, classes} until the stream ends or breaks.
+// Calls `show` with each frame {head, bitmap, ends, classes, segments} until the stream ends or
+// breaks: for each run where it ends, its class, and its segment (none in a semantic result).
 export async function watch(feed, show, signal) {
   const answer = await fetch(`live?feed=${encodeURIComponent(feed)}`, { signal });
   if (answer.status === 401) location.reload(); // to the form that asks for the token
@@ -44,12 +47,14 @@ export async function watch(feed, show, signal) {
     const head = JSON.parse(new TextDecoder().decode(text));
     const jpeg = await reader.take(head.jpeg);
     const ends = await reader.take(4 * head.runs);
-    const classes = await reader.take(2 * head.runs);
-    if (classes === null) return;
+    const bytes = await reader.take(2 * head.runs);
+    if (bytes === null) return;
+    const values = new Uint16Array(bytes.buffer);
+    const byId = new Map((head.segments ?? []).map((one) => [one.id, one]));
+    const segments = head.segments && Array.from(values, (id) => byId.get(id));
+    const classes = segments ? segments.map((one) => one?.class ?? NO_CLASS) : values;
     const bitmap = await createImageBitmap(new Blob([jpeg], { type: "image/jpeg" }));
     if (signal.aborted) return;
-    show({
-      head, bitmap, ends: new Uint32Array(ends.buffer), classes: new Uint16Array(classes.buffer),
-    });
+    show({ head, bitmap, ends: new Uint32Array(ends.buffer), classes, segments });
   }
 }

@@ -1,60 +1,28 @@
-"""From low-resolution logits to the class map at the frame's own size."""
+"""Planes of low resolution at the frame's size, without ever holding them there: which of them is
+the highest at each pixel, and where one of them passes a threshold.
+
+A resized pixel is a convex combination of few neighbouring numbers, so most of a frame is decided
+by the least and the largest of those; only what is left is computed.
+"""
 
 from __future__ import annotations
 
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from knet_runtime.preprocess import Geometry
 from knet_runtime.types import ClassMap
 
 _CHUNK = 2**17  # numbers: half a megabyte of float32 stays in a core's cache
 
 
-def class_map(logits: NDArray[np.float32], geometry: Geometry) -> ClassMap:
-    """The class map [H, W] at ``geometry.source_hw`` for the model's logits float32 [N, h, w], from
-    which the window goes to the source's size in one step. Raises ValueError as ``cut_window``."""
-    return upsampled_argmax(cut_window(logits, geometry), geometry.source_hw)
-
-
-def cut_window(logits: NDArray[np.float32], geometry: Geometry) -> NDArray[np.float32]:
-    """The part of float32 [N, h, w] logits that the image fills, a view. It is exact: the window
-    lies on multiples of the logits' stride. Raises ValueError for logits that have no whole stride
-    in ``geometry.model_hw``, or another one than the window lies on."""
-    stride = geometry.model_hw[0] // logits.shape[1] if logits.ndim == 3 and logits.size else 0
-    fits = stride and tuple(stride * side for side in logits.shape[1:]) == geometry.model_hw
-    if not fits or any(side % stride for side in geometry.window):
-        raise ValueError(
-            f"logits {logits.shape} do not fit an input of {geometry.model_hw} with the image at "
-            f"{geometry.window}"
-        )
-    top, left, height, width = (side // stride for side in geometry.window)
-    return logits[:, top : top + height, left : left + width]
-
-
-def restore_class_map(classes: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
-    """The class map [H, W] at ``geometry.source_hw`` for a graph's own class map uint8 [h, w] at
-    the model's size: the window is cut out, and every pixel takes its nearest one's class.
-
-    Raises ValueError when the map does not fit the geometry.
-    """
-    if classes.shape != geometry.model_hw:
-        raise ValueError(f"the class map is {classes.shape}, expected {geometry.model_hw}")
-    top, left, height, width = geometry.window
-    window = np.ascontiguousarray(classes[top : top + height, left : left + width])
-    if window.shape == geometry.source_hw:
-        return window
-    size = (geometry.source_hw[1], geometry.source_hw[0])
-    resized = cv2.resize(window, size, interpolation=cv2.INTER_NEAREST_EXACT)
-    return np.asarray(resized, np.uint8)
-
-
 def upsampled_argmax(
-    logits: NDArray[np.float32], size: tuple[int, int], via: tuple[int, int] | None = None
+    logits: NDArray[np.float32],
+    size: tuple[int, int],
+    via: tuple[int, int] | None = None,
+    window: tuple[int, int, int, int] | None = None,
 ) -> ClassMap:
     """The class map [H, W] = ``size`` of float32 [N, h, w] logits: uint8, or uint16 when N > 256.
 
@@ -66,7 +34,8 @@ def upsampled_argmax(
     million differs from PyTorch's own map. The lowest class wins a tie; infinity counts as 1e38.
 
     ``via`` (height, width) is a size that the logits are resized to first, at least their own:
-    mmsegmentation goes to the network's input size and from there to the image's.
+    mmsegmentation goes to the network's input size and from there to the image's. ``window`` (top,
+    left, height, width) is the part of that size that the image fills, if not all of it.
     Raises ValueError when they are not float32 [N, h, w] or hold NaN, or when ``size`` is empty.
     """
     if logits.ndim != 3 or logits.dtype != np.float32 or logits.size == 0:
@@ -77,11 +46,13 @@ def upsampled_argmax(
     if via is not None and (via[0] < logits.shape[1] or via[1] < logits.shape[2]):
         raise ValueError(f"logits {logits.shape} cannot go through a smaller size, {via}")
     logits = np.ascontiguousarray(logits)
-    steps = [size] if via is None or via in (size, logits.shape[1:]) else [via, size]
-    reach = 1 + len(steps)
+    low = (logits.shape[1], logits.shape[2])
+    via = via or low
+    top, left, tall, wide = window or (0, 0, *via)
+    reach = 2 if via == low or (via == size == (tall, wide)) else 3
     classes, where = candidates(logits, reach)
-    rows = _axis((logits.shape[1], *(step[0] for step in steps)), reach)
-    columns = _axis((logits.shape[2], *(step[1] for step in steps)), reach)
+    rows = _axis(low[0], via[0], (top, tall), height, reach)
+    columns = _axis(low[1], via[1], (left, wide), width, reach)
     blocks = rows.block[:, None] * logits.shape[2] + columns.block
     # Right wherever a block has one candidate, as most have.
     highest = (where * classes[:, None]).max(0)
@@ -102,6 +73,78 @@ def upsampled_argmax(
         at = (rows.pixel.take(down, 1) * width)[:, None] + columns.pixel.take(across, 1)
         winner.reshape(-1)[at.ravel()] = won.ravel()
     return winner
+
+
+class UpsampledMask(NamedTuple):
+    """Where a plane is high: ``mask`` bool [h, w] with its first pixel at (left, top)."""
+
+    left: int
+    top: int
+    mask: NDArray[np.bool_]
+
+
+def upsampled_masks(
+    planes: NDArray[np.float32],
+    threshold: float,
+    size: tuple[int, int],
+    via: tuple[int, int] | None = None,
+    window: tuple[int, int, int, int] | None = None,
+) -> list[UpsampledMask | None]:
+    """Where each of float32 [N, h, w], resized as ``upsampled_argmax`` resizes, is above
+    ``threshold``: in a box around it, or None where it is nowhere. Nothing is held at the frame's
+    size but these boxes. Raises ValueError for NaN."""
+    low = (planes.shape[1], planes.shape[2])
+    via = via or low
+    top, left, tall, wide = window or (0, 0, *via)
+    reach = 2 if via == low or (via == size == (tall, wide)) else 3
+    rows = _axis(low[0], via[0], (top, tall), size[0], reach)
+    columns = _axis(low[1], via[1], (left, wide), size[1], reach)
+    return [_mask_above(plane, np.float32(threshold), rows, columns, reach) for plane in planes]
+
+
+def _mask_above(
+    plane: NDArray[np.float32], threshold: np.float32, rows: _Axis, columns: _Axis, reach: int
+) -> UpsampledMask | None:
+    flat = np.ascontiguousarray(plane)[None]
+    if np.isnan(flat).any():
+        raise ValueError("masks hold NaN: the model or its engine is broken")
+    possible = _of_blocks(np.maximum, flat, reach)[rows.block][:, columns.block] > threshold
+    if not possible.any():
+        return None
+    y, x = _extent(possible, 1), _extent(possible, 0)
+    block = rows.block[y, None] * plane.shape[1] + columns.block[x]
+    certain = _of_blocks(np.minimum, flat, reach).reshape(-1)[block] > threshold
+    first = int(rows.pixel[0, y.start]), int(columns.pixel[0, x.start])
+    last = int(rows.pixel[-1, y.stop - 1]) + 1, int(columns.pixel[-1, x.stop - 1]) + 1
+    down = rows.patch[first[0] : last[0]] - y.start
+    across = columns.patch[first[1] : last[1]] - x.start
+    mask = certain.take(across, 1).take(down, 0)
+    at_row, at_column = np.nonzero(possible[y, x] & ~certain)
+    height, width = plane.shape
+    taps = np.minimum(np.arange(reach), height - 1)[:, None] * width
+    taps = taps + np.minimum(np.arange(reach), width - 1)
+    corners = flat.reshape(-1)[taps[..., None] + block[at_row, at_column]]
+    lines = _mix(rows.share[..., y].take(at_row, 2), corners)
+    values = _mix(columns.share[..., x].take(at_column, 2), lines)
+    pixel_rows = rows.pixel[:, y].take(at_row, 1) - first[0]
+    pixel_columns = columns.pixel[:, x].take(at_column, 1) - first[1]
+    mask[pixel_rows[:, None], pixel_columns] = values > threshold
+    return UpsampledMask(first[1], first[0], mask)
+
+
+def _extent(there: NDArray[np.bool_], axis: int) -> slice:
+    """From the first to the last line, across ``axis``, that holds any."""
+    lines = np.flatnonzero(there.any(axis))
+    return slice(int(lines[0]), int(lines[-1]) + 1)
+
+
+def _of_blocks(pick: np.ufunc, plane: NDArray[np.float32], reach: int) -> NDArray[np.float32]:
+    """``pick`` over each block of ``plane`` [1, h, w], where it begins, as [h, w]; what stands
+    where no block begins means nothing."""
+    found = np.empty(plane.shape[1:], np.float32)
+    over = _over_blocks(pick, plane, reach)[0]
+    found.reshape(-1)[: len(over)] = over
+    return found
 
 
 def candidates(logits: NDArray[np.float32], reach: int = 2) -> tuple[ClassMap, NDArray[np.bool_]]:
@@ -155,17 +198,14 @@ class _Axis(NamedTuple):
 
 
 @lru_cache(maxsize=32)
-def _axis(sides: tuple[int, ...], reach: int) -> _Axis:
-    """The axis that is resized from ``sides[0]`` logits to each of the other sides in turn; a pixel
-    reads T = ``reach`` logits, the last ones beyond the edge if there are fewer."""
-    low, high = sides[0], sides[-1]
+def _axis(low: int, via: int, window: tuple[int, int], high: int, reach: int) -> _Axis:
+    """The axis that is resized from ``low`` logits to ``via``, and its ``window`` (start, length)
+    to ``high``; a pixel reads T = ``reach`` logits, the last ones beyond the edge if there are
+    fewer."""
     shares = np.eye(low, max(low, reach))
-    for side in sides[1:]:
-        last = len(shares) - 1
-        at = np.clip((np.arange(side) + 0.5) * (len(shares) / side) - 0.5, 0, last)
-        lower = at.astype(np.intp)
-        upper = (at - lower)[:, None]
-        shares = shares[lower] * (1 - upper) + shares[np.minimum(lower + 1, last)] * upper
+    start, length = window
+    shares = resizing(shares, via)[start : start + length]
+    shares = resizing(shares, high)
     block = np.minimum((shares > 0).argmax(1), shares.shape[1] - reach)
     longest = -(-high // low)
     opens = (np.arange(high) - np.searchsorted(block, block)) % longest == 0
@@ -174,6 +214,18 @@ def _axis(sides: tuple[int, ...], reach: int) -> _Axis:
     block = block[first]
     share = np.stack([shares[pixel, block + tap] for tap in range(reach)])
     return _Axis(block, np.cumsum(opens) - 1, pixel, share.astype(np.float32))
+
+
+def resizing(rows: NDArray[np.float64], side: int) -> NDArray[np.float64]:
+    """Rows [h, n] to [``side``, n], bilinearly with half-pixel centres."""
+    last = len(rows) - 1
+    at = np.clip((np.arange(side) + 0.5) * (len(rows) / side) - 0.5, 0, last)
+    lower = at.astype(np.intp)
+    upper = (at - lower)[:, None]
+    mixed: NDArray[np.float64] = (
+        rows[lower] * (1 - upper) + rows[np.minimum(lower + 1, last)] * upper
+    )
+    return mixed
 
 
 def _contest(

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from coco_folders import save_ids, write_panoptic
+from PIL import Image
+
+from knet_runtime.labels import LabelMap, distinct_palette
+from knet_synthetic import CAMVID11, Street
+from knet_train.config import DataConfig, load_config, override_config
+from knet_train.data.batches import SegmentSamples, street_truth
+from knet_train.data.coco import open_segments
+from knet_train.data.targets import segment_targets
+from knet_train.data.truth import Truth
+from knet_train.segment_loss import shrunk
+
+CAMVID = LabelMap(CAMVID11.names, CAMVID11.palette, 255, (8, 9, 10))
+
+
+def data_config(*settings: str) -> DataConfig:
+    plain = ("data.eval_size=[64, 96]", "data.crop=[64, 96]", "data.synthetic_share=0")
+    return override_config(load_config("knet-edge"), [*plain, *settings]).data
+
+
+def truth_of(ids: Any, classes: tuple[int, ...], crowds: frozenset[int] = frozenset()) -> Truth:
+    layers = np.asarray(ids, np.uint16)
+    return Truth(layers, classes, crowds, np.zeros(layers.shape[1:], np.bool_))
+
+
+@pytest.mark.parametrize("size", [(64, 96), (96, 32), (70, 45), (33, 130)])
+def test_targets_are_the_objects_masks_made_smaller_bilinearly(size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(sum(size))
+    ids = np.kron(rng.integers(0, 7, (2, 40, 40)), np.ones((1, 4, 4)))[:, : size[0], : size[1]]
+    ids[1][rng.random(size) < 0.5] = 0
+    ids[1][ids[1] > 0] += 6
+    classes = tuple(rng.permutation(12).tolist())
+    things = range(6)
+    targets = segment_targets(
+        torch.from_numpy(ids.astype(np.int64)), truth_of(ids, classes), things
+    )
+    padded = np.zeros((2, -(-size[0] // 32) * 32, -(-size[1] // 32) * 32))
+    padded[:, : size[0], : size[1]] = ids
+    for masks, found in ((targets.masks, targets.classes), (targets.stuff, targets.stuff_classes)):
+        assert masks.dtype == torch.float32
+        for mask, class_id in zip(masks, found.tolist(), strict=True):
+            own = (padded == classes.index(class_id) + 1).any(0)
+            assert torch.equal(mask, shrunk(torch.from_numpy(own)[None])[0])
+    assert sorted(targets.classes.tolist()) == list(things)
+    assert sorted(targets.stuff_classes.tolist()) == [c for c in range(12) if c not in things]
+
+
+def test_crowds_and_what_the_crop_has_lost_are_no_target() -> None:
+    ids = torch.zeros((1, 64, 64), dtype=torch.int64)
+    ids[0, :20, :20], ids[0, 30:50, 30:50] = 1, 2
+    ids[0, 60, 60] = 3  # between the pixels that are looked at
+    truth = truth_of(ids, (0, 0, 1, 1), frozenset({2}))
+    targets = segment_targets(ids, truth, (0, 1))
+    assert targets.classes.tolist() == [0]
+    assert len(targets.stuff) == 0
+
+
+def test_the_image_and_its_objects_are_augmented_alike(tmp_path: Path) -> None:
+    write_panoptic(tmp_path, images=1)
+    ids = np.full((64, 96), 300)
+    ids[20:44, 30:62] = 11
+    save_ids(tmp_path / "annotations" / "panoptic_train" / "p0.png", ids)
+    pixels = np.repeat(np.where(ids == 11, 255, 0).astype(np.uint8)[..., None], 3, -1)
+    Image.fromarray(pixels).save(tmp_path / "train" / "p0.png")
+    path = tmp_path / "annotations" / "panoptic_train.json"
+    path.write_text(path.read_text().replace("p0.jpg", "p0.png"))
+    folder = open_segments(tmp_path, "train", "panoptic")
+    samples = SegmentSamples(folder, data_config("data.photometric=0"), 3, 20)
+    seen = []
+    for index in range(20):
+        image, targets = samples[index]
+        assert image.shape == (64, 96, 3)
+        if not len(targets.masks):
+            continue
+        shown = shrunk(image[None, ..., 0] > 150)[0]
+        assert (shown - targets.masks[0]).abs().mean() < 0.05
+        seen.append(float(targets.masks[0].sum()))
+    assert len(seen) > 15
+    assert max(seen) > 2 * min(seen)
+
+
+def test_a_sample_is_a_function_of_seed_and_index(tmp_path: Path) -> None:
+    write_panoptic(tmp_path, images=3)
+    folder = open_segments(tmp_path, "train", "panoptic")
+    one, other = (SegmentSamples(folder, data_config(), 1, 9) for _ in range(2))
+    for index in (5, 0, 8):
+        first, second = one[index], other[index]
+        assert torch.equal(first[0], second[0])
+        for a, b in zip(first[1], second[1], strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("names", [CAMVID11.names, ("Bicyclist", "Car"), ("Car", "Road")])
+def test_synthetic_streets_in_the_classes_of_the_data(names: tuple[str, ...]) -> None:
+    things = tuple(i for i, name in enumerate(names) if name in ("Car", "Pedestrian", "Bicyclist"))
+    labels = LabelMap(tuple(names), distinct_palette(len(names)), 255, things)
+    street = Street(3, (96, 128))
+    _, classes, objects = street.scene(40)
+    image, truth = street_truth(street, 40, labels)
+    assert image.shape == (96, 128, 3)
+    own = np.array([255, *truth.classes])[truth.ids[0]]
+    for index, name in enumerate(CAMVID11.names):
+        expected = names.index(name) if name in names else 255
+        assert (own[classes == index] == expected).all()
+    cars = sum(1 for one in objects.classes if one == CAMVID11.names.index("Car"))
+    assert sum(1 for one in truth.classes if one == names.index("Car")) == cars

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from coco_folders import write_panoptic
+from safetensors.torch import load_file, save_file
+
+from knet_train.checkpoint import read_segment_checkpoint
+from knet_train.config import load_config
+from knet_train.models.backbones import build_backbone
+
+TINY = (
+    "model.channels=32",
+    "model.stages=1",
+    "model.heads=2",
+    "model.update_channels=32",
+    "model.ffn_channels=32",
+    "model.kernels=2",
+    "data.eval_size=[64, 96]",
+    "data.crop=[60, 90]",
+    "loss.stage_weights=[1.0, 1.0]",
+    "data.synthetic_share=0",
+    "data.val_split=train",
+    "optim.steps=4",
+    "optim.batch_size=2",
+    "optim.warmup_steps=1",
+    "trainer.val_every=2",
+    "trainer.save_every=1",
+    "trainer.workers=0",
+    "trainer.precision=32-true",
+)
+
+
+@pytest.mark.parametrize(("task", "metric"), [("panoptic", "PQ"), ("instance", "AP")])
+def test_a_run_with_more_objects_than_kernels_scores_and_repeats_itself(
+    tmp_path: Path, task: Any, metric: str
+) -> None:
+    from knet_train.fit import train
+
+    write_panoptic(tmp_path / "data", images=2)
+    config = load_config(f"knet-edge-{task}", TINY)
+    weights = tmp_path / "backbone.safetensors"
+    torch.manual_seed(1)
+    save_file(build_backbone(config.model).state_dict(), weights)
+    results = [
+        train(config, tmp_path / "data", tmp_path / name, backbone_weights=weights)
+        for name in ("one", "two")
+    ]
+    assert results[0].metric == metric
+    assert 0 <= results[0].best_score <= 1
+    one, two = (load_file(result.last) for result in results)
+    assert all(torch.equal(value, two[key]) for key, value in one.items())
+    assert all(torch.isfinite(value).all() for value in one.values())
+    checkpoint = read_segment_checkpoint(results[0].best)
+    assert checkpoint.config.model.task == task
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance"])
+def test_a_run_that_broke_off_ends_as_if_nothing_had_been(tmp_path: Path, task: Any) -> None:
+    import pytorch_lightning as pl
+
+    from knet_train.fit import train
+
+    class Break(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            if trainer.global_step == 3:
+                raise ValueError("broken off")
+
+    write_panoptic(tmp_path / "data", images=3)
+    config = load_config(f"knet-edge-{task}", TINY)
+    weights = tmp_path / "backbone.safetensors"
+    torch.manual_seed(1)
+    save_file(build_backbone(config.model).state_dict(), weights)
+    whole = train(config, tmp_path / "data", tmp_path / "whole", backbone_weights=weights)
+    parts, data = tmp_path / "parts", tmp_path / "data"
+    with pytest.raises(ValueError, match="broken off"):
+        train(config, data, parts, backbone_weights=weights, callbacks=[Break()])
+    resumed = train(config, data, parts, backbone_weights=weights, resume=True)
+    assert resumed.best_score == whole.best_score
+    expected = load_file(whole.last)
+    assert all(torch.equal(v, expected[key]) for key, v in load_file(resumed.last).items())

@@ -1,0 +1,144 @@
+"""The losses for instances and panoptic segmentation against the authors' own code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from narrow_knet import KERNELS, THINGS, Arrays
+
+from knet_train.models.segments import SegmentKNet, TrainingOutputs, upsample_twice
+from knet_train.published import published_name
+from knet_train.segment_loss import SegmentTargets, match, segment_losses, shrunk
+
+Narrow = Callable[[str], SegmentKNet]
+Stored = Callable[[str], Arrays]
+SIZE = (96, 128)
+NAMES = {"class": "cls"}
+
+
+def targets_of(arrays: Arrays, panoptic: bool) -> list[SegmentTargets]:
+    found = []
+    for index in range(2):
+        classes = torch.from_numpy(arrays[f"gt_labels_{index}"])
+        packed = np.unpackbits(arrays[f"gt_masks_{index}_packed"], axis=1)
+        masks = torch.from_numpy(packed.reshape(-1, *SIZE))
+        semantic = torch.from_numpy(arrays[f"gt_sem_{index}"])
+        stuff = [c for c in semantic.unique().tolist() if panoptic and THINGS <= c < 133]
+        layers = [semantic == label for label in stuff]
+        regions = torch.stack(layers) if layers else torch.zeros(0, *SIZE)
+        found.append(SegmentTargets(shrunk(masks), classes, shrunk(regions), torch.tensor(stuff)))
+    return found
+
+
+def reference_name(ours: str) -> str:
+    """ "stage1_class" as the authors' code calls it."""
+    place, kind = ours.split("_")
+    if place == "init":
+        return f"loss_rpn_{'seg' if kind == 'class' else kind}"
+    return f"s{place[-1]}_loss_{NAMES.get(kind, kind)}"
+
+
+@pytest.fixture(params=["inst", "pan"])
+def task(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def model(narrow: Narrow, task: str) -> SegmentKNet:
+    model = narrow(task)
+    for name, weight in model.named_parameters():
+        if re.match(r"backbone\.(conv1|bn1|layer1)", name):  # as the published recipe freezes
+            weight.requires_grad_(False)
+    return model
+
+
+@pytest.fixture
+def outputs(model: SegmentKNet, stored: Stored, task: str) -> TrainingOutputs:
+    images = torch.from_numpy(stored(f"{task}/train_batch")["img"])
+    return model.decode(model.backbone(images))
+
+
+def test_losses_and_gradients_are_the_authors(
+    model: SegmentKNet, outputs: TrainingOutputs, stored: Stored, task: str
+) -> None:
+    arrays = stored(f"{task}/train_batch")
+    losses = segment_losses(
+        outputs, targets_of(arrays, task == "pan"), things=model.things, stuff=model.stuff
+    )
+    expected = arrays["losses"]
+    terms = {name for name in expected if "loss_" in name}
+    assert {reference_name(name) for name in losses} == terms
+    for name, loss in losses.items():
+        assert loss.item() == pytest.approx(expected[reference_name(name)], rel=1e-5)
+    total = sum(losses.values())
+    assert isinstance(total, torch.Tensor)
+    assert total.item() == pytest.approx(expected["loss"], rel=1e-6)
+
+    total.backward()
+    weights = {published_name(name): weight for name, weight in model.named_parameters()}
+    assert weights.keys() == arrays["grad_norms"].keys()
+    for name, norm in arrays["grad_norms"].items():
+        gradient = weights[name].grad
+        if norm is None:
+            assert gradient is None
+        else:
+            assert gradient is not None
+            assert float(gradient.norm()) == pytest.approx(norm, rel=1e-4, abs=1e-6)
+    for name in (name for name in arrays if name.startswith("grad:")):
+        gradient, whole = weights[name.removeprefix("grad:")].grad, arrays[name]
+        assert gradient is not None
+        difference = np.abs(gradient.numpy().reshape(whole.shape) - whole).max()
+        assert difference <= 1e-4 * np.abs(whole).max()
+
+
+def test_kernels_get_the_authors_objects(
+    outputs: TrainingOutputs, stored: Stored, task: str
+) -> None:
+    arrays = stored(f"{task}/train_batch")
+    targets = targets_of(arrays, task == "pan")
+    # The head and the first stage look at the first masks, later stages at the stage before.
+    for row, before in enumerate((0, 0, 1, 2)):
+        stage = outputs.stages[before]
+        masks = upsample_twice(stage.masks[:, :KERNELS]).detach()
+        for index, target in enumerate(targets):
+            classes = None
+            if stage.classes is not None:
+                classes = stage.classes[index, :KERNELS].detach()
+            found = match(masks[index], classes, target)
+            np.testing.assert_array_equal(found.numpy() + 1, arrays["assign"][2 * row + index])
+
+
+def nothing(classes: int = 0) -> SegmentTargets:
+    """An image without an object, and so many classes of stuff all over it."""
+    masks = torch.zeros(0, SIZE[0] // 4, SIZE[1] // 4)
+    stuff = torch.ones(classes, SIZE[0] // 4, SIZE[1] // 4)
+    none = torch.zeros(0, dtype=torch.int64)
+    return SegmentTargets(masks, none, stuff, torch.arange(THINGS, THINGS + classes))
+
+
+@pytest.mark.parametrize("stuff", [0, 2])
+def test_a_batch_without_an_object_has_finite_losses_and_gradients(
+    model: SegmentKNet, outputs: TrainingOutputs, task: str, stuff: int
+) -> None:
+    empty = [nothing(stuff if task == "pan" else 0)] * 2
+    losses = segment_losses(outputs, empty, things=model.things, stuff=model.stuff)
+    total = sum(losses.values())
+    assert isinstance(total, torch.Tensor)
+    total.backward()
+    assert torch.isfinite(total)
+    for weight in model.parameters():
+        assert weight.grad is None or torch.isfinite(weight.grad).all()
+
+
+def test_more_objects_than_kernels_leave_the_rest_unmatched() -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = (torch.rand(7, 8, 8, generator=generator) > 0.5).float()
+    none = nothing()
+    crowd = SegmentTargets(masks, torch.zeros(7, dtype=torch.int64), none.stuff, none.stuff_classes)
+    found = match(torch.randn(3, 8, 8, generator=generator), None, crowd)
+    assert sorted(set(found.tolist())) == sorted(found.tolist())  # each another object
+    assert (found >= 0).all()

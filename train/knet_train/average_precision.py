@@ -1,0 +1,117 @@
+"""COCO's average precision of masks, as pycocotools counts it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from knet_runtime.labels import LabelMap
+from knet_runtime.rle import rles_of
+from knet_train.data.truth import Truth
+
+_AT_50, _AT_75 = 0, 5  # places among the ten thresholds of IoU
+
+
+class Precision(msgspec.Struct, frozen=True):
+    """Average precision, 0 … 1, over ten thresholds of IoU (``ap``) and at two of them; ``count``
+    is the number of classes that they are the mean of, those with an object in the truth. NaN where
+    there is none."""
+
+    ap: float
+    ap50: float
+    ap75: float
+    count: int
+
+
+class AveragePrecision:
+    """Objects found and true, of as many images as are given to ``update``."""
+
+    def __init__(self, labels: LabelMap) -> None:
+        self.labels = labels
+        self.found: list[dict[str, Any]] = []
+        self.truth: list[dict[str, Any]] = []
+        self.images: list[tuple[int, tuple[int, int]]] = []
+
+    def update(self, number: int, found: Sequence[dict[str, Any]], truth: Truth) -> None:
+        """Add the image of this ``number``: what was ``found`` is ``Segmentation.to_coco``'s."""
+        self.images.append((number, truth.void.shape))
+        self.found += [
+            {"area": float(coco_mask.area(one["segmentation"])), **one, "image_id": number}
+            for one in found
+        ]
+        for layer in truth.ids:
+            for id_, (rle, area) in rles_of(layer, np.unique(layer[layer > 0]).tolist()).items():
+                self.truth.append(
+                    {
+                        "image_id": number,
+                        "category_id": truth.classes[id_ - 1],
+                        "segmentation": msgspec.to_builtins(rle),
+                        "area": area,
+                        "bbox": [0, 0, 1, 1],
+                        "iscrowd": int(id_ in truth.crowds),
+                    }
+                )
+
+    def per_class(self) -> list[Precision]:
+        """Of each class."""
+        precision = self._precision()
+        return [_mean(precision[:, :, index : index + 1]) for index in range(precision.shape[2])]
+
+    @property
+    def all(self) -> Precision:
+        """The mean over classes."""
+        return _mean(self._precision())
+
+    def _precision(self) -> NDArray[np.float64]:
+        """Precision [threshold, recall, class], -1 where the truth has no object."""
+        order = sorted(range(len(self.truth)), key=lambda i: self.truth[i]["image_id"])
+        truth = COCO()
+        truth.dataset = {
+            "images": [
+                {"id": number, "height": height, "width": width}
+                for number, (height, width) in sorted(self.images)
+            ],
+            "annotations": [{"id": place, **self.truth[i]} for place, i in enumerate(order, 1)],
+            "categories": [
+                {"id": index, "name": name} for index, name in enumerate(self.labels.names)
+            ],
+        }
+        with contextlib.redirect_stdout(io.StringIO()):  # it tells what it does
+            truth.createIndex()
+            found = COCO()
+            found.dataset = {
+                **truth.dataset,
+                "annotations": [
+                    {"id": place, "iscrowd": 0, **one}
+                    for place, one in enumerate(
+                        sorted(self.found, key=lambda one: one["image_id"]), 1
+                    )
+                ],
+            }
+            found.createIndex()
+            judge = COCOeval(truth, found, "segm")
+            judge.evaluate()
+            judge.accumulate()
+        return np.asarray(judge.eval["precision"][:, :, :, 0, -1], np.float64)
+
+
+def _mean(precision: NDArray[np.float64]) -> Precision:
+    there = (precision > -1).any((0, 1))
+    if not there.any():
+        return Precision(np.nan, np.nan, np.nan, 0)
+    valid = precision[:, :, there]
+    return Precision(
+        float(valid.mean()),
+        float(valid[_AT_50].mean()),
+        float(valid[_AT_75].mean()),
+        int(there.sum()),
+    )

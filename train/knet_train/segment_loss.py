@@ -1,0 +1,206 @@
+"""The losses of K-Net for instances and panoptic segmentation (arXiv 2106.14855, section 3.4).
+
+Kernels of things are matched one to one with an image's objects (Hungarian matching); each stage
+is matched by what the stage before it said, so that a kernel refines the object it already has.
+Kernels of stuff belong to their class. Formulas and their order follow the authors' own code
+(github ZwwWayne/K-Net, ``knet/det/``: ``kernel_head.py``, ``kernel_iter_head.py``,
+``kernel_update_head.py``, ``mask_hungarian_assigner.py``).
+
+Masks are compared at stride 4: those of the ground truth are made smaller, bilinearly, and stay
+soft; the predictions are doubled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from knet_train.models.segments import TrainingOutputs, upsample_twice
+
+_ALPHA, _GAMMA = 0.25, 2.0
+_SMOOTH = 1e-3  # of dice
+_IGNORED = -1
+STRIDE = 4
+
+
+class SegmentTargets(NamedTuple):
+    """What is in one image, padded to the batch's size, at a quarter of it: ``masks`` [M, h, w] in
+    0 … 1 and ``classes`` [M] of its things, ``stuff`` [S, h, w] and ``stuff_classes`` [S] of the
+    classes of stuff that are in it (none for instances)."""
+
+    masks: Tensor
+    classes: Tensor
+    stuff: Tensor
+    stuff_classes: Tensor
+
+
+def shrunk(masks: Tensor) -> Tensor:
+    """Masks [M, H, W] of 0 and 1 -> soft ones at a quarter of the size."""
+    height, width = masks.shape[-2:]
+    size = (height // STRIDE, width // STRIDE)
+    if not len(masks):
+        return masks.new_zeros((0, *size), dtype=torch.float32)
+    return F.interpolate(masks[None].float(), size, mode="bilinear", align_corners=False)[0]
+
+
+def match(masks: Tensor, classes: Tensor | None, targets: SegmentTargets) -> Tensor:
+    """The object that each kernel of things has, int64 [N], or -1.
+
+    ``masks`` [N, h, w] are logits at the targets' size; ``classes`` [N, K] logits, None before
+    there are any. One to one, at the smallest sum of class, dice and mask costs.
+    """
+    found = torch.full((len(masks),), -1, dtype=torch.int64, device=masks.device)
+    if not len(targets.masks):
+        return found
+    predicted = masks.sigmoid().flatten(1)
+    truth = targets.masks.flatten(1)
+    inner = predicted @ truth.T
+    squares = (predicted**2).sum(1)[:, None] + (truth**2).sum(1) + 2 * _SMOOTH
+    cost = -4 * 2 * inner / squares
+    cost -= (inner + (1 - predicted) @ (1 - truth).T) / predicted.shape[1]
+    if classes is not None:
+        p = classes.sigmoid()
+        rest = 1 - p
+        positive = -(p + 1e-12).log() * _ALPHA * rest**_GAMMA
+        negative = -(rest + 1e-12).log() * (1 - _ALPHA) * p**_GAMMA
+        cost += 2 * (positive - negative)[:, targets.classes]
+    rows, columns = linear_sum_assignment(cost.detach().cpu().numpy())
+    found[torch.from_numpy(rows)] = torch.from_numpy(columns).to(found)
+    return found
+
+
+@dataclass(frozen=True)
+class _Positives:
+    """Of one image: the kernels that have a mask to make, and which."""
+
+    kernels: Tensor
+    masks: Tensor
+    classes: Tensor
+
+
+def segment_losses(
+    outputs: TrainingOutputs,
+    targets: Sequence[SegmentTargets],
+    *,
+    things: Sequence[int],
+    stuff: Sequence[int],
+) -> dict[str, Tensor]:
+    """All terms by name, weighted; their sum is what is minimised."""
+    count = outputs.stages[0].masks.shape[1] - len(stuff)  # kernels of things
+    masks = [upsample_twice(stage.masks) for stage in outputs.stages]
+    first = [match(m[:count].detach(), None, t) for m, t in zip(masks[0], targets, strict=True)]
+    losses = _mask_losses("init", masks[0][:, :count], _positives(first, targets), rank=bool(stuff))
+    losses["init_class"] = _semantic_loss(
+        upsample_twice(outputs.semantic), _positives(first, targets), targets
+    )
+    matched = first
+    thing_columns = torch.as_tensor(things, device=masks[0].device)
+    for number, stage in enumerate(outputs.stages[1:]):
+        if number:  # the first stage's are the initial kernels'
+            before = outputs.stages[number].classes
+            assert before is not None
+            matched = [
+                match(masks[number][b, :count].detach(), before[b, :count].detach(), target)
+                for b, target in enumerate(targets)
+            ]
+        found = _positives(matched, targets, count, stuff)
+        losses |= _mask_losses(f"stage{number}", masks[number + 1], found, rank=bool(stuff))
+        assert stage.classes is not None
+        losses[f"stage{number}_class"] = _class_loss(
+            stage.classes, found, count, thing_columns, stuff
+        )
+    return losses
+
+
+def _positives(
+    matched: Sequence[Tensor],
+    targets: Sequence[SegmentTargets],
+    count: int = 0,
+    stuff: Sequence[int] = (),
+) -> list[_Positives]:
+    """The kernels with a target in each image: matched ones, and, with ``stuff``, its rows after
+    the ``count`` of things."""
+    rows = {label: count + row for row, label in enumerate(stuff)}
+    found = []
+    for objects, target in zip(matched, targets, strict=True):
+        kernels = (objects >= 0).nonzero()[:, 0]
+        masks, classes = target.masks[objects[kernels]], target.classes[objects[kernels]]
+        if stuff:
+            own = [rows[label] for label in target.stuff_classes.tolist()]
+            kernels = torch.cat([kernels, torch.as_tensor(own, dtype=torch.int64).to(kernels)])
+            masks = torch.cat([masks, target.stuff])
+            classes = torch.cat([classes, target.stuff_classes])
+        found.append(_Positives(kernels, masks, classes))
+    return found
+
+
+def _mask_losses(
+    name: str, masks: Tensor, found: Sequence[_Positives], *, rank: bool
+) -> dict[str, Tensor]:
+    """Cross-entropy and dice of the positive masks, and which kernel is the highest at a pixel."""
+    predicted = torch.cat([masks[b, one.kernels] for b, one in enumerate(found)]).flatten(1)
+    truth = torch.cat([one.masks for one in found]).flatten(1)
+    if len(predicted):
+        p = predicted.sigmoid()
+        inner = 2 * (p * truth).sum(1)
+        squares = (p**2).sum(1) + (truth**2).sum(1) + 2 * _SMOOTH
+        losses = {
+            f"{name}_mask": F.binary_cross_entropy_with_logits(predicted, truth),
+            f"{name}_dice": 4 * (1 - inner / squares).mean(),
+        }
+    else:
+        losses = {f"{name}_mask": 0 * masks.sum(), f"{name}_dice": 0 * masks.sum()}
+    if rank:
+        winner = torch.full_like(masks[:, 0], _IGNORED, dtype=torch.int64)
+        for b, one in enumerate(found):
+            for kernel, mask in zip(one.kernels, one.masks, strict=True):
+                winner[b, mask > 0] = kernel
+        pixels = F.cross_entropy(masks, winner, ignore_index=_IGNORED, reduction="sum")
+        losses[f"{name}_rank"] = 0.1 * pixels / winner.numel()
+    return losses
+
+
+def _class_loss(
+    logits: Tensor, found: Sequence[_Positives], count: int, things: Tensor, stuff: Sequence[int]
+) -> Tensor:
+    """Focal loss: rows of things over the classes of things, each row of stuff over its own."""
+    wanted = torch.zeros_like(logits)
+    weights = torch.zeros_like(logits)
+    weights[:, :count, things] = 1
+    for row, label in enumerate(stuff):
+        weights[:, count + row, label] = 1
+    for b, one in enumerate(found):
+        wanted[b, one.kernels, one.classes] = 1
+    positives = max(1, sum(len(one.kernels) for one in found))
+    return 2 * (_focal(logits, wanted) * weights).sum() / positives
+
+
+def _semantic_loss(
+    logits: Tensor, found: Sequence[_Positives], targets: Sequence[SegmentTargets]
+) -> Tensor:
+    """Focal loss of the classifier: what no mask covers belongs to no class."""
+    wanted = torch.zeros_like(logits)
+    labelled = 0
+    for b, (one, target) in enumerate(zip(found, targets, strict=True)):
+        label = torch.full_like(logits[b, 0], _IGNORED, dtype=torch.int64)
+        masks = torch.cat([target.stuff, one.masks])
+        for mask, value in zip(masks, torch.cat([target.stuff_classes, one.classes]), strict=True):
+            label[mask > 0] = value
+        there = label >= 0
+        labelled += int(there.sum())
+        wanted[b] = F.one_hot(label.clamp(min=0), logits.shape[1]).permute(2, 0, 1) * there
+    return _focal(logits, wanted).sum() / max(1, labelled)
+
+
+def _focal(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Sigmoid focal loss (arXiv 1708.02002), α = 0.25, γ = 2, element by element."""
+    p = logits.sigmoid()
+    missed = wanted * (1 - p) + (1 - wanted) * p
+    weight = (_ALPHA * wanted + (1 - _ALPHA) * (1 - wanted)) * missed**_GAMMA
+    return weight * F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")

@@ -1,0 +1,119 @@
+"""The training step of instance and panoptic K-Nets, and their scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from knet_runtime.bundle.manifest import SegmentRules
+from knet_runtime.panoptic_quality import PanopticQuality, SegmentIds
+from knet_runtime.segmentation import Segmentation
+from knet_train.average_precision import AveragePrecision
+from knet_train.config import Config
+from knet_train.data.batches import SegmentPart
+from knet_train.data.coco import SegmentFolder
+from knet_train.data.truth import Truth
+from knet_train.inference import predict_segments
+from knet_train.models.segments import SegmentKNet
+from knet_train.module import TrainingModule
+from knet_train.segment_loss import segment_losses
+
+EVERY_SCORE = SegmentRules(score=0.0)  # average precision ranks all objects by their scores
+
+
+def segment_ids(found: Segmentation) -> SegmentIds:
+    """A panoptic result as panoptic quality wants it."""
+    classes = [0] * max((segment.id for segment in found.segments), default=0)
+    for segment in found.segments:
+        classes[segment.id - 1] = segment.class_id
+    return SegmentIds(found.segment_map, classes)
+
+
+class PanopticModule(TrainingModule):
+    """The panoptic K-Net with its losses, and panoptic quality."""
+
+    metric = "PQ"
+    model: SegmentKNet
+    quality: PanopticQuality
+
+    def __init__(self, model: SegmentKNet, config: Config, folder: SegmentFolder) -> None:
+        super().__init__(model, config, folder.labels)
+
+    def training_step(self, batch: SegmentPart, _: int) -> Tensor:
+        return _loss(self, batch)
+
+    def on_validation_epoch_start(self) -> None:
+        self.quality = PanopticQuality(self.label_map)
+
+    def validation_step(self, batch: tuple[NDArray[np.uint8], Truth], _: int) -> None:
+        image, truth = batch
+        found = predict_segments(self.model, image, self.config, self.label_map, SegmentRules())
+        self.quality.update(segment_ids(found), truth.flat())
+
+    def scores(self) -> dict[str, float]:
+        total, own = PanopticQuality(self.label_map), self.quality
+        total.iou = self.sum_over_processes(own.iou)
+        counts = np.stack([own.tp, own.fp, own.fn])
+        total.tp, total.fp, total.fn = self.sum_over_processes(counts)
+        found = {"": total.all, "_things": total.things, "_stuff": total.stuff}
+        pq, *others = ((f"val_pq{of}", _zero(one.pq)) for of, one in found.items())
+        return dict([pq, ("val_classes", float(total.all.count)), *others])
+
+
+class InstanceModule(TrainingModule):
+    """The instance K-Net with its losses, and average precision of masks."""
+
+    metric = "AP"
+    model: SegmentKNet
+    precision: AveragePrecision
+
+    def __init__(self, model: SegmentKNet, config: Config, folder: SegmentFolder) -> None:
+        super().__init__(model, config, folder.labels)
+
+    def training_step(self, batch: SegmentPart, _: int) -> Tensor:
+        return _loss(self, batch)
+
+    def on_validation_epoch_start(self) -> None:
+        self.precision = AveragePrecision(self.label_map)
+
+    def validation_step(self, batch: tuple[NDArray[np.uint8], Truth], index: int) -> None:
+        image, truth = batch
+        found = predict_segments(self.model, image, self.config, self.label_map, EVERY_SCORE)
+        number = index * self.trainer.world_size + self.global_rank
+        self.precision.update(number, found.to_coco(), truth)
+
+    def scores(self) -> dict[str, float]:
+        parts: list[Any] = [self.precision]
+        if self.trainer.world_size > 1:
+            parts = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(parts, self.precision)
+        total = AveragePrecision(self.label_map)
+        for part in parts:
+            total.found += part.found
+            total.truth += part.truth
+            total.images += part.images
+        score = total.all
+        return {
+            "val_ap": _zero(score.ap),
+            "val_classes": float(score.count),
+            "val_ap50": _zero(score.ap50),
+        }
+
+
+def _loss(module: PanopticModule | InstanceModule, batch: SegmentPart) -> Tensor:
+    model = module.model
+    losses = segment_losses(
+        model.training_outputs(batch.images), batch.targets, things=model.things, stuff=model.stuff
+    )
+    loss = torch.stack(list(losses.values())).sum()
+    module.log_loss(loss, len(batch.images))
+    return loss
+
+
+def _zero(score: float) -> float:
+    """What is not to be had counts as nothing, so that some weights are always the best."""
+    return 0.0 if np.isnan(score) else score
