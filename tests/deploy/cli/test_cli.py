@@ -62,9 +62,15 @@ def test_every_option_of_every_command_says_what_it_does() -> None:
 
 def test_help_groups_the_options_of_run_and_lists_what_can_be_chosen(call: Call) -> None:
     text = call("run", "--help").out
-    panels = ["Arguments", "Input", "Outputs", "Look", "Live page", "Engine", "Options"]
+    panels = ["Arguments", "Input", "Outputs", "Look", "Segments", "Live page", "Engine", "Options"]
     assert re.findall(r"^(\w.*):$", text, re.M) == panels
-    for option, panel in (("--policy", 1), ("--codec", 2), ("--blur", 3), ("--token", 4)):
+    for option, panel in (
+        ("--policy", 1),
+        ("--codec", 2),
+        ("--blur", 3),
+        ("--score", 4),
+        ("--token", 5),
+    ):
         assert text.index(f"{panels[panel]}:") < text.index(f"{option} ")
         assert text.index(f"{option} ") < text.index(f"{panels[panel + 1]}:")
     for choices in (
