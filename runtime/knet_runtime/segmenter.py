@@ -17,7 +17,7 @@ from knet_runtime.engines import open_engine, unverified_reason
 from knet_runtime.errors import ConfigError, EngineError
 from knet_runtime.golden import SelfTest, SelfTestPolicy, check_at_start
 from knet_runtime.labels import LabelMap
-from knet_runtime.postprocess import class_map, instances, panoptic, restore_class_map
+from knet_runtime.postprocess import class_map, find_segments, restore_class_map
 from knet_runtime.preprocess import Geometry, fit_to_input
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.types import Closeable
@@ -130,17 +130,13 @@ class Segmenter(Closeable):
 
     def _result(self, given: Mapping[Meaning, NDArray[Any]], geometry: Geometry) -> Segmentation:
         """One image's outputs at the image's size."""
-        match self.bundle.manifest.task:
-            case "semantic" if "class_map" in given:
-                return Segmentation(restore_class_map(given["class_map"], geometry), self.labels)
-            case "semantic":
-                return Segmentation(class_map(given["semantic_logits"], geometry), self.labels)
-            case "panoptic":
-                find = panoptic
-            case "instance":
-                find = instances
+        if "class_map" in given:
+            return Segmentation(restore_class_map(given["class_map"], geometry), self.labels)
+        if "semantic_logits" in given:
+            return Segmentation(class_map(given["semantic_logits"], geometry), self.labels)
         classes, masks = given["class_logits"], given["mask_logits"]
-        return find(classes, masks, geometry, self.labels, self._rules)
+        task = self.bundle.manifest.task
+        return find_segments(task, classes, masks, geometry, self.labels, self._rules)
 
     def self_test(self, policy: SelfTestPolicy = "refuse") -> SelfTest | None:
         """The golden tensors through this engine; see ``golden.check_at_start``."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import timm
@@ -113,36 +113,51 @@ def read_checkpoint(
     Raises CheckpointError when it is missing, damaged, foreign, of another task, or does not fit
     its own configuration.
     """
-    config, labels, state, digest = _read(path)
-    if config.model.task != "semantic":
-        raise CheckpointError(
-            f"{path} is a network for {config.model.task} segmentation, and this is for "
-            "semantic ones"
-        )
-    model = build(config.model, labels.num_classes)
-    _load(model, state, path)
-    return Checkpoint(model.eval(), config, labels, digest)
+    return _semantic(path, _read(path), build)
 
 
 def read_segment_checkpoint(path: Path) -> SegmentCheckpoint:
     """The same for a network for instances or panoptic segmentation."""
-    config, labels, state, digest = _read(path)
-    if config.model.task == "semantic":
-        raise CheckpointError(f"{path} is a network for semantic segmentation")
-    model = build_segment_model(config.model, labels)
-    _load(model, state, path)
-    return SegmentCheckpoint(model.eval(), config, labels, digest)
+    return _segments(path, _read(path))
 
 
 def read_any_checkpoint(path: Path) -> Checkpoint | SegmentCheckpoint:
     """A network for whatever task; raises as ``read_checkpoint`` does."""
-    if _read(path)[0].model.task == "semantic":
-        return read_checkpoint(path)
-    return read_segment_checkpoint(path)
+    stored = _read(path)
+    if stored.config.model.task == "semantic":
+        return _semantic(path, stored, build_model)
+    return _segments(path, stored)
 
 
-def _read(path: Path) -> tuple[Config, LabelMap, dict[str, Tensor], str]:
-    """Configuration, labels, weights, and the file's SHA-256."""
+class _Stored(NamedTuple):
+    """What a checkpoint's file holds."""
+
+    config: Config
+    labels: LabelMap
+    state: dict[str, Tensor]
+    sha256: str
+
+
+def _semantic(path: Path, stored: _Stored, build: Callable[[ModelConfig, int], KNet]) -> Checkpoint:
+    if stored.config.model.task != "semantic":
+        raise CheckpointError(
+            f"{path} is a network for {stored.config.model.task} segmentation, and this is for "
+            "semantic ones"
+        )
+    model = build(stored.config.model, stored.labels.num_classes)
+    _load(model, stored.state, path)
+    return Checkpoint(model.eval(), stored.config, stored.labels, stored.sha256)
+
+
+def _segments(path: Path, stored: _Stored) -> SegmentCheckpoint:
+    if stored.config.model.task == "semantic":
+        raise CheckpointError(f"{path} is a network for semantic segmentation")
+    model = build_segment_model(stored.config.model, stored.labels)
+    _load(model, stored.state, path)
+    return SegmentCheckpoint(model.eval(), stored.config, stored.labels, stored.sha256)
+
+
+def _read(path: Path) -> _Stored:
     if not path.is_file():
         raise CheckpointError(f"{path} is no file: pass a checkpoint such as RUN/best.safetensors")
     metadata, state = read_tensors(path, "train writes them")
@@ -156,7 +171,7 @@ def _read(path: Path) -> tuple[Config, LabelMap, dict[str, Tensor], str]:
         labels = msgspec.json.decode(metadata["labels"], type=LabelMap)
     except (KeyError, msgspec.DecodeError) as error:
         raise CheckpointError(f"{path}: its configuration is not readable: {error}") from error
-    return config, labels, state, hashlib.sha256(path.read_bytes()).hexdigest()
+    return _Stored(config, labels, state, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def _load(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:

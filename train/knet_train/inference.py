@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from knet_runtime.bundle.manifest import InputSpec, SegmentRules
 from knet_runtime.errors import CheckpointError
 from knet_runtime.labels import LabelMap
-from knet_runtime.postprocess import class_map, upsampled_argmax
-from knet_runtime.postprocess.segments import instances, panoptic
+from knet_runtime.postprocess import class_map, find_segments, upsampled_argmax
 from knet_runtime.preprocess import Geometry, fit_to_input, keep_ratio
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.types import ClassMap
@@ -137,8 +136,7 @@ def predict_segments(
     classes, masks = (found[0] for found in predict_segment_logits(model, fitted[None]))
     padded = (4 * masks.shape[-2], 4 * masks.shape[-1])  # the network pads to a multiple of 32
     geometry = Geometry((image.shape[0], image.shape[1]), padded, window)
-    rule = panoptic if config.model.task == "panoptic" else instances
-    return rule(classes, masks, geometry, labels, rules)
+    return find_segments(config.model.task, classes, masks, geometry, labels, rules)
 
 
 class View(NamedTuple):

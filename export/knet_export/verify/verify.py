@@ -30,8 +30,7 @@ from knet_runtime.metrics import inside, worst_class_delta
 from knet_runtime.postprocess import (
     class_map,
     cut_window,
-    instances,
-    panoptic,
+    find_segments,
     restore_class_map,
     upsampled_argmax,
 )
@@ -219,9 +218,8 @@ def verify(
 
 def _segmented(manifest: Manifest, outputs: Outputs, geometry: Geometry) -> ClassMap:
     """The class map of the segments that outputs float32 become, at the image's size."""
-    find = panoptic if manifest.task == "panoptic" else instances
-    classes, masks = outputs["class_logits"], outputs["mask_logits"]
-    return find(classes, masks, geometry, manifest.labels, manifest.segment_rules).class_map
+    classes, masks, rules = outputs["class_logits"], outputs["mask_logits"], manifest.segment_rules
+    return find_segments(manifest.task, classes, masks, geometry, manifest.labels, rules).class_map
 
 
 def _as_the_graph(

@@ -1,6 +1,10 @@
 """From a network's outputs of low resolution to results at the frame's own size."""
 
-from knet_runtime.postprocess.segments import instances as instances, panoptic as panoptic
+from knet_runtime.postprocess.segments import (
+    find_segments as find_segments,
+    instances as instances,
+    panoptic as panoptic,
+)
 from knet_runtime.postprocess.semantic import (
     class_map as class_map,
     cut_window as cut_window,

@@ -17,6 +17,20 @@ from knet_runtime.labels import LabelMap
 from knet_runtime.postprocess.upsample import upsampled_argmax, upsampled_masks
 from knet_runtime.preprocess import Geometry
 from knet_runtime.segmentation import Instance, Segmentation
+from knet_runtime.types import Task
+
+
+def find_segments(
+    task: Task,
+    class_logits: NDArray[np.float32],
+    mask_logits: NDArray[np.float32],
+    geometry: Geometry,
+    labels: LabelMap,
+    rules: SegmentRules,
+) -> Segmentation:
+    """``panoptic`` or ``instances``, by the task."""
+    find = panoptic if task == "panoptic" else instances
+    return find(class_logits, mask_logits, geometry, labels, rules)
 
 
 def panoptic(
