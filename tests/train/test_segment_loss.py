@@ -10,6 +10,7 @@ import pytest
 import torch
 from narrow_knet import KERNELS, THINGS, Arrays
 
+from knet_train.models.knet import StageOutput
 from knet_train.models.segments import SegmentKNet, TrainingOutputs, upsample_twice
 from knet_train.published import published_name
 from knet_train.segment_loss import SegmentTargets, match, segment_losses, shrunk
@@ -142,3 +143,64 @@ def test_more_objects_than_kernels_leave_the_rest_unmatched() -> None:
     found = match(torch.randn(3, 8, 8, generator=generator), None, crowd)
     assert sorted(set(found.tolist())) == sorted(found.tolist())  # each another object
     assert (found >= 0).all()
+
+
+def voided(void: torch.Tensor | None) -> tuple[TrainingOutputs, SegmentTargets]:
+    """Four kernels for objects of class 0 and one for stuff of class 1, on 8 × 8 cells, and an
+    image whose left half is an object over stuff."""
+    generator = torch.Generator().manual_seed(1)
+    masks = torch.randn(1, 5, 4, 4, generator=generator) * 3
+    masks[0, 3, :, :2], masks[0, 3, :, 2:] = -9.0, 9.0  # the right half
+    classes = torch.randn(1, 5, 2, generator=generator)
+    stage = StageOutput(torch.zeros(1, 5, 4), masks.requires_grad_(), classes.requires_grad_())
+    semantic = torch.randn(1, 2, 4, 4, generator=generator).requires_grad_()
+    thing, stuff = torch.zeros(1, 8, 8), torch.zeros(1, 8, 8)
+    thing[:, 2:5, 0:3] = 1
+    stuff[:, :, :4] = 1 - thing[:, :, :4]
+    first = torch.zeros(1, dtype=torch.int64)
+    targets = SegmentTargets(thing, first, stuff, first + 1, void)
+    return TrainingOutputs([stage._replace(classes=None), stage], semantic), targets
+
+
+def test_stuff_and_the_classifier_learn_nothing_where_nothing_is_known() -> None:
+    void = torch.zeros(8, 8)
+    void[:, 4:] = 1
+    gradients = {}
+    for name, own in (("ignored", void), ("background", None)):
+        outputs, targets = voided(own)
+        losses = segment_losses(outputs, [targets], things=[0], stuff=[1])
+        wanted = ("stage0_mask", "stage0_dice", "init_class")
+        sum(losses[name] for name in wanted).backward()  # type: ignore[union-attr]
+        mask, semantic = outputs.stages[1].masks.grad, outputs.semantic.grad
+        assert mask is not None
+        assert semantic is not None
+        # The last column's cells reach two columns of the doubled map, both in the right half.
+        gradients[name] = mask[0, 4, :, 3], semantic[..., 3]
+    assert all(not one.any() for one in gradients["ignored"])
+    assert all(one.all() for one in gradients["background"])
+
+
+def test_an_objects_mask_ends_where_its_label_does_in_void_too() -> None:
+    void = torch.zeros(8, 8)
+    void[:, 4:] = 1
+    outputs, targets = voided(void)
+    losses = segment_losses(outputs, [targets], things=[0], stuff=[])
+    (losses["stage0_mask"] + losses["stage0_dice"]).backward()
+    gradient = outputs.stages[1].masks.grad
+    assert gradient is not None
+    assert gradient[0, :, :, 3].any(0).all()
+
+
+def test_a_kernel_that_lies_in_void_is_not_told_that_it_is_none() -> None:
+    void = torch.zeros(8, 8)
+    void[:, 4:] = 1
+    punished = {}
+    for name, own in (("ignored", void), ("background", None)):
+        outputs, targets = voided(own)
+        losses = segment_losses(outputs, [targets], things=[0], stuff=[1])
+        losses["stage0_class"].backward()
+        gradient = outputs.stages[1].classes.grad  # type: ignore[union-attr]
+        assert gradient is not None
+        punished[name] = gradient[0].any(1).tolist()
+    assert punished["background"] == [True] * 5
+    assert punished["ignored"] == [True, True, True, False, True]

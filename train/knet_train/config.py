@@ -142,6 +142,7 @@ class LossConfig(_Section, frozen=True):
     class_balance: Exponent  # exponent b of the weights (median frequency / frequency)^b; 0 is off
     mean_over: Literal["labelled", "all"]  # "all": ignored pixels count too, as in mmseg
     early_label_stride: Few  # all stages but the last compare every n-th pixel
+    void: Literal["ignored", "background"] = "ignored"  # unlabelled pixels, where there are objects
 
     def __post_init__(self) -> None:
         if self.stage_weights and not any(self.stage_weights):

@@ -8,6 +8,11 @@ Kernels of stuff belong to their class. Formulas and their order follow the auth
 
 Masks are compared at stride 4: those of the ground truth are made smaller, bilinearly, and stay
 soft; the predictions are doubled.
+
+The authors' code takes what is not labelled for background. Ours can leave it out
+(``SegmentTargets.void``), which pictures with a few labelled classes need: masks of stuff and the
+classifier learn nothing there, and a kernel that lies mostly there is not told that it is none. An
+object is labelled as a whole, so its mask ends where its label does, whatever is beyond.
 """
 
 from __future__ import annotations
@@ -32,12 +37,14 @@ STRIDE = 4
 class SegmentTargets(NamedTuple):
     """What is in one image, padded to the batch's size, at a quarter of it: ``masks`` [M, h, w] in
     0 … 1 and ``classes`` [M] of its things, ``stuff`` [S, h, w] and ``stuff_classes`` [S] of the
-    classes of stuff that are in it (none for instances)."""
+    classes of stuff that are in it (none for instances). ``void`` [h, w], in 0 … 1, is what nothing
+    is learnt from; None takes it for background."""
 
     masks: Tensor
     classes: Tensor
     stuff: Tensor
     stuff_classes: Tensor
+    void: Tensor | None = None
 
 
 def shrunk(masks: Tensor) -> Tensor:
@@ -82,6 +89,7 @@ class _Positives:
     kernels: Tensor
     masks: Tensor
     classes: Tensor
+    known: Tensor  # [P, h, w] in 0 … 1: where each mask is
 
 
 def segment_losses(
@@ -112,8 +120,9 @@ def segment_losses(
         found = _positives(matched, targets, count, stuff)
         losses |= _mask_losses(f"stage{number}", masks[number + 1], found, rank=bool(stuff))
         assert stage.classes is not None
+        unknown = _in_void(masks[number + 1].detach(), targets)
         losses[f"stage{number}_class"] = _class_loss(
-            stage.classes, found, count, thing_columns, stuff
+            stage.classes, found, unknown, count, thing_columns, stuff
         )
     return losses
 
@@ -131,13 +140,29 @@ def _positives(
     for objects, target in zip(matched, targets, strict=True):
         kernels = (objects >= 0).nonzero()[:, 0]
         masks, classes = target.masks[objects[kernels]], target.classes[objects[kernels]]
+        known = torch.ones_like(masks)
         if stuff:
             own = [rows[label] for label in target.stuff_classes.tolist()]
             kernels = torch.cat([kernels, torch.as_tensor(own, dtype=torch.int64).to(kernels)])
             masks = torch.cat([masks, target.stuff])
             classes = torch.cat([classes, target.stuff_classes])
-        found.append(_Positives(kernels, masks, classes))
+            labelled = torch.ones_like(target.stuff)
+            if target.void is not None:
+                labelled = labelled - target.void
+            known = torch.cat([known, labelled])
+        found.append(_Positives(kernels, masks, classes, known))
     return found
+
+
+def _in_void(masks: Tensor, targets: Sequence[SegmentTargets]) -> Tensor:
+    """Which kernels have more than half of their mask where nothing is known: bool [B, N]."""
+    rows = []
+    for mask, target in zip(masks > 0, targets, strict=True):
+        if target.void is None:
+            rows.append(torch.zeros_like(mask[:, 0, 0]))
+        else:
+            rows.append(2 * (mask * target.void).sum((1, 2)) > mask.sum((1, 2)))
+    return torch.stack(rows)
 
 
 def _mask_losses(
@@ -146,12 +171,14 @@ def _mask_losses(
     """Cross-entropy and dice of the positive masks, and which kernel is the highest at a pixel."""
     predicted = torch.cat([masks[b, one.kernels] for b, one in enumerate(found)]).flatten(1)
     truth = torch.cat([one.masks for one in found]).flatten(1)
+    known = torch.cat([one.known for one in found]).flatten(1)
     if len(predicted):
-        p = predicted.sigmoid()
-        inner = 2 * (p * truth).sum(1)
-        squares = (p**2).sum(1) + (truth**2).sum(1) + 2 * _SMOOTH
+        p = predicted.sigmoid() * known
+        covered = truth * known
+        inner = 2 * (p * covered).sum(1)
+        squares = (p**2).sum(1) + (covered**2).sum(1) + 2 * _SMOOTH
         losses = {
-            f"{name}_mask": F.binary_cross_entropy_with_logits(predicted, truth),
+            f"{name}_mask": F.binary_cross_entropy_with_logits(predicted, truth, known),
             f"{name}_dice": 4 * (1 - inner / squares).mean(),
         }
     else:
@@ -167,9 +194,15 @@ def _mask_losses(
 
 
 def _class_loss(
-    logits: Tensor, found: Sequence[_Positives], count: int, things: Tensor, stuff: Sequence[int]
+    logits: Tensor,
+    found: Sequence[_Positives],
+    unknown: Tensor,
+    count: int,
+    things: Tensor,
+    stuff: Sequence[int],
 ) -> Tensor:
-    """Focal loss: rows of things over the classes of things, each row of stuff over its own."""
+    """Focal loss: rows of things over the classes of things, each row of stuff over its own, and
+    those ``unknown`` [B, N] only where they have a target."""
     wanted = torch.zeros_like(logits)
     weights = torch.zeros_like(logits)
     weights[:, :count, things] = 1
@@ -177,6 +210,8 @@ def _class_loss(
         weights[:, count + row, label] = 1
     for b, one in enumerate(found):
         wanted[b, one.kernels, one.classes] = 1
+        unknown[b, one.kernels] = False
+    weights *= ~unknown[..., None]
     positives = max(1, sum(len(one.kernels) for one in found))
     return 2 * (_focal(logits, wanted) * weights).sum() / positives
 
@@ -184,8 +219,9 @@ def _class_loss(
 def _semantic_loss(
     logits: Tensor, found: Sequence[_Positives], targets: Sequence[SegmentTargets]
 ) -> Tensor:
-    """Focal loss of the classifier: what no mask covers belongs to no class."""
+    """Focal loss of the classifier: what no mask covers belongs to no class, unless it is void."""
     wanted = torch.zeros_like(logits)
+    known = torch.ones_like(logits[:, 0])
     labelled = 0
     for b, (one, target) in enumerate(zip(found, targets, strict=True)):
         label = torch.full_like(logits[b, 0], _IGNORED, dtype=torch.int64)
@@ -195,7 +231,9 @@ def _semantic_loss(
         there = label >= 0
         labelled += int(there.sum())
         wanted[b] = F.one_hot(label.clamp(min=0), logits.shape[1]).permute(2, 0, 1) * there
-    return _focal(logits, wanted).sum() / max(1, labelled)
+        if target.void is not None:
+            known[b] = (1 - target.void).where(~there, 1)
+    return (_focal(logits, wanted) * known[:, None]).sum() / max(1, labelled)
 
 
 def _focal(logits: Tensor, wanted: Tensor) -> Tensor:

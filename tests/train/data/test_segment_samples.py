@@ -73,7 +73,8 @@ def test_the_image_and_its_objects_are_augmented_alike(tmp_path: Path) -> None:
     path = tmp_path / "annotations" / "panoptic_train.json"
     path.write_text(path.read_text().replace("p0.jpg", "p0.png"))
     folder = open_segments(tmp_path, "train", "panoptic")
-    samples = SegmentSamples(folder, data_config("data.photometric=0"), 3, 20)
+    settings = data_config("data.photometric=0")
+    samples = SegmentSamples(folder, settings, 3, 20, ignore_void=True)
     seen = []
     for index in range(20):
         image, targets = samples[index]
@@ -87,14 +88,51 @@ def test_the_image_and_its_objects_are_augmented_alike(tmp_path: Path) -> None:
     assert max(seen) > 2 * min(seen)
 
 
+@pytest.mark.parametrize("ignore", [True, False])
+def test_what_is_not_labelled_is_void_where_it_is_to_be_ignored(
+    tmp_path: Path, ignore: bool
+) -> None:
+    write_panoptic(tmp_path, images=1)
+    ids = np.full((64, 96), 300)
+    ids[:, :24] = 0
+    save_ids(tmp_path / "annotations" / "panoptic_train" / "p0.png", ids)
+    folder = open_segments(tmp_path, "train", "panoptic")
+    settings = data_config("data.scale=[1, 1]", "data.aspect=1", "data.flip=0")
+    _, targets = SegmentSamples(folder, settings, 3, 1, ignore_void=ignore)[0]
+    (stuff,) = targets.stuff
+    assert stuff[:, 6:].min() == 1
+    assert stuff[:, :6].max() == 0
+    if ignore:
+        assert targets.void is not None
+        assert torch.equal(targets.void, 1 - stuff)
+    else:
+        assert targets.void is None
+
+
+def test_void_is_made_smaller_and_so_is_padding() -> None:
+    ids = torch.zeros((1, 40, 50), dtype=torch.int64)
+    void = torch.zeros((40, 50), dtype=torch.bool)
+    void[:8, :8] = True
+    targets = segment_targets(ids, truth_of(ids, ()), (0,), void)
+    assert targets.void is not None
+    assert targets.void.shape == (16, 16)
+    known = 1 - targets.void
+    assert known[:2, :2].sum() == 0
+    assert known[2:10, 2:12].min() == 1
+    assert known[:, 13:].sum() == 0
+    assert known[10:].sum() == 0
+
+
 def test_a_sample_is_a_function_of_seed_and_index(tmp_path: Path) -> None:
     write_panoptic(tmp_path, images=3)
     folder = open_segments(tmp_path, "train", "panoptic")
-    one, other = (SegmentSamples(folder, data_config(), 1, 9) for _ in range(2))
+    one, other = (SegmentSamples(folder, data_config(), 1, 9, ignore_void=True) for _ in range(2))
     for index in (5, 0, 8):
         first, second = one[index], other[index]
         assert torch.equal(first[0], second[0])
         for a, b in zip(first[1], second[1], strict=True):
+            assert a is not None
+            assert b is not None
             assert torch.equal(a, b)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -155,11 +155,20 @@ class TrainingSamples(Samples):
 
 
 class SegmentSamples(Samples):
-    """Samples of a folder of objects: image uint8 [H, W, 3] and ``SegmentTargets``."""
+    """Samples of a folder of objects: image uint8 [H, W, 3] and ``SegmentTargets``, which know of
+    what is void where ``ignore_void`` is."""
 
-    def __init__(self, folder: SegmentFolder, config: DataConfig, seed: int, length: int) -> None:
+    def __init__(
+        self,
+        folder: SegmentFolder,
+        config: DataConfig,
+        seed: int,
+        length: int,
+        *,
+        ignore_void: bool,
+    ) -> None:
         super().__init__(len(folder), config, seed, length)
-        self.folder = folder
+        self.folder, self.ignore_void = folder, ignore_void
 
     def __getitem__(self, index: int) -> tuple[Tensor, SegmentTargets]:
         things = self.folder.labels.things
@@ -169,9 +178,11 @@ class SegmentSamples(Samples):
             case int(number):
                 pixels, truth = self.folder.read(number)
         classes = np.array([_NOTHING, *truth.classes], np.int32)
-        planes = np.concatenate([classes[truth.flat().ids][None], truth.ids])
+        unknown = truth.void | np.isin(truth.ids, list(truth.crowds)).any(0)
+        planes = np.concatenate([classes[truth.flat().ids][None], unknown[None], truth.ids])
         image, moved = self.augmented(index, pixels, planes, _NOTHING)
-        return image, segment_targets(moved[1:].clamp(min=0), truth, things)
+        void = moved[1] != 0 if self.ignore_void else None
+        return image, segment_targets(moved[2:].clamp(min=0), truth, things, void)
 
 
 def street_truth(street: Street, frame: int, labels: LabelMap) -> tuple[NDArray[np.uint8], Truth]:
@@ -300,7 +311,9 @@ class SegmentationData(pl.LightningDataModule):
         step, rank, ranks = trainer.global_step, trainer.global_rank, trainer.world_size
         length = optim.steps * optim.batch_size
         objects = isinstance(self.train, SegmentFolder)
-        samples: Any = SegmentSamples if objects else TrainingSamples
+        samples: Any = TrainingSamples
+        if objects:
+            samples = partial(SegmentSamples, ignore_void=self.config.loss.void == "ignored")
         loader: DataLoader[Any] = DataLoader(
             samples(self.train, self.config.data, settings.seed, length),
             optim.batch_size // ranks,

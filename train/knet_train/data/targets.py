@@ -14,15 +14,15 @@ from knet_train.models.segments import MULTIPLE
 from knet_train.segment_loss import STRIDE, SegmentTargets
 
 
-def segment_targets(ids: Tensor, truth: Truth, things: Collection[int]) -> SegmentTargets:
+def segment_targets(
+    ids: Tensor, truth: Truth, things: Collection[int], void: Tensor | None = None
+) -> SegmentTargets:
     """The targets of layers [L, H, W] of the ids of ``truth``, as augmentation left them, padded as
     the network pads. An object of which no pixel is left, or none at a quarter of the size, is
-    none; crowds belong to no kernel. No mask is made at full size.
+    none; crowds belong to no kernel. ``void`` bool [H, W] is what nothing is learnt from. No mask
+    is made at full size.
     """
-    height, width = ids.shape[-2:]
-    ids = F.pad(ids, (0, -width % MULTIPLE, 0, -height % MULTIPLE))
-    # Bilinear sampling at a quarter of the size reads the four pixels in the middle of a cell.
-    corners = torch.stack([ids[:, y::STRIDE, x::STRIDE] for y in (1, 2) for x in (1, 2)])
+    corners = _corners(ids, 0)
     masks: list[Tensor] = []
     classes: list[int] = []
     stuff: dict[int, Tensor] = {}
@@ -42,4 +42,13 @@ def segment_targets(ids: Tensor, truth: Truth, things: Collection[int]) -> Segme
         torch.tensor(classes, dtype=torch.int64),
         torch.stack(list(stuff.values())) if stuff else none,
         torch.tensor(list(stuff), dtype=torch.int64),
+        None if void is None else _corners(void[None], 1).float().mean((0, 1)),
     )
+
+
+def _corners(planes: Tensor, padding: int) -> Tensor:
+    """The four pixels in the middle of each cell, [4, P, H / 4, W / 4]: bilinear sampling at a
+    quarter of the size reads these."""
+    height, width = planes.shape[-2:]
+    planes = F.pad(planes, (0, -width % MULTIPLE, 0, -height % MULTIPLE), value=padding)
+    return torch.stack([planes[:, y::STRIDE, x::STRIDE] for y in (1, 2) for x in (1, 2)])

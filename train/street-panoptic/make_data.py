@@ -1,0 +1,275 @@
+"""Builds the data folder that the packaged panoptic model learns from, in COCO's panoptic format:
+
+    python train/street-panoptic/make_data.py SOURCES OUT
+
+SOURCES holds camvid, coco_panoptic_mini, coco_street_mini and camvid_teacher, each as its own
+SOURCE.md describes it. The eleven classes are CamVid's; Car, Pedestrian and Bicyclist are things.
+
+- CamVid's class maps name no objects. A connected region of a thing's class is taken for one object
+  where its shape says so, and for a crowd, which is neither learnt nor counted, where it does not.
+- COCO's categories are mapped to the classes (``CATEGORIES``); a rider and what he rides are one
+  Bicyclist. What has no class is void.
+- coco_street_mini's labels are objects alone: stuff is there where a teacher is sure of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from knet_synthetic import CAMVID11
+
+Array = NDArray[Any]
+
+NAMES = CAMVID11.names
+CAR, PEDESTRIAN, BICYCLIST = (NAMES.index(n) for n in ("Car", "Pedestrian", "Bicyclist"))
+THINGS = (CAR, PEDESTRIAN, BICYCLIST)
+VOID = len(NAMES)
+CATEGORIES = {
+    "Sky": ["sky-other-merged"],
+    "Building": ["building-other-merged", "house"],
+    "Road": ["road"],
+    "Pavement": ["pavement-merged"],
+    "Tree": ["tree-merged"],
+    "SignSymbol": ["traffic light", "stop sign"],
+    "Fence": ["fence-merged"],
+    "Car": ["car", "truck", "bus"],
+    "Pedestrian": ["person"],
+}
+RIDDEN = ("bicycle", "motorcycle")
+SURE = 0.8  # of the teacher, to be believed
+SMALLEST = 40  # pixels at 360 × 480 of an object that a shape can be seen of
+# Of one object: the least share of its convex hull that it fills, and widths by heights.
+SHAPES = {CAR: (0.85, 0.5, 3.5), PEDESTRIAN: (0.65, 0.15, 0.9), BICYCLIST: (0.65, 0.25, 1.9)}
+
+
+@dataclass
+class Picture:
+    """One picture and its segments: (class, crowd, mask [H, W]); later ones lie on top."""
+
+    name: str
+    file: Path
+    size: tuple[int, int]
+    segments: list[tuple[int, bool, Array]] = field(default_factory=list)
+
+
+def regions(labels: Array) -> Iterator[tuple[int, bool, Array]]:
+    """The segments of a class map [H, W]: stuff, and the regions of things."""
+    for value in range(len(NAMES)):
+        if value not in THINGS:
+            if (labels == value).any():
+                yield value, False, labels == value
+            continue
+        mask = (labels == value).astype(np.uint8)
+        scale = labels.shape[0] / 360
+        reach = 2 * round(2 * scale) + 1
+        # What a pole or a sign cuts in two is close to its other half.
+        near = cv2.dilate(mask, np.ones((reach, reach), np.uint8))
+        count, groups = cv2.connectedComponents(near, connectivity=8)
+        for group in range(1, count):
+            own = mask * (groups == group)
+            parts, _, stats, _ = cv2.connectedComponentsWithStats(own, connectivity=8)
+            areas = stats[1:, cv2.CC_STAT_AREA]
+            if parts < 2:
+                continue
+            whole = areas.max() >= 0.95 * areas.sum()
+            yield value, not (whole and _one_object(own, value, scale)), own.astype(bool)
+
+
+def _one_object(mask: Array, value: int, scale: float) -> bool:
+    area = int(mask.sum())
+    if area < SMALLEST * scale**2:
+        return False
+    points = np.argwhere(mask)[:, ::-1].astype(np.int32)
+    hull = cv2.contourArea(cv2.convexHull(points)) or 1.0
+    _, _, width, height = cv2.boundingRect(points)
+    solid, narrowest, widest = SHAPES[value]
+    cut = points[:, 0].min() == 0 or points[:, 0].max() == mask.shape[1] - 1
+    return area / hull >= solid and (cut or narrowest <= width / height <= widest)
+
+
+def camvid(root: Path, split: str) -> Iterator[Picture]:
+    for name in (root / "split" / f"{split}.txt").read_text().split():
+        name = Path(name).stem
+        file = next((root / "images" / split).glob(f"{name}.*"))
+        labels = cv2.imread(str(root / "labels" / split / f"{name}.png"), cv2.IMREAD_UNCHANGED)
+        size = labels.shape[:2]
+        yield Picture(f"camvid_{name}", file, size, list(regions(labels)))
+
+
+def extra(root: Path) -> Iterator[Picture]:
+    """Motorway pictures that only the teacher has labelled."""
+    for file in sorted((root / "extra").glob("*.jpg")):
+        size = cv2.imread(str(file)).shape[:2]
+        labels = _sure(file.with_suffix(".png"), (180, 240), size)
+        yield Picture(f"extra_{file.stem}", file, size, list(regions(labels)))
+
+
+def _sure(png: Path, shape: tuple[int, int], size: tuple[int, int]) -> Array:
+    """The teacher's class map at ``size``, ``VOID`` where it is not sure."""
+    maps = cv2.imread(str(png), cv2.IMREAD_GRAYSCALE).reshape(-1, *shape).astype(np.float32)
+    maps = np.stack([cv2.resize(one, size[::-1], interpolation=cv2.INTER_LINEAR) for one in maps])
+    sure: Array = maps.max(0) >= SURE * maps.sum(0)
+    return np.where(sure, maps.argmax(0), VOID)
+
+
+def _riders(objects: list[tuple[str, bool, Array]]) -> list[tuple[str, bool, Array]]:
+    """The objects with every rider and what he rides made one; the latter alone is void."""
+    people = [i for i, (name, crowd, _) in enumerate(objects) if name == "person" and not crowd]
+    taken: set[int] = set()
+    merged = []
+    for i, (name, crowd, mask) in enumerate(objects):
+        if name not in RIDDEN:
+            continue
+        taken.add(i)
+        near = cv2.dilate(mask.astype(np.uint8), np.ones((9, 9), np.uint8)).astype(bool)
+        bottom = np.flatnonzero(mask.any(1)).max()
+        shared = {
+            p: (near & objects[p][2]).sum() / min(mask.sum(), objects[p][2].sum())
+            for p in people
+            if p not in taken and np.flatnonzero(objects[p][2].any(1)).max() <= bottom + 5
+        }
+        rider = max(shared, key=lambda p: shared[p], default=None)
+        if crowd or rider is None or shared[rider] < 0.15:
+            merged.append((name, crowd, mask))
+        else:
+            taken.add(rider)
+            merged.append(("rider", False, mask | objects[rider][2]))
+    return merged + [one for i, one in enumerate(objects) if i not in taken]
+
+
+def _classes(objects: list[tuple[str, bool, Array]]) -> Iterator[tuple[int, bool, Array]]:
+    known = {name: NAMES.index(own) for own, all_ in CATEGORIES.items() for name in all_}
+    known["rider"] = BICYCLIST
+    stuff: dict[int, Array] = {}
+    things = []
+    for name, crowd, mask in _riders(objects):
+        value = known.get(name, VOID)
+        if value in THINGS or value == VOID:
+            things.append((value, crowd, mask))
+        else:
+            stuff[value] = stuff[value] | mask if value in stuff else mask
+    yield from ((value, False, mask) for value, mask in stuff.items())
+    yield from sorted(things, key=lambda one: -int(one[2].sum()))
+
+
+def coco_panoptic(root: Path) -> Iterator[Picture]:
+    for split in ("train2017", "val2017"):
+        content = json.loads((root / "annotations" / f"panoptic_{split}.json").read_text())
+        names = {one["id"]: one["name"] for one in content["categories"]}
+        images = {one["id"]: one for one in content["images"]}
+        for found in content["annotations"]:
+            image = images[found["image_id"]]
+            png = root / "annotations" / f"panoptic_{split}" / found["file_name"]
+            pixels = cv2.imread(str(png)).astype(np.uint32)  # B, G, R
+            ids = pixels[..., 2] + 256 * pixels[..., 1] + 65536 * pixels[..., 0]
+            objects = [
+                (names[s["category_id"]], bool(s["iscrowd"]), ids == s["id"])
+                for s in found["segments_info"]
+            ]
+            size = image["height"], image["width"]
+            segments = list(_classes(objects))
+            if any(value in THINGS or value == NAMES.index("Road") for value, _, _ in segments):
+                file = root / split / image["file_name"]
+                yield Picture(f"panoptic_{file.stem}", file, size, segments)
+
+
+def coco_street(root: Path, teacher: Path) -> Iterator[Picture]:
+    seen = set()
+    for split in ("train2017", "val2017"):
+        content = json.loads((root / f"instances_{split}.json").read_text())
+        names = {one["id"]: one["name"] for one in content["categories"]}
+        for image in content["images"]:
+            if image["file_name"] in seen:  # some are in both splits
+                continue
+            seen.add(image["file_name"])
+            size = image["height"], image["width"]
+            objects = []
+            for one in content["annotations"]:
+                if one["image_id"] != image["id"]:
+                    continue
+                shape = one["segmentation"]
+                if isinstance(shape, dict):
+                    code = coco_mask.frPyObjects(shape, *size)
+                else:
+                    code = coco_mask.merge(coco_mask.frPyObjects(shape, *size))
+                mask = coco_mask.decode(code).astype(bool)
+                if mask.any():
+                    objects.append((names[one["category_id"]], bool(one["iscrowd"]), mask))
+            segments = list(_classes(objects))
+            file = next((root / "images").rglob(image["file_name"]))
+            png = teacher / "street" / "coco_street_mini" / f"{file.stem}.png"
+            if png.exists():
+                covered = np.zeros(size, np.uint8)
+                for _, _, mask in objects:
+                    covered |= mask.astype(np.uint8)
+                covered = cv2.dilate(covered, np.ones((9, 9), np.uint8))
+                labels = np.where(covered > 0, VOID, _sure(png, (90, 120), size))
+                labels[np.isin(labels, THINGS)] = VOID
+                segments = [*regions(labels), *segments]
+            yield Picture(f"street_{file.stem}", file, size, segments)
+
+
+def write(pictures: Iterator[Picture], split: str, out: Path) -> None:
+    """One split: pictures as links, PNGs of ids, and the JSON."""
+    folder, pngs = out / split, out / f"panoptic_{split}"
+    folder.mkdir(parents=True)
+    pngs.mkdir()
+    images, annotations = [], []
+    for number, picture in enumerate(pictures, 1):
+        ids = np.zeros(picture.size, np.uint32)
+        for rank, (value, _, mask) in enumerate(picture.segments, 1):
+            ids[mask] = 0 if value == VOID else rank
+        left = np.unique(ids)
+        segments = [
+            {"id": rank, "category_id": value + 1, "iscrowd": int(crowd)}
+            for rank, (value, crowd, _) in enumerate(picture.segments, 1)
+            if rank in left
+        ]
+        name = picture.name + picture.file.suffix
+        os.symlink(picture.file.resolve(), folder / name)
+        code = np.stack([ids >> 16, ids >> 8 & 255, ids & 255], -1).astype(np.uint8)
+        cv2.imwrite(str(pngs / f"{picture.name}.png"), code)
+        height, width = picture.size
+        images.append({"id": number, "file_name": name, "height": height, "width": width})
+        annotations.append(
+            {"image_id": number, "file_name": f"{picture.name}.png", "segments_info": segments}
+        )
+    categories = [
+        {"id": value + 1, "name": name, "isthing": int(value in THINGS), "color": colour}
+        for value, (name, colour) in enumerate(zip(NAMES, CAMVID11.palette, strict=True))
+    ]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (out / f"panoptic_{split}.json").write_text(json.dumps(content))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("sources", type=Path)
+    parser.add_argument("out", type=Path)
+    options = parser.parse_args()
+    root: Path = options.sources
+    options.out.mkdir(parents=True)
+
+    def train() -> Iterator[Picture]:
+        yield from camvid(root / "camvid", "train")
+        yield from extra(root / "camvid_teacher")
+        yield from coco_panoptic(root / "coco_panoptic_mini")
+        yield from coco_street(root / "coco_street_mini", root / "camvid_teacher")
+
+    write(train(), "train", options.out)
+    write(camvid(root / "camvid", "val"), "val", options.out)
+
+
+if __name__ == "__main__":
+    main()
