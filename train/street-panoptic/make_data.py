@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -237,7 +236,7 @@ def write(pictures: Iterator[Picture], split: str, out: Path) -> None:
             if rank in left
         ]
         name = picture.name + picture.file.suffix
-        os.symlink(picture.file.resolve(), folder / name)
+        (folder / name).symlink_to(picture.file.resolve())
         code = np.stack([ids >> 16, ids >> 8 & 255, ids & 255], -1).astype(np.uint8)
         cv2.imwrite(str(pngs / f"{picture.name}.png"), code)
         height, width = picture.size
