@@ -51,12 +51,12 @@ def batch(
     from knet_runtime.batch.archive import find_sources, run_batch
     from knet_runtime.batch.records import Settings
     from knet_runtime.batch.worker import settings_bundle
-    from knet_runtime.bundle.store import default_bundle_path
+    from knet_runtime.bundle.store import find_bundle
 
     allow_closed_stdout()
     named = find_sources(sources)
     settings = Settings(
-        bundle=str((bundle or default_bundle_path()).absolute()),
+        bundle=str(find_bundle(bundle).absolute()),
         engine=engine,
         size=None if size is None else parse_size(size),
         masks=masks,

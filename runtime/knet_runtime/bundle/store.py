@@ -128,8 +128,8 @@ def _no_bundle(path: Path) -> str:
 
 
 def open_bundle(path: Path | str | None = None) -> Bundle:
-    """Open the folder ``path``, after reading every listed file and comparing size and SHA-256;
-    None is the packaged model.
+    """Open the folder ``path``, after reading every listed file and comparing size and SHA-256.
+    The name of a packaged model will do; None is the semantic one.
 
     Files that the manifest does not list are left alone and never read.
     Raises BundleError, with the file's name, for whatever is missing, damaged, leaves the folder
@@ -141,12 +141,15 @@ def open_bundle(path: Path | str | None = None) -> Bundle:
         >>> open_bundle().model_id
         'camvid-knet-edge@...'
     """
-    path = default_bundle_path() if path is None else path
-    root = Path(path).absolute()
+    path = find_bundle(path)
+    root = path.absolute()
     if not root.exists():
-        raise BundleError(f"{path}: there is no such bundle; check the path")
+        known = ", ".join(_packaged()) or "none"
+        raise BundleError(
+            f"{path}: there is no such bundle; check the path (packaged models: {known})"
+        )
     if not root.is_dir() or not os.path.lexists(root / MANIFEST_NAME):
-        raise BundleError(f"{path}: {_no_bundle(Path(path))}")
+        raise BundleError(f"{path}: {_no_bundle(path)}")
     with _naming(f"{path}: {MANIFEST_NAME}"):
         file = _inside(root, MANIFEST_NAME)
         if (size := _size(file)) > _MAX_MANIFEST:
@@ -194,10 +197,25 @@ def _size(path: Path) -> int:
     return size
 
 
+def find_bundle(path: Path | str | None = None) -> Path:
+    """The folder that ``path`` means: itself where there is one, else the packaged model of that
+    name; None is ``default_bundle_path``."""
+    if path is None:
+        return default_bundle_path()
+    if os.path.lexists(path):
+        return Path(path)
+    return _packaged().get(str(path), Path(path))
+
+
+def _packaged() -> dict[str, Path]:
+    """The models that are packaged with knet-deploy, by name."""
+    return {path.stem: path for path in sorted(Path(__file__).parents[1].glob("*.knet"))}
+
+
 def default_bundle_path() -> Path:
-    """The folder of the model that is packaged with knet-deploy; BundleError if there is none."""
-    path = Path(__file__).parents[1] / "default.knet"
-    if not path.is_dir():
+    """The folder of the semantic model that is packaged with knet-deploy; BundleError if there is
+    none."""
+    if (path := _packaged().get("default")) is None:
         raise BundleError(
             "this build of knet-deploy carries no model of its own: name a bundle, "
             "the folder NAME.knet that the export wrote"

@@ -434,6 +434,17 @@ def test_packaged_model_is_found_or_its_absence_explained():
             default_bundle_path()
 
 
+def test_packaged_models_have_names(written: Path, monkeypatch: pytest.MonkeyPatch):
+    if not (Path(bundle_module.__file__).parents[1] / "default.knet").is_dir():
+        pytest.skip("this build carries no model of its own")
+    assert open_bundle("default").model_id == open_bundle().model_id
+    with pytest.raises(BundleError, match=r"defualt: there is no such bundle.*models: default"):
+        open_bundle("defualt")
+    monkeypatch.chdir(written.parent)
+    written.rename("default")  # a folder that is there counts first
+    assert open_bundle("default").path == written.parent / "default"
+
+
 def test_file_without_the_right_to_read_is_named(written: Path, monkeypatch: pytest.MonkeyPatch):
     original: Callable[..., object] = Path.open
 
