@@ -121,11 +121,26 @@ def test_a_norm_that_is_frozen_as_a_whole_keeps_its_statistics(
     )
 
 
+def test_held_norms_keep_their_statistics_and_still_learn(
+    tiny_model: KNet, tiny_config: Callable[..., Config]
+) -> None:
+    config = tiny_config('optim.held_norms=["backbone.*"]').optim
+    tiny_model.train()
+    freeze_layers(tiny_model, config)
+    before = {key: value.clone() for key, value in tiny_model.state_dict().items()}
+    tiny_model(torch.randint(0, 255, (2, 64, 64, 3), dtype=torch.uint8))
+    moved = {key for key, value in tiny_model.state_dict().items() if (value != before[key]).any()}
+    assert any(key.startswith("head.") for key in moved)
+    assert not any(key.startswith("backbone.") for key in moved)
+    assert all(parameter.requires_grad for parameter in tiny_model.parameters())
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
         ('optim.layers=[{pattern="bakbone.*", lr_scale=0.1}]', r"optim\.layers: 'bakbone\.\*'"),
         ('optim.no_decay=["*nrom*"]', r"optim\.no_decay: '\*nrom\*' matches no parameter"),
+        ('optim.held_norms=["bakbone.*"]', r"optim\.held_norms: 'bakbone\.\*' matches no"),
         ('optim.layers=[{pattern="*", lr_scale=0.0}]', "freezes every parameter"),
     ],
 )

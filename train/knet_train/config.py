@@ -174,6 +174,7 @@ class OptimConfig(_Section, frozen=True):
     milestones: tuple[Count, ...]  # steps after which schedule "step" divides lr by ten
     clip_norm: Positive  # largest gradient norm
     ema_decay: Rate  # of the averaged weights, which are the ones that are kept; 0: no average
+    held_norms: tuple[str, ...] = ()  # patterns of BatchNorms' parameters: statistics stay
 
     def __post_init__(self) -> None:
         if self.batch_size % self.accumulate:
@@ -243,17 +244,19 @@ def load_config(preset: str, overrides: Sequence[str] = ()) -> Config:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{preset}: {error}") from error
-    for override in overrides:
-        _merge(raw, override)
-    return decode_config(raw, preset)
+    return _overridden(decode_config(raw, preset), overrides, preset)
 
 
 def override_config(config: Config, overrides: Sequence[str]) -> Config:
     """``config`` with ``key.sub=value`` overrides in it; raises as ``load_config`` does."""
+    return _overridden(config, overrides, config.preset)
+
+
+def _overridden(config: Config, overrides: Sequence[str], origin: str) -> Config:
     raw = msgspec.to_builtins(config)
     for override in overrides:
         _merge(raw, override)
-    return decode_config(raw, config.preset)
+    return decode_config(raw, origin)
 
 
 def decode_config(raw: Any, origin: str = "configuration") -> Config:

@@ -55,7 +55,7 @@ class TrainingModule(pl.LightningModule, ABC):
 
     def train(self, mode: bool = True) -> TrainingModule:
         super().train(mode)
-        hold_frozen_norms(self.model)
+        hold_norms(self.model, self.config.optim)
         return self
 
     def on_train_batch_start(self, batch: Part | SegmentPart, batch_idx: int) -> None:
@@ -213,19 +213,21 @@ def lr_scale(name: str, config: OptimConfig) -> float:
 
 
 def freeze_layers(model: nn.Module, config: OptimConfig) -> None:
-    """Parameters with an ``lr_scale`` of 0 get no gradients, and ``hold_frozen_norms``."""
+    """Parameters with an ``lr_scale`` of 0 get no gradients, and ``hold_norms``."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(lr_scale(name, config) > 0)
-    hold_frozen_norms(model)
+    hold_norms(model, config)
 
 
-def hold_frozen_norms(model: nn.Module) -> None:
-    """BatchNorms whose parameters are all frozen keep their statistics: they stay in evaluation
-    mode. To be called whenever ``model`` has been switched to training mode."""
-    for module in model.modules():
+def hold_norms(model: nn.Module, config: OptimConfig) -> None:
+    """BatchNorms whose parameters are all frozen, or match ``config.held_norms``, keep their
+    statistics: they stay in evaluation mode. To be called whenever ``model`` has been switched to
+    training mode."""
+    for name, module in model.named_modules():
         if not isinstance(module, _BatchNorm) or not module.affine:
             continue
-        if not any(parameter.requires_grad for parameter in module.parameters()):
+        frozen = not any(parameter.requires_grad for parameter in module.parameters())
+        if frozen or any(fnmatchcase(f"{name}.weight", each) for each in config.held_norms):
             module.eval()
 
 
@@ -235,6 +237,7 @@ def check_layers(model: nn.Module, config: OptimConfig) -> None:
     patterns = {
         **{rule.pattern: "optim.layers" for rule in config.layers},
         **dict.fromkeys(config.no_decay, "optim.no_decay"),
+        **dict.fromkeys(config.held_norms, "optim.held_norms"),
     }
     for pattern, key in patterns.items():
         if not any(fnmatchcase(name, pattern) for name in names):
