@@ -10,6 +10,8 @@ SOURCE.md describes it. The eleven classes are CamVid's; Car, Pedestrian and Bic
 - COCO's categories are mapped to the classes (``CATEGORIES``); a rider and what he rides are one
   Bicyclist. What has no class is void.
 - coco_street_mini's labels are objects alone: stuff is there where a teacher is sure of it.
+
+Split ``val`` is CamVid's, ``streets`` are synthetic; both are for scores.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from knet_synthetic import CAMVID11
+from knet_synthetic import CAMVID11, Street
 
 Array = NDArray[Any]
 
@@ -47,6 +49,7 @@ CATEGORIES = {
 }
 RIDDEN = ("bicycle", "motorcycle")
 SURE = 0.8  # of the teacher, to be believed
+UNSEEN = 2**31  # the first seed of the streets that score
 SMALLEST = 40  # pixels at 360 × 480 of an object that a shape can be seen of
 # Of one object: the least share of its convex hull that it fills, and widths by heights.
 SHAPES = {CAR: (0.85, 0.5, 3.5), PEDESTRIAN: (0.65, 0.15, 0.9), BICYCLIST: (0.65, 0.25, 1.9)}
@@ -60,6 +63,13 @@ class Picture:
     file: Path
     size: tuple[int, int]
     segments: list[tuple[int, bool, Array]] = field(default_factory=list)
+
+
+def _read(path: Path, flags: int = cv2.IMREAD_COLOR) -> Array:
+    pixels = cv2.imread(str(path), flags)
+    if pixels is None:
+        raise SystemExit(f"{path} cannot be read: fetch it again")
+    return pixels
 
 
 def regions(labels: Array) -> Iterator[tuple[int, bool, Array]]:
@@ -101,7 +111,7 @@ def camvid(root: Path, split: str) -> Iterator[Picture]:
     for name in (root / "split" / f"{split}.txt").read_text().split():
         name = Path(name).stem
         file = next((root / "images" / split).glob(f"{name}.*"))
-        labels = cv2.imread(str(root / "labels" / split / f"{name}.png"), cv2.IMREAD_UNCHANGED)
+        labels = _read(root / "labels" / split / f"{name}.png", cv2.IMREAD_UNCHANGED)
         size = labels.shape[:2]
         yield Picture(f"camvid_{name}", file, size, list(regions(labels)))
 
@@ -109,14 +119,14 @@ def camvid(root: Path, split: str) -> Iterator[Picture]:
 def extra(root: Path) -> Iterator[Picture]:
     """Motorway pictures that only the teacher has labelled."""
     for file in sorted((root / "extra").glob("*.jpg")):
-        size = cv2.imread(str(file)).shape[:2]
+        size = _read(file).shape[:2]
         labels = _sure(file.with_suffix(".png"), (180, 240), size)
         yield Picture(f"extra_{file.stem}", file, size, list(regions(labels)))
 
 
 def _sure(png: Path, shape: tuple[int, int], size: tuple[int, int]) -> Array:
     """The teacher's class map at ``size``, ``VOID`` where it is not sure."""
-    maps = cv2.imread(str(png), cv2.IMREAD_GRAYSCALE).reshape(-1, *shape).astype(np.float32)
+    maps = _read(png, cv2.IMREAD_GRAYSCALE).reshape(-1, *shape).astype(np.float32)
     maps = np.stack([cv2.resize(one, size[::-1], interpolation=cv2.INTER_LINEAR) for one in maps])
     sure: Array = maps.max(0) >= SURE * maps.sum(0)
     return np.where(sure, maps.argmax(0), VOID)
@@ -170,7 +180,7 @@ def coco_panoptic(root: Path) -> Iterator[Picture]:
         for found in content["annotations"]:
             image = images[found["image_id"]]
             png = root / "annotations" / f"panoptic_{split}" / found["file_name"]
-            pixels = cv2.imread(str(png)).astype(np.uint32)  # B, G, R
+            pixels = _read(png).astype(np.uint32)  # B, G, R
             ids = pixels[..., 2] + 256 * pixels[..., 1] + 65536 * pixels[..., 0]
             objects = [
                 (names[s["category_id"]], bool(s["iscrowd"]), ids == s["id"])
@@ -219,6 +229,17 @@ def coco_street(root: Path, teacher: Path) -> Iterator[Picture]:
             yield Picture(f"street_{file.stem}", file, size, segments)
 
 
+def streets(out: Path) -> Iterator[Picture]:
+    """Synthetic frames of streets that training does not see: its seeds are far below."""
+    for number in range(100):
+        image, labels, objects = Street(UNSEEN + number).scene(37 * number)
+        file = out / "frames" / f"{number:03}.png"
+        cv2.imwrite(str(file), image[..., ::-1])
+        stuff = [(v, False, labels == v) for v in np.unique(labels).tolist() if v not in THINGS]
+        things = [(v, False, objects.ids == i) for i, v in enumerate(objects.classes, 1)]
+        yield Picture(f"street_{number:03}", file, labels.shape, [*stuff, *things])
+
+
 def write(pictures: Iterator[Picture], split: str, out: Path) -> None:
     """One split: pictures as links, PNGs of ids, and the JSON."""
     folder, pngs = out / split, out / f"panoptic_{split}"
@@ -258,7 +279,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
     root: Path = options.sources
-    options.out.mkdir(parents=True)
+    (options.out / "frames").mkdir(parents=True)
 
     def train() -> Iterator[Picture]:
         yield from camvid(root / "camvid", "train")
@@ -268,6 +289,7 @@ def main() -> None:
 
     write(train(), "train", options.out)
     write(camvid(root / "camvid", "val"), "val", options.out)
+    write(streets(options.out), "streets", options.out)
 
 
 if __name__ == "__main__":
