@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from knet_export.verify.verify import verify_bundle as verify_bundle
     from knet_runtime.bundle.manifest import SegmentRules as SegmentRules
     from knet_runtime.bundle.store import Bundle as Bundle, open_bundle as open_bundle
+    from knet_runtime.counting import ZoneCounter as ZoneCounter
     from knet_runtime.errors import (
         BundleError as BundleError,
         CheckpointError as CheckpointError,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from knet_runtime.sinks import (
         CocoPanoptic as CocoPanoptic,
         CocoResults as CocoResults,
+        EventLines as EventLines,
         JsonLines as JsonLines,
         MaskFolder as MaskFolder,
         OverlayImage as OverlayImage,
@@ -74,6 +76,12 @@ if TYPE_CHECKING:
     from knet_runtime.types import Frame as Frame
     from knet_runtime.web.auth import listen as listen
     from knet_runtime.web.server import LivePage as LivePage
+    from knet_runtime.zones import (
+        Line as Line,
+        Zone as Zone,
+        Zones as Zones,
+        read_zones as read_zones,
+    )
     from knet_train.checkpoint import load_checkpoint as load_checkpoint
     from knet_train.models.knet import KNet as KNet
 
@@ -83,6 +91,7 @@ _MODULES = {
     "knet_export.verify.verify": "verify_bundle",
     "knet_runtime.bundle.manifest": "SegmentRules",
     "knet_runtime.bundle.store": "Bundle open_bundle",
+    "knet_runtime.counting": "ZoneCounter",
     "knet_runtime.errors": (
         "BundleError CheckpointError ConfigError DataError EngineError EngineUnavailable "
         "KnetError OutputClosed OutputError ParityError SourceError TrainingError"
@@ -93,8 +102,8 @@ _MODULES = {
     "knet_runtime.segmentation": "Instance Segment Segmentation",
     "knet_runtime.segmenter": "Segmenter",
     "knet_runtime.sinks": (
-        "CocoPanoptic CocoResults JsonLines MaskFolder OverlayImage OverlayVideo RawMasks RleLines "
-        "RtspPush SharedMasks Sink"
+        "CocoPanoptic CocoResults EventLines JsonLines MaskFolder OverlayImage OverlayVideo "
+        "RawMasks RleLines RtspPush SharedMasks Sink"
     ),
     "knet_runtime.sinks.raw_masks": "read_masks",
     "knet_runtime.sinks.shared_memory": "SharedMaskReader",
@@ -105,6 +114,7 @@ _MODULES = {
     "knet_runtime.types": "Frame",
     "knet_runtime.web.auth": "listen",
     "knet_runtime.web.server": "LivePage",
+    "knet_runtime.zones": "Line Zone Zones read_zones",
     "knet_train.checkpoint": "load_checkpoint",
     "knet_train.models.knet": "KNet",
 }

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knet_runtime.atomic import AtomicFile
+from knet_runtime.counts import Counts, draw_counts
 from knet_runtime.drawing import blend, colourise, encode_png, resized
 from knet_runtime.labels import LabelMap
 from knet_runtime.painting import Box as Box, Segment as Segment, paint
@@ -60,14 +61,16 @@ class Segmentation:
     ``class_map`` is uint8 [H, W] (uint16 beyond 256 classes) at the image's size; pixels of no
     class hold ``labels.ignore_index``. ``timings`` holds milliseconds per stage: "preprocess" (to
     the model's size), "infer" (the engine; in a batch, an equal share of it) and "postprocess" (to
-    the image's size). A semantic result is made by naming these; the others by ``from_panoptic``
-    and ``from_instances``. Nothing in it is to be changed: what is computed from it is kept.
+    the image's size). ``counts`` is what a ``ZoneCounter`` counted up to this frame. A semantic
+    result is made by naming these; the others by ``from_panoptic`` and ``from_instances``. Nothing
+    in it is to be changed: what is computed from it is kept.
     """
 
     class_map: ClassMap
     labels: LabelMap
     timings: Mapping[str, float] = field(default_factory=dict)
     task: Task = "semantic"
+    counts: Counts | None = None
     _segment_map: NDArray[np.uint16] | None = field(default=None, repr=False)
     _segments: tuple[Segment, ...] | None = field(default=None, repr=False)
     _instances: tuple[Instance, ...] = field(default=(), repr=False)
@@ -97,7 +100,9 @@ class Segmentation:
             for id_, (class_id, score, track) in described
             if id_ in boxes
         )
-        return cls(table[segment_map], labels, timings or {}, "panoptic", segment_map, segments)
+        return cls(
+            table[segment_map], labels, timings or {}, "panoptic", None, segment_map, segments
+        )
 
     @classmethod
     def from_instances(
@@ -130,7 +135,8 @@ class Segmentation:
         table = _class_table(labels, [segment.class_id for segment in segments])
         described = tuple(segments)
         return cls(
-            table[segment_map], labels, timings or {}, "instance", segment_map, described, ordered
+            *(table[segment_map], labels, timings or {}, "instance", None),
+            *(segment_map, described, ordered),
         )
 
     @property
@@ -246,9 +252,10 @@ class Segmentation:
         self, image: Rgb, alpha: float = 0.5, classes: Collection[int] | None = None
     ) -> Rgb:
         """``image`` uint8 [H, W, 3] RGB under the classes' colours, things each in a shade of its
-        own with an outline and a label. ``image`` has the result's size, or is scaled from it.
-        ``alpha`` (0 … 1) is the colours' opacity, ``classes`` are the indices of those drawn (None:
-        all). Raises ConfigError for another alpha, ValueError for an image of another shape."""
+        own with an outline and a label, and the zones of ``counts``. ``image`` has the result's
+        size, or is scaled from it. ``alpha`` (0 … 1) is the colours' opacity, ``classes`` are the
+        indices of those drawn (None: all). Raises ConfigError for another alpha, ValueError for an
+        image of another shape."""
         ids = self.class_map if self.task == "semantic" else self._map_of(classes)
         (height, width), (own_height, own_width) = image.shape[:2], self.size
         if image.shape[:2] != self.size:
@@ -257,7 +264,11 @@ class Segmentation:
             ids = resized(ids, (height, width))
         if self.task == "semantic":
             return blend(image, ids, self.labels, alpha, classes)
-        return paint(image, ids, self.segments, self.labels, alpha, classes, width / own_width)
+        scale = width / own_width
+        painted = paint(image, ids, self.segments, self.labels, alpha, classes, scale)
+        if self.counts is not None and alpha:
+            draw_counts(painted, self.counts, scale)
+        return painted
 
     def _map_of(self, classes: Collection[int] | None) -> ClassMap:
         """The segment map of these classes alone: objects of others cover nothing."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from knet_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from knet_runtime.bundle.store import Bundle
+    from knet_runtime.counts import Totals
     from knet_runtime.labels import LabelMap
     from knet_runtime.pipeline import Feed, RunStats, RunSummary
     from knet_runtime.pipeline.stats import StageSnapshot
@@ -39,6 +40,7 @@ class Outputs:
     masks: Path | None = None
     overwrite: bool = False
     json: Path | None = None
+    events: Path | None = None
     rle: Path | None = None
     coco: Path | None = None
     coco_panoptic: Path | None = None
@@ -59,8 +61,8 @@ class Outputs:
     def is_summary_all(self) -> bool:
         """Whether there is no other output than the summary."""
         places = (
-            *(self.overlay, self.masks, self.json, self.rle, self.coco, self.coco_panoptic),
-            *(self.raw, self.push),
+            *(self.overlay, self.masks, self.json, self.events, self.rle, self.coco),
+            *(self.coco_panoptic, self.raw, self.push),
         )
         return not self.page and all(place is None for place in places)
 
@@ -71,7 +73,10 @@ class Outputs:
 
     @property
     def _on_stdout(self) -> list[str]:
-        places = (("--json", self.json), ("--rle", self.rle), ("--raw", self.raw))
+        places = (
+            *(("--json", self.json), ("--events", self.events)),
+            *(("--rle", self.rle), ("--raw", self.raw)),
+        )
         return [option for option, place in places if str(place) == "-"]
 
     def check(self) -> None:
@@ -117,6 +122,7 @@ class Outputs:
             overlay=_suffixed(self.overlay, name),
             masks=None if self.masks is None else self.masks / name,
             json=_suffixed(self.json, name),
+            events=_suffixed(self.events, name),
             rle=_suffixed(self.rle, name),
             coco=_suffixed(self.coco, name),
             coco_panoptic=None if self.coco_panoptic is None else self.coco_panoptic / name,
@@ -153,6 +159,8 @@ class Outputs:
             made.append(sinks.MaskFolder(self.masks, overwrite=self.overwrite))
         if self.json is not None:
             made.append(sinks.JsonLines(self.json, model))
+        if self.events is not None:
+            made.append(sinks.EventLines(self.events))
         if self.rle is not None:
             made.append(sinks.RleLines(self.rle, model, classes=self.classes))
         if self.coco is not None:
@@ -206,7 +214,7 @@ def _suffixed(place: Path | None, name: str) -> Path | None:
 
 
 class Shares:
-    """A sink that counts what the classes cover; it writes nothing."""
+    """A sink that sums what the classes cover, and keeps what was counted; it writes nothing."""
 
     path = None
 
@@ -214,12 +222,14 @@ class Shares:
         self.name = name
         self._frames = 0
         self._sums: dict[str, float] = {}
+        self._totals: Totals | None = None
 
     def write(self, frame: Frame, result: Segmentation) -> None:
         """Add a frame; one that is shown again does not count."""
         if frame.stale:
             return
         self._frames += 1
+        self._totals = None if result.counts is None else result.counts.totals
         for label, share in result.shares().items():
             self._sums[label] = self._sums.get(label, 0.0) + share
 
@@ -231,6 +241,23 @@ class Shares:
         ordered = sorted(self._sums.items(), key=lambda item: -item[1])
         for index, (label, total) in enumerate(ordered):
             say("" if index else "shares", f"{100 * total / self._frames:5.1f} %  {label}")
+        for index, line in enumerate(_counted(self._totals)):
+            say("" if index else "counted", line)
+
+
+def _counted(totals: Totals | None) -> Iterator[str]:
+    """A line for each zone or line and each class that was counted there."""
+    for name, zone in ({} if totals is None else totals.zones).items():
+        for label, count in zone.items():
+            numbers = f"{count.entered} entered, {count.left} left, {count.present} present"
+            yield f"{name}: {label} {numbers}"
+        if not zone:
+            yield f"{name}: none"
+    for name, line in ({} if totals is None else totals.lines).items():
+        for label, way in line.items():
+            yield f"{name}: {label} {way.to_left} to the left, {way.to_right} to the right"
+        if not line:
+            yield f"{name}: none"
 
 
 def feed_names(sources: Sequence[str]) -> list[str]:

@@ -34,10 +34,11 @@ if TYPE_CHECKING:
     from knet_runtime.bundle.manifest import SegmentRules
     from knet_runtime.bundle.store import Bundle
     from knet_runtime.pipeline import Feed, RunStats
+    from knet_runtime.pipeline.feed import Transform
     from knet_runtime.segmenter import Segmenter
-    from knet_runtime.smoothing import Smoother
     from knet_runtime.sources.base import SourceOptions
     from knet_runtime.web.auth import Listener
+    from knet_runtime.zones import Zones
 
 _log = logging.getLogger(__name__)
 _input = partial(typer.Option, rich_help_panel="Input")
@@ -118,6 +119,12 @@ def run(
         Path | None,
         _outputs(help="Write a line of JSON per frame: class shares, times, model; - is stdout."),
     ] = None,
+    events: Annotated[
+        Path | None,
+        _outputs(
+            help="Write a line of JSON per object that --count counts, and the totals; - is stdout."
+        ),
+    ] = None,
     rle: Annotated[
         Path | None,
         _outputs(
@@ -178,6 +185,14 @@ def run(
     follow: Annotated[
         bool, _segments("--track", help="Give objects ids that last over the frames of a video.")
     ] = False,
+    count: Annotated[
+        list[Path] | None,
+        _segments(
+            metavar="ZONES.json",
+            help="Count the objects that enter and leave these zones and cross these lines; tracks "
+            "them, too. With several sources: one for all, or repeat it for each, in their order.",
+        ),
+    ] = None,
     serve: Annotated[
         str | None,
         _page(
@@ -237,6 +252,7 @@ def run(
         masks=masks,
         overwrite=overwrite,
         json=json,
+        events=events,
         rle=rle,
         coco=coco,
         coco_panoptic=coco_panoptic,
@@ -266,12 +282,15 @@ def run(
     outputs.check_task(opened)
     if follow:
         needs_segments("--track", opened)
+    counted = _counted(count or [], len(sources), outputs, opened)
     if smooth is not None:
         needs_segments("--smooth", opened, ("semantic",))
     rules = segment_rules(opened, score, top_k)
     with ExitStack() as stack:
         listener = stack.enter_context(page_listener(serve, token, insecure))
-        feeds = _open_feeds(stack, sources, options, policy, outputs, smooth, follow, opened)
+        feeds = _open_feeds(stack, sources, options, policy, outputs, opened)
+        for feed, zones in zip(feeds, counted, strict=True):
+            feed.transform = _transform(feed, zones, follow, smooth)
         if outputs.takes_stdout:
             stack.enter_context(redirect_stdout(sys.stderr))  # words must not mix with the masks
         segmenter = stack.enter_context(Segmenter(opened, engine, rules=rules))
@@ -309,11 +328,57 @@ def segment_rules(bundle: Bundle, score: float | None, top_k: int | None) -> Seg
     return None if score is None and top_k is None else rules
 
 
-def smoother(strength: int | None) -> Smoother | None:
-    """What --smooth asks for; one for each feed. Raises ConfigError."""
-    from knet_runtime.smoothing import Smoother
+def _counted(
+    files: Sequence[Path], sources: int, outputs: Outputs, bundle: Bundle
+) -> list[tuple[Path, Zones] | None]:
+    """The file of --count for each source, and what is in it. Raises ConfigError."""
+    from knet_runtime.zones import read_zones
 
-    return None if strength is None else Smoother(strength)
+    if not files:
+        if outputs.events is not None:
+            raise ConfigError(
+                "--events writes what --count counts: add --count ZONES.json, or leave it out"
+            )
+        return [None] * sources
+    needs_segments("--count", bundle)
+    if len(files) not in (1, sources):
+        raise ConfigError(
+            f"--count is given {len(files)} times for {sources} source{'s' * (sources != 1)}: name "
+            "one file for all, or one for each"
+        )
+    found = [(file, read_zones(file)) for file in files]
+    for file, zones in found:
+        with _naming(file):
+            zones.check(bundle.manifest.labels)
+    return [found[place % len(found)] for place in range(sources)]
+
+
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
+
+
+def _transform(
+    feed: Feed, counted: tuple[Path, Zones] | None, follow: bool, smooth: int | None
+) -> Transform | None:
+    """What --smooth (of class maps), --track and --count (of objects) ask for; one for each
+    feed. Raises ConfigError."""
+    from knet_runtime.counting import ZoneCounter
+    from knet_runtime.smoothing import Smoother
+    from knet_runtime.tracking import Tracker
+
+    if smooth is not None:
+        return Smoother(smooth)
+    if counted is None:
+        return Tracker() if follow else None
+    file, zones = counted
+    with _naming(file):
+        zones.on(feed.source.info.hw)
+    track, count = Tracker(), ZoneCounter(zones)
+    return lambda frame, result: count(frame, track(frame, result))
 
 
 def _open_feeds(
@@ -322,22 +387,18 @@ def _open_feeds(
     options: SourceOptions,
     policy: Policy | None,
     outputs: Outputs,
-    smooth: int | None,
-    follow: bool,
     bundle: Bundle,
 ) -> list[Feed]:
     from knet_runtime.pipeline import Feed
     from knet_runtime.sources import open_source
-    from knet_runtime.tracking import Tracker
 
     outputs.check_classes(bundle.manifest.labels)
     feeds = []
     for name, text in zip(feed_names(sources), sources, strict=True):
-        transform = Tracker() if follow else smoother(smooth)  # one is for objects, one for maps
         opened = stack.enter_context(open_source(text, options))
         places = outputs if len(sources) == 1 else outputs.of(name)
         sinks = places.sinks(opened.info, bundle.manifest.labels, bundle.model_id)
-        feeds.append(Feed(opened, [*sinks, Shares(name)], name, policy, transform))
+        feeds.append(Feed(opened, [*sinks, Shares(name)], name, policy))
     return feeds
 
 

@@ -27,6 +27,9 @@ from knet_runtime.types import Frame
 
 Policy = Literal["file", "live"]
 
+Transform = Callable[[Frame, Segmentation], Segmentation]
+"""Another result out of a frame and its result, called in the frames' order."""
+
 _DEPTH = 3
 
 
@@ -38,7 +41,7 @@ class Feed:
     drops no frame and makes the source wait; "live" always takes the newest frame and counts those
     it passes over, so that what is shown is never older than a frame or two; None goes by the
     source. ``transform`` makes another result out of a frame and its result before the sinks get it
-    (smoothing); it is called in the frames' order, by one thread.
+    (smoothing, tracking, counting); it is called in the frames' order, by one thread.
 
         >>> from knet_deploy import Feed, MaskFolder, Segmenter, open_source, run
         >>> with open_source("photos") as source, Segmenter() as segment:
@@ -51,7 +54,7 @@ class Feed:
     sinks: Sequence[Sink]
     name: str = ""
     policy: Policy | None = None
-    transform: Callable[[Frame, Segmentation], Segmentation] | None = None
+    transform: Transform | None = None
 
     @property
     def live(self) -> bool:

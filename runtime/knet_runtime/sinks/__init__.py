@@ -17,6 +17,7 @@ from typing import Protocol
 
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks.coco import CocoPanoptic as CocoPanoptic, CocoResults as CocoResults
+from knet_runtime.sinks.event_lines import EventLines as EventLines
 from knet_runtime.sinks.json_lines import JsonLines as JsonLines, RleLines as RleLines
 from knet_runtime.sinks.mask_folder import MaskFolder as MaskFolder
 from knet_runtime.sinks.overlay import OverlayImage as OverlayImage, OverlayVideo as OverlayVideo

@@ -77,9 +77,10 @@ class RleRecord(_FrameRecord, frozen=True):
     segments: tuple[SegmentRecord, ...] | UnsetType = UNSET
 
 
-class _LineSink:
-    def __init__(self, path: str | Path, model: str) -> None:
-        self._model = model
+class LineSink:
+    """What every sink of lines is: a file that is ``path``, or stdout ("-")."""
+
+    def __init__(self, path: str | Path) -> None:
         self.path: Path | None = None if str(path) == STDOUT else Path(path)
         self._lines: Pipe | LineFile
         self._lines = LineFile(self.path) if self.path else Pipe("JSON lines on stdout")
@@ -97,7 +98,7 @@ class _LineSink:
             self.path = self._lines.final
 
 
-class JsonLines(_LineSink):
+class JsonLines(LineSink):
     """Writes one ``Record`` per frame and line to ``path``, in UTF-8; "-" is stdout.
 
     ``model`` is the id of the model (``Segmenter.model_id``). Until ``close`` the file has a hidden
@@ -117,6 +118,10 @@ class JsonLines(_LineSink):
         1.0
     """
 
+    def __init__(self, path: str | Path, model: str) -> None:
+        super().__init__(path)
+        self._model = model
+
     def write(self, frame: Frame, result: Segmentation) -> None:
         """Add one line. Raises OutputError; the lines before stay whole."""
         semantic = result.task == "semantic"
@@ -130,7 +135,7 @@ class JsonLines(_LineSink):
         self._add(record)
 
 
-class RleLines(_LineSink):
+class RleLines(LineSink):
     """Writes one ``RleRecord`` per frame and line to ``path``, in UTF-8; "-" is stdout.
 
     The masks are COCO's compressed run lengths, which pycocotools and other tools decode.
@@ -150,7 +155,8 @@ class RleLines(_LineSink):
     """
 
     def __init__(self, path: str | Path, model: str, *, classes: Sequence[str] = ()) -> None:
-        super().__init__(path, model)
+        super().__init__(path)
+        self._model = model
         self._names = tuple(classes)
 
     def write(self, frame: Frame, result: Segmentation) -> None:

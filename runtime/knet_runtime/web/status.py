@@ -12,6 +12,7 @@ import msgspec
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from knet_runtime.counts import Totals
 from knet_runtime.pipeline.stats import FeedSnapshot, RunSnapshot, StageSnapshot
 from knet_runtime.web.streams import Latest
 
@@ -78,7 +79,7 @@ _NOTHING = FeedSnapshot(0, 0, 0, 0, connected=True, last_frame_age=None, stages=
 
 class FeedStatus(msgspec.Struct, frozen=True):
     """One feed: counts since the start, the age of its last new frame in seconds, milliseconds
-    by stage."""
+    by stage, and what was counted in its zones (None without any)."""
 
     name: str
     state: State
@@ -88,6 +89,7 @@ class FeedStatus(msgspec.Struct, frozen=True):
     reconnects: int
     age: float | None
     stages: dict[str, StageSnapshot]
+    totals: Totals | None
 
 
 class RunStatus(msgspec.Struct, frozen=True):
@@ -134,7 +136,9 @@ def read_run_status(snapshot: RunSnapshot, latest: Mapping[str, Latest], viewers
         feed = snapshot.feeds.get(name, _NOTHING)
         counts = feed.frames, feed.dropped, feed.stale_frames, feed.reconnects
         state = _state(feed, slot)
-        feeds.append(FeedStatus(name, state, *counts, feed.last_frame_age, feed.stages))
+        counted = None if slot.shot is None else slot.shot.result.counts
+        totals = None if counted is None else counted.totals
+        feeds.append(FeedStatus(name, state, *counts, feed.last_frame_age, feed.stages, totals))
     return RunStatus(time.time(), viewers, read_sensors(), feeds)
 
 
@@ -160,6 +164,7 @@ class _Collector:
     def collect(self) -> Iterator[Metric]:
         numbers = self.read()
         yield from _feeds(numbers.feeds)
+        yield from _counted(numbers.feeds)
         yield GaugeMetricFamily("knet_viewers", "Open streams of the page.", numbers.viewers)
         machine = numbers.machine
         if machine.temperatures:
@@ -194,3 +199,30 @@ def _feeds(feeds: list[FeedStatus]) -> Iterator[Metric]:
             for quantile, value in (("0.5", times.p50), ("0.95", times.p95), ("0.99", times.p99)):
                 stage.add_metric([feed.name, name, quantile], value / 1000)
     yield from (state, age, stage)
+
+
+def _counted(feeds: list[FeedStatus]) -> Iterator[Metric]:
+    """What was counted in zones and at lines, where anything is."""
+    totals = [(feed.name, feed.totals) for feed in feeds if feed.totals is not None]
+    if not totals:
+        return
+    zone = ["feed", "zone", "class"]
+    present = GaugeMetricFamily("knet_zone_present", "Objects in a zone now.", labels=zone)
+    entered = CounterMetricFamily("knet_zone_entered", "Objects that entered it.", labels=zone)
+    left = CounterMetricFamily("knet_zone_left", "Objects that left it.", labels=zone)
+    crossed = CounterMetricFamily(
+        "knet_line_crossed",
+        "Crossings of a line to a side of it.",
+        labels=["feed", "line", "class", "direction"],
+    )
+    for feed, counted in totals:
+        for name, classes in counted.zones.items():
+            for label, count in classes.items():
+                present.add_metric([feed, name, label], count.present)
+                entered.add_metric([feed, name, label], count.entered)
+                left.add_metric([feed, name, label], count.left)
+        for name, ways in counted.lines.items():
+            for label, way in ways.items():
+                crossed.add_metric([feed, name, label, "to_left"], way.to_left)
+                crossed.add_metric([feed, name, label, "to_right"], way.to_right)
+    yield from (present, entered, left, crossed)

@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from knet_runtime.counts import Mark, marks
 from knet_runtime.drawing import encode_jpeg, mark_stale
 from knet_runtime.labels import Colour, LabelMap
 from knet_runtime.painting import Segment, colour_of
@@ -163,19 +164,24 @@ class Channel:
 
 
 class PageSegment(msgspec.Struct, frozen=True, rename={"class_id": "class"}):
-    """One segment for the page; ``class_id`` is the key "class" in JSON."""
+    """One segment for the page; ``class_id`` is the key "class" in JSON, and ``area`` in pixels of
+    the source."""
 
     id: int
     class_id: int
     thing: bool
     colour: Colour
+    score: float | None
+    area: int
+    track: int | None
 
 
 class FrameHead(msgspec.Struct, frozen=True):
     """What stands before the bytes of a page's frame: ``jpeg`` bytes, then ``runs`` runs.
 
     ``at`` is when the frame arrived, in seconds since the epoch. ``segments`` is None for a
-    semantic result.
+    semantic result. ``marks`` are the zones and lines with what was counted there, in pixels of the
+    JPEG.
     """
 
     seq: int
@@ -188,6 +194,7 @@ class FrameHead(msgspec.Struct, frozen=True):
     jpeg: int
     runs: int
     segments: list[PageSegment] | None
+    marks: list[Mark]
 
 
 def page_frame(shot: FrameShot) -> bytes:
@@ -206,9 +213,10 @@ def page_frame(shot: FrameShot) -> bytes:
     jpeg = encode_jpeg(image, _QUALITY)
     height, width = image.shape[:2]
     pts = None if frame.pts is None else float(frame.pts)
-    counts = width, height, len(jpeg), len(ends)
+    drawn = [] if result.counts is None else marks(result.counts, width / result.size[1])
+    sizes = width, height, len(jpeg), len(ends)
     head = msgspec.json.encode(
-        FrameHead(shot.seq, frame.index, pts, shot.at, frame.stale, *counts, segments)
+        FrameHead(shot.seq, frame.index, pts, shot.at, frame.stale, *sizes, segments, drawn)
     )
     parts = len(head).to_bytes(4, "little"), head, jpeg, ends.tobytes(), values.tobytes()
     return b"".join(parts)
@@ -216,7 +224,9 @@ def page_frame(shot: FrameShot) -> bytes:
 
 def _for_page(segment: Segment, labels: LabelMap) -> PageSegment:
     colour = colour_of(segment, labels)
-    return PageSegment(segment.id, segment.class_id, segment.is_thing, colour)
+    score = None if segment.score is None else round(segment.score, 4)
+    about = score, segment.area, segment.track
+    return PageSegment(segment.id, segment.class_id, segment.is_thing, colour, *about)
 
 
 def overlay_jpeg(

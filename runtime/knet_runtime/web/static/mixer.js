@@ -3,6 +3,36 @@
 
 const packed = ([r, g, b]) => (0xff000000 | (b << 16) | (g << 8) | r) >>> 0;
 
+const POINTED = packed([255, 255, 255]);
+
+// Zones and lines, with what was counted there.
+function drawMarks(context, { marks, width, height }) {
+  const unit = Math.max(1, Math.min(width, height) / 400);
+  context.lineJoin = "round";
+  context.textAlign = "center";
+  context.textBaseline = "middle";
+  context.font = `${Math.max(11, Math.min(width, height) / 30)}px system-ui, sans-serif`;
+  for (const { points, closed, texts } of marks) {
+    context.beginPath();
+    points.forEach(([x, y]) => context.lineTo(x, y));
+    if (closed) context.closePath();
+    for (const [style, line] of [["#000", 3 * unit], ["#fff", unit]]) {
+      context.strokeStyle = style;
+      context.lineWidth = line;
+      context.stroke();
+    }
+    for (const [[x, y], text] of texts) {
+      const half = context.measureText(text).width / 2 + 3;
+      const middle = Math.min(Math.max(x, half), Math.max(half, width - half));
+      context.lineWidth = 3 * unit;
+      context.strokeStyle = "#000";
+      context.strokeText(text, middle, y);
+      context.fillStyle = "#fff";
+      context.fillText(text, middle, y);
+    }
+  }
+}
+
 export class Mixer {
   constructor(camera, overlay) {
     this.camera = camera;
@@ -11,6 +41,7 @@ export class Mixer {
     this.colours = new Uint32Array(0); // by class; 0 is transparent
     this.opacity = 0.5;
     this.shown = null;
+    this.pointed = null; // the pixel under the pointer, as an index
   }
 
   // `classes` [{name, colour: [r, g, b]}], `shown` a set of the indices to be coloured.
@@ -51,10 +82,12 @@ export class Mixer {
     const { head, bitmap, ends, classes, segments } = this.shown;
     const image = new ImageData(head.width, head.height);
     const pixels = new Uint32Array(image.data.buffer);
+    const pointed = this.segmentAt(this.pointed)?.id;
     for (let run = 0, start = 0; run < ends.length; start = ends[run++]) {
       const colour = this.colours[classes[run]] ?? 0; // the ignore index has no colour
       const own = segments?.[run]?.colour; // an object has a shade of its own
       if (colour !== 0) pixels.fill(own ? packed(own) : colour, start, ends[run]);
+      if (pointed && segments?.[run]?.id === pointed) pixels.fill(POINTED, start, ends[run]);
     }
     this.mask.getContext("2d").putImageData(image, 0, 0);
     const context = this.overlay.getContext("2d");
@@ -62,6 +95,33 @@ export class Mixer {
     context.drawImage(bitmap, 0, 0);
     context.globalAlpha = this.opacity;
     context.drawImage(this.mask, 0, 0);
+    context.globalAlpha = 1;
+    drawMarks(context, head);
+  }
+
+  // What is at a place of a canvas, given as fractions of its width and height: the segment, or
+  // in a semantic result the class alone; null where there is neither.
+  point(x, y) {
+    const { width, height } = this.shown?.head ?? {};
+    const before = this.segmentAt(this.pointed)?.id;
+    const inside = x >= 0 && x < 1 && y >= 0 && y < 1 && width;
+    this.pointed = inside ? Math.floor(y * height) * width + Math.floor(x * width) : null;
+    const found = this.segmentAt(this.pointed);
+    if (found?.id !== before) this.draw();
+    return found;
+  }
+
+  segmentAt(pixel) {
+    if (pixel === null || this.shown === null) return null;
+    const { ends, classes, segments } = this.shown;
+    let [low, high] = [0, ends.length - 1]; // runs are in order: the first that ends behind it
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (ends[middle] > pixel) high = middle;
+      else low = middle + 1;
+    }
+    if (classes[low] >= this.colours.length) return null;
+    return segments?.[low] ?? { class: classes[low] };
   }
 
   // The fraction of the frame that each class covers.

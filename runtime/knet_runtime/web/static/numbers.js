@@ -3,9 +3,10 @@
 const KEPT_SECONDS = 5;
 
 export class Numbers {
-  constructor(tiles, stages) {
+  constructor(tiles, stages, counts) {
     this.tiles = tiles;
     this.stages = stages;
+    this.counts = counts;
     this.history = [];
   }
 
@@ -32,6 +33,8 @@ export class Numbers {
     if (clock) rows.push(["clock", gigahertz(clock), limit ? `of ${gigahertz(limit)} GHz` : "GHz"]);
     this.tiles.replaceChildren(...rows.map(tile));
     this.stages.replaceChildren(...Object.entries(feed.stages).map(stage));
+    this.counts.hidden = feed.totals === null;
+    this.counts.tBodies[0].replaceChildren(...counted(feed.totals ?? { zones: {}, lines: {} }));
   }
 
   rate(name) {
@@ -56,17 +59,35 @@ function tile([name, value, unit]) {
   return box;
 }
 
-function stage([name, times]) {
-  const row = document.createElement("tr");
-  if (name === "latency") row.className = "total";
+function counted({ zones, lines }) {
+  const rows = [];
+  for (const [name, classes] of Object.entries(zones)) {
+    for (const [label, { present, entered, left }] of Object.entries(classes)) {
+      rows.push(row(name, [label, present, entered, left]));
+    }
+  }
+  for (const [name, classes] of Object.entries(lines)) {
+    for (const [label, { to_left: left, to_right: right }] of Object.entries(classes)) {
+      rows.push(row(name, [label, "", left, right]));
+    }
+  }
+  return rows;
+}
+
+function row(title, values) {
+  const made = document.createElement("tr");
   const head = document.createElement("th");
   head.scope = "row";
-  head.textContent = name;
-  row.append(head);
-  for (const value of [times.p50, times.p95, times.p99]) {
-    row.insertCell().textContent = milliseconds(value);
-  }
-  return row;
+  head.textContent = title;
+  made.append(head);
+  for (const value of values) made.insertCell().textContent = value;
+  return made;
+}
+
+function stage([name, times]) {
+  const made = row(name, [times.p50, times.p95, times.p99].map(milliseconds));
+  if (name === "latency") made.className = "total";
+  return made;
 }
 
 const milliseconds = (value) => value.toFixed(value < 100 ? 1 : 0);

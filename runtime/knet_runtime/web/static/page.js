@@ -1,5 +1,6 @@
 // What ties the page together: one feed's frames, everybody's numbers, and whether to trust them.
 
+import { Hover } from "./hover.js";
 import { Legend } from "./legend.js";
 import { Mixer } from "./mixer.js";
 import { Numbers } from "./numbers.js";
@@ -11,7 +12,8 @@ const RETRY = [500, 1000, 2000, 4000];
 const get = (id) => document.getElementById(id);
 const mixer = new Mixer(get("camera"), get("overlay"));
 const legend = new Legend(get("legend"), () => mixer.setClasses(legend.classes, legend.shown));
-const numbers = new Numbers(get("tiles"), get("stages"));
+const numbers = new Numbers(get("tiles"), get("stages"), get("counts"));
+const hover = new Hover(mixer, () => legend.classes, document.querySelectorAll(".screen"));
 
 let feed = null; // the name of the one that is shown
 let latest = null; // the latest numbers
@@ -74,6 +76,7 @@ function feedChoice(name) {
 function choose(name) {
   feed = name;
   mixer.clear();
+  hover.update();
   get("frame").textContent = "";
   for (const button of get("feeds").querySelectorAll("input")) button.checked = button.value === name;
   for (const link of document.querySelectorAll("footer a")) {
@@ -93,6 +96,7 @@ async function follow() {
         seenAt = performance.now();
         seenFrames = numbersOf(feed)?.frames ?? 0;
         mixer.show(shown);
+        hover.update();
         showFrame();
         judge();
       }, mine.signal);
