@@ -13,7 +13,7 @@ from knet_runtime.labels import LabelMap, distinct_palette
 from knet_synthetic import CAMVID11, Street
 from knet_train.config import DataConfig, load_config, override_config
 from knet_train.data.batches import SegmentSamples, street_truth
-from knet_train.data.coco import open_segments
+from knet_train.data.segments import open_segments
 from knet_train.data.targets import segment_targets
 from knet_train.data.truth import Truth
 from knet_train.segment_loss import shrunk
