@@ -156,6 +156,58 @@ def test_labels_json_chooses_and_merges_categories_and_says_what_is_ignored(tmp_
     assert instance.unmapped == ()  # stuff is background there
 
 
+def test_annotations_go_with_their_image_whatever_the_order(tmp_path: Path) -> None:
+    square = [[2.0, 3.0, 10.0, 3.0, 10.0, 9.0, 2.0, 9.0]]
+    image_ids = [2, 3, 1, 3]
+    wanted = {1: [0], 2: [1], 3: [0, 1]}
+    categories = [3, 7, 7, 3]
+    path = write_instances(
+        tmp_path,
+        [
+            one(square, id=10 - number, image_id=image, category_id=category)
+            for number, (image, category) in enumerate(zip(image_ids, categories, strict=True))
+        ],
+        images=3,
+    )
+    change(path, images=json.loads(path.read_text())["images"][::-1])
+    folder = open_segments(tmp_path, "train", "instance")
+    for index, sample in enumerate(folder.samples):
+        assert sorted(folder.read(index)[1].classes) == wanted[int(sample.name[1:])]
+
+
+@pytest.mark.parametrize(
+    ("break_it", "text"),
+    [
+        (lambda content: content["annotations"].append(one([SQUARE])), "annotation id 1 is there"),
+        (lambda content: content["images"].append(content["images"][0]), "image id 1 is there"),
+        (
+            lambda content: content["categories"].append({"id": 7, "name": "bus"}),
+            "category id 7 is there",
+        ),
+        (lambda content: content["annotations"].clear(), "has no annotations: nothing can be"),
+        (
+            lambda content: content["images"][0].update(file_name="gone.jpg"),
+            "lists 1 images that are not there, such as gone.jpg",
+        ),
+        (lambda content: content["annotations"][0].update(image_id=9), "such as image_id 9"),
+    ],
+)
+def test_what_is_wrong_with_instances_is_one_line(tmp_path: Path, break_it: Any, text: str) -> None:
+    path = write_instances(tmp_path, [one([SQUARE])])
+    content = json.loads(path.read_text())
+    break_it(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=text) as hit:
+        open_segments(tmp_path, "train", "instance")
+    assert "\n" not in str(hit.value)
+
+
+def test_the_table_of_coco_classes_is_no_split(tmp_path: Path) -> None:
+    write_panoptic(tmp_path)
+    (tmp_path / "annotations" / "panoptic_coco_categories.json").write_text("[]")
+    assert examined(tmp_path).splits == {"train": 2}
+
+
 def test_a_split_is_found_without_its_year(tmp_path: Path) -> None:
     write_panoptic(tmp_path, "val2017")
     assert open_segments(tmp_path, "val", "panoptic").split == "val2017"
