@@ -12,6 +12,7 @@ from knet_runtime.labels import LabelMap
 from knet_runtime.metrics import ConfusionMatrix
 from knet_synthetic import CAMVID11
 from knet_train.data.check import check, survey
+from knet_train.data.dataset import LabelledFolder
 from knet_train.data.layouts import ADE20K
 from knet_train.figures import draw_confusion, draw_sheet
 
@@ -62,8 +63,12 @@ def test_the_sheet_shows_images_beside_their_painted_labels(
     found = survey(root)
     report, good = check(found)
     shares = {row.name: row.pixels / report.labelled_pixels for row in report.classes}
-    sheet = cv2.imdecode(np.frombuffer(draw_sheet(found.layout, good, shares), np.uint8), 1)
-    few = cv2.imdecode(np.frombuffer(draw_sheet(found.layout, good[:1], shares), np.uint8), 1)
+    sheet = cv2.imdecode(
+        np.frombuffer(draw_sheet(LabelledFolder(found.layout, "", good), shares), np.uint8), 1
+    )
+    few = cv2.imdecode(
+        np.frombuffer(draw_sheet(LabelledFolder(found.layout, "", good[:1]), shares), np.uint8), 1
+    )
     assert sheet.shape[0] > 3 * few.shape[0]  # four rows of three against one image
     assert sheet.shape[1] > 2.9 * (few.shape[1] - 14)
     magenta = (few == (255, 0, 255)).all(2)

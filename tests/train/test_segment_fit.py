@@ -8,6 +8,7 @@ import torch
 from coco_folders import write_panoptic
 from safetensors.torch import load_file, save_file
 
+from knet_runtime.errors import DataError
 from knet_train.checkpoint import read_segment_checkpoint
 from knet_train.config import load_config
 from knet_train.models.backbones import build_backbone
@@ -56,6 +57,20 @@ def test_a_run_with_more_objects_than_kernels_scores_and_repeats_itself(
     assert all(torch.isfinite(value).all() for value in one.values())
     checkpoint = read_segment_checkpoint(results[0].best)
     assert checkpoint.config.model.task == task
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance"])
+def test_a_split_of_other_categories_is_refused(tmp_path: Path, task: Any) -> None:
+    from knet_train.fit import train
+
+    write_panoptic(tmp_path)
+    path = write_panoptic(tmp_path, "val")
+    path.write_text(path.read_text().replace('"car"', '"lorry"'))
+    config = load_config(f"knet-edge-{task}", [*TINY, "data.val_split=val"])
+    text = "panoptic_val.json has other categories than panoptic_train.json: give both the same"
+    with pytest.raises(DataError, match=text):
+        train(config, tmp_path, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("task", ["panoptic", "instance"])

@@ -151,7 +151,10 @@ def _semantic(path: Path, stored: _Stored, build: Callable[[ModelConfig, int], K
 
 def _segments(path: Path, stored: _Stored) -> SegmentCheckpoint:
     if stored.config.model.task == "semantic":
-        raise CheckpointError(f"{path} is a network for semantic segmentation")
+        raise CheckpointError(
+            f"{path} is a network for semantic segmentation, and this is for instance or panoptic "
+            "ones"
+        )
     model = build_segment_model(stored.config.model, stored.labels)
     _load(model, stored.state, path)
     return SegmentCheckpoint(model.eval(), stored.config, stored.labels, stored.sha256)

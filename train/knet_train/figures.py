@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from knet_runtime.drawing import blend, drawable, encode_png, legend_strip
+from knet_runtime.drawing import blend, drawable, encode_png, lay, legend_strip, resized
 from knet_runtime.labels import Colour, LabelMap
 from knet_runtime.metrics import ConfusionMatrix
+from knet_runtime.painting import shade
 from knet_runtime.preprocess import resize
-from knet_runtime.types import Rgb
+from knet_runtime.types import ClassMap, Rgb
 from knet_train.data.dataset import LabelledFolder
-from knet_train.data.layouts import Layout, Sample
+from knet_train.data.segment_folder import SegmentFolder
+from knet_train.data.truth import Truth
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
@@ -22,7 +22,9 @@ _COLUMNS, _PAIRS = 3, 12
 _BOX = (180, 240)  # height, width of an image's place; half of a pair
 _CAPTION, _GAP = 24, 14
 _DARK, _LIGHT = 32, (225, 225, 225)
+_OPACITY = 0.65
 _VOID = (255, 0, 255)  # no label map paints with it
+_CROWD = (255, 255, 255)
 
 _INK, _PALE, _PAPER, _LINE = (40, 40, 40), (120, 120, 120), 255, (232, 232, 232)
 _MARGIN, _LONGEST_NAME = 24, 26
@@ -31,29 +33,28 @@ _TICKS = (0, 1, 5, 10, 25, 50, 75, 100)  # percent, on the scale beside the matr
 _RAMP = ((255, 255, 255), (198, 219, 239), (107, 174, 214), (33, 113, 181), (8, 48, 107))
 
 
-def draw_sheet(layout: Layout, samples: Sequence[Sample], shares: dict[str, float]) -> bytes:
-    """Up to twelve pairs, evenly spread over ``samples``, each as the image and the image under
-    its labels' colours (pixels without a label: crossed by magenta lines); PNG bytes.
+def draw_sheet(folder: LabelledFolder | SegmentFolder, shares: dict[str, float]) -> bytes:
+    """Up to twelve images, evenly spread over the folder, each beside itself under its labels;
+    PNG bytes. Class maps are shown in their colours, things each in a shade of its own with an
+    outline; crowds are crossed by white lines, and pixels without a label by magenta ones.
 
     ``shares`` (0 … 1 by class name) are written into the legend, which leaves out classes without
-    any. Raises what ``LabelledFolder.read`` raises.
+    any. Raises what the folder's ``read`` raises.
     """
-    count = min(_PAIRS, len(samples))
-    places = np.linspace(0, len(samples) - 1, count).round().astype(int)
-    folder = LabelledFolder(layout, "", tuple(samples[place] for place in places))
+    count = min(_PAIRS, len(folder))
     columns = min(_COLUMNS, count)
     cell = (_BOX[0] + _CAPTION + _GAP, 2 * _BOX[1] + 4 + _GAP)
     rows = -(-count // columns)
     sheet = np.full((rows * cell[0] + _GAP, columns * cell[1] + _GAP, 3), _DARK, np.uint8)
-    for place in range(count):
+    for place, index in enumerate(np.linspace(0, len(folder) - 1, count).round().astype(int)):
         top = place // columns * cell[0] + _GAP
         left = place % columns * cell[1] + _GAP
-        image, label = folder.read(place)
-        _draw_pair(sheet[top:, left:], image, label, layout.labels)
-        name = _end(drawable(folder.samples[place].name), 2 * _BOX[1] - 90)
+        image, label = folder.read(index)
+        _draw_pair(sheet[top:, left:], image, label, folder.labels)
+        name = _end(drawable(folder.samples[index].name), 2 * _BOX[1] - 90)
         caption = f"{name}  {image.shape[1]}x{image.shape[0]}"
         _text(sheet, caption, (left, top + _BOX[0] + 16), 0.42, _LIGHT)
-    legend = legend_strip(_seen(layout.labels, shares), sheet.shape[1], shares)
+    legend = legend_strip(_seen(folder.labels, shares), sheet.shape[1], shares)
     return encode_png(np.concatenate([sheet, legend]))
 
 
@@ -65,19 +66,50 @@ def _seen(labels: LabelMap, shares: dict[str, float]) -> LabelMap:
     return LabelMap(names, palette, labels.ignore_index)
 
 
-def _draw_pair(sheet: Rgb, image: Rgb, label: NDArray[np.uint8], labels: LabelMap) -> None:
+def _draw_pair(sheet: Rgb, image: Rgb, label: ClassMap | Truth, labels: LabelMap) -> None:
     """The image and its labels, into the top left of ``sheet``."""
     scale = min(_BOX[0] / image.shape[0], _BOX[1] / image.shape[1])
     height, width = (max(1, round(side * scale)) for side in image.shape[:2])
     small = resize(image, (height, width))
-    nearest = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST)
-    classes = np.asarray(nearest, np.uint8)
-    painted = blend(small, classes, labels, 0.65)
-    lines = np.add.outer(np.arange(height), np.arange(width)) % 8 == 0
-    painted[lines & (classes == labels.ignore_index)] = _VOID
+    if isinstance(label, Truth):
+        painted = _paint_objects(small, label, labels)
+    else:
+        painted = _paint_classes(small, label, labels)
     top, left = (_BOX[0] - height) // 2, (_BOX[1] - width) // 2
     for shift, part in ((0, small), (_BOX[1] + 4, painted)):
         sheet[top : top + height, left + shift : left + shift + width] = part
+
+
+def _paint_classes(image: Rgb, label: ClassMap, labels: LabelMap) -> Rgb:
+    classes = resized(label, image.shape[:2])
+    painted = blend(image, classes, labels, _OPACITY)
+    _cross(painted, classes == labels.ignore_index, _VOID)
+    return painted
+
+
+def _paint_objects(image: Rgb, truth: Truth, labels: LabelMap) -> Rgb:
+    size = image.shape[:2]
+    layers = np.stack([resized(layer, size) for layer in truth.ids])
+    ids = np.zeros(size, np.uint16)
+    areas = np.bincount(layers.ravel(), minlength=len(truth.classes) + 1)[1:]
+    for id_ in (np.argsort(-areas) + 1).tolist():  # small ones lie above
+        ids[(layers == id_).any(0)] = id_
+    things = [id_ for id_, one in enumerate(truth.classes, 1) if one in labels.things]
+    single = [id_ for id_ in things if id_ not in truth.crowds]
+    colours = {id_: labels.palette[one] for id_, one in enumerate(truth.classes, 1)}
+    colours |= {id_: shade(colours[id_], id_) for id_ in single}
+    painted = lay(image, ids, colours, _OPACITY)
+    edges = cv2.morphologyEx(ids, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
+    painted[edges & np.isin(ids, things)] = _LIGHT
+    _cross(painted, np.isin(ids, list(truth.crowds)), _CROWD)
+    _cross(painted, (ids == 0) & (resized(truth.void.view(np.uint8), size) > 0), _VOID)
+    return painted
+
+
+def _cross(image: Rgb, where: NDArray[np.bool_], colour: Colour) -> None:
+    """Draw slanted lines there."""
+    lines = np.add.outer(np.arange(image.shape[0]), np.arange(image.shape[1])) % 8 == 0
+    image[lines & where] = colour
 
 
 def draw_confusion(confusion: ConfusionMatrix, labels: LabelMap, title: str) -> bytes:

@@ -25,8 +25,9 @@ from knet_train.checkpoint import load_initial, load_pretrained
 from knet_train.config import Config, ModelConfig
 from knet_train.data.batches import AnyFolder, SegmentationData
 from knet_train.data.census import doubts
-from knet_train.data.coco import SegmentFolder, open_segments
 from knet_train.data.dataset import LabelledFolder, check_pairs, open_folder
+from knet_train.data.segment_folder import SegmentFolder
+from knet_train.data.segments import open_segments
 from knet_train.devices import (
     check_processes,
     check_single_images,

@@ -15,7 +15,7 @@ from knet_runtime.segmentation import Segmentation
 from knet_train.average_precision import AveragePrecision
 from knet_train.config import Config
 from knet_train.data.batches import SegmentPart
-from knet_train.data.coco import SegmentFolder
+from knet_train.data.segment_folder import SegmentFolder
 from knet_train.data.truth import Truth
 from knet_train.inference import predict_segments
 from knet_train.models.segments import SegmentKNet

@@ -35,7 +35,7 @@ EnginesOption = Annotated[
 ]
 PlanEngineOption = Annotated[PlanEngine, typer.Option(help="What the plan is for.")]
 
-LABELLED = "Labelled images: our, ADE20K's or Cityscapes' layout."
+LABELLED = "Labelled images: our, ADE20K's, Cityscapes' or COCO's layout."
 
 # Of run and batch.
 RunEngine = Annotated[EngineName, engine_panel(help=_AUTO)]

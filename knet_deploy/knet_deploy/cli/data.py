@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,12 +18,12 @@ from knet_deploy.cli.console import (
     track,
 )
 from knet_runtime.errors import ConfigError
+from knet_runtime.types import Task
 
 if TYPE_CHECKING:
-    from knet_train.data.check import DataReport
-    from knet_train.data.layouts import Sample
-
-ObjectTask = Literal["instance", "panoptic"]
+    from knet_train.data.check import DataReport, ObjectCount
+    from knet_train.data.dataset import LabelledFolder
+    from knet_train.data.segment_folder import SegmentFolder
 
 data = typer.Typer(rich_markup_mode=None, help="Look after folders of labelled images.")
 
@@ -39,9 +39,17 @@ def check(
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Write everything found as JSON.")] = None,
     task: Annotated[
-        ObjectTask | None,
+        Task | None,
         typer.Option(
-            help="Of data in COCO's formats: whose truth to read, where both are there.",
+            help="Whose labels to check; semantic by default, or what a folder of objects has.",
+            show_default=False,
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Of objects: judge them by the size and kernels of this preset or TOML file; by "
+            "default knet-edge-TASK.",
             show_default=False,
         ),
     ] = None,
@@ -49,47 +57,55 @@ def check(
     """Read every image and label of a folder, and list whatever would break a training: files
     missing or damaged, sizes that differ, label values outside the map, palettes that contradict
     it. The exit status is then 1. Warn of labels that look unlike what was meant, such as classes
-    without a pixel.
+    without a pixel, and of objects that a training would not see.
     """
     with needs_extra("train", "knet-deploy data check"):
+        from knet_train.config import load_config
         from knet_train.data import check as data_check
         from knet_train.data.check_segments import check_segments, survey_segments
-        from knet_train.data.layouts import is_coco
+        from knet_train.data.dataset import LabelledFolder
+        from knet_train.data.segments import usual_task
         from knet_train.figures import draw_sheet
     sheet_file, json_file = result_file(sheet, ".png"), result_file(json)
-    if is_coco(folder):
-        if sheet is not None:
-            raise ConfigError("--sheet draws class maps: leave it out for data in COCO's formats")
-        good: tuple[Sample, ...] = ()
-        objects = survey_segments(folder, split, task)
-        with track("checking", sum(map(len, objects))) as advance:
-            report = check_segments(objects, advance)
-    else:
-        if task is not None:
-            raise ConfigError(f"--task {task}: {folder} has no panoptic_*.json or instances_*.json")
+    task = task or usual_task(folder)
+    good: LabelledFolder | SegmentFolder
+    if task == "semantic":
+        if preset is not None:
+            raise ConfigError(f"--preset {preset}: it judges objects; {folder} has class maps")
         survey = data_check.survey(folder, split)
         with track("checking", len(survey.samples)) as advance:
-            report, good = data_check.check(survey, advance)
-    _show(report)
+            report, pairs = data_check.check(survey, advance)
+        good = LabelledFolder(survey.layout, "", pairs)
+    else:
+        config = load_config(preset or f"knet-edge-{task}")
+        if config.model.task != task:
+            raise ConfigError(f"--preset {preset} is of task {config.model.task}, not {task}")
+        objects = survey_segments(folder, split, task)
+        with track("checking", sum(map(len, objects))) as advance:
+            report, good = check_segments(objects, config, advance)
+    _show(report, task)
     if json_file is not None:
         say("wrote", json_file.write(data_check.encode_report(report)))
-    if sheet_file is not None and good:
+    if sheet_file is not None and len(good):
         pixels = max(1, report.labelled_pixels)
         shares = {row.name: row.pixels / pixels for row in report.classes}
-        say("wrote", sheet_file.write(draw_sheet(survey.layout, good, shares)))
+        say("wrote", sheet_file.write(draw_sheet(good, shares)))
     if report.problems:
         say_error(f"{folder} has {len(report.problems)} problems: fix the files named above")
         raise typer.Exit(1)
 
 
-def _show(report: DataReport) -> None:
+def _show(report: DataReport, task: Task) -> None:
     say("folder", f"{report.root} ({report.layout} layout, {len(report.classes)} classes)")
     say("splits", ", ".join(f"{name} {count}" for name, count in report.splits.items()))
     shown = [f"{size.width}×{size.height} ({size.images})" for size in report.sizes[:_SIZES]]
     more = len(report.sizes) - _SIZES
     say("sizes", ", ".join(shown) + (f" and {more} more" if more > 0 else ""))
-    pixels = report.labelled_pixels + report.ignored_pixels
-    say("labelled", f"{100 * report.labelled_pixels / max(1, pixels):.1f} % of the pixels")
+    if report.objects is None:
+        pixels = report.labelled_pixels + report.ignored_pixels
+        say("labelled", f"{100 * report.labelled_pixels / max(1, pixels):.1f} % of the pixels")
+    else:
+        _show_objects(report, report.objects, task)
     shares = [100 * row.pixels / max(1, report.labelled_pixels) for row in report.classes]
     rows = zip(report.classes, shares, strict=True)
     table = [(one_line(row.name), f"{share:.3f}", str(row.images)) for row, share in rows]
@@ -105,3 +121,16 @@ def _show(report: DataReport) -> None:
         say("problem", line)
     if not report.problems:
         say("problems", f"none in {report.images} images")
+
+
+def _show_objects(report: DataReport, found: ObjectCount, task: Task) -> None:
+    pixels = max(1, sum(size.height * size.width * size.images for size in report.sizes))
+    void = 100 * report.ignored_pixels / pixels
+    if task == "panoptic":
+        say("labelled", f"{100 - void:.1f} % of the pixels; the others are void")
+    else:
+        covered = 100 * report.labelled_pixels / pixels
+        say("covered", f"{covered:.1f} % of the pixels by objects; {void:.1f} % are void")
+    mean = found.objects / max(1, report.images)
+    text = f"{found.objects}, {mean:.1f} an image, at most {found.most}"
+    say("objects", text + (f"; {found.crowds} crowds" if found.crowds else ""))

@@ -11,10 +11,12 @@ from coco_folders import CATEGORIES, change, save_ids, write_instances, write_pa
 from pycocotools import mask as coco_mask
 
 from knet_runtime.errors import DataError
+from knet_train.config import load_config
+from knet_train.data.check import DataReport
 from knet_train.data.check_segments import check_segments, survey_segments
-from knet_train.data.coco import open_segments
 from knet_train.data.dataset import open_folder
 from knet_train.data.layouts import COCO, COCO_THINGS
+from knet_train.data.segments import open_segments, usual_task
 
 SQUARE = [2.0, 3.0, 10.0, 3.0, 10.0, 9.0, 2.0, 9.0]
 
@@ -45,6 +47,11 @@ def filled(parts: list[list[float]]) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools, of numpy 2
         return coco_mask.decode(found) > 0
+
+
+def examined(root: Path, split: str | None = None, task: Any = None) -> DataReport:
+    folders = survey_segments(root, split, task or usual_task(root))
+    return check_segments(folders, load_config("knet-edge-instance"))[0]
 
 
 def read_all(root: Path) -> None:
@@ -147,6 +154,58 @@ def test_labels_json_chooses_and_merges_categories_and_says_what_is_ignored(tmp_
     assert instance.labels.names == ("Mover",)
     assert sorted(instance.read_truth(0).classes) == [0, 0, 0, 0]
     assert instance.unmapped == ()  # stuff is background there
+
+
+def test_annotations_go_with_their_image_whatever_the_order(tmp_path: Path) -> None:
+    square = [[2.0, 3.0, 10.0, 3.0, 10.0, 9.0, 2.0, 9.0]]
+    image_ids = [2, 3, 1, 3]
+    wanted = {1: [0], 2: [1], 3: [0, 1]}
+    categories = [3, 7, 7, 3]
+    path = write_instances(
+        tmp_path,
+        [
+            one(square, id=10 - number, image_id=image, category_id=category)
+            for number, (image, category) in enumerate(zip(image_ids, categories, strict=True))
+        ],
+        images=3,
+    )
+    change(path, images=json.loads(path.read_text())["images"][::-1])
+    folder = open_segments(tmp_path, "train", "instance")
+    for index, sample in enumerate(folder.samples):
+        assert sorted(folder.read(index)[1].classes) == wanted[int(sample.name[1:])]
+
+
+@pytest.mark.parametrize(
+    ("break_it", "text"),
+    [
+        (lambda content: content["annotations"].append(one([SQUARE])), "annotation id 1 is there"),
+        (lambda content: content["images"].append(content["images"][0]), "image id 1 is there"),
+        (
+            lambda content: content["categories"].append({"id": 7, "name": "bus"}),
+            "category id 7 is there",
+        ),
+        (lambda content: content["annotations"].clear(), "has no annotations: nothing can be"),
+        (
+            lambda content: content["images"][0].update(file_name="gone.jpg"),
+            "lists 1 images that are not there, such as gone.jpg",
+        ),
+        (lambda content: content["annotations"][0].update(image_id=9), "such as image_id 9"),
+    ],
+)
+def test_what_is_wrong_with_instances_is_one_line(tmp_path: Path, break_it: Any, text: str) -> None:
+    path = write_instances(tmp_path, [one([SQUARE])])
+    content = json.loads(path.read_text())
+    break_it(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=text) as hit:
+        open_segments(tmp_path, "train", "instance")
+    assert "\n" not in str(hit.value)
+
+
+def test_the_table_of_coco_classes_is_no_split(tmp_path: Path) -> None:
+    write_panoptic(tmp_path)
+    (tmp_path / "annotations" / "panoptic_coco_categories.json").write_text("[]")
+    assert examined(tmp_path).splits == {"train": 2}
 
 
 def test_a_split_is_found_without_its_year(tmp_path: Path) -> None:
@@ -255,7 +314,7 @@ def test_labels_json_that_names_no_category_is_refused(tmp_path: Path) -> None:
 def test_an_image_of_another_size_than_stated(tmp_path: Path) -> None:
     path = write_instances(tmp_path, [one([SQUARE])])
     change(path, images=[{"id": 1, "file_name": "i1.jpg", "height": 30, "width": 30}])
-    with pytest.raises(DataError, match=r"i1.jpg is 30×20 but instances_train.json says 30×30"):
+    with pytest.raises(DataError, match=r"i1.jpg is 30×20 but .*instances_train.json has 30×30"):
         open_segments(tmp_path, "train", "instance").read(0)
 
 
@@ -268,7 +327,7 @@ def test_semantic_training_refuses_objects_in_a_line(tmp_path: Path) -> None:
 def test_check_counts_objects_and_lists_every_fault(tmp_path: Path) -> None:
     write_panoptic(tmp_path, "train", images=3)
     write_panoptic(tmp_path, "val", images=2)
-    report = check_segments(survey_segments(tmp_path, None, None))
+    report = examined(tmp_path)
     assert report.splits == {"train": 3, "val": 2}
     assert not report.problems
     counts = {row.name: (row.objects, row.images) for row in report.classes}
@@ -276,7 +335,7 @@ def test_check_counts_objects_and_lists_every_fault(tmp_path: Path) -> None:
     assert report.ignored_pixels == 5 * 96
     for name in ("p0", "p1"):
         save_ids(tmp_path / "annotations" / "panoptic_val" / f"{name}.png", np.full((64, 96), 9))
-    report = check_segments(survey_segments(tmp_path, None, None))
+    report = examined(tmp_path)
     assert [line.split("/")[-1][:20] for line in report.problems] == [
         "p0.png holds the id ",
         "p1.png holds the id ",
@@ -298,7 +357,7 @@ def test_real_folders_hold_the_objects_that_are_known_of(
     root = shared_data / name
     if not root.is_dir():
         pytest.skip(f"no {name}")
-    report = check_segments(survey_segments(root, split, task))
+    report = examined(root, split, task)
     assert not report.problems
     assert sum(row.objects or 0 for row in report.classes) == objects
     if name.startswith("coco"):

@@ -3,21 +3,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
-from coco_folders import save_ids, write_panoptic
+from coco_folders import save_ids, write_instances, write_panoptic
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from knet_runtime.labels import LabelMap, distinct_palette
 from knet_synthetic import CAMVID11, Street
 from knet_train.config import DataConfig, load_config, override_config
-from knet_train.data.batches import SegmentSamples, street_truth
-from knet_train.data.coco import open_segments
+from knet_train.data.batches import Samples, SegmentSamples, street_truth
+from knet_train.data.segments import open_segments
 from knet_train.data.targets import segment_targets
 from knet_train.data.truth import Truth
 from knet_train.segment_loss import shrunk
 
+CROWD = {
+    "id": 1,
+    "image_id": 1,
+    "category_id": 7,
+    "iscrowd": 1,
+    "segmentation": {"size": [20, 30], "counts": [100, 200, 300]},
+}
 CAMVID = LabelMap(CAMVID11.names, CAMVID11.palette, 255, (8, 9, 10))
 
 
@@ -121,6 +130,65 @@ def test_void_is_made_smaller_and_so_is_padding() -> None:
     assert known[2:10, 2:12].min() == 1
     assert known[:, 13:].sum() == 0
     assert known[10:].sum() == 0
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    size=st.tuples(st.integers(32, 130), st.integers(32, 130)),
+    crop=st.tuples(st.integers(32, 100), st.integers(32, 100)),
+    places=st.lists(st.tuples(*[st.floats(0, 0.7)] * 2, *[st.floats(0.2, 0.6)] * 2), max_size=4),
+    scale=st.floats(0.4, 2),
+    aspect=st.floats(1, 2),
+    flip=st.sampled_from([0, 1]),
+    index=st.integers(0, 1000),
+)
+def test_pixels_classes_and_objects_stay_in_step(
+    size: tuple[int, int],
+    crop: tuple[int, int],
+    places: list[tuple[float, ...]],
+    scale: float,
+    aspect: float,
+    flip: int,
+    index: int,
+) -> None:
+    ids = np.zeros(size, np.int32)
+    for number, (top, left, high, wide) in enumerate(places, 1):
+        rows, columns = (np.arange(side) / side for side in size)
+        inside = (rows >= top) & (rows < top + high)
+        ids[inside[:, None] & ((columns >= left) & (columns < left + wide))] = number
+    levels = np.array([0, 50, 100, 180, 250, 128])  # of ids, and at -1 what pads the image
+    classes = np.array([5, 7, 9, 7, 8])
+    pixels = levels[ids].astype(np.uint8)[..., None].repeat(3, -1)
+    config = data_config(
+        f"data.eval_size={list(size)}",
+        f"data.crop={list(crop)}",
+        f"data.scale=[{scale}, {scale}]",
+        f"data.aspect={aspect}",
+        f"data.flip={flip}",
+        "data.photometric=0",
+    )
+    planes = np.stack([classes[ids], ids])
+    image, moved = Samples(1, config, 0, 1001).augmented(index, pixels, planes, -1)
+    assert image.shape == (*crop, 3)
+    assert moved.shape == (2, *crop)
+    found = moved[1].numpy()
+    assert np.array_equal(moved[0], np.where(found < 0, -1, classes[found]))
+    # A pixel of the image is blended from its neighbours only where these are of several segments.
+    kernel = np.ones((3, 3), np.uint8)
+    around = found.astype(np.int16)
+    plain = cv2.erode(around, kernel) == cv2.dilate(around, kernel)
+    seen = image[..., 0].numpy().astype(int)
+    assert (np.abs(seen - levels[found])[plain] <= 2).all()
+
+
+def test_an_image_without_an_object_is_a_sample(tmp_path: Path) -> None:
+    write_instances(tmp_path, [CROWD], images=2)
+    folder = open_segments(tmp_path, "train", "instance")
+    for index in range(2):
+        truth = folder.read_truth(index)
+        targets = segment_targets(torch.from_numpy(truth.ids.astype(np.int64)), truth, (0, 1))
+        assert [len(part) for part in targets[:4]] == [0, 0, 0, 0]
+        assert targets.masks.shape[1:] == (8, 8)  # 20 × 30, padded to 32 × 32
 
 
 def test_a_sample_is_a_function_of_seed_and_index(tmp_path: Path) -> None:

@@ -29,8 +29,8 @@ from torchvision.transforms.v2 import functional as tvf
 from knet_runtime.labels import LabelMap
 from knet_synthetic import CAMVID11, Street
 from knet_train.config import Config, DataConfig
-from knet_train.data.coco import SegmentFolder
 from knet_train.data.dataset import LabelledFolder
+from knet_train.data.segment_folder import SegmentFolder
 from knet_train.data.targets import segment_targets
 from knet_train.data.truth import Truth
 from knet_train.segment_loss import SegmentTargets

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from knet_train.data.label_files import label_table
 from knet_train.data.layouts import Layout
 
-_MUCH = 0.3  # of the pixels ignored is worth a word
+MUCH = 0.3  # of the pixels ignored is worth a word
 SHOWN = 6  # values, or names, in one line
 
 
@@ -83,7 +83,7 @@ def doubts(layout: Layout, splits: Mapping[str, Census]) -> list[str]:
         if missing:
             lines.append(f"split {name} has no pixel of {names(missing)}{_looked([census])}")
         share = census.ignored(layout) / max(1, int(census.pixels.sum()))
-        if share >= _MUCH:
+        if share >= MUCH:
             void = 0 if layout.void_first else labels.ignore_index
             lines.append(
                 f"split {name}: {100 * share:.1f} % of the pixels are ignored (value {void})"
@@ -102,7 +102,7 @@ def _reasons(layout: Layout, pixels: NDArray[np.int64], last_seen: bool) -> list
         return [f"{masks}write 1 instead of {ignored}, or set ignore_index in labels.json"]
     if void_first and layout.named and not last_seen and pixels[0]:
         return [f"{shifted}if 0 is a class here, call the folder labels/"]
-    if not void_first and pixels[ignored] >= _MUCH * pixels.sum():
+    if not void_first and pixels[ignored] >= MUCH * pixels.sum():
         return [f"value {ignored} is ignored: where it stands for a class, write its index"]
     return []
 

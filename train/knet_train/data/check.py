@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
@@ -55,6 +55,17 @@ class ImageSize(msgspec.Struct, frozen=True):
     images: int
 
 
+class ObjectCount(msgspec.Struct, frozen=True):
+    """What there is of things. ``vanishing`` objects have no pixel at a quarter of the size that
+    the preset ``judged_by`` trains at."""
+
+    objects: int
+    crowds: int  # regions of many objects; they count as no object
+    most: int  # in one image
+    vanishing: int
+    judged_by: str
+
+
 class DataReport(msgspec.Struct, frozen=True, kw_only=True):
     """What a data folder holds; ``problems`` must be fixed, ``warnings`` looked at."""
 
@@ -69,6 +80,7 @@ class DataReport(msgspec.Struct, frozen=True, kw_only=True):
     outside: tuple[Outside, ...]
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
+    objects: ObjectCount | None = None  # of labelled objects; None for class maps
 
 
 @dataclass(frozen=True)
@@ -156,9 +168,9 @@ def check(
         outside=tuple(outside),
         problems=tuple(problems),
         warnings=(
-            *_leaks(found),
-            *_some(unused, "labels have no image"),
-            *_some(void, "images have no labelled pixel"),
+            *leaks({name: [s.name for s in one.samples] for name, one in found.listings.items()}),
+            *some(unused, "labels have no image"),
+            *some(void, "images have no labelled pixel"),
             *(doubts(layout, splits) if whole.files else ()),
         ),
     )
@@ -203,14 +215,14 @@ def _listed(strange: list[Outside]) -> str:
     return f"label {shown}" + (f" and {more} more values" if more > 0 else "")
 
 
-def _leaks(found: Survey) -> list[str]:
-    """Images that are both learnt from and scored on."""
+def leaks(splits: Mapping[str, Sequence[str]]) -> list[str]:
+    """Images that are both learnt from and scored on; ``splits`` are their images' names."""
     warnings = []
-    for one, other in combinations(sorted(found.listings), 2):
-        names = {sample.name for sample in found.listings[one].samples}
-        both = [s.name for s in found.listings[other].samples if s.name in names]
+    for one, other in combinations(sorted(splits), 2):
+        learnt = set(splits[one])
+        both = [name for name in splits[other] if name in learnt]
         if both and _scores(one, other):
-            (shared,) = _some(both, "images")
+            (shared,) = some(both, "images")
             warnings.append(
                 f"{one} and {other} share {shared}: a score on images that were learnt says nothing"
             )
@@ -229,7 +241,7 @@ def _scores(one: str, other: str) -> bool:
     return bool(kind and other_kind) and kind != other_kind and rest == other_rest
 
 
-def _some(names: list[str], what: str) -> list[str]:
+def some(names: list[str], what: str) -> list[str]:
     """One text that counts the names and gives the first of them; none for no names."""
     more = ", …" if len(names) > SHOWN else ""
     return [f"{len(names)} {what} ({', '.join(names[:SHOWN])}{more})"] if names else []

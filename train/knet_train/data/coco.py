@@ -26,12 +26,12 @@ from PIL import Image
 
 from knet_runtime.errors import ConfigError, DataError
 from knet_runtime.labels import Colour, LabelMap, distinct_palette
-from knet_runtime.sources.images import read_image
 from knet_runtime.types import Task
 from knet_train.data.census import names
 from knet_train.data.label_files import UNREADABLE
 from knet_train.data.layouts import COCO, COCO_THINGS, CocoFormat, class_sources, coco_files
 from knet_train.data.regions import Region, region, run_lengths
+from knet_train.data.segment_folder import SegmentFolder, task_labels
 from knet_train.data.truth import Truth, from_map, layered
 
 
@@ -82,86 +82,34 @@ class _Instances(msgspec.Struct):
 
 
 @dataclass(frozen=True)
-class CocoSample:
-    """One image and what the JSON says of it, not yet read."""
+class _Source:
+    """One JSON file, and what its categories are to a task: ``classes`` is the class of each
+    category id, None for what is void; a category that is missing there is background, as stuff is
+    in task "instance"."""
+
+    file: Path
+    task: Task
+    classes: dict[int, int | None]
+
+
+@dataclass(frozen=True)
+class PanopticSample:
+    """One image, its PNG of ids and what the JSON says of them, not yet read."""
 
     name: str
     image: Path
     size: tuple[int, int]  # height, width
-    png: Path | None  # of a panoptic image
-    segments: tuple[_Segment, ...] = ()
-    objects: tuple[_Annotation, ...] = ()
+    png: Path
+    segments: tuple[_Segment, ...]
+    source: _Source
 
+    @property
+    def stated(self) -> Path:
+        return self.source.file
 
-@dataclass(frozen=True)
-class SegmentFolder:
-    """One split of a folder of labelled objects; images are read on demand.
-
-    ``classes`` is the class of each category id, None for what is void; a category that is missing
-    there is background, as stuff is in task "instance".
-    """
-
-    root: Path
-    file: Path
-    split: str
-    labels: LabelMap
-    task: Task
-    classes: dict[int, int | None]
-    unmapped: tuple[str, ...]  # names of the categories that are void
-    samples: tuple[CocoSample, ...]
-    problems: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def read(self, index: int) -> tuple[NDArray[np.uint8], Truth]:
-        """Image uint8 [H, W, 3] RGB and its truth.
-
-        Raises DataError when sizes differ or an annotation is not readable, and SourceError when
-        the image is not.
-        """
-        sample = self.samples[index]
-        image = read_image(sample.image)
-        if image.shape[:2] != sample.size:
-            raise DataError(
-                f"{sample.image} is {image.shape[1]}×{image.shape[0]} but {self.file.name} says "
-                f"{sample.size[1]}×{sample.size[0]}: labels are never resized, mend one of the two"
-            )
-        return image, self.read_truth(index)
-
-    def read_truth(self, index: int) -> Truth:
-        """The truth of an image; raises DataError."""
-        sample = self.samples[index]
-        if sample.png is not None:
-            return self._panoptic(sample, sample.png)
-        void = np.zeros(sample.size, np.bool_)
-        truth = layered(self._regions(sample, void), sample.size, void)
-        if self.task == "panoptic":  # what no object covers was not labelled at all
-            void |= (truth.ids == 0).all(0)
-        return truth
-
-    def _regions(
-        self, sample: CocoSample, void: NDArray[np.bool_]
-    ) -> Iterator[tuple[int, bool, Region]]:
-        """The regions of classes; those of what is void are drawn there."""
-        for rank, found in enumerate(sample.objects):
-            if found.category_id not in self.classes:
-                continue
-            class_id = self.classes[found.category_id]
-            own = region(self._run_lengths(found, sample, rank), sample.size)
-            if class_id is None:
-                void[own.place] |= own.mask
-            else:
-                yield class_id, bool(found.iscrowd), own
-
-    def _run_lengths(self, found: _Annotation, sample: CocoSample, rank: int) -> list[int]:
-        try:
-            return run_lengths(msgspec.json.decode(found.segmentation), sample.size)
-        except DataError as error:
-            number = f"annotation {found.id if found.id is not None else f'number {rank + 1}'}"
-            raise DataError(f"{self.file}: {number} of {sample.name} {error}") from error
-
-    def _panoptic(self, sample: CocoSample, png: Path) -> Truth:
+    def truth(self) -> Truth:
+        """The truth; raises DataError."""
+        png, source = self.png, self.source
         try:
             with Image.open(png) as opened:
                 if opened.mode != "RGB":
@@ -172,30 +120,66 @@ class SegmentFolder:
                 pixels = np.asarray(opened, np.uint32)
         except UNREADABLE as error:
             raise DataError(f"cannot read {png}: {error}; write the PNG again") from error
-        if pixels.shape[:2] != sample.size:
+        if pixels.shape[:2] != self.size:
             raise DataError(
                 f"{png} is {pixels.shape[1]}×{pixels.shape[0]} but its image is "
-                f"{sample.size[1]}×{sample.size[0]}: labels are never resized, fix the file"
+                f"{self.size[1]}×{self.size[0]}: labels are never resized, fix the file"
             )
         values = (pixels * np.array([1, 1 << 8, 1 << 16], np.uint32)).sum(-1, dtype=np.uint32)
         known = [
-            (one.id, self.classes.get(one.category_id, -1), bool(one.iscrowd))
-            for one in sample.segments
+            (one.id, source.classes.get(one.category_id, -1), bool(one.iscrowd))
+            for one in self.segments
         ]
         truth, strange = from_map(values, known)
         if strange:
             raise DataError(
-                f"{png} holds the id {strange[0]}, which {self.file.name} has no segment for: "
+                f"{png} holds the id {strange[0]}, which {source.file.name} has no segment for: "
                 "they are of two versions, fetch both again"
             )
-        return truth if self.task == "panoptic" else _without_background(truth)
+        return truth if source.task == "panoptic" else _without_background(truth)
 
-    def summary(self) -> str | None:
-        """What is left out, in words; None where nothing is."""
-        if not self.unmapped:
-            return None
-        shown = names(list(self.unmapped))
-        return f"{self.file.name}: ignored, as no class of labels.json has them: {shown}"
+
+@dataclass(frozen=True)
+class InstancesSample:
+    """One image and its annotations, not yet decoded."""
+
+    name: str
+    image: Path
+    size: tuple[int, int]  # height, width
+    objects: tuple[_Annotation, ...]
+    source: _Source
+
+    @property
+    def stated(self) -> Path:
+        return self.source.file
+
+    def truth(self) -> Truth:
+        """The truth; raises DataError."""
+        void = np.zeros(self.size, np.bool_)
+        truth = layered(self._regions(void), self.size, void)
+        if self.source.task == "panoptic":  # what no object covers was not labelled at all
+            void |= (truth.ids == 0).all(0)
+        return truth
+
+    def _regions(self, void: NDArray[np.bool_]) -> Iterator[tuple[int, bool, Region]]:
+        """The regions of classes; those of what is void are drawn there."""
+        classes = self.source.classes
+        for rank, found in enumerate(self.objects):
+            if found.category_id not in classes:
+                continue
+            class_id = classes[found.category_id]
+            own = region(self._run_lengths(found, rank), self.size)
+            if class_id is None:
+                void[own.place] |= own.mask
+            else:
+                yield class_id, bool(found.iscrowd), own
+
+    def _run_lengths(self, found: _Annotation, rank: int) -> list[int]:
+        try:
+            return run_lengths(msgspec.json.decode(found.segmentation), self.size)
+        except DataError as error:
+            number = f"annotation {found.id if found.id is not None else f'number {rank + 1}'}"
+            raise DataError(f"{self.source.file}: {number} of {self.name} {error}") from error
 
 
 def _without_background(truth: Truth) -> Truth:
@@ -208,29 +192,16 @@ def _without_background(truth: Truth) -> Truth:
     return Truth(table[truth.ids], classes, crowds, truth.void)
 
 
-def open_segments(root: Path, split: str, task: Task) -> SegmentFolder:
-    """Find the images and objects of a split for ``task`` "instance" or "panoptic": of
-    ``panoptic_*.json`` or ``instances_*.json``, whichever goes with the task where both are there.
-
-    Raises DataError that says what is missing, or the first thing that is wrong.
-    """
-    folder = list_segments(root, split, task)
-    if folder.problems:
-        more = len(folder.problems) - 1
-        raise DataError(folder.problems[0] + (f" (and {more} more problems)" if more else ""))
-    return folder
+def coco_formats(task: Task) -> tuple[CocoFormat, CocoFormat]:
+    """The two formats, that which goes with the task first."""
+    return ("panoptic", "instances") if task == "panoptic" else ("instances", "panoptic")
 
 
-def list_segments(root: Path, split: str, task: Task) -> SegmentFolder:
-    """The same, with what is wrong listed in ``problems`` and left out."""
-    order: tuple[CocoFormat, ...] = ("panoptic", "instances")
+def list_coco(root: Path, split: str, task: Task) -> SegmentFolder:
+    """The images and objects of a split, of whichever format goes with the task where both are
+    there. Raises DataError where nothing can be listed."""
     files = coco_files(root)
-    if not files:
-        raise DataError(
-            f"{root} has no panoptic_*.json or instances_*.json, in it or in annotations/: task "
-            f"{task} learns from COCO's formats"
-        )
-    kind = next(k for k in (order if task == "panoptic" else order[::-1]) if k in files)
+    kind = next(one for one in coco_formats(task) if one in files)
     name = _split_name(root, split, files[kind])
     return _open(root, files[kind][name], name, kind, task)
 
@@ -271,12 +242,14 @@ def _open(root: Path, file: Path, split: str, kind: CocoFormat, task: Task) -> S
         )
     if not content.annotations:
         raise DataError(f"{file} has no annotations: nothing can be learnt or scored")
+    source = _Source(file, task, classes)
+    samples: Sequence[PanopticSample | InstancesSample]
     if isinstance(content, _Panoptic):
-        samples = _panoptic_samples(root, file, split, content, problems)
+        samples = _panoptic_samples(root, source, split, content, problems)
     else:
-        samples = _instance_samples(root, file, split, content, problems)
+        samples = _instance_samples(root, source, split, content, problems)
     return SegmentFolder(
-        root, file, split, labels, task, classes, unmapped, tuple(samples), tuple(problems)
+        root, f"COCO {kind}", file, split, labels, task, tuple(samples), tuple(problems), unmapped
     )
 
 
@@ -303,19 +276,9 @@ def _classes(
         # In task "instance" stuff is no class, but the background that it is.
         chosen = [one for one in categories if one.isthing or task == "panoptic"]
         labels, sources = _own_labels(file, chosen), {}
-    if task == "instance":
-        things = [labels.names[index] for index in labels.things]
-        if not things:
-            raise DataError(
-                f"{path if path.exists() else file} has no thing: task instance finds objects, so "
-                "name the classes whose objects are told apart"
-            )
-        palette = tuple(labels.palette[index] for index in labels.things)
-        every = tuple(range(len(things)))
-        stuff = {name for name in labels.names if name not in things}
-        labels = LabelMap(tuple(things), palette, labels.ignore_index, every)
-    else:
-        stuff = set()
+    own = task_labels(labels, task, path if path.exists() else file)
+    stuff = set(labels.names) - set(own.names)
+    labels = own
     meant = {
         source.casefold(): name
         for name in (*labels.names, *stuff)
@@ -354,8 +317,9 @@ def _own_labels(file: Path, categories: Sequence[_Category]) -> LabelMap:
 
 
 def _panoptic_samples(
-    root: Path, file: Path, split: str, content: _Panoptic, problems: list[str]
-) -> list[CocoSample]:
+    root: Path, source: _Source, split: str, content: _Panoptic, problems: list[str]
+) -> list[PanopticSample]:
+    file = source.file
     problems += _doubled(file, "annotation of image", [one.image_id for one in content.annotations])
     categories = {one.id for one in content.categories}
     annotations = {one.image_id: one for one in content.annotations}
@@ -377,13 +341,14 @@ def _panoptic_samples(
         if not wrong:
             size = image.height, image.width
             segments = tuple(found.segments_info)
-            samples.append(CocoSample(_name(image), path, size, png, segments))
+            samples.append(PanopticSample(_name(image), path, size, png, segments, source))
     return samples
 
 
 def _instance_samples(
-    root: Path, file: Path, split: str, content: _Instances, problems: list[str]
-) -> list[CocoSample]:
+    root: Path, source: _Source, split: str, content: _Instances, problems: list[str]
+) -> list[InstancesSample]:
+    file = source.file
     ids = [one.id for one in content.annotations if one.id is not None]
     problems += _doubled(file, "annotation", ids)
     categories = {one.id for one in content.categories}
@@ -397,7 +362,7 @@ def _instance_samples(
         problems += _no_category(file, image, strange)
         if not strange:
             size = image.height, image.width
-            samples.append(CocoSample(_name(image), path, size, None, objects=tuple(own)))
+            samples.append(InstancesSample(_name(image), path, size, tuple(own), source))
     return samples
 
 

@@ -8,6 +8,10 @@ by what is there.
 - **Cityscapes**: ``leftImg8bit/SPLIT/CITY/*_leftImg8bit.png`` and
   ``gtFine/SPLIT/CITY/*_gtFine_labelTrainIds.png``; 19 classes, 255 is void.
 
+Single objects are told apart by ``instances/`` beside the first two, PNGs of objects' numbers with
+the same paths, or by Cityscapes' ``*_gtFine_instanceIds.png``. Of one class, ``instances/`` or
+``masks/`` may stand alone. COCO's formats are another matter: ``knet_train.data.coco``.
+
 A split of the first two is ``split/NAME.txt`` (an image a line: its path below ``images/``, or its
 stem where no other image has it) if that file exists, else the folder ``images/NAME``; a flat
 ``images/`` has the splits ``all``, ``val`` (every tenth image by name) and ``train`` (the others).
@@ -132,7 +136,8 @@ def _packaged(name: str) -> LabelMap:
 # mmsegmentation's short names and palette (``mmseg/utils/class_names.py``); 255 is void.
 ADE20K = _packaged("ade20k.json")
 
-# The 19 classes that Cityscapes (arXiv 1604.01685) scores, by train id; 255 is void.
+# The 19 classes that Cityscapes (arXiv 1604.01685) scores, by train id, and which of them have
+# single objects; 255 is void.
 CITYSCAPES19 = _packaged("cityscapes.json")
 
 # COCO's 80 things, in the order of its instances, and its 53 classes of stuff after them, as the
@@ -147,8 +152,16 @@ _LITTER = {
     *("$recycle.bin", "recycler", "system volume information", "__macosx", "lost+found"),
     *("network trash folder", "temporary items", "__pycache__"),
 }
-_IMAGE, _TRAIN_IDS, _IDS = "_leftImg8bit.png", "_gtFine_labelTrainIds.png", "_gtFine_labelIds.png"
+_IMAGE, _IDS = "_leftImg8bit.png", "_gtFine_labelIds.png"
+# What an image is paired with: the folder of PNGs beside images/, or the end of Cityscapes' names.
+_CLASS_MAPS = {
+    "knet-deploy": "labels",
+    "ADE20K": "annotations",
+    "Cityscapes": "_gtFine_labelTrainIds.png",
+}
+_CITYSCAPES_OBJECTS = "_gtFine_instanceIds.png"
 
+_CATEGORIES = "panoptic_coco_categories.json"  # panopticapi's table of classes: no split
 
 CocoFormat = Literal["panoptic", "instances"]
 
@@ -220,6 +233,30 @@ def find_layout(root: Path) -> Layout:
     )
 
 
+def find_objects(root: Path) -> tuple[Layout, str, bool]:
+    """The layout of a folder whose PNGs number single objects, what ``list_split`` finds those by,
+    and whether they stand beside class maps. Raises DataError that says what is missing."""
+    if (root / "leftImg8bit").is_dir():
+        return find_layout(root), _CITYSCAPES_OBJECTS, False
+    class_maps = any((root / name).is_dir() for name in ("labels", "annotations"))
+    for name in ("instances",) if class_maps else ("instances", "masks"):
+        if not (root / name).is_dir() or not (root / "images").is_dir():
+            continue
+        if class_maps:
+            return find_layout(root), name, True
+        if not (root / "labels.json").exists():
+            raise DataError(
+                f"{root} has {name}/ without class maps: say in labels.json what the objects are, "
+                'such as ["nucleus"]'
+            )
+        return Layout(root, "knet-deploy", *_own_labels(root / "labels.json")), name, False
+    beside = " beside its class maps" if class_maps else ", or masks/ of one class"
+    raise DataError(
+        f"{root} does not tell objects apart: it wants instances/{beside}, or panoptic_*.json or "
+        "instances_*.json in COCO's formats, or Cityscapes' leftImg8bit/ and gtFine/"
+    )
+
+
 def coco_files(root: Path) -> dict[CocoFormat, dict[str, Path]]:
     """The JSON files of a data folder, by format and by name of the split; empty where it is of
     another layout."""
@@ -227,7 +264,7 @@ def coco_files(root: Path) -> dict[CocoFormat, dict[str, Path]]:
     for folder in (root, root / "annotations"):
         for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
             for kind, splits in found.items():
-                if path.name.startswith(f"{kind}_"):
+                if path.name.startswith(f"{kind}_") and path.name != _CATEGORIES:
                     splits[path.stem.removeprefix(f"{kind}_")] = path
     return {kind: splits for kind, splits in found.items() if splits}
 
@@ -253,8 +290,9 @@ def split_names(layout: Layout) -> list[str]:
     return sorted(named | folders | ({"all"} if flat else set()))
 
 
-def list_split(layout: Layout, split: str) -> Listing:
-    """Find the pairs of a split. Raises DataError when there is no such split."""
+def list_split(layout: Layout, split: str, maps: str | None = None) -> Listing:
+    """Find the pairs of a split: images with class maps, or with what ``find_objects`` says.
+    Raises DataError when there is no such split."""
     known = split_names(layout)
     # The shares of a flat folder are no splits of its own: nothing to list twice.
     known += ["train", "val"] if "all" in known else []
@@ -269,12 +307,12 @@ def list_split(layout: Layout, split: str) -> Listing:
                 hint = f"leftImg8bit/{split}/ and gtFine/{split}/"
             raise DataError(f"{layout.root} has no split {split!r}; it has {has}: make {hint}")
         split = other
-    return _cityscapes(layout, split) if layout.kind == "Cityscapes" else _trees(layout, split)
+    find = _cityscapes if layout.kind == "Cityscapes" else _trees
+    return find(layout.root, split, maps or _CLASS_MAPS[layout.kind])
 
 
-def _trees(layout: Layout, split: str) -> Listing:
-    root = layout.root
-    folder = root / ("annotations" if layout.void_first else "labels")
+def _trees(root: Path, split: str, maps: str) -> Listing:
+    folder = root / maps
     images, problems = _by_key(root / "images", IMAGE_SUFFIXES)
     masks, mask_problems = _by_key(folder, (".png",))
     problems += mask_problems
@@ -317,19 +355,18 @@ def _partner(
     return others[0] if len(stems[stem]) == len(others) == 1 else None
 
 
-def _cityscapes(layout: Layout, split: str) -> Listing:
-    images = layout.root / "leftImg8bit" / split
-    labels = layout.root / "gtFine" / split
+def _cityscapes(root: Path, split: str, maps: str) -> Listing:
+    images = root / "leftImg8bit" / split
+    labels = root / "gtFine" / split
     problems: list[str] = []
     below = [path for path in _files(labels, problems) if path.parent.parent == labels]
     found, numbers = (
-        {path.name: path for path in below if path.name.endswith(suffix)}
-        for suffix in (_TRAIN_IDS, _IDS)
+        {path.name: path for path in below if path.name.endswith(suffix)} for suffix in (maps, _IDS)
     )
-    if numbers and not found:
+    if numbers and not found and maps == _CLASS_MAPS["Cityscapes"]:
         raise DataError(
-            f"{labels} has *{_IDS} but no *{_TRAIN_IDS}: make them with cityscapesscripts "
-            f"(pip install cityscapesscripts; CITYSCAPES_DATASET={layout.root} "
+            f"{labels} has *{_IDS} but no *{maps}: make them with cityscapesscripts "
+            f"(pip install cityscapesscripts; CITYSCAPES_DATASET={root} "
             "python -m cityscapesscripts.preparation.createTrainIdLabelImgs)"
         )
     samples = []
@@ -337,9 +374,9 @@ def _cityscapes(layout: Layout, split: str) -> Listing:
         if path.parent.parent != images or not path.name.endswith(_IMAGE):
             continue
         stem = path.name.removesuffix(_IMAGE)
-        label = found.pop(stem + _TRAIN_IDS, None)
+        label = found.pop(stem + maps, None)
         if label is None:
-            problems.append(f"{path} has no label: expected {stem}{_TRAIN_IDS} in {labels}")
+            problems.append(f"{path} has no label: expected {stem}{maps} in {labels}")
         else:
             samples.append(Sample(stem, path, label))
     return Listing(tuple(samples), tuple(problems), tuple(sorted(found.values())))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from knet_runtime.panoptic_quality import SegmentIds
 from knet_train.data.regions import Region
+
+VOID, BACKGROUND = -2, -1
+"""In maps of classes: of which nothing is known, and what is known to be no class."""
 
 
 class Truth(NamedTuple):
@@ -81,3 +84,32 @@ def from_map(
             crowds.add(len(classes))
     ids = table[inverse.reshape(values.shape)]
     return Truth(ids[None], tuple(classes), frozenset(crowds), ids == 0), strange
+
+
+def from_classes(
+    classes: NDArray[np.int64], ids: NDArray[np.uint16], things: Collection[int]
+) -> Truth:
+    """The truth of a map of classes (or VOID, or BACKGROUND) and one of objects' numbers, both
+    [H, W]. A class of stuff is one segment, and a thing one for each of its numbers; those of
+    number 0 are a crowd."""
+    is_thing = np.zeros(int(classes.max(initial=0)) - VOID + 1, np.bool_)
+    is_thing[[one - VOID for one in things if one - VOID < len(is_thing)]] = True
+    own = np.where(is_thing[classes - VOID], ids, 0)
+    numbers = np.flatnonzero(np.bincount(own.ravel(), minlength=1))
+    rank = np.zeros(65536, np.int64)
+    rank[numbers] = np.arange(len(numbers))
+    codes = (classes - VOID) * len(numbers) + rank[own]
+    table = np.zeros(len(is_thing) * len(numbers), np.uint16)
+    segments: list[int] = []
+    crowds = set()
+    for code in np.flatnonzero(np.bincount(codes.ravel(), minlength=1)).tolist():
+        place, number = divmod(code, len(numbers))
+        class_id = place + VOID
+        if class_id < 0:
+            continue
+        segments.append(class_id)
+        table[code] = len(segments)
+        if class_id in things and numbers[number] == 0:
+            crowds.add(len(segments))
+    ids = table[codes]
+    return Truth(ids[None], tuple(segments), frozenset(crowds), classes == VOID)
