@@ -1,4 +1,8 @@
-"""COCO's average precision of masks, as pycocotools counts it."""
+"""COCO's average precision of masks, as pycocotools counts it.
+
+What is void in the truth is to every class what a crowd is: what lies there is neither found nor
+wrong. COCO's own files of instances have none.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from knet_runtime.labels import LabelMap
-from knet_runtime.rle import rles_of
+from knet_runtime.rle import Rle, rles_of
 from knet_train.data.truth import Truth
 
 _AT_50, _AT_75 = 0, 5  # places among the ten thresholds of IoU
@@ -50,16 +54,23 @@ class AveragePrecision:
         ]
         for layer in truth.ids:
             for id_, (rle, area) in rles_of(layer, np.unique(layer[layer > 0]).tolist()).items():
-                self.truth.append(
-                    {
-                        "image_id": number,
-                        "category_id": truth.classes[id_ - 1],
-                        "segmentation": msgspec.to_builtins(rle),
-                        "area": area,
-                        "bbox": [0, 0, 1, 1],
-                        "iscrowd": int(id_ in truth.crowds),
-                    }
-                )
+                self._add_truth(number, truth.classes[id_ - 1], rle, area, id_ in truth.crowds)
+        if truth.void.any():
+            rle, area = rles_of(truth.void.view(np.uint8), (1,))[1]
+            for class_id in sorted({one["category_id"] for one in found}):
+                self._add_truth(number, class_id, rle, area, crowd=True)
+
+    def _add_truth(self, number: int, class_id: int, rle: Rle, area: int, crowd: bool) -> None:
+        self.truth.append(
+            {
+                "image_id": number,
+                "category_id": class_id,
+                "segmentation": msgspec.to_builtins(rle),
+                "area": area,
+                "bbox": [0, 0, 1, 1],
+                "iscrowd": int(crowd),
+            }
+        )
 
     def per_class(self) -> list[Precision]:
         """Of each class."""
