@@ -89,6 +89,12 @@ class PanopticQuality:
             if (shared[id_, 0] + shared[id_, crowd].sum()) / areas[id_] <= 0.5:
                 self.fp[class_id] += 1
 
+    def __iadd__(self, other: PanopticQuality) -> PanopticQuality:
+        """Count another's images too; both have the same classes."""
+        self.iou, self.tp = self.iou + other.iou, self.tp + other.tp
+        self.fp, self.fn = self.fp + other.fp, self.fn + other.fn
+        return self
+
     def per_class(self) -> list[Quality]:
         """Of each class, NaN where it has no segment on either side."""
         return [self._mean(slice(index, index + 1)) for index in range(self.labels.num_classes)]
