@@ -8,21 +8,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from knet_runtime.errors import DataError, SourceError
 from knet_runtime.labels import LabelMap
 from knet_runtime.sources.images import frame_names, list_images, read_image
-from knet_runtime.types import Rgb, as_utf8
+from knet_runtime.types import Rgb, Task, as_utf8
+from knet_train.data.layouts import coco_files
 
 if TYPE_CHECKING:
+    from knet_train.data.coco import SegmentFolder
     from knet_train.data.dataset import LabelledFolder
 
-LabelledImage = tuple[Rgb, NDArray[np.uint8] | None]
-"""uint8 [H, W, 3] RGB; its label uint8 [H, W], classes or the ignore index, where it has one."""
+LabelledImage = tuple[Rgb, Any]
+"""uint8 [H, W, 3] RGB; its label where it has one, or None. That is uint8 [H, W], classes or the
+ignore index; for a network for segments it is a ``Truth``."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class ImageSet:
     name: str
     names: tuple[str, ...]
     images: tuple[Path, ...]
-    folder: LabelledFolder | None = None
+    folder: LabelledFolder | SegmentFolder | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -47,14 +47,17 @@ class ImageSet:
         return read_image(self.images[index]), None
 
 
-def open_images(path: Path, split: str, labels: LabelMap, option: str = "--data") -> ImageSet:
+def open_images(
+    path: Path, split: str, labels: LabelMap, option: str = "--data", *, task: Task = "semantic"
+) -> ImageSet:
     """The ``split`` of a data set (see ``knet_train.data.layouts``), or else the images that lie
     directly in ``path``. Raises DataError, which names the ``option``, when there are none, or as
     ``open_labelled``."""
     if not path.is_dir():
         raise DataError(f"{option} {path} is not a folder: name one with images")
-    if any((path / inner).is_dir() for inner in ("images", "leftImg8bit")):
-        return open_labelled(path, split, labels, option)
+    labelled = any((path / inner).is_dir() for inner in ("images", "leftImg8bit"))
+    if labelled or (task != "semantic" and coco_files(path)):
+        return open_labelled(path, split, labels, option, task=task)
     try:
         images = list_images(path)
     except SourceError as error:
@@ -62,19 +65,29 @@ def open_images(path: Path, split: str, labels: LabelMap, option: str = "--data"
     return ImageSet(as_utf8(path.resolve().name), tuple(frame_names(images)), tuple(images))
 
 
-def open_labelled(path: Path, split: str, labels: LabelMap, option: str = "--data") -> ImageSet:
+def open_labelled(
+    path: Path, split: str, labels: LabelMap, option: str = "--data", *, task: Task = "semantic"
+) -> ImageSet:
     """The ``split`` of a data set. Raises DataError when it is empty or broken, and unless it is
-    labelled with the classes and the ignore index of ``labels``."""
+    labelled with the classes of ``labels``, and with class maps their ignore index."""
+    folder: LabelledFolder | SegmentFolder
     try:
-        from knet_train.data.dataset import open_folder
+        if task == "semantic":
+            from knet_train.data.dataset import open_folder
+
+            folder = open_folder(path, split)
+        else:
+            from knet_train.data.coco import open_segments
+
+            folder = open_segments(path, split, task)
     except ModuleNotFoundError as error:
-        if error.name != "PIL":
+        package = {"PIL": "pillow", "pycocotools": "pycocotools"}.get(error.name or "")
+        if package is None:
             raise
         raise DataError(
-            f"{option} {path} has labels, which need pillow to be read: pip install pillow"
+            f"{option} {path} has labels, which need {package} to be read: pip install {package}"
         ) from error
-    folder = open_folder(path, split)
-    if problem := _difference(folder.labels, labels):
+    if problem := _difference(folder.labels, labels, task):
         raise DataError(
             f"{path / 'labels.json'} has other classes than the model: {problem}; "
             "use the data set that the model was trained for"
@@ -87,12 +100,12 @@ def open_labelled(path: Path, split: str, labels: LabelMap, option: str = "--dat
     )
 
 
-def _difference(found: LabelMap, wanted: LabelMap) -> str | None:
+def _difference(found: LabelMap, wanted: LabelMap, task: Task) -> str | None:
     if found.num_classes != wanted.num_classes:
         return f"{found.num_classes} instead of {wanted.num_classes}"
     for name, other in zip(found.names, wanted.names, strict=True):
         if name != other:
             return f"{name!r} instead of {other!r}"
-    if found.ignore_index != wanted.ignore_index:
+    if task == "semantic" and found.ignore_index != wanted.ignore_index:
         return f"the ignore index {found.ignore_index} instead of {wanted.ignore_index}"
     return None

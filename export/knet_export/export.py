@@ -239,11 +239,13 @@ class _Proof(NamedTuple):
 
 
 def _proof_images(checkpoint: AnyCheckpoint, data: Path | str | None, split: str) -> _Proof:
-    """The labelled images of ``data``, or synthetic streets, labelled if the classes are theirs."""
+    """The labelled images of ``data``, or synthetic streets, with class maps if the classes are
+    theirs."""
+    task = checkpoint.config.model.task
     if data is not None:
-        found = open_labelled(Path(data), split, checkpoint.labels)
+        found = open_labelled(Path(data), split, checkpoint.labels, task=task)
         return _Proof(found.name, found)
-    labelled = checkpoint.labels.names == CAMVID11.names
+    labelled = task == "semantic" and checkpoint.labels.names == CAMVID11.names
     size = checkpoint.config.data.eval_size
     scenes = (Street(_SCENE_SEED + scene, size).frame(37 * scene) for scene in range(_SCENES))
     return _Proof(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from knet_runtime.errors import DataError
 from knet_runtime.labels import LabelMap
+from knet_runtime.segmentation import Segmentation
 
 
 class SegmentIds(NamedTuple):
@@ -26,6 +27,14 @@ class SegmentIds(NamedTuple):
     ids: NDArray[np.uint16]
     classes: Sequence[int]
     crowds: frozenset[int] = frozenset()
+
+
+def segment_ids(found: Segmentation) -> SegmentIds:
+    """A panoptic result's segments."""
+    classes = [0] * max((segment.id for segment in found.segments), default=0)
+    for segment in found.segments:
+        classes[segment.id - 1] = segment.class_id
+    return SegmentIds(found.segment_map, classes)
 
 
 class Quality(msgspec.Struct, frozen=True):
@@ -79,6 +88,12 @@ class PanopticQuality:
             crowd = [c for c in truth.crowds if truth.classes[c - 1] == class_id]
             if (shared[id_, 0] + shared[id_, crowd].sum()) / areas[id_] <= 0.5:
                 self.fp[class_id] += 1
+
+    def __iadd__(self, other: PanopticQuality) -> PanopticQuality:
+        """Count another's images too; both have the same classes."""
+        self.iou, self.tp = self.iou + other.iou, self.tp + other.tp
+        self.fp, self.fn = self.fp + other.fp, self.fn + other.fn
+        return self
 
     def per_class(self) -> list[Quality]:
         """Of each class, NaN where it has no segment on either side."""

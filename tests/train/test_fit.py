@@ -16,15 +16,21 @@ import torch
 from safetensors.torch import load_file
 
 from knet_runtime.errors import CheckpointError, ConfigError, DataError, OutputError
-from knet_train.checkpoint import read_checkpoint
+from knet_runtime.segmentation import Segmentation
+from knet_train.checkpoint import Checkpoint, read_checkpoint
 from knet_train.config import Config
 from knet_train.data.dataset import open_folder
-from knet_train.evaluate import evaluate
+from knet_train.evaluate import Find, evaluate
 from knet_train.fit import RunResult
+from knet_train.inference import predict
 from knet_train.run_folder import Stopped
 
 MakeConfig = Callable[..., Config]
 Different = Callable[[Path, Path], list[str]]
+
+
+def finder(of: Checkpoint) -> Find:
+    return lambda image: Segmentation(predict(of.model, image, of.config), of.labels)
 
 
 class At(pl.Callback):
@@ -175,8 +181,7 @@ def test_steps_behind_the_last_evaluation_are_scored_too(
 ) -> None:
     result = go("run", "optim.steps=3", "trainer.val_every=10")
     assert not different(result.best, result.last)
-    model = read_checkpoint(result.last).model
-    score = evaluate(model, open_folder(data, "all"), tiny_config()).miou
+    score = evaluate(finder(read_checkpoint(result.last)), open_folder(data, "all")).miou
     assert score == pytest.approx(result.best_score)
 
 

@@ -1,21 +1,38 @@
-"""The score of a PyTorch model over a split, as published scores are: by the runtime's metrics."""
+"""The score of a semantic model over a split, as published scores are: by the runtime's metrics.
+
+The model is whatever gives an image's class map: a checkpoint in PyTorch, or a bundle, which needs
+no PyTorch; nor does this module.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from knet_runtime.atomic import json_bytes
-from knet_runtime.errors import ConfigError, DataError
+from knet_runtime.errors import DataError
 from knet_runtime.labels import LabelMap
 from knet_runtime.metrics import ConfusionMatrix
-from knet_train.checkpoint import Checkpoint
-from knet_train.config import Config
+from knet_runtime.segmentation import Segmentation
 from knet_train.data.dataset import LabelledFolder
-from knet_train.inference import RATIOS, predict
-from knet_train.models.knet import KNet
+
+Find = Callable[[NDArray[np.uint8]], Segmentation]
+"""An image uint8 [H, W, 3] RGB to its result at its own size."""
+
+
+class Scored(msgspec.Struct, frozen=True, kw_only=True):
+    """What was scored, and on what."""
+
+    checkpoint_sha256: str  # of a bundle, the one that it was exported from
+    preset: str
+    engine: str  # "pytorch-cpu", "pytorch-cuda", or the engine that ran a bundle
+    data: str
+    images: int
+    mode: str  # how the images were seen, in words
 
 
 class ClassRow(msgspec.Struct, frozen=True):
@@ -28,14 +45,9 @@ class ClassRow(msgspec.Struct, frozen=True):
     pixels: int
 
 
-class EvalReport(msgspec.Struct, frozen=True, kw_only=True):
+class EvalReport(Scored, frozen=True, kw_only=True):
     """What ``knet-deploy eval`` measured; scores in percent, None where nothing was labelled."""
 
-    checkpoint_sha256: str
-    preset: str
-    data: str
-    images: int
-    mode: str  # how the images were seen, in words
     miou: float | None = msgspec.field(name="mIoU")
     macc: float | None = msgspec.field(name="mAcc")
     aacc: float | None = msgspec.field(name="aAcc")
@@ -44,98 +56,52 @@ class EvalReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def evaluate(
-    model: KNet,
-    folder: LabelledFolder,
-    config: Config,
-    *,
-    slide: bool = False,
-    ms_flip: bool = False,
-    on_image: Callable[[], None] = lambda: None,
+    find: Find, folder: LabelledFolder, on_image: Callable[[], None] = lambda: None
 ) -> ConfusionMatrix:
-    """Confusion matrix over a split, at the images' own sizes; see ``predict``. The model must be
-    in evaluation mode.
-
-    Raises ConfigError when windows or scales are asked for in ``eval_mode`` "fixed", and what
-    ``LabelledFolder.read`` raises.
-    """
-    check_mode(config, slide=slide, ms_flip=ms_flip)
+    """Confusion matrix over a split, at the images' own sizes: Raises what ``find`` and
+    ``LabelledFolder.read`` raise."""
     confusion = ConfusionMatrix(folder.labels.num_classes, folder.labels.ignore_index)
     for index in range(len(folder)):
         image, label = folder.read(index)
-        confusion.update(predict(model, image, config, slide=slide, ms_flip=ms_flip), label)
+        confusion.update(find(image).class_map, label)
         on_image()
     return confusion
 
 
-def check_mode(config: Config, *, slide: bool, ms_flip: bool) -> None:
-    """ConfigError where windows or scales are asked for and images have one fixed size."""
-    if config.data.eval_mode == "fixed" and (slide or ms_flip):
-        raise ConfigError(
-            f"{'--slide' if slide else '--ms-flip'} sees images at their own ratio, but "
-            f"{config.preset} is evaluated at one fixed size: "
-            "pass --set data.eval_mode=keep_ratio too"
-        )
-
-
-def describe_mode(config: Config, *, slide: bool, ms_flip: bool) -> str:
-    """How images are seen, in words."""
-    data = config.data
-    if data.eval_mode == "fixed":
-        return f"{data.eval_resize} to {data.eval_size[1]}×{data.eval_size[0]}"
-    words = [f"keep ratio inside ({data.eval_scale[0]}, {data.eval_scale[1]})"]
-    words.append(f"windows of {data.crop[1]}×{data.crop[0]}" if slide else "whole")
-    if ms_flip:
-        words.append(f"scales {' '.join(f'{ratio:g}' for ratio in RATIOS)}, mirrored too")
-    return ", ".join(words)
-
-
-def check_classes(labels: LabelMap, folder: LabelledFolder) -> None:
-    """Refuse data of another task: DataError unless its classes are the checkpoint's."""
-    if labels.names == folder.labels.names:
+def check_classes(wanted: Sequence[str], found: Sequence[str], root: Path) -> None:
+    """Refuse the data in ``root``, which has the classes ``found``: DataError unless they are the
+    model's."""
+    if wanted == found:
         return
-    wanted, found = labels.num_classes, folder.labels.num_classes
-    what = f"{found} classes, the checkpoint {wanted}"
-    if found == wanted:
-        pairs = zip(folder.labels.names, labels.names, strict=True)
-        has, wants = next(pair for pair in pairs if pair[0] != pair[1])
-        what = f"class {has!r} where the checkpoint has {wants!r}"
-    raise DataError(
-        f"{folder.root} has {what}: evaluate on data labelled with the checkpoint's classes"
-    )
+    what = f"{len(found)} classes, the model {len(wanted)}"
+    if len(found) == len(wanted):
+        has, wants = next(pair for pair in zip(found, wanted, strict=True) if pair[0] != pair[1])
+        what = f"class {has!r} where the model has {wants!r}"
+    raise DataError(f"{root} has {what}: evaluate on data labelled with the model's classes")
 
 
-def make_report(
-    confusion: ConfusionMatrix, checkpoint: Checkpoint, folder: LabelledFolder, mode: str
-) -> EvalReport:
-    """The scores in percent; ``mode`` is ``describe_mode``'s."""
+def make_report(confusion: ConfusionMatrix, labels: LabelMap, scored: Scored) -> EvalReport:
+    """The scores in percent."""
     return EvalReport(
-        checkpoint_sha256=checkpoint.sha256,
-        preset=checkpoint.config.preset,
-        data=f"{folder.root.resolve().name}, split {folder.split}",
-        images=len(folder),
-        mode=mode,
-        miou=_percent(confusion.miou),
-        macc=_percent(confusion.mean_accuracy),
-        aacc=_percent(confusion.pixel_accuracy),
+        **msgspec.structs.asdict(scored),
+        miou=percent(confusion.miou),
+        macc=percent(confusion.mean_accuracy),
+        aacc=percent(confusion.pixel_accuracy),
         classes=tuple(
             ClassRow(
-                row.name,
-                _percent(row.iou),
-                _percent(row.recall),
-                _percent(row.precision),
-                row.pixels,
+                row.name, percent(row.iou), percent(row.recall), percent(row.precision), row.pixels
             )
-            for row in confusion.rows(folder.labels)
+            for row in confusion.rows(labels)
         ),
         confusion=confusion.matrix.tolist(),
     )
 
 
-def encode_report(report: EvalReport) -> bytes:
-    """The report as JSON."""
-    return json_bytes(report) + b"\n"
-
-
-def _percent(share: float) -> float | None:
+def percent(share: float) -> float | None:
     """0 … 1 -> 0 … 100; None for NaN."""
     return None if np.isnan(share) else 100 * float(share)
+
+
+def encode_report(report: Scored) -> bytes:
+    """The report as JSON."""
+    return json_bytes(report) + b"\n"

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from knet_runtime.bundle.manifest import InputSpec, SegmentRules
-from knet_runtime.errors import CheckpointError
+from knet_runtime.errors import CheckpointError, ConfigError
 from knet_runtime.labels import LabelMap
 from knet_runtime.postprocess import class_map, find_segments, upsampled_argmax
 from knet_runtime.preprocess import Geometry, fit_to_input, keep_ratio
@@ -77,6 +77,34 @@ def input_spec(config: Config) -> InputSpec:
         max_batch=16,
         multiple=config.model.stride if config.model.task == "semantic" else MULTIPLE,
     )
+
+
+def check_mode(config: Config, *, slide: bool, ms_flip: bool) -> None:
+    """ConfigError where windows or scales are asked for of a network for segments, or where images
+    have one fixed size."""
+    if config.model.task != "semantic" and (slide or ms_flip):
+        raise ConfigError(
+            f"{'--slide' if slide else '--ms-flip'} is for semantic networks, and this is for "
+            f"{config.model.task} segmentation: leave it out"
+        )
+    if config.data.eval_mode == "fixed" and (slide or ms_flip):
+        raise ConfigError(
+            f"{'--slide' if slide else '--ms-flip'} sees images at their own ratio, but "
+            f"{config.preset} is evaluated at one fixed size: "
+            "pass --set data.eval_mode=keep_ratio too"
+        )
+
+
+def describe_mode(config: Config, *, slide: bool, ms_flip: bool) -> str:
+    """How images are seen, in words."""
+    data = config.data
+    if data.eval_mode == "fixed":
+        return f"{data.eval_resize} to {data.eval_size[1]}×{data.eval_size[0]}"
+    words = [f"keep ratio inside ({data.eval_scale[0]}, {data.eval_scale[1]})"]
+    words.append(f"windows of {data.crop[1]}×{data.crop[0]}" if slide else "whole")
+    if ms_flip:
+        words.append(f"scales {' '.join(f'{ratio:g}' for ratio in RATIOS)}, mirrored too")
+    return ", ".join(words)
 
 
 def predict(

@@ -19,7 +19,8 @@ Where the reference is sure, rounding turns next to nothing: that limit is the t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import cv2
 import msgspec
@@ -59,6 +60,58 @@ class MarginRow(msgspec.Struct, frozen=True):
     below: float | None
     share: float
     agreement: float | None
+
+
+class Delta(msgspec.Struct, frozen=True):
+    """A score of both sides, whole and by class, in percent (None where there is nothing);
+    ``interval`` is ``bootstrap``'s, ``worst`` the labelled class that changed most."""
+
+    reference: float
+    measured: float
+    interval: tuple[float, float]
+    classes: tuple[tuple[float | None, float | None], ...]
+    worst: int | None
+
+    @property
+    def points(self) -> float:
+        """The difference of the whole score."""
+        return self.measured - self.reference
+
+    @classmethod
+    def of(
+        cls,
+        totals: Sequence[float],
+        rows: Sequence[Sequence[float] | NDArray[np.float64]],
+        labelled: NDArray[np.bool_],
+        interval: tuple[float, float],
+    ) -> Delta:
+        """Of both sides' shares 0 … 1, and which classes are ``labelled`` [N]."""
+        before, after = (np.asarray(row, np.float64) for row in rows)
+        change = np.where(labelled, np.abs(after - before), -1.0)
+        return cls(
+            100 * totals[0],
+            100 * totals[1],
+            interval,
+            tuple((_percent(was), _percent(now)) for was, now in zip(before, after, strict=True)),
+            int(change.argmax()) if labelled.any() else None,
+        )
+
+
+def bootstrap(images: int, scores: Sequence[Callable[[Counts], float]]) -> tuple[float, float]:
+    """95 % of the difference in points when images are drawn again with replacement, both sides
+    alike (the paired bootstrap). ``scores`` give a side's, 0 … 1, when image i was there times[i]
+    times."""
+    rng, deltas = np.random.default_rng(0), []
+    for _ in range(_RESAMPLES):
+        times = np.bincount(rng.integers(0, images, images), minlength=images)
+        before, after = (score(times) for score in scores)
+        deltas.append(100 * (after - before))
+    low, high = np.nanpercentile(deltas, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def _percent(share: float) -> float | None:
+    return None if np.isnan(share) else 100 * float(share)
 
 
 def top_two_margin(logits: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
@@ -162,23 +215,24 @@ class ParityMeter:
             return None
         return self._worst / self._largest, self._summed / self._count / self._largest
 
+    def delta(self) -> Delta | None:
+        """mIoU of both sides; None without a label."""
+        if not self.labelled:
+            return None
+        sides, labelled = (self.reference, self.measured), self.reference.matrix.sum(1) > 0
+        return Delta.of(
+            [one.miou for one in sides], [one.iou for one in sides], labelled, self.interval()
+        )
+
     def interval(self) -> tuple[float, float]:
-        """95 % of ΔmIoU in points when images are drawn again with replacement, both sides alike
-        (the paired bootstrap)."""
-        reference = np.stack([pair[0] for pair in self._per_image])
-        measured = np.stack([pair[1] for pair in self._per_image])
-        rng, count = np.random.default_rng(0), len(self._per_image)
-        deltas = []
-        for _ in range(_RESAMPLES):
-            times = np.bincount(rng.integers(0, count, count), minlength=count)
-            both = [np.tensordot(times, side, 1) for side in (reference, measured)]
-            deltas.append(100 * (_miou(both[1]) - _miou(both[0])))
-        low, high = np.nanpercentile(deltas, (2.5, 97.5))
-        return float(low), float(high)
+        """``bootstrap`` of ΔmIoU."""
+        counts = [np.stack([pair[side] for pair in self._per_image]) for side in (0, 1)]
+        return bootstrap(len(self._per_image), [partial(_miou_of, side) for side in counts])
 
 
-def _miou(counts: Counts) -> float:
-    hits, labelled, predicted = counts
+def _miou_of(counts: Counts, times: Counts) -> float:
+    """mIoU of images [I, 3, N] of (hits, labelled, predicted), each so many times."""
+    hits, labelled, predicted = np.tensordot(times, counts, 1)
     union = labelled + predicted - hits
     return float((hits[union > 0] / union[union > 0]).mean()) if (union > 0).any() else np.nan
 

@@ -13,11 +13,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from knet_export.verify.segments import MATCHED, differing
 from knet_export.verify.verify import Compared, VerifyReport
 from knet_runtime.atomic import make_folder, output_error, write_atomic, write_json
-from knet_runtime.drawing import blend, encode_jpeg
+from knet_runtime.drawing import encode_jpeg
 from knet_runtime.labels import LabelMap
-from knet_runtime.types import ClassMap, Rgb
+from knet_runtime.types import Rgb
 
 PAGE_NAME, JSON_NAME = "report.html", "report.json"
 _TEMPLATE = Path(__file__).with_name("report.html")
@@ -30,6 +31,7 @@ _ROW, _NAME, _PLOT, _VALUE, _TOP, _TICK = 22, 150, 420, 76, 24, 30  # the plot's
 _MAX_IMAGES = 6
 _LONGEST_SIDE = 480  # of an image on the page
 _QUALITY = 82
+_OPACITY = 0.65
 _RED = np.array((255, 59, 48), np.float64)
 
 
@@ -39,8 +41,8 @@ class _Kept:
     index: int
     agreement: float
     image: Rgb
-    reference: ClassMap
-    measured: ClassMap | None
+    reference: Rgb  # the overlay
+    measured: Rgb | None
     different: NDArray[np.bool_]
 
 
@@ -60,15 +62,17 @@ class WorstImages:
         size = max(1, round(width * scale)), max(1, round(height * scale))
         different = np.ones((height, width), np.uint8)
         if compared.measured is not None:
-            different = (compared.reference != compared.measured).astype(np.uint8)
-        small = cv2.resize(compared.image, size, interpolation=cv2.INTER_AREA)
+            different = differing(compared.reference, compared.measured).astype(np.uint8)
+        small = np.asarray(cv2.resize(compared.image, size, interpolation=cv2.INTER_AREA), np.uint8)
         kept = _Kept(
             name=self._names[compared.index],
             index=compared.index,
             agreement=compared.agreement,
-            image=np.asarray(small, np.uint8),
-            reference=_nearest(compared.reference, size),
-            measured=None if compared.measured is None else _nearest(compared.measured, size),
+            image=small,
+            reference=compared.reference.overlay(small, _OPACITY),
+            measured=None
+            if compared.measured is None
+            else compared.measured.overlay(small, _OPACITY),
             different=_marked(different, size),
         )
         self._kept = sorted([*self._kept, kept], key=lambda one: one.agreement)[:_MAX_IMAGES]
@@ -78,9 +82,9 @@ class WorstImages:
         """The index of the worst image."""
         return self._kept[0].index
 
-    def figures(self, labels: LabelMap) -> str:
+    def figures(self) -> str:
         """Input, reference, measured and difference side by side, a row an image, as HTML."""
-        return "\n".join(_figure(kept, labels) for kept in self._kept)
+        return "\n".join(_figure(kept) for kept in self._kept)
 
 
 def write_page(report: VerifyReport, labels: LabelMap, worst: WorstImages, folder: Path) -> None:
@@ -114,7 +118,12 @@ def render(report: VerifyReport, labels: LabelMap, worst: WorstImages) -> str:
         plot=delta_plot(report),
         classes="\n".join(_classes(report, labels)),
         labelled="" if report.classes else "hidden",
-        images=worst.figures(labels),
+        score=score_of(report),
+        lead="the size of the reference's mask logit"
+        if report.metric != "mIoU"
+        else "by how much the reference's best class leads the second, in logits",
+        red="another class" if report.metric == "mIoU" else "another segment, or none",
+        images=worst.figures(),
     )
 
 
@@ -128,6 +137,7 @@ def _summary(report: VerifyReport) -> str:
 def _measures(report: VerifyReport) -> Iterator[str]:
     """A row of the table for everything that was measured."""
     outside = report.tolerance.failures(**report.measures())
+    pixels = "all pixels" if report.metric == "mIoU" else "all pixels of all kernels' masks"
     interval = ""
     if report.delta_miou_interval is not None:
         low, high = report.delta_miou_interval
@@ -136,9 +146,9 @@ def _measures(report: VerifyReport) -> Iterator[str]:
             f"95 % interval {low:+.4f} … {high:+.4f}"
         )
     for name, what, detail in (
-        ("delta_miou", "ΔmIoU", interval),
-        ("worst_class_delta_iou", "Worst class, ΔIoU", str(report.worst_class)),
-        ("agreement", "Pixel agreement", "all pixels"),
+        ("delta_miou", f"Δ{report.metric}", interval),
+        ("worst_class_delta_iou", f"Worst class, Δ{score_of(report)}", str(report.worst_class)),
+        ("agreement", "Pixel agreement", pixels),
         ("agreement_confident", "Agreement where confident", "the reference leads by a logit"),
         ("max_logit_diff", "Largest logit difference", "share of the largest logit"),
         ("mean_logit_diff", "Mean logit difference", "share of the largest logit"),
@@ -157,6 +167,18 @@ def _measures(report: VerifyReport) -> Iterator[str]:
             f"<tr><th scope='row'>{escape(what)}<small>{escape(detail)}</small></th>"
             f"<td>{cells[0]}</td><td>{cells[1]}</td><td {mark}</td></tr>"
         )
+
+    if report.matched is not None:
+        yield (
+            "<tr><th scope='row'>Matched segments<small>of both sides: of the same class, with an "
+            f"IoU of at least {MATCHED:g}</small></th><td>{100 * report.matched:.2f} %</td>"
+            "<td></td><td></td></tr>"
+        )
+
+
+def score_of(report: VerifyReport) -> str:
+    """The score of one class."""
+    return "IoU" if report.metric == "mIoU" else report.metric
 
 
 def _margins(report: VerifyReport) -> Iterator[str]:
@@ -202,7 +224,7 @@ def delta_plot(report: VerifyReport) -> str:
 
     parts = [
         f"<svg viewBox='0 0 {width} {height}' role='img' "
-        "aria-label='Change of IoU per class, in points'>",
+        "aria-label='Change of " + score_of(report) + " per class, in points'>",
         f"<rect class='band' x='{at(-limit):.1f}' y='{_TOP - 4}' "
         f"width='{at(limit) - at(-limit):.1f}' height='{height - _TOP}'/>",
     ]
@@ -235,11 +257,8 @@ def _short(name: str) -> str:
     return name if len(name) <= 18 else f"{name[:17]}…"
 
 
-def _figure(kept: _Kept, labels: LabelMap) -> str:
-    reference = blend(kept.image, kept.reference, labels, 0.65)
-    measured = kept.image // 4
-    if kept.measured is not None:
-        measured = blend(kept.image, kept.measured, labels, 0.65)
+def _figure(kept: _Kept) -> str:
+    measured = kept.image // 4 if kept.measured is None else kept.measured
     grey = np.repeat(kept.image.mean(2, keepdims=True) * 0.45, 3, 2)
     difference = np.where(kept.different[..., None], _RED, grey).astype(np.uint8)
     name = escape(kept.name)
@@ -247,7 +266,7 @@ def _figure(kept: _Kept, labels: LabelMap) -> str:
         f'<div><img alt="{what} of {name}" src="{_data_uri(image)}"><span>{what}</span></div>'
         for what, image in (
             ("input", kept.image),
-            ("reference", reference),
+            ("reference", kept.reference),
             ("bundle", measured),
             ("difference", difference),
         )
@@ -267,10 +286,3 @@ def _marked(different: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.b
     shares = cv2.resize(different.astype(np.float32), size, interpolation=cv2.INTER_AREA)
     marks = cv2.dilate((shares > 0).astype(np.uint8), np.ones((3, 3), np.uint8))
     return np.asarray(marks, np.uint8) > 0
-
-
-def _nearest(classes: ClassMap, size: tuple[int, int]) -> ClassMap:
-    small = cv2.resize(classes, size, interpolation=cv2.INTER_NEAREST_EXACT)
-    if classes.dtype == np.uint8:
-        return np.asarray(small, np.uint8)
-    return np.asarray(small, np.uint16)

@@ -2,17 +2,19 @@
 
 Both sides see the same fitted pixels and go through the same upsampling and the same metrics; what
 is compared is the task (mIoU, class by class, pixel by pixel), and the logits under it. Of a
-network for segments it is every pixel of every kernel's mask (``knet_runtime.golden`` says why),
-with the reference's mask logit as its margin, and the logits of the classes; labels are not used.
+network for segments it is panoptic quality or average precision, which segments match, every pixel
+of every kernel's mask (``knet_runtime.golden`` says why), with the reference's mask logit as its
+margin, and the logits of the classes.
 The reference is the checkpoint in PyTorch and float32, or another bundle; this module needs no
 PyTorch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
 import msgspec
@@ -22,11 +24,20 @@ from numpy.typing import NDArray
 from knet_export.data import LabelledImage, open_images
 from knet_export.verify.measure import MarginRow, ParityMeter, top_two_margin
 from knet_export.verify.reference import Outputs, Reference, open_reference
-from knet_runtime.bundle.manifest import Kind, Manifest, Parity, Precision, Tolerance
+from knet_export.verify.segments import SegmentMeter
+from knet_runtime.bundle.manifest import (
+    Kind,
+    Manifest,
+    Meaning,
+    Parity,
+    Precision,
+    SegmentRules,
+    Tolerance,
+)
 from knet_runtime.bundle.store import Bundle, open_bundle, record_parity
 from knet_runtime.engines import Engine, open_engine
 from knet_runtime.errors import DataError, EngineError
-from knet_runtime.metrics import inside, worst_class_delta
+from knet_runtime.metrics import inside
 from knet_runtime.postprocess import (
     class_map,
     cut_window,
@@ -35,11 +46,20 @@ from knet_runtime.postprocess import (
     upsampled_argmax,
 )
 from knet_runtime.preprocess import Geometry, fit_to_input
+from knet_runtime.segmentation import Segmentation
 from knet_runtime.types import ClassMap, Rgb, Size
+
+if TYPE_CHECKING:
+    from knet_train.data.truth import Truth
+
+
+Metric = Literal["mIoU", "PQ", "AP"]
+"""The score of a task: semantic, panoptic, instance."""
 
 
 class ClassRow(msgspec.Struct, frozen=True):
-    """IoU in percent of one class on both sides; None where it was never labelled or predicted."""
+    """IoU (or PQ, AP) in percent of one class on both sides; None where it was never labelled or
+    predicted."""
 
     name: str
     reference: float | None
@@ -47,16 +67,17 @@ class ClassRow(msgspec.Struct, frozen=True):
 
     @property
     def delta(self) -> float | None:
-        """ΔIoU in points."""
+        """The difference in points."""
         if self.reference is None or self.measured is None:
             return None
         return self.measured - self.reference
 
 
 class VerifyReport(msgspec.Struct, frozen=True):
-    """What was measured; ``failures`` says in words what left the tolerance. IoU in percent,
-    differences in points, agreements 0 … 1; None where the images had no labels. Logit
-    differences are shares of the reference's largest logit; None for a graph that gives class maps,
+    """What was measured; ``failures`` says in words what left the tolerance. mIoU (of a panoptic
+    network PQ, of one for instances AP: ``metric`` says which) in percent, differences in points,
+    agreements 0 … 1; None where the images had no labels. Logit differences are shares of the
+    reference's largest logit; None for a graph that gives class maps,
     and where it gave NaN or infinity."""
 
     model_id: str
@@ -83,6 +104,10 @@ class VerifyReport(msgspec.Struct, frozen=True):
     classes: tuple[ClassRow, ...]
     tolerance: Tolerance
     failures: tuple[str, ...]
+    metric: Metric = "mIoU"
+    matched: float | None = (
+        None  # share of both sides' segments with a partner; None for class maps
+    )
 
     @property
     def passed(self) -> bool:
@@ -112,13 +137,13 @@ class VerifyReport(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """One image, after both sides have seen it: uint8 [H, W, 3] RGB, class maps [H, W];
+    """One image, after both sides have seen it: uint8 [H, W, 3] RGB, results at its size;
     ``measured`` is None where its logits hold NaN or infinity."""
 
     index: int
     image: Rgb
-    reference: ClassMap
-    measured: ClassMap | None
+    reference: Segmentation
+    measured: Segmentation | None
     agreement: float
 
 
@@ -145,7 +170,8 @@ def verify_bundle(
         (True, 2)
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    images = open_images(Path(data), split, opened.manifest.labels)
+    manifest = opened.manifest
+    images = open_images(Path(data), split, manifest.labels, task=manifest.task)
     with open_engine(opened, engine) as running, open_reference(Path(against), opened) as reference:
         report = verify(opened, running, reference, images, images.name)
     if report.same_checkpoint:
@@ -173,8 +199,9 @@ def verify(
     """
     reference.check(bundle)
     manifest = bundle.manifest
-    outputs = bundle.graph(engine.kind).outputs
-    meter = ParityMeter(manifest.labels.num_classes, manifest.labels.ignore_index)
+    labels, outputs = manifest.labels, bundle.graph(engine.kind).outputs
+    meter = ParityMeter(labels.num_classes, labels.ignore_index)
+    segments = None if manifest.task == "semantic" else SegmentMeter(labels, manifest.task)
     for index, (image, label) in enumerate(images):
         fitted, geometry = fit_to_input(image, manifest.input)
         expected = reference.outputs(fitted)
@@ -186,40 +213,77 @@ def verify(
                     f"the bundle gives logits {measured[meaning].shape}, {reference.name} "
                     f"{expected[meaning].shape}: compare it with what it was exported from"
                 )
-        wanted: ClassMap
-        found: ClassMap | None = None
-        finite = all(np.isfinite(array).all() for array in measured.values())
-        if manifest.task != "semantic":
-            wanted = _segmented(manifest, expected, geometry)
-            if finite:
-                meter.logits(expected["class_logits"], measured["class_logits"])
-                found = _segmented(manifest, measured, geometry)
-            masks = [inside(each["mask_logits"]) for each in (expected, measured)]
-            margin = np.abs(expected["mask_logits"])
-            agreed = meter.maps(masks[0], masks[1] if finite else None, margin, None)
-        elif engine.kind == "classmap":
-            wanted, margin = _as_the_graph(expected["semantic_logits"], geometry)
-            found = restore_class_map(np.asarray(measured["class_map"], np.uint8), geometry)
-            agreed = meter.maps(wanted, found, margin, label)
+        if segments is None:
+            sides, agreed = _class_maps(engine.kind, expected, measured, geometry, label, meter)
+            wanted, found = (None if one is None else Segmentation(one, labels) for one in sides)
         else:
-            reference_logits = expected["semantic_logits"]
-            wanted = class_map(reference_logits, geometry)
-            margin = top_two_margin(cut_window(reference_logits, geometry), geometry.source_hw)
-            if finite:
-                logits = np.asarray(measured["semantic_logits"], np.float32)
-                meter.logits(reference_logits, logits)
-                found = class_map(logits, geometry)
-            agreed = meter.maps(wanted, found, margin, label)
+            wanted, found, agreed = _segments(
+                manifest, expected, measured, geometry, label, meter, segments
+            )
+        assert wanted is not None
         on_image(Compared(index, image, wanted, found, agreed))
     if not meter.images:
         raise DataError(f"{data} has no images to verify with")
-    return _report(bundle, engine, reference, meter, data)
+    return _report(bundle, engine, reference, meter, segments, data)
 
 
-def _segmented(manifest: Manifest, outputs: Outputs, geometry: Geometry) -> ClassMap:
-    """The class map of the segments that outputs float32 become, at the image's size."""
-    classes, masks, rules = outputs["class_logits"], outputs["mask_logits"], manifest.segment_rules
-    return find_segments(manifest.task, classes, masks, geometry, manifest.labels, rules).class_map
+def _class_maps(
+    kind: Kind,
+    expected: Outputs,
+    measured: Mapping[Meaning, NDArray[Any]],
+    geometry: Geometry,
+    label: NDArray[np.uint8] | None,
+    meter: ParityMeter,
+) -> tuple[tuple[ClassMap, ClassMap | None], float]:
+    """Both sides' class maps of one image, counted; and the share of equal pixels."""
+    reference_logits = expected["semantic_logits"]
+    found: ClassMap | None = None
+    if kind == "classmap":
+        wanted, margin = _as_the_graph(reference_logits, geometry)
+        found = restore_class_map(np.asarray(measured["class_map"], np.uint8), geometry)
+        return (wanted, found), meter.maps(wanted, found, margin, label)
+    classes = class_map(reference_logits, geometry)
+    margin = top_two_margin(cut_window(reference_logits, geometry), geometry.source_hw)
+    logits = np.asarray(measured["semantic_logits"], np.float32)
+    if np.isfinite(logits).all():
+        meter.logits(reference_logits, logits)
+        found = class_map(logits, geometry)
+    return (classes, found), meter.maps(classes, found, margin, label)
+
+
+def _segments(
+    manifest: Manifest,
+    expected: Outputs,
+    measured: Mapping[Meaning, NDArray[Any]],
+    geometry: Geometry,
+    truth: Truth | None,
+    meter: ParityMeter,
+    segments: SegmentMeter,
+) -> tuple[Segmentation, Segmentation | None, float]:
+    """Both sides' segments of one image, counted; and the share of equal pixels of all masks."""
+    finite = all(np.isfinite(array).all() for array in measured.values())
+
+    def found(outputs: Mapping[Meaning, NDArray[Any]], rules: SegmentRules) -> Segmentation:
+        classes, masks = (
+            np.asarray(outputs[name], np.float32) for name in ("class_logits", "mask_logits")
+        )
+        return find_segments(manifest.task, classes, masks, geometry, manifest.labels, rules)
+
+    def both(rules: SegmentRules) -> tuple[Segmentation, Segmentation | None]:
+        return found(expected, rules), found(measured, rules) if finite else None
+
+    results = both(manifest.segment_rules)
+    segments.compare(*results)
+    if truth is not None:
+        rules = manifest.segment_rules
+        if manifest.task == "instance":  # average precision ranks them all
+            rules = msgspec.structs.replace(rules, score=0.0)
+        segments.score(*both(rules), truth)
+    if finite:
+        meter.logits(expected["class_logits"], measured["class_logits"])
+    masks = [inside(each["mask_logits"]) for each in (expected, measured)]
+    margin = np.abs(expected["mask_logits"])
+    return *results, meter.maps(masks[0], masks[1] if finite else None, margin, None)
 
 
 def _as_the_graph(
@@ -237,15 +301,24 @@ def _as_the_graph(
 
 
 def _report(
-    bundle: Bundle, engine: Engine, reference: Reference, meter: ParityMeter, data: str
+    bundle: Bundle,
+    engine: Engine,
+    reference: Reference,
+    meter: ParityMeter,
+    segments: SegmentMeter | None,
+    data: str,
 ) -> VerifyReport:
     manifest, graph = bundle.manifest, bundle.graph(engine.kind)
-    names, labelled = manifest.labels.names, meter.labelled
-    worst = worst_class_delta(meter.reference, meter.measured)
+    names, delta = manifest.labels.names, meter.delta() if segments is None else segments.delta()
+    metric: Metric = "mIoU" if segments is None else segments.metric
     largest, mean = meter.logit_differences() or (None, None)
-    miou, reference_miou = 100 * meter.measured.miou, 100 * meter.reference.miou
-    rows = zip(names, meter.reference.iou, meter.measured.iou, strict=True)
-    classes = tuple(ClassRow(name, _percent(was), _percent(now)) for name, was, now in rows)
+    worst_class, worst = None, None
+    classes: tuple[ClassRow, ...] = ()
+    if delta is not None:
+        rows = zip(names, delta.classes, strict=True)
+        classes = tuple(ClassRow(name, *sides) for name, sides in rows)
+        if delta.worst is not None:
+            worst_class, worst = names[delta.worst], classes[delta.worst].delta
     report = VerifyReport(
         model_id=bundle.model_id,
         precision=graph.precision,
@@ -257,29 +330,30 @@ def _report(
         same_checkpoint=manifest.provenance.checkpoint_sha256 == reference.checkpoint_sha256,
         data=data,
         images=meter.images,
-        miou_reference=reference_miou if labelled else None,
-        miou_measured=miou if labelled else None,
-        delta_miou=miou - reference_miou if labelled else None,
-        delta_miou_interval=meter.interval() if labelled else None,
-        worst_class=None if worst is None else names[worst.index],
-        worst_class_delta_iou=None if worst is None else worst.points,
+        miou_reference=None if delta is None else delta.reference,
+        miou_measured=None if delta is None else delta.measured,
+        delta_miou=None if delta is None else delta.points,
+        delta_miou_interval=None if delta is None else delta.interval,
+        worst_class=worst_class,
+        worst_class_delta_iou=worst,
         agreement=meter.agreement,
         agreement_confident=meter.agreement_confident,
         max_logit_diff=largest,
         mean_logit_diff=mean,
         margins=meter.margins(),
-        classes=classes if labelled else (),
+        classes=classes,
         tolerance=graph.tolerance,
         failures=(),
+        metric=metric,
+        matched=None if segments is None else segments.matched,
     )
     failures = graph.tolerance.failures(**report.measures())
-    if worst is not None and "worst_class_delta_iou" in failures:
-        failures["worst_class_delta_iou"] += f" ({names[worst.index]})"
+    if "worst_class_delta_iou" in failures:
+        failures["worst_class_delta_iou"] += f" ({worst_class})"
     if meter.broken:
         broken = f"{meter.broken} of {meter.images} images give NaN or infinity"
         failures = {"broken": broken, **failures}
-    return msgspec.structs.replace(report, failures=tuple(failures.values()))
-
-
-def _percent(value: float) -> float | None:
-    return None if np.isnan(value) else 100 * float(value)
+    words = (text.replace("ΔmIoU", f"Δ{metric}") for text in failures.values())
+    if metric != "mIoU":
+        words = (text.replace("ΔIoU", f"Δ{metric}") for text in words)
+    return msgspec.structs.replace(report, failures=tuple(words))

@@ -157,7 +157,7 @@ def _compare(
     from knet_export.verify import report as page, verify as parity
     from knet_export.verify.reference import open_reference
 
-    images = open_images(data, split, bundle.manifest.labels)
+    images = open_images(data, split, bundle.manifest.labels, task=bundle.manifest.task)
     if images.folder is None and split != "val":
         raise ConfigError(f"--split {split}: {data} is a folder of images, which has no splits")
     spec, name = bundle.manifest.input, images.name
@@ -219,16 +219,19 @@ def _show(report: VerifyReport) -> None:
     limits = report.tolerance
     if report.delta_miou is not None and report.delta_miou_interval is not None:
         low, high = report.delta_miou_interval
-        typer.echo(f"mIoU reference      {report.miou_reference:.3f} %")
-        typer.echo(f"mIoU bundle         {report.miou_measured:.3f} %")
+        typer.echo(f"{report.metric + ' reference':<20}{report.miou_reference:.3f} %")
+        typer.echo(f"{report.metric + ' bundle':<20}{report.miou_measured:.3f} %")
         typer.echo(
-            f"ΔmIoU               {report.delta_miou:+.4f} points (95 % {low:+.4f} … {high:+.4f}; "
-            f"at most ±{limits.delta_miou:g})"
+            f"{'Δ' + report.metric:<20}{report.delta_miou:+.4f} points "
+            f"(95 % {low:+.4f} … {high:+.4f}; at most ±{limits.delta_miou:g})"
         )
+        of_class = "IoU" if report.metric == "mIoU" else report.metric
         typer.echo(
-            f"worst class ΔIoU    {report.worst_class_delta_iou:+.4f} ({report.worst_class}; "
-            f"at most ±{limits.worst_class_delta_iou:g})"
+            f"{'worst class Δ' + of_class:<20}{report.worst_class_delta_iou:+.4f} "
+            f"({report.worst_class}; at most ±{limits.worst_class_delta_iou:g})"
         )
+    if report.matched is not None:
+        typer.echo(f"matched segments    {100 * report.matched:.2f} %")
     typer.echo(
         f"pixel agreement     {100 * report.agreement:.4f} % "
         f"(at least {100 * limits.agreement:g} %)"

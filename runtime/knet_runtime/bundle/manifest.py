@@ -209,7 +209,8 @@ _OUTSIDE = {
 class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How far a graph may be from its PyTorch reference before it is refused.
 
-    ``delta_miou`` (two-sided) and ``worst_class_delta_iou`` are in IoU points (0 … 100),
+    ``delta_miou`` (two-sided) and ``worst_class_delta_iou`` are in points (0 … 100) of IoU, of a
+    panoptic network of PQ, of one for instances of AP;
     ``agreement`` is the least fraction of equal pixels (0 … 1), ``max_logit_diff`` and
     ``mean_logit_diff`` are shares of the reference's largest absolute logit.
     ``agreement_confident`` is ``agreement`` where the reference's best class leads by a logit.
@@ -246,7 +247,7 @@ class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """What was measured between a graph on one ``engine`` and ``device`` and its reference, on
     ``images`` images of ``data``, and whether that ``passed`` the tolerance of that day.
 
-    mIoU in percent and differences in points; None where the images had no labels. The logit
+    mIoU (PQ, AP) in percent and differences in points; None where the images had no labels. The logit
     difference is a share of the reference's largest logit; None for a graph that gives class maps,
     and where it gave NaN or infinity.
     """

@@ -176,8 +176,8 @@ def test_eval_says_what_is_wrong_before_any_work(
 
 def test_eval_refuses_other_classes(call: Call, checkpoint: Path, data: Path) -> None:
     for names, text in (
-        (["road", "sea", "car"], "class 'sea' where the checkpoint has 'sky'"),
-        (["road", "sky", "car", "dog"], "4 classes, the checkpoint 3"),
+        (["road", "sea", "car"], "class 'sea' where the model has 'sky'"),
+        (["road", "sky", "car", "dog"], "4 classes, the model 3"),
     ):
         (data / "labels.json").write_text(json.dumps({"class_names": names}))
         answer = call("eval", checkpoint, "--data", data)
