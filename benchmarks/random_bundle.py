@@ -18,8 +18,8 @@ from knet_runtime.bundle.manifest import Licence, Manifest, Precision, Provenanc
 from knet_runtime.bundle.store import Bundle, write_bundle
 from knet_runtime.labels import LabelMap, distinct_palette
 from knet_runtime.types import Size
-from knet_train.config import load_config
 from knet_synthetic import Street
+from knet_train.config import load_config
 from knet_train.models.build import build_model, build_segment_model
 from knet_train.models.knet import KNet
 from knet_train.models.segments import SegmentKNet

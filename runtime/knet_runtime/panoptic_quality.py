@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from knet_runtime.errors import DataError
 from knet_runtime.labels import LabelMap
+from knet_runtime.segmentation import Segmentation
 
 
 class SegmentIds(NamedTuple):
@@ -26,6 +27,14 @@ class SegmentIds(NamedTuple):
     ids: NDArray[np.uint16]
     classes: Sequence[int]
     crowds: frozenset[int] = frozenset()
+
+
+def segment_ids(found: Segmentation) -> SegmentIds:
+    """A panoptic result's segments."""
+    classes = [0] * max((segment.id for segment in found.segments), default=0)
+    for segment in found.segments:
+        classes[segment.id - 1] = segment.class_id
+    return SegmentIds(found.segment_map, classes)
 
 
 class Quality(msgspec.Struct, frozen=True):

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from knet_runtime.bundle.manifest import SegmentRules
-from knet_runtime.panoptic_quality import PanopticQuality, SegmentIds
-from knet_runtime.segmentation import Segmentation
+from knet_runtime.panoptic_quality import PanopticQuality, segment_ids
 from knet_train.average_precision import AveragePrecision
 from knet_train.config import Config
 from knet_train.data.batches import SegmentPart
@@ -23,14 +22,6 @@ from knet_train.module import TrainingModule
 from knet_train.segment_loss import segment_losses
 
 EVERY_SCORE = SegmentRules(score=0.0)  # average precision ranks all objects by their scores
-
-
-def segment_ids(found: Segmentation) -> SegmentIds:
-    """A panoptic result as panoptic quality wants it."""
-    classes = [0] * max((segment.id for segment in found.segments), default=0)
-    for segment in found.segments:
-        classes[segment.id - 1] = segment.class_id
-    return SegmentIds(found.segment_map, classes)
 
 
 class PanopticModule(TrainingModule):
