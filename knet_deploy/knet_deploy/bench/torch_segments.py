@@ -57,8 +57,9 @@ class SegmentsBaseline:
             objects, found = plain_instances(classes, masks, geometry, self._rules)
             for mask, class_id in zip(reversed(objects), reversed(found), strict=True):
                 result[mask] = class_id
-        dtype = np.uint8 if self._labels.num_classes <= 256 else np.uint16
-        class_map = result.numpy().astype(dtype)
+        small = self._labels.num_classes <= 256
+        numbers = result.numpy()
+        class_map = numbers.astype(np.uint8) if small else numbers.astype(np.uint16)
         ended = perf_counter()
         return class_map, stage_times(began, preprocess=fitted, infer=ran, postprocess=ended)
 
