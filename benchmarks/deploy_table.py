@@ -6,7 +6,8 @@
 For each preset and precision, each in a fresh process: a bundle of a network with random weights
 (knet-edge: the packaged model's), its logits in ONNX Runtime against PyTorch on real images, and
 a TensorRT-RTX plan, which needs no GPU to be built. Prints the table of
-docs/results/models.md. What fails is a row that says why.
+docs/results/models.md. What fails is a row that says why. Each row is in --output once it is
+there, and a run that was ended goes on with the rows that are not.
 """
 
 from __future__ import annotations
@@ -32,6 +33,13 @@ PRESETS = (
     "swin-t-upernet",
     "swin-l-upernet-512",
     "swin-l-upernet-640",
+    "knet-edge-instance",
+    "knet-edge-panoptic",
+    "knet-r50-fpn-instance",
+    "knet-r101-fpn-instance",
+    "knet-r50-fpn-panoptic",
+    "knet-r101-fpn-panoptic",
+    "knet-swin-l-panoptic",
 )
 TRAINED = {
     "knet-edge": Path(__file__).parents[1] / "train/default-model/knet-edge-camvid.safetensors"
@@ -67,7 +75,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     from knet_export.export import export_bundle
     from knet_runtime.errors import KnetError
-    from knet_train.checkpoint import read_checkpoint
+    from knet_train.checkpoint import SegmentCheckpoint, read_any_checkpoint
+    from knet_train.data.layouts import ADE20K
 
     preset, precision = options.presets[0], options.precisions[0]
     row: dict[str, Any] = {"preset": preset, "precision": precision}
@@ -76,7 +85,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         if checkpoint is None:
             checkpoint = Path(work) / "random.safetensors"
             write_random_checkpoint(preset, checkpoint, options.size)
-        loaded = read_checkpoint(checkpoint)
+        loaded = read_any_checkpoint(checkpoint)
         model, trained = loaded.model, preset in TRAINED
         side = (options.size, options.size) if options.size else loaded.config.data.eval_size
         row |= {"size": side, "weights": "trained" if trained else "random"}
@@ -89,12 +98,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 precision=precision,
                 size=side,
                 calibration=options.images if precision == "int8" else None,
-                data=None if trained else options.ade20k,
+                data=options.ade20k if loaded.labels.names == ADE20K.names else None,
                 split="all",
             )
             row["export_seconds"] = time.perf_counter() - start
             row["bundle_bytes"] = sum(file.bytes for file in bundle.manifest.files.values())
-            row["onnxruntime"] = _parity(bundle, model, options.images, options.count)
+            compare = _masks if isinstance(loaded, SegmentCheckpoint) else _classes
+            row["onnxruntime"] = compare(bundle, model, _some(options.images, options.count))
             row["tensorrt_rtx"] = _build(bundle, options.targets.split(","))
         except KnetError as error:
             row["failed"] = str(error)
@@ -102,19 +112,24 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return row
 
 
-def _parity(bundle: Any, model: Any, folder: Path, count: int) -> dict[str, Any]:
+def _some(folder: Path, count: int) -> list[Path]:
+    from knet_runtime.sources.images import list_images
+
+    paths = list_images(folder)
+    return paths[:: max(len(paths) // count, 1)][:count]
+
+
+def _classes(bundle: Any, model: Any, paths: list[Path]) -> dict[str, Any]:
     """Both graphs in ONNX Runtime against PyTorch: logits, and classes at the input's size."""
     import numpy as np
 
     from knet_runtime.engines import open_engine
     from knet_runtime.postprocess import upsampled_argmax
     from knet_runtime.preprocess import fit_to_input
-    from knet_runtime.sources.images import list_images, read_image
+    from knet_runtime.sources.images import read_image
     from knet_train.inference import predict_logits
 
     spec = bundle.manifest.input
-    paths = list_images(folder)
-    paths = paths[:: max(len(paths) // count, 1)][:count]
     worst, equal, classes = 0.0, [], set()
     kinds = ("logits", "classmap")
     outputs = [bundle.graph(kind).outputs[0].name for kind in kinds]
@@ -136,13 +151,44 @@ def _parity(bundle: Any, model: Any, folder: Path, count: int) -> dict[str, Any]
     }
 
 
+def _masks(bundle: Any, model: Any, paths: list[Path]) -> dict[str, Any]:
+    """The graph in ONNX Runtime against PyTorch: logits of the kernels' classes, and the pixels
+    inside their masks."""
+    import numpy as np
+
+    from knet_runtime.engines import open_engine
+    from knet_runtime.preprocess import fit_to_input
+    from knet_runtime.sources.images import read_image
+    from knet_train.inference import predict_segment_logits
+
+    spec = bundle.manifest.input
+    worst, equal, filled = 0.0, [], []
+    with open_engine(bundle, "onnxruntime-cpu") as engine:
+        for path in paths:
+            batch = fit_to_input(read_image(path), spec)[0][None]
+            classes, masks = predict_segment_logits(model, batch)
+            got = engine.infer(batch)
+            difference = np.abs(got["class_logits"] - classes).max()
+            worst = max(worst, float(difference / np.abs(classes).max()))
+            equal.append(float(((got["mask_logits"] > 0) == (masks > 0)).mean()))
+            filled.append(float((masks > 0).mean()))
+    return {
+        "images": len(paths),
+        "max_logit_diff": worst,
+        "agreement": sum(equal) / len(equal),
+        "inside": sum(filled) / len(filled),
+    }
+
+
 def _build(bundle: Any, targets: list[str]) -> dict[str, Any]:
     from knet_export.tensorrt.build import build_plan
     from knet_export.tensorrt.profile import profile_of
+    from knet_runtime.engines import default_graph
     from knet_runtime.engines.plan_store import BuildOptions
 
     options = BuildOptions(profile_of(bundle.manifest.input))
-    stored, _ = build_plan(bundle, "tensorrt-rtx", "classmap", options, targets=targets)
+    kind = default_graph(bundle, "tensorrt-rtx")
+    stored, _ = build_plan(bundle, "tensorrt-rtx", kind, options, targets=targets)
     record = stored.record
     return {
         "version": record.version,
@@ -171,7 +217,7 @@ def run_row(preset: str, precision: str, options: argparse.Namespace) -> dict[st
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown."""
     lines = [
-        "| model | size | precision | parameters | export | ONNX Runtime: logits | classes | "
+        "| model | size | precision | parameters | export | ONNX Runtime: logits | pixels | "
         "TensorRT-RTX: build | engine |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -202,13 +248,19 @@ def main() -> None:
         sys.stdout.write(table(sorted(found, key=lambda row: PRESETS.index(row["preset"]))))
         return
     rows = []
+    if options.output is not None and options.output.exists():
+        before = json.loads(options.output.read_text())["rows"]
+        rows = [row for row in before if "failed" not in row]
+    there = {(row["preset"], row["precision"]) for row in rows}
     for preset in options.presets:
         for precision in options.precisions:
+            if (preset, precision) in there:
+                continue
             rows.append(run_row(preset, precision, options))
             sys.stderr.write(f"{json.dumps(rows[-1])}\n")
-    if options.output is not None:
-        report = {"what": "logits: largest difference / largest logit", "rows": rows}
-        write_result(report, options.output)
+            if options.output is not None:
+                what = "logits: largest difference / largest logit"
+                write_result({"what": what, "rows": rows}, options.output)
     sys.stdout.write(table(rows))
     if any("failed" in row for row in rows):
         sys.exit(1)

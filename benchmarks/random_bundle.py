@@ -5,7 +5,9 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import nn
 
 from knet_export.fuse.model import fuse_for
 from knet_export.fuse.precision import to_precision
@@ -16,9 +18,11 @@ from knet_runtime.bundle.manifest import Licence, Manifest, Precision, Provenanc
 from knet_runtime.bundle.store import Bundle, write_bundle
 from knet_runtime.labels import LabelMap, distinct_palette
 from knet_runtime.types import Size
+from knet_synthetic import Street
 from knet_train.config import load_config
-from knet_train.models.build import build_model
+from knet_train.models.build import build_model, build_segment_model
 from knet_train.models.knet import KNet
+from knet_train.models.segments import SegmentKNet
 
 
 def random_model(preset: str, classes: int) -> KNet:
@@ -27,6 +31,25 @@ def random_model(preset: str, classes: int) -> KNet:
     torch.manual_seed(0)
     model = build_model(load_config(preset).model, classes).eval()
     torch.nn.init.normal_(model.conv_seg.weight)
+    return model.requires_grad_(False)
+
+
+@torch.no_grad()
+def random_segment_model(preset: str, labels: LabelMap) -> SegmentKNet:
+    """A network of random weights for objects, the same each time. It is sure of several classes,
+    its masks are neither empty nor everywhere, and its kernels stay near what they were: with hard
+    masks, a pixel that rounding turns would else turn many more in every stage."""
+    torch.manual_seed(0)
+    model = build_segment_model(load_config(preset).model, labels).eval()
+    images = torch.from_numpy(np.stack([Street(seed, (256, 256)).frame(0)[0] for seed in range(2)]))
+    location, semantic = model.head(model.levels(images))
+    for stage in model.stages:
+        nn.init.normal_(stage.fc_class.weight, std=0.5)
+        nn.init.normal_(stage.fc_class.bias)
+        nn.init.normal_(stage.fc_mask.weight, std=0.5)
+        nn.init.constant_(stage.updator.norm_in.bias, -4)
+        nn.init.constant_(stage.updator.input_norm_in.bias, 4)
+        stage.feat_transform.bias -= stage.feat_transform(location + semantic).mean((0, 2, 3))
     return model.requires_grad_(False)
 
 

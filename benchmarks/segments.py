@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from result import parser_of, write_result
-from torch.nn import functional
 
+from knet_deploy.bench.torch_segments import plain_instances, plain_panoptic
 from knet_runtime.bundle.manifest import SegmentRules
 from knet_runtime.postprocess import instances, panoptic
 from knet_runtime.preprocess import Geometry
@@ -70,34 +70,13 @@ def logits_of(folder: Path, record: dict[str, Any], draw: np.random.Generator) -
     return classes, masks.astype(np.float32)
 
 
-def resized(planes: torch.Tensor) -> torch.Tensor:
-    """Probabilities at the image's size, as the published code makes them."""
-    whole = functional.interpolate(planes[None], INPUT, mode="bilinear", align_corners=False)
-    cut = whole[..., : SIZE[0], : SIZE[1]]
-    return functional.interpolate(cut, SIZE, mode="bilinear", align_corners=False)[0]
-
-
 @torch.no_grad()
-def plain_panoptic(classes: Logits, masks: Logits) -> NDArray[np.int64]:
-    """The published steps (``kernel_iter_head.py``): class + 1000 · number, from 1; 0 is void."""
-    found = torch.from_numpy(classes).sigmoid()
-    scores, labels = found[:KERNELS, :80].max(1)
-    stuff = torch.arange(53)
-    scores = torch.cat([scores, found[KERNELS + stuff, 80 + stuff]])
-    labels = torch.cat([labels, 80 + stuff])
-    probabilities = resized(torch.from_numpy(masks).sigmoid())
-    winner = (scores[:, None, None] * probabilities).argmax(0)
-    result = torch.zeros(SIZE, dtype=torch.int64)
-    number = 0
-    for kernel in scores.argsort(descending=True).tolist():
-        if kernel < KERNELS and scores[kernel] < RULES.score:
-            continue
-        won = winner == kernel
-        area, own = int(won.sum()), int((probabilities[kernel] >= RULES.mask).sum())
-        if area and own and area / own >= RULES.overlap:
-            number += 1
-            result[won] = labels[kernel] + 1000 * number
-    return result.numpy()
+def numbered_by_torch(classes: Logits, masks: Logits) -> NDArray[np.int64]:
+    """By the published steps: class + 1000 · number, from 1; 0 is void."""
+    logits = torch.from_numpy(classes), torch.from_numpy(masks)
+    ids, found = plain_panoptic(*logits, GEOMETRY, COCO, RULES)
+    table = [0, *(class_id + 1000 * number for number, class_id in enumerate(found, 1))]
+    return np.array(table, np.int64)[ids.numpy()]
 
 
 def numbered(found: Segmentation) -> NDArray[np.int64]:
@@ -106,11 +85,10 @@ def numbered(found: Segmentation) -> NDArray[np.int64]:
 
 
 @torch.no_grad()
-def plain_instances(classes: Logits, masks: Logits) -> NDArray[np.bool_]:
-    """All of the 100 best pairs' masks, as the published code makes them."""
-    _, best = torch.from_numpy(classes[:KERNELS, :80]).sigmoid().flatten().topk(100)
-    chosen = torch.from_numpy(masks[:KERNELS])[best // 80].sigmoid()
-    return (resized(chosen) > RULES.mask).numpy()
+def masks_by_torch(classes: Logits, masks: Logits) -> NDArray[np.bool_]:
+    """Those of the best pairs, by the published steps."""
+    things = torch.from_numpy(classes[:KERNELS, :80]), torch.from_numpy(masks[:KERNELS])
+    return plain_instances(*things, GEOMETRY, RULES)[0].numpy()
 
 
 def times_of(rounds: int, sides: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
@@ -155,14 +133,17 @@ def main() -> None:
             return instances(*things, GEOMETRY, COCO_THINGS, RULES)
 
         found = ours()
-        wrong += int((numbered(found) != plain_panoptic(classes, masks)).sum())
+        wrong += int((numbered(found) != numbered_by_torch(classes, masks)).sum())
         segments.append(len(found.segments))
         peaks.append(max(peak_of(ours), peak_of(ours_instances)))
         for task, sides in (
-            ("panoptic", {"torch": lambda c=classes, m=masks: plain_panoptic(c, m), "ours": ours}),
+            (
+                "panoptic",
+                {"torch": lambda c=classes, m=masks: numbered_by_torch(c, m), "ours": ours},
+            ),
             (
                 "instance",
-                {"torch": lambda c=classes, m=masks: plain_instances(c, m), "ours": ours_instances},
+                {"torch": lambda c=classes, m=masks: masks_by_torch(c, m), "ours": ours_instances},
             ),
         ):
             for name, values in times_of(options.rounds, sides).items():

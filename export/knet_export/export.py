@@ -26,14 +26,7 @@ from knet_export.graph.onnx_graph import OnnxGraph
 from knet_export.graph.to_onnx import CLASSMAP_NAME, LOGITS_NAME, WEIGHTS_NAME, export_onnx
 from knet_export.int8 import Calibrator
 from knet_export.int8.search import QUANTISATION_NAME, quantise_within
-from knet_export.spec import (
-    bundle_graphs,
-    check_segment_options,
-    export_spec,
-    model_card,
-    segment_graphs,
-)
-from knet_export.verify.measure import default_tolerance
+from knet_export.spec import bundle_graphs, export_spec, model_card, segment_graphs
 from knet_export.verify.reference import TorchReference
 from knet_export.verify.verify import verify
 from knet_runtime.atomic import make_folder, output_error, remove_empty
@@ -96,7 +89,8 @@ def export_bundle(
     MODEL_CARD.md. The destination appears whole or not at all; ``replace`` allows it to replace a
     bundle.
 
-    A network for instances or panoptic segmentation becomes one graph of one size, fp32 or fp16.
+    A network for instances or panoptic segmentation becomes one graph, of logits; of free sizes it
+    takes the multiples of 32.
 
     int8 is calibrated on the images of ``calibration``, a folder of images or a data set (its split
     "train"), by ``calibrator``, and leaves what matches ``keep_fp32`` or ``keep_fp16`` in that
@@ -123,9 +117,6 @@ def export_bundle(
         raise OutputError(f"--card {card} is not a file: name a Markdown file")
 
     loaded = read_any_checkpoint(checkpoint)
-    task = loaded.config.model.task
-    if task != "semantic":
-        check_segment_options(task, precision, sizes)
     check_finite(loaded.model, str(checkpoint))
     int8_images = None
     if calibration is not None:
@@ -139,7 +130,7 @@ def export_bundle(
         graphs=_graphs(loaded, precision),
         provenance=Provenance(loaded.sha256, loaded.config.preset, _tools()),
         licence=licence or Licence("Apache-2.0", "unstated", "unstated"),
-        task=task,
+        task=loaded.config.model.task,
     )
     spec, logits = manifest.input, manifest.graph("logits")
 
@@ -152,12 +143,7 @@ def export_bundle(
 
         record = None
         if int8_images is not None:
-            _check(
-                loaded,
-                spec,
-                msgspec.structs.replace(logits, tolerance=default_tolerance("fp32")),
-                traced,
-            )
+            _check(loaded, spec, _graphs(loaded, "fp32")[0], traced)
             quantised, record = quantise_within(
                 OnnxGraph.load(traced / LOGITS_NAME),
                 manifest,
@@ -203,7 +189,7 @@ def _graphs(loaded: AnyCheckpoint, precision: Precision) -> tuple[Graph, ...]:
 def _fused(loaded: AnyCheckpoint, manifest: Manifest) -> Fused:
     spec, precision = manifest.input, manifest.precision
     if isinstance(loaded, SegmentCheckpoint):
-        return fuse_segments(loaded.model, spec.size, precision)
+        return fuse_segments(loaded.model, spec, precision)
     output = manifest.graph("logits").output("semantic_logits")
     return fuse_for(loaded.model, spec, output, precision)
 

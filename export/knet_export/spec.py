@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from math import lcm
 
 import msgspec
 
 from knet_export.graph.classmap import CLASSMAP_OUTPUT, MAX_CLASSES
 from knet_export.graph.to_onnx import CLASSMAP_NAME, LOGITS_NAME, WEIGHTS_NAME
 from knet_export.int8.search import QUANTISATION_NAME, Quantisation, describe, method_name
-from knet_export.verify.measure import SEGMENT_PRECISIONS, default_tolerance, segment_tolerance
+from knet_export.verify.measure import default_tolerance, segment_tolerance
 from knet_runtime.bundle.manifest import (
     Graph,
     InputSpec,
@@ -21,7 +22,7 @@ from knet_runtime.bundle.manifest import (
     SizeRange,
 )
 from knet_runtime.errors import ConfigError
-from knet_runtime.types import Size, Task
+from knet_runtime.types import Size
 from knet_train.config import Config
 from knet_train.inference import input_spec
 from knet_train.models.segments import SegmentKNet
@@ -48,28 +49,33 @@ def size_range(smallest: Size = MIN_SIZE, largest: Size = MAX_SIZE) -> SizeRange
 def export_spec(
     config: Config, size: Size | None, sizes: SizeRange | None, max_batch: int
 ) -> InputSpec:
-    """The graphs' input: of ``size``, by default the one in the checkpoint, and of all ``sizes``.
+    """The graphs' input: of ``size``, by default the one in the checkpoint, and of all ``sizes``
+    that are also multiples of what the network asks for.
 
-    Raises ConfigError for a size that is no multiple of the logits' stride, too small, or not
-    among ``sizes``, or larger than a bundle may state, and for such a batch or one below 1.
+    Raises ConfigError for a size that is no such multiple, too small, or not among ``sizes``, or
+    larger than a bundle may state, and for such a batch or one below 1.
     """
     usual = input_spec(config)
     height, width = size or (usual.height, usual.width)
     stride = usual.multiple
+    level = "logits" if config.model.task == "semantic" else "coarsest level"
+    what = f"{config.preset}'s {level}"
     if max_batch < 1:
         raise ConfigError(f"--max-batch {max_batch} must be at least 1")
     if height % stride or width % stride or min(height, width) < _MIN_SIDE:
-        what = "logits" if config.model.task == "semantic" else "coarsest level"
         near = tuple(max(round(side / stride) * stride, _MIN_SIDE) for side in (height, width))
         raise ConfigError(
             f"--size {height}x{width}: both sides must be multiples of {stride}, the stride of "
-            f"{config.preset}'s {what}, and at least {_MIN_SIDE}: {near[0]}x{near[1]} is near"
+            f"{what}, and at least {_MIN_SIDE}: {near[0]}x{near[1]} is near"
         )
     if sizes is not None and sizes.multiple % stride:
-        raise ConfigError(
-            f"sizes in multiples of {sizes.multiple} do not fit the stride {stride} of "
-            f"{config.preset}'s logits: take multiples of {MULTIPLE}"
-        )
+        try:
+            sizes = SizeRange(sizes.min, sizes.max, lcm(sizes.multiple, stride))
+        except ValueError as error:
+            raise ConfigError(
+                f"--dynamic: {error}; {stride} is the stride of {what}: choose another --min and "
+                "--max"
+            ) from error
     if sizes is not None and (height, width) not in sizes:
         raise ConfigError(
             f"--dynamic from {_times(sizes.min)} to {_times(sizes.max)} in multiples of "
@@ -123,20 +129,6 @@ def segment_graphs(precision: Precision, model: SegmentKNet) -> tuple[Graph]:
             external_data=(WEIGHTS_NAME,),
         ),
     )
-
-
-def check_segment_options(task: Task, precision: Precision, sizes: SizeRange | None) -> None:
-    """Raise ConfigError for what is for semantic networks only."""
-    if precision not in SEGMENT_PRECISIONS:
-        raise ConfigError(
-            f"--precision {precision} is for semantic segmentation, this is a network for {task} "
-            f"segmentation: take {' or '.join(SEGMENT_PRECISIONS)}"
-        )
-    if sizes is not None:
-        raise ConfigError(
-            f"--dynamic is for semantic segmentation, a network for {task} segmentation holds "
-            "constants of one size: choose that with --size"
-        )
 
 
 def model_card(manifest: Manifest, config: Config, int8: Quantisation | None = None) -> str:

@@ -5,28 +5,32 @@ from __future__ import annotations
 from pathlib import Path
 
 import cv2
+import msgspec
 import numpy as np
 import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
-from small_segments import SIZE, TASKS, save_segment_knet
+from small_segments import SIZE, save_segment_knet
 
 from knet_deploy.cli.main import main
+from knet_export.data import open_images
 from knet_export.export import export_bundle
 from knet_export.fuse.segments import fuse_segments
 from knet_export.graph.check import check_segments
+from knet_export.graph.onnx_graph import OnnxGraph
 from knet_export.graph.to_onnx import LOGITS_NAME, export_onnx
+from knet_export.int8.search import QUANTISATION_NAME, Quantisation, quantise_within
 from knet_export.spec import export_spec, segment_graphs, size_range
-from knet_runtime.bundle.manifest import Precision, SegmentRules
+from knet_export.verify.measure import segment_tolerance
+from knet_runtime.bundle.manifest import Manifest, SegmentRules
 from knet_runtime.bundle.store import Bundle, open_bundle, write_bundle
 from knet_runtime.engines import open_engine
-from knet_runtime.errors import ConfigError, ParityError
+from knet_runtime.errors import ConfigError, DataError, ParityError
 from knet_runtime.golden import GOLDEN_NAME, check_at_start, load_golden, replay, save_golden
 from knet_runtime.postprocess import instances, panoptic
 from knet_runtime.preprocess import fit_to_input
 from knet_runtime.segmenter import Segmenter
-from knet_runtime.types import Task
 from knet_synthetic import Street
 from knet_train.checkpoint import read_segment_checkpoint
 from knet_train.config import load_config
@@ -100,21 +104,136 @@ def test_the_bundle_says_what_it_is(segment_checkpoint: Path, segment_bundle: Bu
     assert "equal pixels of all kernels' masks" in card
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_fp16_finds_nearly_the_same(task: Task, tmp_path: Path) -> None:
-    checkpoint = save_segment_knet(task, tmp_path / "best.safetensors")
-    bundle = export_bundle(checkpoint, tmp_path / "x.knet", precision="fp16", max_batch=2)
-    (parity,) = bundle.graph("logits").parity
-    assert parity.agreement >= 0.99
-    model = read_segment_checkpoint(checkpoint).model
-    images = np.stack([frame(number) for number in range(2)])
+@pytest.fixture(scope="module")
+def panoptic_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_segment_knet("panoptic", tmp_path_factory.mktemp("panoptic") / "best.safetensors")
+
+
+@pytest.fixture(scope="module")
+def instance_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_segment_knet("instance", tmp_path_factory.mktemp("instance") / "best.safetensors")
+
+
+@pytest.fixture(scope="module")
+def free_fp16(panoptic_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Half precision and free sizes in one, as tracing takes the time."""
+    return export_bundle(
+        panoptic_checkpoint,
+        tmp_path_factory.mktemp("free") / "free.knet",
+        precision="fp16",
+        sizes=size_range((64, 64), (128, 192)),
+        max_batch=2,
+    )
+
+
+@pytest.mark.parametrize("size", [SIZE, (128, 192), (64, 160)])
+def test_a_graph_of_free_sizes_is_the_network_at_each(
+    panoptic_checkpoint: Path, free_fp16: Bundle, size: tuple[int, int]
+) -> None:
+    """Its positional code too, which is of another period at each size."""
+    model = read_segment_checkpoint(panoptic_checkpoint).model
+    images = np.stack([frame(number, size) for number in range(2)])
     classes, masks = predict_segment_logits(model, images)
-    with open_engine(bundle, "onnxruntime-cpu") as engine:
+    with open_engine(free_fp16.with_input_size(size), "onnxruntime-cpu") as engine:
         found = engine.infer(images)
-        assert replay(bundle, engine).passed
     assert found["class_logits"].dtype == found["mask_logits"].dtype == np.float32
+    assert found["mask_logits"].shape == (2, 15, size[0] // 4, size[1] // 4)
     assert ((found["mask_logits"] > 0) == (masks > 0)).mean() >= 0.99
     assert np.abs(found["class_logits"] - classes).mean() <= 0.01 * np.abs(classes).max()
+
+
+def test_free_sizes_are_multiples_of_the_coarsest_stride(free_fp16: Bundle) -> None:
+    sizes = free_fp16.manifest.input.sizes
+    assert sizes is not None
+    assert (sizes.min, sizes.max, sizes.multiple) == ((64, 64), (128, 192), 32)
+    (parity,) = free_fp16.graph("logits").parity
+    assert parity.passed
+    assert parity.agreement >= 0.99
+    with open_engine(free_fp16, "onnxruntime-cpu") as engine:
+        assert replay(free_fp16, engine).passed
+    with Segmenter(free_fp16.with_input_size((128, 160)), rules=RULES) as segment:
+        assert segment(frame(0, (100, 150))).segment_map.shape == (100, 150)
+
+
+def test_norms_of_a_half_graph_are_in_float32(free_fp16: Bundle) -> None:
+    graph = onnx.shape_inference.infer_shapes(onnx.load(free_fp16.file(LOGITS_NAME))).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+    types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    means = [node for node in graph.node if node.op_type == "ReduceMean"]
+    assert any(node.name.startswith("head.towers.") for node in means)
+    assert {types[node.input[0]] for node in means} == {onnx.TensorProto.FLOAT}
+    assert types["head.laterals.0.weight"] == onnx.TensorProto.FLOAT16
+
+
+def test_bf16_is_written_unproven(instance_checkpoint: Path, tmp_path: Path) -> None:
+    bundle = export_bundle(instance_checkpoint, tmp_path / "x.knet", precision="bf16", max_batch=1)
+    assert bundle.graph("logits").parity == ()
+    graph = onnx.load(bundle.file(LOGITS_NAME)).graph
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    assert types["head.laterals.0.weight"] == types["first.things"] == onnx.TensorProto.BFLOAT16
+    assert types["fc_class.weight"] == onnx.TensorProto.FLOAT
+
+
+@pytest.fixture(scope="module")
+def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("streets")
+    for number in range(8):
+        cv2.imwrite(str(folder / f"{number}.png"), frame(number)[..., ::-1])
+    return folder
+
+
+def test_int8_is_as_much_as_keeps_the_segments(
+    instance_checkpoint: Path, streets: Path, tmp_path: Path
+) -> None:
+    bundle = export_bundle(
+        instance_checkpoint,
+        tmp_path / "x.knet",
+        precision="int8",
+        calibration=streets,
+        calibrator="minmax",
+        keep_fp32=["backbone.conv1"],
+        max_batch=1,
+    )
+    record = msgspec.json.decode(bundle.file(QUANTISATION_NAME).read_bytes(), type=Quantisation)
+    assert (record.method, record.calibrated, record.held_out) == ("minmax", 4, 4)
+    assert record.score.quality is not None
+    assert record.score.quality >= 80
+    assert record.score.agreement >= segment_tolerance("int8").agreement
+    assert record.int8_nodes > 0
+    graph = onnx.load(bundle.file(LOGITS_NAME), load_external_data=False).graph
+    inputs = {node.output[0]: node.op_type for node in graph.node}
+    quantised = [
+        node.name for node in graph.node if inputs.get(node.input[0]) == "DequantizeLinear"
+    ]
+    assert len(quantised) == record.int8_nodes
+    of_kernels = ("stages.", "class_fc", "fc_class", "backbone.conv1")
+    assert not [name for name in quantised if name.startswith(of_kernels)]
+    (parity,) = bundle.graph("logits").parity
+    assert parity.passed
+    assert "the same segments to PQ" in bundle.file("MODEL_CARD.md").read_text()
+
+
+def quantised_panoptic(bundle: Bundle, images: Path, rules: SegmentRules) -> Quantisation:
+    manifest: Manifest = msgspec.structs.replace(bundle.manifest, rules=rules)
+    graph = OnnxGraph.load(bundle.file(LOGITS_NAME))
+    found = open_images(images, "train", manifest.labels)
+    tolerance = msgspec.structs.replace(segment_tolerance("int8"), agreement=0.5)
+    return quantise_within(graph, manifest, found, tolerance, calibrator="minmax")[1]
+
+
+def test_segments_that_int8_loses_count_and_none_to_lose_are_refused(
+    segment_bundle: Bundle, streets: Path
+) -> None:
+    """Every pixel may change here, but segments must stay: the worst blocks are in float."""
+    record = quantised_panoptic(segment_bundle, streets, RULES)
+    assert record.score.quality is not None
+    assert record.score.quality >= 80
+    everything = record.tried[0].score
+    assert everything.quality is not None
+    assert (len(record.kept_blocks) > 0) == (everything.quality < 80)
+    assert {cost.score.quality for cost in record.blocks} != {100.0}
+    with pytest.raises(DataError, match="finds nothing on the 4 images of streets"):
+        quantised_panoptic(segment_bundle, streets, SegmentRules(score=0.999, overlap=1.0))
 
 
 def test_golden_tensors_are_pytorchs_and_other_weights_fail_them(
@@ -167,16 +286,16 @@ def test_changed_weights_are_noticed_by_the_self_test(
         assert not replay(other, engine).passed
 
 
-def test_a_graph_of_other_weights_is_not_written(segment_checkpoint: Path, tmp_path: Path) -> None:
-    loaded = read_segment_checkpoint(segment_checkpoint)
-    spec = export_spec(loaded.config, None, None, 2)
-    (graph,) = segment_graphs("fp32", loaded.model)
-    export_onnx(fuse_segments(loaded.model, SIZE), spec, graph.outputs, tmp_path)
-    check_segments(loaded.model, spec, graph, tmp_path)
+def test_a_graph_of_other_weights_is_not_written(
+    segment_checkpoint: Path, segment_bundle: Bundle
+) -> None:
+    model = read_segment_checkpoint(segment_checkpoint).model
+    spec, graph = segment_bundle.manifest.input, segment_bundle.graph("logits")
+    check_segments(model, spec, graph, segment_bundle.path)
     with torch.no_grad():
-        loaded.model.init_kernels.weight *= -1
+        model.init_kernels.weight *= -1
     with pytest.raises(ParityError, match=r"logits\.onnx with a batch of 1 images of 64×96"):
-        check_segments(loaded.model, spec, graph, tmp_path)
+        check_segments(model, spec, graph, segment_bundle.path)
 
 
 def test_verify_holds_a_bundle_to_its_checkpoint_and_to_others(
@@ -201,41 +320,17 @@ def test_verify_holds_a_bundle_to_its_checkpoint_and_to_others(
     assert "--bisect is for semantic bundles" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("precision", ["bf16", "int8"])
-def test_precisions_that_are_for_semantic_networks_are_refused(
-    segment_checkpoint: Path, tmp_path: Path, precision: Precision
-) -> None:
-    calibration = tmp_path if precision == "int8" else None
-    with pytest.raises(ConfigError, match="take fp32 or fp16"):
-        export_bundle(
-            segment_checkpoint, tmp_path / "x.knet", precision=precision, calibration=calibration
-        )
-    assert not (tmp_path / "x.knet").exists()
-
-
-def test_free_sizes_and_sizes_that_do_not_fit_are_refused(
-    segment_checkpoint: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(ConfigError, match="choose that with --size"):
-        export_bundle(segment_checkpoint, tmp_path / "x.knet", sizes=size_range((64, 64)))
-    with pytest.raises(
-        ConfigError, match=r"multiples of 32.*100x100.*96x96 is near|multiples of 32"
-    ):
-        export_bundle(segment_checkpoint, tmp_path / "x.knet", size=(100, 100))
-    assert not (tmp_path / "x.knet").exists()
-
-
-PRESETS = [
-    "knet-r50-fpn-instance",
-    "knet-r101-fpn-instance",
-    "knet-r50-fpn-panoptic",
-    "knet-r101-fpn-panoptic",
-    "knet-swin-l-panoptic",
-]
+def test_sizes_that_do_not_fit_are_refused(instance_checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.knet"
+    with pytest.raises(ConfigError, match=r"must be multiples of 32.*32 is the stride of.*--min"):
+        export_bundle(instance_checkpoint, out, sizes=size_range((72, 64)))
+    with pytest.raises(ConfigError, match=r"multiples of 32, the stride of .* 96x96 is near"):
+        export_bundle(instance_checkpoint, out, size=(100, 100))
+    assert not out.exists()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", ["knet-r50-fpn-instance", "knet-swin-l-panoptic"])
 def test_the_published_networks_are_traced(preset: str, tmp_path: Path) -> None:
     config = load_config(preset, [f"data.eval_size={list(SIZE)}"])
     labels = COCO if config.model.task == "panoptic" else COCO_THINGS
@@ -243,5 +338,5 @@ def test_the_published_networks_are_traced(preset: str, tmp_path: Path) -> None:
     model = build_segment_model(config.model, labels).eval()
     spec = export_spec(config, None, None, 2)
     (graph,) = segment_graphs("fp32", model)
-    export_onnx(fuse_segments(model, SIZE), spec, graph.outputs, tmp_path)
+    export_onnx(fuse_segments(model, spec), spec, graph.outputs, tmp_path)
     check_segments(model, spec, graph, tmp_path)

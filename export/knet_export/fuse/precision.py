@@ -3,8 +3,8 @@
 fp16 ends at 65,504 and keeps 11 bits, bf16 keeps 8. So the backbone, the head, the features, the
 masks and the products over pixels are half; the gates, attention and feed-forward of the N kernels
 stay float32 (they are tiny, and hold sums of squares up to 1e7), and so does every normalisation
-(LayerNorm, softmax), wherever it stands. The types are in the modules' weights, and from there in
-the graph: a float32 operation has float32 weights.
+(LayerNorm, GroupNorm, softmax), wherever it stands. The types are in the modules' weights, and from
+there in the graph: a float32 operation has float32 weights.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from knet_export.fuse.layers import PlainGroupNorm
 from knet_export.fuse.model import AnyFused
 from knet_export.fuse.swin import WindowSoftmax
 from knet_runtime.bundle.manifest import Precision
 from knet_runtime.errors import CheckpointError
 
 _DTYPES: dict[Precision, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}
-_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d)  # what ``layers`` left of the last
+_NORMS = (nn.LayerNorm, nn.BatchNorm2d)  # what ``layers`` left of the last
 
 
 class ExactNorm(nn.Module):
@@ -56,7 +57,7 @@ def to_precision(fused: AnyFused, precision: Precision) -> AnyFused:
 
 
 def _halved(module: nn.Module, dtype: torch.dtype, path: str) -> nn.Module:
-    if isinstance(module, WindowSoftmax):  # decides by its own weights
+    if isinstance(module, WindowSoftmax | PlainGroupNorm):  # decide by their own weights
         return module
     if isinstance(module, _NORMS):
         return ExactNorm(module)

@@ -7,7 +7,7 @@ The rewrites are those of the semantic one (``fuse.kernels``), and these:
 - The first kernels are W + A Xᵀ, with the masks A of the learned kernels W, and the first stage
   gathers by the same masks: the product over the pixels is there once.
 - GroupNorm is a scale and a shift per image and channel, from means in float32.
-- The positional code is a constant of the one size.
+- The positional code is a constant of the one size, or what the graph computes of a free one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from knet_export.fuse.kernels import gather_hard, sum_scale
 from knet_export.fuse.layers import plain_group_norms
 from knet_export.fuse.model import Fused, FusedStage, fuse_backbone, plain
-from knet_runtime.bundle.manifest import Precision
+from knet_runtime.bundle.manifest import InputSpec, Precision
 from knet_runtime.types import Size
 from knet_train.models.knet import KernelUpdateStage
 from knet_train.models.segments import (
@@ -57,18 +57,18 @@ class FirstMasks(nn.Module):
 
 
 class FusedSegmentKNet(Fused):
-    """uint8 [B, H, W, 3] RGB of the one size -> float32 class logits [B, N, K] and mask logits
-    [B, N, H / 4, W / 4] of the last stage."""
+    """uint8 [B, H, W, 3] RGB, H and W multiples of 32 -> float32 class logits [B, N, K] and mask
+    logits [B, N, H / 4, W / 4] of the last stage."""
 
     PIXELS = ("backbone", "head", "first")
 
     kernels: Tensor
     grown: Tensor
 
-    def __init__(self, model: SegmentKNet, size: Size, scale: float) -> None:
+    def __init__(self, model: SegmentKNet, size: Size | None, scale: float) -> None:
         super().__init__(model.mean.clone(), model.std.clone())
         self.backbone = fuse_backbone(model.backbone, size)
-        self.head = _static_head(model.head, size)
+        self.head = _fused_head(model.head, size)
         things = model.init_kernels.weight.detach().flatten(1)
         assert model.conv_seg.bias is not None
         rows = list(model.stuff)
@@ -108,13 +108,14 @@ class FusedSegmentKNet(Fused):
 
 @torch.no_grad()
 def fuse_segments(
-    model: SegmentKNet, size: Size, precision: Precision = "fp32"
+    model: SegmentKNet, spec: InputSpec, precision: Precision = "fp32"
 ) -> FusedSegmentKNet:
-    """The fused model of ``model`` (in evaluation mode, float32 or float64) for images of ``size``
-    (height, width), multiples of 32. Its weights stay as they are; for fp16 its sums over pixels
-    are rescaled so that they will fit."""
-    pixels = prod(side // _STRIDE for side in size)
-    return plain(FusedSegmentKNet(model, size, sum_scale(pixels) if precision == "fp16" else 1.0))
+    """The fused model of ``model`` (in evaluation mode, float32 or float64) for all images that
+    ``spec`` takes, of multiples of 32. Its weights stay as they are; for fp16 its sums over pixels
+    are rescaled so that they will fit. Raises ConfigError for Swin with free sizes."""
+    largest = spec.sizes.max if spec.sizes else spec.size
+    scale = sum_scale(prod(largest) // _STRIDE**2) if precision == "fp16" else 1.0
+    return plain(FusedSegmentKNet(model, None if spec.sizes else largest, scale))
 
 
 class _FixedCode(nn.Module):
@@ -130,11 +131,12 @@ class _FixedCode(nn.Module):
         return x + self.code
 
 
-def _static_head(head: nn.Module, size: Size) -> nn.Module:
+def _fused_head(head: nn.Module, size: Size | None) -> nn.Module:
     copied = cast(LocalisationHead, copy.deepcopy(head))
-    weight = next(copied.parameters())
-    channels = copied.smooth[-1].out_channels
-    assert isinstance(channels, int)
-    code = positional_code(channels, size[0] // MULTIPLE, size[1] // MULTIPLE)
-    copied.placed = _FixedCode(code.to(weight))
+    if size is not None:
+        weight = next(copied.parameters())
+        channels = copied.smooth[-1].out_channels
+        assert isinstance(channels, int)
+        code = positional_code(channels, size[0] // MULTIPLE, size[1] // MULTIPLE)
+        copied.placed = _FixedCode(code.to(weight))
     return plain_group_norms(copied)

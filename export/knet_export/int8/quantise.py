@@ -35,6 +35,7 @@ from knet_runtime.errors import CheckpointError, ConfigError
 
 _LARGEST = 127
 _PRODUCTS = ("Conv", "MatMul", "Gemm")
+_OF_KERNELS = ("stages", "class_fc", "fc_class")  # parts of a network that never see a pixel
 # int8 units work on 8 channels or more at once; pyramid pooling's matrices have fewer, too.
 _MIN_OUTPUTS = 8
 
@@ -62,7 +63,7 @@ def quantisable(graph: OnnxGraph, macs: Mapping[str, int]) -> tuple[Weighted, ..
     found = []
     for node in graph.nodes:
         weight = weights.get(node.input[1]) if node.op_type in _PRODUCTS else None
-        if weight is None or node.input[0] in weights or _block(node).startswith("stages."):
+        if weight is None or node.input[0] in weights or _block(node).startswith(_OF_KERNELS):
             continue
         axis = _output_axis(node, len(weight))
         if weight[axis] < _MIN_OUTPUTS:

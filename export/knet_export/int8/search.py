@@ -1,16 +1,18 @@
 """Which parts of a network can be int8: measured, not guessed.
 
-1. Every calibration method quantises everything; the one whose mIoU is nearest the float graph's on
-   held-out images is taken.
+1. Every calibration method quantises everything; the one whose results are nearest the float
+   graph's on held-out images is taken: by mIoU, or by panoptic quality where there are segments.
 2. Every block (a stage of the backbone, a part of the head) is quantised alone, and the blocks are
    ranked by how many pixels that changes. A few images do: what one block costs in mIoU drowns in
    chance on them, the changed pixels do not.
-3. The worst blocks stay float, as few as possible, until the rest is inside the tolerance.
+3. The worst blocks stay float, as few as possible, until the rest is inside the tolerance, and
+   finds ``LEAST_QUALITY`` of the float graph's segments.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -20,7 +22,7 @@ from knet_export.graph.onnx_graph import OnnxGraph
 from knet_export.int8 import Calibrator, Method
 from knet_export.int8.calibrate import Histogram, measure_ranges, split_images
 from knet_export.int8.quantise import Weighted, matching, quantisable, quantise, with_halves
-from knet_export.int8.score import Int8Scorer, Score
+from knet_export.int8.score import LEAST_QUALITY, Int8Scorer, Score, new_scorer
 from knet_runtime.bundle.manifest import Manifest, Tolerance
 from knet_runtime.errors import ConfigError, ParityError
 
@@ -29,7 +31,9 @@ PERCENTILES = (99.9, 99.99, 99.999)
 _SWEPT_IMAGES = 8
 # The search aims at this share of the tolerance: verify measures on other images.
 _AIM = 0.5
-_CHANCE = 0.1  # points of mIoU: on some dozens of images, smaller differences are no difference
+# On some dozens of images, smaller differences are no difference.
+_CHANCE = 0.1  # points of mIoU
+_CHANCE_QUALITY = 1.0  # points of panoptic quality, which jumps where a segment is lost
 
 
 class Tried(msgspec.Struct, frozen=True):
@@ -110,7 +114,7 @@ def quantise_within(
         (images.read(index) for index in ranged),
         manifest.input,
     )
-    scorer = Int8Scorer(graph, manifest, images, scored)
+    scorer = new_scorer(graph, manifest, images, scored)
     graph = with_halves(graph, [node for node in nodes if node.name in half])
 
     tried = []
@@ -162,7 +166,8 @@ def quantise_within(
 def describe(score: Score) -> str:
     """The score in words."""
     delta = "" if score.delta_miou is None else f"ΔmIoU {score.delta_miou:+.2f} points, "
-    return f"{delta}agreement {100 * score.agreement:.2f} %"
+    same = "" if score.quality is None else f"the same segments to PQ {score.quality:.1f}, "
+    return f"{delta}{same}agreement {100 * score.agreement:.2f} %"
 
 
 def method_name(method: Method, percent: float | None) -> str:
@@ -174,7 +179,7 @@ def _rank(
     graph: OnnxGraph,
     nodes: Sequence[Weighted],
     thresholds: Mapping[str, float],
-    scorer: Int8Scorer,
+    scorer: Int8Scorer[Any],
     all_macs: int,
     on_step: Callable[[str], None],
 ) -> tuple[BlockCost, ...]:
@@ -202,8 +207,7 @@ def _fewest(without: Callable[[int], Score], limit: int, aim: Tolerance) -> tupl
     if not score.inside(aim):
         raise ParityError(
             f"int8 is not near enough: even with a single block of it {describe(score)}; the aim "
-            f"is ±{aim.delta_miou:g} points (half the tolerance) and {100 * aim.agreement:g} %: "
-            "calibrate on other images, allow more, or export fp16"
+            f"is {_aim_in_words(aim, score)}: calibrate on other images, allow more, or export fp16"
         )
     while high - low > 1:
         middle = (low + high) // 2
@@ -215,10 +219,19 @@ def _fewest(without: Callable[[int], Score], limit: int, aim: Tolerance) -> tupl
     return high, score
 
 
+def _aim_in_words(aim: Tolerance, score: Score) -> str:
+    share = f"{100 * aim.agreement:g} %"
+    if score.quality is not None:
+        return f"PQ {LEAST_QUALITY:g} and {share}"
+    return f"±{aim.delta_miou:g} points (half the tolerance) and {share}"
+
+
 def _distance(score: Score) -> tuple[float, float]:
-    """The mIoU decides where it differs by more than chance, else the changed pixels."""
-    delta = 0.0 if score.delta_miou is None else abs(score.delta_miou)
-    return round(delta / _CHANCE), 1 - score.agreement
+    """The mIoU, or the segments, decide where they differ by more than chance, else the changed
+    pixels."""
+    delta = 0.0 if score.delta_miou is None else abs(score.delta_miou) / _CHANCE
+    lost = 0.0 if score.quality is None else (100 - score.quality) / _CHANCE_QUALITY
+    return round(delta + lost), 1 - score.agreement
 
 
 def _methods(calibrator: Calibrator) -> list[tuple[Method, float | None]]:

@@ -43,8 +43,9 @@ _TOLERANCES: dict[Precision, Tolerance] = {
 _SEGMENT_TOLERANCES: dict[Precision, Tolerance] = {
     "fp32": Tolerance(0.02, 0.2, 0.9999, 1e-1, 0.99999, 1e-3),
     "fp16": Tolerance(0.05, 0.5, 0.99, 5e-1, 0.998, 2e-2),
+    "bf16": Tolerance(0.2, 1.0, 0.95, 1.0, 0.98, 5e-2),
+    "int8": Tolerance(0.5, 5.0, 0.9, 1.0, 0.95, 1e-1),
 }
-SEGMENT_PRECISIONS = tuple(_SEGMENT_TOLERANCES)
 CONFIDENT_MARGIN = 1.0  # logits: e times as likely as the runner-up
 MARGINS = (0.0, 0.1, 0.5, CONFIDENT_MARGIN, 2.0, 4.0)  # lower ends of the bins
 _RESAMPLES = 1000
@@ -243,7 +244,7 @@ def default_tolerance(precision: Precision) -> Tolerance:
 
 
 def segment_tolerance(precision: Precision) -> Tolerance:
-    """The same for a network for segments, of one of ``SEGMENT_PRECISIONS``."""
+    """The same for a network for segments."""
     return _SEGMENT_TOLERANCES[precision]
 
 

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knet_deploy.bench.target import BenchTarget, Facts, stage_times
-from knet_runtime.errors import EngineError
+from knet_runtime.bundle.manifest import Manifest
+from knet_runtime.errors import ConfigError, EngineError
 from knet_runtime.preprocess import resize
 from knet_runtime.types import Rgb, Size
 
@@ -27,15 +28,19 @@ Opened = tuple[Run, str]  # and the precision that the engine chose to compute i
 
 
 def make_baselines(
-    names: Sequence[str], checkpoint: Path, size: Size, frames: Sequence[Size], folder: Path
+    names: Sequence[str], checkpoint: Path, manifest: Manifest, frames: Sequence[Size], folder: Path
 ) -> dict[str, Callable[[], BenchTarget]]:
     """What makes each of ``names``, and can be pickled: "torch", "torch-channels-last",
     "torch-compile", "torch-loop", "ort-naive" or "openvino".
 
-    Their network sees images of ``size``, and their maps are at those of ``frames`` (height,
-    width); the plain graphs are written into ``folder``. Where PyTorch cannot export the network,
-    what makes their baselines says so when it is called. Raises CheckpointError.
+    Their network sees images of the manifest's size, and their maps are at those of ``frames``
+    (height, width); the plain graphs are written into ``folder``. Where PyTorch cannot export the
+    network, what makes their baselines says so when it is called. Raises CheckpointError, and
+    ConfigError for a name that there is for semantic networks only.
     """
+    size = manifest.input.size
+    if manifest.task != "semantic":
+        return _for_segments(names, checkpoint, manifest)
     from knet_deploy.bench.torch_baselines import CompiledBaseline, LoopBaseline, TorchBaseline
 
     makers: dict[str, Callable[[], BenchTarget]] = {
@@ -48,6 +53,22 @@ def make_baselines(
     if not openers.keys().isdisjoint(names):
         plain = _plain(checkpoint, size, frames, folder)
         makers |= {name: partial(plain, open_graph=opener) for name, opener in openers.items()}
+    return {name: makers[name] for name in names}
+
+
+def _for_segments(
+    names: Sequence[str], checkpoint: Path, manifest: Manifest
+) -> dict[str, Callable[[], BenchTarget]]:
+    from knet_deploy.bench.torch_segments import SegmentsBaseline
+
+    make = partial(SegmentsBaseline, checkpoint, manifest.input.size, manifest.segment_rules)
+    makers = {"torch": make, "torch-channels-last": partial(make, channels_last=True)}
+    for name in names:
+        if name not in makers:
+            raise ConfigError(
+                f"--compare {name} is for semantic bundles: for {manifest.task} segmentation there "
+                f"are {' and '.join(makers)}"
+            )
     return {name: makers[name] for name in names}
 
 

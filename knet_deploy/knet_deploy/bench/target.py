@@ -15,7 +15,6 @@ import msgspec
 import numpy as np
 
 from knet_deploy.bench.report import TOTAL
-from knet_runtime.drawing import blend
 from knet_runtime.engines import default_graph, engine_spec
 from knet_runtime.errors import EngineError
 from knet_runtime.pipeline import Feed, run
@@ -82,7 +81,7 @@ class BundleTarget:
         began = perf_counter()
         found = self._segmenter(frame)
         mapped = perf_counter()
-        blend(frame, found.class_map, found.labels, 0.5)
+        found.overlay(frame)
         drawn = perf_counter()
         whole = {TOTAL: 1000 * (mapped - began), "draw": 1000 * (drawn - mapped)}
         return found.class_map, {**found.timings, **whole}

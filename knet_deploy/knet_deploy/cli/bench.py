@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from knet_deploy.bench.report import Report
     from knet_export.graph.cost import Cost
     from knet_runtime.atomic import AtomicFile
+    from knet_runtime.bundle.manifest import Manifest
     from knet_runtime.bundle.store import Bundle
-    from knet_runtime.types import Rgb, Size
+    from knet_runtime.types import Rgb
 
 BASELINES = ("torch", "torch-channels-last", "torch-compile", "ort-naive", "openvino", "torch-loop")
 _TRAINED = "train/default-model/knet-edge-camvid.safetensors"
@@ -90,8 +91,9 @@ def bench(
     """Time bundles on engines of this machine, beside baselines, in rounds that take turns.
 
     Each engine and baseline has a process of its own and the same cores. Times go from the decoded
-    frame to the class map at its size. Nothing is refused, but what verify has not passed here is
-    marked. A first table comes after the first round, and Ctrl-C prints what was measured so far.
+    frame to the class map, or the segments, at its size. Nothing is refused, but what verify has
+    not passed here is marked. A first table comes after the first round, and Ctrl-C prints what was
+    measured so far.
     """
     from knet_deploy.bench.benchmark import Benchmark
     from knet_deploy.bench.machine import this_machine
@@ -115,10 +117,8 @@ def bench(
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="knet-bench-")))
         if trained is not None:
-            spec = next(iter(opened.values())).manifest.input
-            entries += _baseline_entries(
-                baselines, trained, (spec.height, spec.width), list(images), folder
-            )
+            manifest = next(iter(opened.values())).manifest
+            entries += _baseline_entries(baselines, trained, manifest, list(images), folder)
         benchmark = Benchmark(
             folder, images, threads=cores, sources=sources, file_frames=_FILE_LENGTH * frames
         )
@@ -305,14 +305,14 @@ def _bundle_entries(bundles: dict[str, Bundle], engines: list[str]) -> list[Entr
 
 
 def _baseline_entries(
-    names: list[str], checkpoint: Path, size: Size, frames: list[str], folder: Path
+    names: list[str], checkpoint: Path, manifest: Manifest, frames: list[str], folder: Path
 ) -> list[Entry]:
     from knet_deploy.bench.baselines import make_baselines
     from knet_deploy.bench.benchmark import Entry
 
     with needs_extra("export", "knet-deploy bench --compare"):
         made = make_baselines(
-            names, checkpoint, size, [parse_size(text) for text in frames], folder
+            names, checkpoint, manifest, [parse_size(text) for text in frames], folder
         )
     return [Entry(f"baseline {name}", make) for name, make in made.items()]
 

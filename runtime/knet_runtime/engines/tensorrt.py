@@ -49,7 +49,7 @@ _INSTALL = {
 }
 # The package for ONNX Runtime carries the libraries that the bindings' package lacks.
 _CARRIER = "onnxruntime_ep_nv_tensorrt_rtx"
-_LIBRARIES = ("libcudart.so.*", "libtensorrt_rtx.so.1", "libtensorrt_onnxparser_rtx.so.1")
+_LIBRARIES = ("libcudart.so.*", "libtensorrt_rtx.so.1*", "libtensorrt_onnxparser_rtx.so.1*")
 
 
 class TensorRTEngine(Closeable):

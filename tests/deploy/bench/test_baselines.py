@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -16,18 +17,14 @@ import torch
 from knet_deploy.bench.baselines import make_baselines
 from knet_deploy.bench.report import TOTAL
 from knet_deploy.bench.torch_baselines import NaiveKNet
+from knet_runtime.bundle.manifest import SegmentRules
 from knet_runtime.bundle.store import Bundle
-from knet_runtime.errors import EngineError
+from knet_runtime.errors import ConfigError, EngineError
 from knet_runtime.segmenter import Segmenter
-from knet_runtime.types import Size
 from knet_synthetic import Street
 from knet_train.checkpoint import read_checkpoint
 
 FRAME = (90, 130)
-
-
-def size_of(bundle: Bundle) -> Size:
-    return bundle.manifest.input.height, bundle.manifest.input.width
 
 
 def test_the_published_form_equals_ours(checkpoint: Path) -> None:
@@ -48,7 +45,7 @@ def test_a_baseline_gives_our_map(
 ) -> None:
     if name == "openvino":
         pytest.importorskip("openvino")
-    makers = make_baselines([name], checkpoint, size_of(small_bundle), [FRAME], tmp_path)
+    makers = make_baselines([name], checkpoint, small_bundle.manifest, [FRAME], tmp_path)
     baseline = pickle.loads(pickle.dumps(makers[name]))()
     frame = Street(3, FRAME).frame(1)[0]
     classes, times = baseline.segment(frame)
@@ -62,12 +59,31 @@ def test_a_baseline_gives_our_map(
     assert ("draw" in times) == (name == "torch-loop")
 
 
+@pytest.mark.parametrize("name", ["torch", "torch-channels-last"])
+def test_a_baseline_finds_our_segments(
+    name: str, segment_bundle: Bundle, segment_checkpoint: Path, tmp_path: Path
+) -> None:
+    rules = SegmentRules(overlap=0.05)  # masks of random weights lie over one another
+    manifest = msgspec.structs.replace(segment_bundle.manifest, rules=rules)
+    makers = make_baselines([name], segment_checkpoint, manifest, [FRAME], tmp_path)
+    frame = Street(3, FRAME).frame(1)[0]
+    classes, times = pickle.loads(pickle.dumps(makers[name]))().segment(frame)
+    with Segmenter(segment_bundle, "onnxruntime-cpu", rules=rules) as segmenter:
+        ours = segmenter(frame)
+    assert len(ours.segments) > 2
+    assert (classes.shape, classes.dtype) == (FRAME, np.uint8)
+    assert (classes == ours.class_map).mean() > 0.999
+    assert times[TOTAL] >= times["infer"] > 0
+    with pytest.raises(ConfigError, match=r"ort-naive is for semantic .*torch and torch-channels"):
+        make_baselines([name, "ort-naive"], segment_checkpoint, manifest, [FRAME], tmp_path)
+
+
 def test_the_precision_of_baseline_openvino_is_what_its_convolutions_run_in(
     small_bundle: Bundle, checkpoint: Path, tmp_path: Path
 ) -> None:
     openvino = pytest.importorskip("openvino")
-    size = size_of(small_bundle)
-    maker = make_baselines(["openvino"], checkpoint, size, [FRAME], tmp_path)["openvino"]
+    manifest = small_bundle.manifest
+    maker = make_baselines(["openvino"], checkpoint, manifest, [FRAME], tmp_path)["openvino"]
     (graph,) = tmp_path.glob("*.onnx")
     compiled = openvino.compile_model(graph, "CPU")
     ran = Counter(
@@ -86,8 +102,8 @@ def test_a_network_that_pytorch_cannot_export_leaves_the_other_baselines(
         raise RuntimeError("no such operator\nmore")
 
     monkeypatch.setattr("knet_deploy.bench.torch_baselines.export_naive", fails)
-    size = size_of(small_bundle)
-    makers = make_baselines(["ort-naive", "torch"], checkpoint, size, [FRAME], tmp_path)
+    manifest = small_bundle.manifest
+    makers = make_baselines(["ort-naive", "torch"], checkpoint, manifest, [FRAME], tmp_path)
     with pytest.raises(EngineError, match=r"^torch\.onnx\.export: .*no such operator$"):
         pickle.loads(pickle.dumps(makers["ort-naive"]))()
     assert makers["torch"]().facts.precision == "fp32"

@@ -21,6 +21,7 @@ from knet_runtime.preprocess import resize
 from knet_runtime.segmenter import Segmenter
 from knet_synthetic import Street
 from knet_train.config import load_config
+from knet_train.foreign import merging_order
 
 FOLDER = Path(__file__).parents[3] / "benchmarks"
 PRESET = "knet-edge"
@@ -193,3 +194,50 @@ def test_gpu_rows_that_fail_say_why_and_the_others_stand(
     rows = json.loads(out.read_text())["rows"]
     assert [row["preset"] for row in rows] == ["knet-edge", "r50-fcn"]
     assert {row["failed"] for row in rows} == {"ValueError: it cannot be exported"}
+
+
+def test_weights_by_their_authors_names_are_imported_as_they_were(
+    script: Callable[..., ModuleType],
+) -> None:
+    """Swin merges four patches in another order there."""
+    state = script("random_checkpoint").published_state
+    key, value = "backbone.layers.1.downsample.reduction.weight", torch.rand(3, 8)
+
+    class Merging(torch.nn.Module):
+        def state_dict(self, *_: object, **__: object) -> dict[str, torch.Tensor]:  # type: ignore[override]
+            return {key: value, "init_kernels.weight": value}
+
+    found = state(Merging())
+    assert set(found) == {
+        "backbone.stages.0.downsample.reduction.weight",
+        "rpn_head.init_kernels.weight",
+    }
+    moved = found["backbone.stages.0.downsample.reduction.weight"]
+    assert not torch.equal(moved, value)
+    assert torch.equal(merging_order(moved), value)
+
+
+def test_a_table_goes_on_with_the_rows_that_are_not_there(
+    script: Callable[..., ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, asked = tmp_path / "rows.json", []
+    rows = [
+        {"preset": "r50-fcn", "precision": "fp32", "export_seconds": 1.5},
+        {"preset": "knet-edge", "precision": "fp32", "failed": "too little memory"},
+    ]
+    out.write_text(json.dumps({"rows": rows}))
+    words = ("--presets", "r50-fcn", "knet-edge", "--precisions", "fp32", "--output", out)
+    module = script("deploy_table", "--images", tmp_path, *words)
+
+    def measured(preset: str, precision: str, _: object) -> dict[str, object]:
+        asked.append(preset)
+        return {"preset": preset, "precision": precision, "export_seconds": 2.0}
+
+    monkeypatch.setattr(module, "run_row", measured)
+    module.main()
+    assert asked == ["knet-edge"]
+    found = json.loads(out.read_text())["rows"]
+    assert [(row["preset"], row["export_seconds"]) for row in found] == [
+        ("r50-fcn", 1.5),
+        ("knet-edge", 2.0),
+    ]

@@ -42,6 +42,22 @@ def test_a_bundle_is_timed_and_all_of_it_is_in_the_files(
     assert cv2.imread(str(plot)) is not None
 
 
+def test_segments_are_timed_to_the_last_mask_and_in_a_video(
+    call: Callable[..., Any], segment_bundle: Bundle, tmp_path: Path
+) -> None:
+    out = tmp_path / "b.json"
+    answer = call("bench", segment_bundle.path, *FEW, "--size", "64x96", "--json", out)
+    assert answer.code == 0, answer.err
+    report = json.loads(out.read_text())
+    (row,) = report["rows"]
+    times = {stage: row["stages"][stage]["median"] for stage in row["stages"]}
+    assert set(times) == {"preprocess", "infer", "postprocess", "total", "draw"}
+    assert times["total"] >= times["infer"] + times["postprocess"] > times["infer"]
+    assert row["verified"]
+    assert row["multiply_adds"] > 1e6
+    assert report["files"][0]["frames_per_second"] > 0
+
+
 def test_quick_is_one_size_and_few_frames_and_what_is_named_counts(
     call: Callable[..., Any], free_bundle: Bundle, tmp_path: Path
 ) -> None:
