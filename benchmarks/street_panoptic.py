@@ -35,7 +35,8 @@ from knet_runtime.preprocess import Geometry, fit_to_input
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.types import Task
 from knet_train.checkpoint import read_any_checkpoint
-from knet_train.data.coco import SegmentFolder, open_segments
+from knet_train.data.segment_folder import SegmentFolder
+from knet_train.data.segments import open_segments
 from knet_train.evaluate import Scored
 from knet_train.evaluate_segments import (
     average_precision,

@@ -17,7 +17,7 @@ from knet_runtime.types import Rgb, Task, as_utf8
 from knet_train.data.layouts import coco_files
 
 if TYPE_CHECKING:
-    from knet_train.data.coco import SegmentFolder
+    from knet_train.data.segment_folder import SegmentFolder
     from knet_train.data.dataset import LabelledFolder
 
 LabelledImage = tuple[Rgb, Any]
@@ -77,7 +77,7 @@ def open_labelled(
 
             folder = open_folder(path, split)
         else:
-            from knet_train.data.coco import open_segments
+            from knet_train.data.segments import open_segments
 
             folder = open_segments(path, split, task)
     except ModuleNotFoundError as error:

@@ -14,7 +14,7 @@ import msgspec
 
 from knet_runtime.panoptic_quality import PanopticQuality, Quality, segment_ids
 from knet_train.average_precision import AveragePrecision, Precision
-from knet_train.data.coco import SegmentFolder
+from knet_train.data.segment_folder import SegmentFolder
 from knet_train.evaluate import Find, Scored, percent
 
 

@@ -255,7 +255,7 @@ def _show_instance(report: InstanceReport) -> InstanceReport:
 
 def _segments(opened: _Model, data: Path, split: str) -> Scored:
     from knet_train import evaluate_segments as scores
-    from knet_train.data.coco import open_segments
+    from knet_train.data.segments import open_segments
     from knet_train.evaluate import check_classes
 
     folder, labels = open_segments(data, split, opened.task), opened.labels
