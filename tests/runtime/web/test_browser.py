@@ -199,8 +199,9 @@ def test_the_pointer_or_a_tap_says_what_is_under_it(site: Any, open_page: Open) 
     page = open_page(site.port)
     wait_for_state(page, "running")
     page.wait_for_selector("#legend input")
-    assert near(page.evaluate(PIXEL, ["overlay", 150, 70]), (255, 255, 255), 90)  # the gate
-    assert not near(page.evaluate(PIXEL, ["overlay", 150, 65]), (255, 255, 255), 90)
+    road = tuple(30 + value / 2 for value in CAMVID11.palette[3])
+    assert near(page.evaluate(PIXEL, ["overlay", 150, 65]), road)
+    assert not near(page.evaluate(PIXEL, ["overlay", 150, 70]), road, 30)  # the gate
 
     def said(canvas: str, x: int, y: int) -> list[str]:
         box = page.locator(f"#{canvas}").bounding_box()
