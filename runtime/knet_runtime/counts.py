@@ -20,6 +20,8 @@ Direction = Literal["to_left", "to_right"]
 How = Literal["border", "appeared", "lost"]
 """How an object came into a zone or out of it: over its border, or first or last seen inside."""
 
+_ALONG = 0.15  # where on a line its counts stand, so that they do not hide what is on it
+
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _INK, _EDGE = (255, 255, 255), (0, 0, 0)
 
@@ -91,24 +93,24 @@ class Mark(msgspec.Struct, frozen=True):
 
 def marks(counts: Counts, scale: float = 1.0) -> list[Mark]:
     """What is drawn of these counts, in pixels of a drawing ``scale`` times as large as the frame:
-    in a zone how many objects are present, came in and went out; on each side of a line how many
-    crossed it to there."""
+    at the lower end of a zone how many objects are present, came in and went out; on each side of a
+    line, near its first point, how many crossed it to there."""
     drawn = []
+    away = 0.05 * min(side * scale for side in counts.zones.size or (0, 0))
     for zone in counts.zones.zones:
         of = counts.totals.zones[zone.name].values()
         present, entered = sum(one.present for one in of), sum(one.entered for one in of)
         text = f"{zone.name}: {present} · in {entered} · out {sum(one.left for one in of)}"
         points = _scaled(zone.polygon, scale)
-        x, y = (sum(values) / len(points) for values in zip(*points, strict=True))
-        drawn.append(Mark(points, True, (((x, y), text),)))
-    away = 0.05 * min(side * scale for side in counts.zones.size or (0, 0))
+        xs, ys = zip(*points, strict=True)
+        drawn.append(Mark(points, True, (((sum(xs) / len(xs), max(ys) - away), text),)))
     for line in counts.zones.lines:
         ways = counts.totals.lines[line.name].values()
         points = _scaled(line.line, scale)
         (ax, ay), (bx, by) = points
         length = hypot(bx - ax, by - ay)
         dx, dy = away * (ay - by) / length, away * (bx - ax) / length  # to its right
-        x, y = (ax + bx) / 2, (ay + by) / 2
+        x, y = ax + _ALONG * (bx - ax), ay + _ALONG * (by - ay)
         right = f"{line.name}: {sum(one.to_right for one in ways)}"
         left = f"{line.name}: {sum(one.to_left for one in ways)}"
         drawn.append(Mark(points, False, (((x + dx, y + dy), right), ((x - dx, y - dy), left))))

@@ -21,9 +21,9 @@ _INSIDE = 0.5  # share of a segment that lies where a partly hidden object is ex
 _WHOLE = 0.9  # an object that covers less than this share of its area is partly hidden
 _FADE = 0.97  # what is left of that area after a frame, if the object grows no more
 _HOLDS = 0.1  # change of a side's length at which a step still tells the velocity
-_REACH = 1.0  # side lengths that an object may be from where it is expected, if nothing overlaps
+_REACH = 1.5  # side lengths that an object may be from where it is expected, if nothing overlaps
 _LARGER = 2.0  # times that its area may have grown or shrunk then
-_NEWEST = 0.5  # weight of the newest step in a track's velocity
+_NEWEST = 0.25  # weight of the newest step in a track's velocity
 
 _Mask = NDArray[np.bool_]
 
@@ -73,10 +73,11 @@ class Tracker:
     A track moves on at constant velocity. It takes the segment of its class that overlaps most with
     where it is expected (IoU of the masks, at least 0.2), each segment going to one track, the
     largest overlaps first. What is left goes to a track in whose expected mask it mostly lies, as
-    of an object that is partly hidden; then to the nearest one within about its own size, if it is
-    not more than twice as large or small; or it begins a new one. A track that finds no segment is
-    kept for ``patience`` frames, unless it has left the image. Ids count from 1 and are never given
-    again. A stale frame gets the last result again; after a change of size all tracks are new.
+    of an object that is partly hidden; then to the nearest one within one and a half times its own
+    size, if it is not more than twice as large or small; or it begins a new one. A track that finds
+    no segment is kept for ``patience`` frames, unless it has left the image. Ids count from 1 and
+    are never given again. A stale frame gets the last result again; after a change of size all
+    tracks are new.
 
     Raises ConfigError for a negative patience.
 

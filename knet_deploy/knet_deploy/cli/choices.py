@@ -27,6 +27,7 @@ Codec = Literal["h264", "hevc"]
 Transport = Literal["tcp", "udp"]
 
 engine_panel = partial(typer.Option, rich_help_panel="Engine")
+segments_panel = partial(typer.Option, rich_help_panel="Segments")
 _AUTO = "auto takes what verify has passed here."
 
 EngineOption = Annotated[EngineName, typer.Option(help=_AUTO)]
@@ -52,4 +53,16 @@ RequireVerified = Annotated[
 ]
 SizeOption = Annotated[
     str | None, engine_panel(help="HEIGHTxWIDTH that the model sees; for bundles of any size.")
+]
+ScoreOption = Annotated[
+    float | None,
+    segments_panel(
+        help="Leave out objects below this score, 0 to 1; as the bundle says by default."
+    ),
+]
+TopKOption = Annotated[
+    int | None,
+    segments_panel(
+        min=1, help="Of an instance bundle: at most so many objects, those of best score."
+    ),
 ]

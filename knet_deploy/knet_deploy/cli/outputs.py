@@ -8,12 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from knet_deploy.cli.choices import Codec
 from knet_deploy.cli.console import say, track
 from knet_deploy.cli.ending import bounds_itself
 from knet_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
+    from knet_runtime.bundle.manifest import SegmentRules
     from knet_runtime.bundle.store import Bundle
     from knet_runtime.counts import Totals
     from knet_runtime.labels import LabelMap
@@ -207,6 +210,23 @@ def needs_segments(
             f"{option} is for bundles of {' and '.join(tasks)} segmentation, and {bundle.path} is "
             f"for {task} segmentation: leave {option} out"
         )
+
+
+def segment_rules(bundle: Bundle, score: float | None, top_k: int | None) -> SegmentRules | None:
+    """What --score and --top-k change of the bundle's rules; None without them. Raises ConfigError
+    for a bundle that has no use for them."""
+    if score is not None:
+        needs_segments("--score", bundle)
+    if top_k is not None:
+        needs_segments("--top-k", bundle, ("instance",))
+    if score is not None and not 0 <= score < 1:
+        raise ConfigError(f"--score is {score}; scores lie from 0 to below 1")
+    rules = bundle.manifest.segment_rules
+    if score is not None:
+        rules = msgspec.structs.replace(rules, score=score)
+    if top_k is not None:
+        rules = msgspec.structs.replace(rules, top_k=top_k)
+    return None if score is None and top_k is None else rules
 
 
 def _suffixed(place: Path | None, name: str) -> Path | None:

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
 
 from knet_deploy.cli.choices import (
@@ -20,18 +19,28 @@ from knet_deploy.cli.choices import (
     Policy,
     RequireVerified,
     RunEngine,
+    ScoreOption,
     SizeOption,
+    TopKOption,
     Transport,
     engine_panel,
+    segments_panel,
 )
 from knet_deploy.cli.console import needs_extra, parse_size, say
-from knet_deploy.cli.outputs import ALPHA, Outputs, Shares, feed_names, needs_segments, run_and_say
+from knet_deploy.cli.outputs import (
+    ALPHA,
+    Outputs,
+    Shares,
+    feed_names,
+    needs_segments,
+    run_and_say,
+    segment_rules,
+)
 from knet_deploy.cli.streams import allow_closed_stdout
 from knet_runtime.errors import ConfigError, ParityError
 from knet_runtime.golden import SelfTestPolicy
 
 if TYPE_CHECKING:
-    from knet_runtime.bundle.manifest import SegmentRules
     from knet_runtime.bundle.store import Bundle
     from knet_runtime.pipeline import Feed, RunStats
     from knet_runtime.pipeline.feed import Transform
@@ -45,7 +54,6 @@ _input = partial(typer.Option, rich_help_panel="Input")
 _outputs = partial(typer.Option, rich_help_panel="Outputs")
 _look = partial(typer.Option, rich_help_panel="Look")
 _page = partial(typer.Option, rich_help_panel="Live page")
-_segments = partial(typer.Option, rich_help_panel="Segments")
 
 
 def run(
@@ -170,24 +178,15 @@ def run(
         int | None,
         _look(metavar="FRAMES", help="Less flicker: classes last so many frames; try 2."),
     ] = None,
-    score: Annotated[
-        float | None,
-        _segments(
-            help="Leave out objects below this score, 0 to 1; as the bundle says by default."
-        ),
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        _segments(
-            min=1, help="Of an instance bundle: at most so many objects, those of best score."
-        ),
-    ] = None,
+    score: ScoreOption = None,
+    top_k: TopKOption = None,
     follow: Annotated[
-        bool, _segments("--track", help="Give objects ids that last over the frames of a video.")
+        bool,
+        segments_panel("--track", help="Give objects ids that last over the frames of a video."),
     ] = False,
     count: Annotated[
         list[Path] | None,
-        _segments(
+        segments_panel(
             metavar="ZONES.json",
             help="Count the objects that enter and leave these zones and cross these lines; tracks "
             "them, too. With several sources: one for all, or repeat it for each, in their order.",
@@ -309,23 +308,6 @@ def run(
 def names(option: str | None) -> tuple[str, ...]:
     """The class names of "road,car"."""
     return tuple(name.strip() for name in (option or "").split(",") if name.strip())
-
-
-def segment_rules(bundle: Bundle, score: float | None, top_k: int | None) -> SegmentRules | None:
-    """What --score and --top-k change of the bundle's rules; None without them. Raises ConfigError
-    for a bundle that has no use for them."""
-    if score is not None:
-        needs_segments("--score", bundle)
-    if top_k is not None:
-        needs_segments("--top-k", bundle, ("instance",))
-    if score is not None and not 0 <= score < 1:
-        raise ConfigError(f"--score is {score}; scores lie from 0 to below 1")
-    rules = bundle.manifest.segment_rules
-    if score is not None:
-        rules = msgspec.structs.replace(rules, score=score)
-    if top_k is not None:
-        rules = msgspec.structs.replace(rules, top_k=top_k)
-    return None if score is None and top_k is None else rules
 
 
 def _counted(

@@ -28,9 +28,11 @@ from knet_runtime.atomic import (
     write_json,
 )
 from knet_runtime.batch.records import (
+    COCO_NAME,
     FINISHED_NAME,
     LINES_NAME,
     MASKS_NAME,
+    PANOPTIC_NAME,
     RESULTS_NAME,
     WHOLE,
     BatchResults,
@@ -275,6 +277,11 @@ def join(target: Path, work: Path, pieces: Sequence[Outcome], result: SourceResu
                 for piece in pieces:
                     lines.writelines(_renumbered(work / piece.chunk / name, count, totals))
                     _link_masks(work / piece.chunk / MASKS_NAME, count, folder.path / MASKS_NAME)
+                    # What is COCO's is there of whole videos only.
+                    for coco in (Path(COCO_NAME), partial_path(Path(COCO_NAME))):
+                        if (work / piece.chunk / coco).exists():
+                            _link(work / piece.chunk / coco, folder.path / coco)
+                    _link_masks(work / piece.chunk / PANOPTIC_NAME, 0, folder.path / PANOPTIC_NAME)
                     count += piece.frames
             whole = msgspec.structs.replace(
                 result,
@@ -312,8 +319,11 @@ def _link_masks(masks: Path, offset: int, target: Path) -> None:
     for file in masks.iterdir():
         number, _, kind = file.name.partition(".")  # .png, or .segments.png
         is_frame = number.isdigit()
-        named = target / (f"{int(number) + offset:06d}.{kind}" if is_frame else file.name)
-        try:
-            named.hardlink_to(file)
-        except OSError:  # a file system without links
-            shutil.copyfile(file, named)
+        _link(file, target / (f"{int(number) + offset:06d}.{kind}" if is_frame else file.name))
+
+
+def _link(file: Path, named: Path) -> None:
+    try:
+        named.hardlink_to(file)
+    except OSError:  # a file system without links
+        shutil.copyfile(file, named)

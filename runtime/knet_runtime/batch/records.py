@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 
 from knet_runtime.atomic import json_bytes, partial_path
+from knet_runtime.bundle.manifest import SegmentRules
 from knet_runtime.bundle.store import Bundle
 from knet_runtime.sources.base import SourceOptions
 from knet_runtime.types import Size
@@ -19,6 +20,8 @@ RESULTS_NAME = "results.json"
 FINISHED_NAME = "finished.json"
 LINES_NAME = "frames.jsonl"
 MASKS_NAME = "masks"
+COCO_NAME = "coco.json"
+PANOPTIC_NAME = "panoptic"
 _BLOCK = 1 << 20
 _FORMAT = 3  # of what is left on disk; another number makes everything anew
 
@@ -26,14 +29,26 @@ _FORMAT = 3  # of what is left on disk; another number makes everything anew
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a batch is asked for: the ``bundle``'s folder (on every machine that works), the
     ``engine``, the ``size`` (height, width) that the model sees if not the bundle's own, whether
-    class maps are written as PNG, and whether only what verify has passed may run. Each engine
-    first has to give the bundle's golden results."""
+    class maps are written as PNG, and whether only what verify has passed may run. ``rules`` say
+    which objects are kept, if not the bundle's own. ``track`` gives objects ids that last; ``coco``
+    and ``coco_panoptic`` write COCO's files: for these no video is cut. Each engine first has to
+    give the bundle's golden results."""
 
     bundle: str
     engine: str = "auto"
     size: Size | None = None
     masks: bool = True
     require_verified: bool = False
+    rules: SegmentRules | None = None
+    track: bool = False
+    coco: bool = False
+    coco_panoptic: bool = False
+
+    @property
+    def uncut(self) -> bool:
+        """Whether each video is to be done from its beginning to its end by one worker: tracks go
+        on from frame to frame, and COCO's files are one for a video."""
+        return self.track or self.coco or self.coco_panoptic
 
 
 class Chunk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -158,7 +173,8 @@ def key_of(bundle: Bundle, settings: Settings, source: str, state: tuple[int, in
     options, and the video as it was."""
     files = sorted((name, record.sha256) for name, record in bundle.manifest.files.items())
     spec, labels = bundle.manifest.input, bundle.manifest.labels
-    options = (settings.engine, settings.size, settings.masks)
+    made = settings.masks, settings.track, settings.coco, settings.coco_panoptic
+    options = (settings.engine, settings.size, settings.rules, made)
     parts = (
         _FORMAT,
         bundle.model_id,
@@ -174,12 +190,14 @@ def key_of(bundle: Bundle, settings: Settings, source: str, state: tuple[int, in
 
 
 def digest_of(folder: Path) -> str:
-    """A number that changes when a line or a mask in the folder is changed, lost or added; other
-    files do not count. All of it is read. Raises OSError."""
+    """A number that changes when a line, a mask or a file of COCO's in the folder is changed, lost
+    or added; other files do not count. All of it is read. Raises OSError."""
     digest = hashlib.sha256()
-    lines = Path(LINES_NAME)
-    files = [folder / name for name in (lines, partial_path(lines)) if (folder / name).exists()]
-    for path in (*files, *sorted((folder / MASKS_NAME).glob("*.png"))):
+    grown = (Path(LINES_NAME), Path(COCO_NAME))
+    names = [name for whole in grown for name in (whole, partial_path(whole))]
+    files = [folder / name for name in names if (folder / name).exists()]
+    masks = sorted((folder / MASKS_NAME).glob("*.png"))
+    for path in (*files, *masks, *sorted((folder / PANOPTIC_NAME).glob("*.*"))):
         content = hashlib.sha256()
         with path.open("rb") as file:
             while block := file.read(_BLOCK):

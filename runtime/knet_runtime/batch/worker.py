@@ -19,9 +19,11 @@ import msgspec
 
 from knet_runtime.atomic import json_bytes, output_error, publish, write_atomic
 from knet_runtime.batch.records import (
+    COCO_NAME,
     FINISHED_NAME,
     LINES_NAME,
     MASKS_NAME,
+    PANOPTIC_NAME,
     WHOLE,
     Chunk,
     Job,
@@ -35,13 +37,14 @@ from knet_runtime.bundle.store import Bundle, open_bundle
 from knet_runtime.errors import BundleError, EngineError, KnetError, ParityError, SourceError
 from knet_runtime.pipeline import Feed, RunStats, run
 from knet_runtime.segmenter import Segmenter
-from knet_runtime.sinks import JsonLines, MaskFolder, Sink
+from knet_runtime.sinks import CocoPanoptic, CocoResults, JsonLines, MaskFolder, Sink
 from knet_runtime.sources import open_source
 from knet_runtime.sources.base import Source, SourceOptions
 from knet_runtime.sources.container import close_input, open_file
 from knet_runtime.sources.decoder import READ_ERRORS, Decoder
 from knet_runtime.sources.times import PacketClock
 from knet_runtime.sources.video import VideoSource
+from knet_runtime.tracking import Tracker
 from knet_runtime.types import Closeable, Frame
 
 _ATTEMPTS = 4  # at a chunk whose worker dies
@@ -63,7 +66,9 @@ class ChunkWorker:
         """Cut the video, or do the chunk, unless it is done already."""
         try:
             if job.chunk is None:
-                return Outcome(job.source, "cut", chunks=cut(Path(job.source), job.seconds))
+                uncut = self._settings.uncut
+                chunks = (WHOLE,) if uncut else cut(Path(job.source), job.seconds)
+                return Outcome(job.source, "cut", chunks=chunks)
             return finished(job) or self._segment(job, job.chunk)
         except (EngineError, BundleError, ParityError) as error:
             return Outcome(job.source, "fatal", error=str(error))
@@ -80,7 +85,7 @@ class ChunkWorker:
                     f"{self._settings.bundle} holds {opened.model_id} on {socket.gethostname()}, "
                     f"not {self._model}: copy the same bundle to every machine"
                 )
-            segmenter = Segmenter(opened, self._settings.engine)
+            segmenter = Segmenter(opened, self._settings.engine, rules=self._settings.rules)
             reason = segmenter.unverified_reason
             if self._settings.require_verified and reason is not None:
                 raise ParityError(f"{self._settings.bundle} on {segmenter.engine}: {reason}")
@@ -124,7 +129,13 @@ class ChunkWorker:
                 sinks: list[Sink] = [JsonLines(folder / LINES_NAME, segmenter.model_id)]
                 if self._settings.masks:
                     sinks.append(MaskFolder(folder / MASKS_NAME))
-                run([Feed(frames, sinks)], segmenter, stats=stats, warm_up=False)
+                if self._settings.coco:
+                    sinks.append(CocoResults(folder / COCO_NAME))
+                if self._settings.coco_panoptic:
+                    sinks.append(CocoPanoptic(folder / PANOPTIC_NAME))
+                transform = Tracker() if self._settings.track else None
+                feed = Feed(frames, sinks, transform=transform)
+                run([feed], segmenter, stats=stats, warm_up=False)
                 if not chunk.is_whole and isinstance(source, VideoSource) and source.deinterlaces:
                     return inexact
             if chunk.times is not None and tuple(frames.times) != chunk.times:

@@ -38,6 +38,11 @@ def test_batch_says_what_is_wrong_before_ray_is_started(call: Call, tmp_path: Pa
         ),
         ((tmp_path / "x.mp4", "--bundle", tmp_path / "none.knet"), "no such bundle"),
         ((tmp_path / "x.mp4", "--size", "big"), "HEIGHTxWIDTH"),
+        ((tmp_path / "x.mp4", "--track"), "--track is for bundles of panoptic and instance"),
+        ((tmp_path / "x.mp4", "--coco"), "--coco is for bundles of panoptic and instance"),
+        ((tmp_path / "x.mp4", "--coco-panoptic"), "--coco-panoptic is for bundles of panoptic"),
+        ((tmp_path / "x.mp4", "--score", "0.4"), "--score is for bundles of panoptic and"),
+        ((tmp_path / "x.mp4", "--top-k", "4"), "--top-k is for bundles of instance"),
     ):
         outcome = call("batch", *words, "--out", out)
         assert outcome.code == 2, words

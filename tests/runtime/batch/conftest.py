@@ -159,7 +159,7 @@ def files(folder: Path) -> dict[str, bytes]:
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != "finished.json":
             data = path.read_bytes()
-            if ".json" in path.suffix:
+            if path.suffix == ".jsonl":
                 records = [msgspec.json.decode(line) for line in data.splitlines()]
                 for record in records:
                     del record["timings_ms"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,15 @@ from fakes import a_frame
 
 from knet_runtime.batch.archive import find_sources, join, run_batch
 from knet_runtime.batch.records import WHOLE, BatchResults, Job, Outcome, Settings, SourceResult
+from knet_runtime.batch.worker import ChunkWorker
+from knet_runtime.bundle.manifest import SegmentRules
+from knet_runtime.bundle.store import Bundle
 from knet_runtime.errors import ConfigError, EngineError, OutputError, SourceError
 from knet_runtime.segmentation import Segmentation
-from knet_runtime.sinks import JsonLines, MaskFolder
+from knet_runtime.segmenter import Segmenter
+from knet_runtime.sinks import CocoPanoptic, CocoResults, JsonLines, MaskFolder
+from knet_runtime.sources import open_source
+from knet_runtime.tracking import Tracker
 from knet_synthetic import CAMVID11
 
 Video = Callable[[str], Path]
@@ -297,6 +303,56 @@ def test_chunks_of_a_panoptic_run_are_joined_with_their_segment_maps(
     assert written(tmp_path / "v") == written(tmp_path / "single")
     assert (tmp_path / "v/masks/000003.segments.png").is_file()
     assert not (tmp_path / "work").exists()
+
+
+def test_tracks_and_coco_files_are_those_of_a_run_of_the_uncut_video(
+    make_segment_bundle: Callable[[str], Bundle], written: Files, video: Video, tmp_path: Path
+) -> None:
+    bundle, path = make_segment_bundle("panoptic"), video("plain.mp4")
+    rules = SegmentRules(score=0.1)
+    settings = Settings(
+        *(str(bundle.path), "onnxruntime-cpu"),
+        **{"masks": False, "track": True, "coco": True, "coco_panoptic": True},  # type: ignore[arg-type]
+        rules=rules,
+    )
+    folder = tmp_path / "single"
+    with Segmenter(bundle, "onnxruntime-cpu", rules=rules) as segment, open_source(path) as source:
+        track = Tracker()
+        sinks: list[Any] = [
+            JsonLines(folder / "frames.jsonl", segment.model_id),
+            *(CocoResults(folder / "coco.json"), CocoPanoptic(folder / "panoptic")),
+        ]
+        for frame in source:
+            result = track(frame, segment(frame.image))
+            for sink in sinks:
+                sink.write(frame, result)
+        for sink in sinks:
+            sink.close()
+    done = []
+
+    def batch(settings: Settings) -> BatchResults:
+        worker = ChunkWorker(settings, segment.model_id)
+
+        def pool(jobs: Sequence[Job]) -> Iterator[Outcome]:
+            for job in jobs:
+                done.extend([job.chunk] if job.chunk else [])
+                yield worker(job)
+
+        return run_batch({"v": path}, out, settings, pool, seconds=0.5)
+
+    out = tmp_path / "out"
+    results = batch(settings)
+    assert results.failures == {}
+    assert done == [WHOLE]
+    assert written(out / "v") == written(folder)
+    assert len(list((out / "v/panoptic").glob("*.png"))) == results.frames == 60
+    # A file that is lost is noticed, and so are other rules.
+    (out / "v/coco.json").unlink()
+    batch(settings)
+    assert done == [WHOLE] * 2
+    assert written(out / "v") == written(folder)
+    batch(msgspec.structs.replace(settings, rules=None))
+    assert done == [WHOLE] * 3
 
 
 def test_a_video_that_changes_meanwhile_is_refused(

@@ -6,15 +6,19 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from fakes import a_frame
 
+from knet_runtime.counting import ZoneCounter
 from knet_runtime.painting import shade
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.types import Frame
+from knet_runtime.zones import Line, Zones
 from knet_synthetic import CAMVID11
 
 Open = Callable[..., Any]
@@ -179,6 +183,40 @@ def test_objects_have_shades_of_their_own_and_are_counted(site: Any, open_page: 
     assert cars.inner_text() == "2 · 22.2 %"
     page.get_by_role("checkbox", name="Car", exact=True).uncheck()
     assert near(page.evaluate(PIXEL, ["overlay", 40, 40]), (60, 60, 60))
+
+
+def test_the_pointer_or_a_tap_says_what_is_under_it(site: Any, open_page: Open) -> None:
+    ids = np.ones((90, 160), np.uint16)
+    ids[20:60, 20:60], ids[20:60, 100:140], ids[80:] = 2, 3, 0
+    car = CAMVID11.names.index("Car")
+    labels = msgspec.structs.replace(CAMVID11, things=(car,))
+    tracks = [None, 12, None]
+    result = Segmentation.from_panoptic(ids, [3, car, car], [0.9, 0.8, 0.7], labels, {}, tracks)
+    gate = Zones(lines=(Line("gate", ((0, 70), (160, 70))),))
+    counted = ZoneCounter(gate)(a_frame(0, hw=(90, 160))[0], result.with_tracks({2: 12, 3: 7}))
+    frame = Frame(np.full((90, 160, 3), 60, np.uint8), 1, None, "000001", time.time())
+    site.gate.sink.write(frame, replace(result, counts=counted.counts))
+    page = open_page(site.port)
+    wait_for_state(page, "running")
+    page.wait_for_selector("#legend input")
+    road = tuple(30 + value / 2 for value in CAMVID11.palette[3])
+    assert near(page.evaluate(PIXEL, ["overlay", 150, 65]), road)
+    assert not near(page.evaluate(PIXEL, ["overlay", 150, 70]), road, 30)  # the gate
+
+    def said(canvas: str, x: int, y: int) -> list[str]:
+        box = page.locator(f"#{canvas}").bounding_box()
+        page.mouse.move(box["x"] + x / 160 * box["width"], box["y"] + y / 90 * box["height"])
+        shown = page.locator(".hover:visible")
+        return [one.inner_text() for one in shown.all()]
+
+    assert said("overlay", 40, 40) == ["Car · track 12 · score 0.80 · 1,600 px"]
+    assert near(page.evaluate(PIXEL, ["overlay", 30, 30]), (157, 157, 157))  # lit up
+    assert said("camera", 120, 40) == ["Car 3 · score 0.70 · 1,600 px"]
+    assert not near(page.evaluate(PIXEL, ["overlay", 30, 30]), (157, 157, 157))
+    assert said("overlay", 80, 40) == ["Road · score 0.90 · 9,600 px"]
+    assert said("overlay", 80, 85) == []
+    page.mouse.move(0, 0)
+    assert page.locator(".hover:visible").count() == 0
 
 
 def test_only_chosen_classes_are_coloured_at_first(make_site: Any, open_page: Open) -> None:

@@ -15,10 +15,15 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from fakes import a_frame
 from prometheus_client.parser import text_string_to_metric_families
 from waiting import wait_until
 
+from knet_runtime.counting import ZoneCounter
+from knet_runtime.labels import LabelMap
+from knet_runtime.segmentation import Instance, Segmentation
 from knet_runtime.web import auth as address
+from knet_runtime.zones import Line, Zone, Zones
 
 
 def image(data: bytes) -> np.ndarray:
@@ -210,6 +215,29 @@ def test_metrics_are_what_the_run_counted(make_site: Any) -> None:
     assert samples["knet_stage_seconds", "front", "0.95", "infer"] == pytest.approx(0.04)
     assert samples["knet_viewers",] == 0
     assert not any("python" in key[0] for key in samples)  # a registry of its own
+
+
+def test_metrics_and_numbers_have_what_was_counted(site: Any) -> None:
+    labels = LabelMap(("road", "car"), ((0, 0, 0), (0, 0, 142)), 255, things=(1,))
+    square, line = ((0, 0), (60, 0), (60, 60), (0, 60)), ((0, 70), (160, 70))
+    count = ZoneCounter(Zones((Zone("yard", square),), (Line("gate", line),), frames=1))
+    for index, top in enumerate((20, 60)):  # out of the zone and over the line, to its right
+        car = Instance(1, 0.9, 20, top, np.ones((20, 20), np.bool_), track=1)
+        frame, _ = a_frame(index, hw=(90, 160))
+        site.gate.sink.write(
+            frame, count(frame, Segmentation.from_instances([car], (90, 160), labels))
+        )
+    text = site.ask("/metrics")[2].decode()
+    for sample in (
+        'knet_zone_present{class="car",feed="gate",zone="yard"} 0.0',
+        'knet_zone_entered_total{class="car",feed="gate",zone="yard"} 1.0',
+        'knet_zone_left_total{class="car",feed="gate",zone="yard"} 1.0',
+        'knet_line_crossed_total{class="car",direction="to_right",feed="gate",line="gate"} 1.0',
+    ):
+        assert sample in text
+    events = numbers(site.open("/events"))
+    (feed,) = next(data for kind, data in events if kind == "numbers")["feeds"]
+    assert feed["totals"]["lines"] == {"gate": {"car": {"to_left": 0, "to_right": 1}}}
 
 
 def test_events_bring_the_classes_once_and_then_numbers_each_second(site: Any) -> None:

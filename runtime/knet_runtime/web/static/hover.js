@@ -54,9 +54,9 @@ function place(canvas, { clientX, clientY }) {
 
 function describe(found, classes) {
   const name = classes[found.class]?.name ?? "";
-  const parts = [found.thing ? `${name} ${found.track ?? found.id}` : name];
+  const parts = [found.thing && found.track == null ? `${name} ${found.id}` : name];
+  if (found.track != null) parts.push(`track ${found.track}`);
   if (found.score != null) parts.push(`score ${found.score.toFixed(2)}`);
   if (found.area) parts.push(`${found.area.toLocaleString("en")} px`);
-  if (found.track != null) parts.push(`track ${found.track}`);
   return parts.join(" · ");
 }
