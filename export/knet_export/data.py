@@ -17,8 +17,8 @@ from knet_runtime.types import Rgb, Task, as_utf8
 from knet_train.data.layouts import coco_files
 
 if TYPE_CHECKING:
-    from knet_train.data.segment_folder import SegmentFolder
     from knet_train.data.dataset import LabelledFolder
+    from knet_train.data.segment_folder import SegmentFolder
 
 LabelledImage = tuple[Rgb, Any]
 """uint8 [H, W, 3] RGB; its label where it has one, or None. That is uint8 [H, W], classes or the

@@ -132,6 +132,33 @@ def test_void_is_made_smaller_and_so_is_padding() -> None:
     assert known[10:].sum() == 0
 
 
+def test_a_sample_is_a_function_of_seed_and_index(tmp_path: Path) -> None:
+    write_panoptic(tmp_path, images=3)
+    folder = open_segments(tmp_path, "train", "panoptic")
+    one, other = (SegmentSamples(folder, data_config(), 1, 9, ignore_void=True) for _ in range(2))
+    for index in (5, 0, 8):
+        first, second = one[index], other[index]
+        assert torch.equal(first[0], second[0])
+        for a, b in zip(first[1], second[1], strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("names", [CAMVID11.names, ("Bicyclist", "Car"), ("Car", "Road")])
+def test_synthetic_streets_in_the_classes_of_the_data(names: tuple[str, ...]) -> None:
+    things = tuple(i for i, name in enumerate(names) if name in ("Car", "Pedestrian", "Bicyclist"))
+    labels = LabelMap(tuple(names), distinct_palette(len(names)), 255, things)
+    street = Street(3, (96, 128))
+    _, classes, objects = street.scene(40)
+    image, truth = street_truth(street, 40, labels)
+    assert image.shape == (96, 128, 3)
+    own = np.array([255, *truth.classes])[truth.ids[0]]
+    for index, name in enumerate(CAMVID11.names):
+        expected = names.index(name) if name in names else 255
+        assert (own[classes == index] == expected).all()
+    cars = sum(1 for one in objects.classes if one == CAMVID11.names.index("Car"))
+    assert sum(1 for one in truth.classes if one == names.index("Car")) == cars
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     size=st.tuples(st.integers(32, 130), st.integers(32, 130)),
@@ -189,32 +216,3 @@ def test_an_image_without_an_object_is_a_sample(tmp_path: Path) -> None:
         targets = segment_targets(torch.from_numpy(truth.ids.astype(np.int64)), truth, (0, 1))
         assert [len(part) for part in targets[:4]] == [0, 0, 0, 0]
         assert targets.masks.shape[1:] == (8, 8)  # 20 × 30, padded to 32 × 32
-
-
-def test_a_sample_is_a_function_of_seed_and_index(tmp_path: Path) -> None:
-    write_panoptic(tmp_path, images=3)
-    folder = open_segments(tmp_path, "train", "panoptic")
-    one, other = (SegmentSamples(folder, data_config(), 1, 9, ignore_void=True) for _ in range(2))
-    for index in (5, 0, 8):
-        first, second = one[index], other[index]
-        assert torch.equal(first[0], second[0])
-        for a, b in zip(first[1], second[1], strict=True):
-            assert a is not None
-            assert b is not None
-            assert torch.equal(a, b)
-
-
-@pytest.mark.parametrize("names", [CAMVID11.names, ("Bicyclist", "Car"), ("Car", "Road")])
-def test_synthetic_streets_in_the_classes_of_the_data(names: tuple[str, ...]) -> None:
-    things = tuple(i for i, name in enumerate(names) if name in ("Car", "Pedestrian", "Bicyclist"))
-    labels = LabelMap(tuple(names), distinct_palette(len(names)), 255, things)
-    street = Street(3, (96, 128))
-    _, classes, objects = street.scene(40)
-    image, truth = street_truth(street, 40, labels)
-    assert image.shape == (96, 128, 3)
-    own = np.array([255, *truth.classes])[truth.ids[0]]
-    for index, name in enumerate(CAMVID11.names):
-        expected = names.index(name) if name in names else 255
-        assert (own[classes == index] == expected).all()
-    cars = sum(1 for one in objects.classes if one == CAMVID11.names.index("Car"))
-    assert sum(1 for one in truth.classes if one == names.index("Car")) == cars
