@@ -213,7 +213,7 @@ def test_int8_is_as_much_as_keeps_the_segments(
     assert "the same segments to PQ" in bundle.file("MODEL_CARD.md").read_text()
 
 
-def quantised_panoptic(bundle: Bundle, images: Path, rules: SegmentRules) -> Quantisation:
+def quantised(bundle: Bundle, images: Path, rules: SegmentRules) -> Quantisation:
     manifest: Manifest = msgspec.structs.replace(bundle.manifest, rules=rules)
     graph = OnnxGraph.load(bundle.file(LOGITS_NAME))
     found = open_images(images, "train", manifest.labels)
@@ -225,15 +225,16 @@ def test_segments_that_int8_loses_count_and_none_to_lose_are_refused(
     segment_bundle: Bundle, streets: Path
 ) -> None:
     """Every pixel may change here, but segments must stay: the worst blocks are in float."""
-    record = quantised_panoptic(segment_bundle, streets, RULES)
+    record = quantised(segment_bundle, streets, RULES)
     assert record.score.quality is not None
     assert record.score.quality >= 80
     everything = record.tried[0].score
     assert everything.quality is not None
     assert (len(record.kept_blocks) > 0) == (everything.quality < 80)
     assert {cost.score.quality for cost in record.blocks} != {100.0}
+    nothing = SegmentRules(score=0.999, mask=1e-6, overlap=0.999)  # of stuff, all or none
     with pytest.raises(DataError, match="finds nothing on the 4 images of streets"):
-        quantised_panoptic(segment_bundle, streets, SegmentRules(score=0.999, overlap=1.0))
+        quantised(segment_bundle, streets, nothing)
 
 
 def test_golden_tensors_are_pytorchs_and_other_weights_fail_them(
