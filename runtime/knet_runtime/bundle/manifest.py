@@ -247,9 +247,9 @@ class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """What was measured between a graph on one ``engine`` and ``device`` and its reference, on
     ``images`` images of ``data``, and whether that ``passed`` the tolerance of that day.
 
-    mIoU (PQ, AP) in percent and differences in points; None where the images had no labels. The logit
-    difference is a share of the reference's largest logit; None for a graph that gives class maps,
-    and where it gave NaN or infinity.
+    mIoU (PQ, AP) in percent and differences in points; None where the images had no labels. The
+    logit difference is a share of the reference's largest logit; None for a graph that gives class
+    maps, and where it gave NaN or infinity.
     """
 
     engine: str
