@@ -325,8 +325,6 @@ def test_verify_holds_a_bundle_to_its_checkpoint_and_to_others(
     assert main([*command, str(segment_bundle.path)]) == 0
     assert main([*command, str(checkpoint)]) == 2
     assert "is not the model of" in capsys.readouterr().err
-    assert main([*command, str(segment_checkpoint), "--bisect"]) == 2
-    assert "--bisect is for semantic bundles" in capsys.readouterr().err
 
 
 def test_sizes_that_do_not_fit_are_refused(instance_checkpoint: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from knet_export.verify.align import Alignment, align, modules_apart, static_dif
 from knet_runtime.bundle.manifest import Kind, Manifest, Precision, Tolerance
 from knet_runtime.bundle.store import Bundle, open_bundle
 from knet_runtime.errors import ConfigError
-from knet_runtime.metrics import agreement
+from knet_runtime.metrics import agreement, inside
 from knet_runtime.preprocess import fit_to_input
 from knet_runtime.sources.images import read_image
 
@@ -135,14 +135,20 @@ def bisect(
 
 def _export(checkpoint: Path, manifest: Manifest, kind: Kind, folder: Path) -> Path:
     from knet_export.fuse.model import fuse_for
+    from knet_export.fuse.segments import fuse_segments
     from knet_export.graph.classmap import add_classmap_head
     from knet_export.graph.to_onnx import CLASSMAP_NAME, export_onnx
-    from knet_train.checkpoint import read_checkpoint
+    from knet_train.checkpoint import SegmentCheckpoint, read_any_checkpoint
 
-    spec, output = manifest.input, manifest.graph("logits").output("semantic_logits")
-    model = read_checkpoint(checkpoint).model
-    fused = fuse_for(model, spec, output, manifest.precision)
-    graph = export_onnx(fused, spec, (output,), folder)
+    spec, logits = manifest.input, manifest.graph("logits")
+    loaded = read_any_checkpoint(checkpoint)
+    if isinstance(loaded, SegmentCheckpoint):
+        fused = fuse_segments(loaded.model, spec.size, manifest.precision)
+        return export_onnx(fused, spec, logits.outputs, folder)
+    output = logits.output("semantic_logits")
+    graph = export_onnx(
+        fuse_for(loaded.model, spec, output, manifest.precision), spec, (output,), folder
+    )
     if kind == "classmap":
         add_classmap_head(graph, folder / CLASSMAP_NAME, output)
         return folder / CLASSMAP_NAME
@@ -197,13 +203,11 @@ def _agree_if_swapped(
     expected: OnnxGraph, found: OnnxGraph, feed: Feed, tolerance: Tolerance
 ) -> bool:
     swapped = {name: np.ascontiguousarray(image[..., ::-1]) for name, image in feed.items()}
-    before, after = _result(expected, feed), _result(found, swapped)
-    return not tolerance.failures(max_logit_diff=tensor_difference(before, after))
+    return _compared(_results(expected, feed), _results(found, swapped), tolerance)[0]
 
 
-def _result(graph: OnnxGraph, feed: Feed) -> NDArray[Any]:
-    (result,) = graph.run(feed, [graph.model.graph.output[0].name])
-    return result
+def _results(graph: OnnxGraph, feed: Feed) -> list[NDArray[Any]]:
+    return graph.run(feed, [output.name for output in graph.model.graph.output])
 
 
 def _what_must_be_fp32(
@@ -214,24 +218,24 @@ def _what_must_be_fp32(
     tolerance: Tolerance,
     on_step: Callable[[str], None],
 ) -> str:
-    """The finding in words: the first tensors of ``found`` that must be fp32, so that its result on
-    ``feed`` is inside ``tolerance`` of that of ``expected``."""
+    """The finding in words: the first tensors of ``found`` that must be fp32, so that its results
+    on ``feed`` are inside ``tolerance`` of those of ``expected``."""
     pairs = aligned.pairs
-    wanted = _result(expected, feed)
+    wanted = _results(expected, feed)
 
-    def inside(count: int) -> bool:
+    def suffices(count: int) -> bool:
         result = with_prefix(expected, found, aligned, feed, count)
         good, words = _compared(wanted, result, tolerance)
         state = "inside" if good else "outside"
         on_step(f"bisect: first {count} of {len(pairs)} tensors in fp32: {words}, {state}")
         return good
 
-    if inside(0):
+    if suffices(0):
         return "this image alone is inside the tolerance: nothing has to be kept in fp32 for it"
     low, high = 0, len(pairs)  # outside with ``low``, inside with ``high``: that is all of them
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if inside(middle) else (middle, high)
+        low, high = (low, middle) if suffices(middle) else (middle, high)
     pair = pairs[high - 1]
     return (
         f"it is inside the tolerance once the first {high} of {len(pairs)} tensors are fp32; the "
@@ -240,29 +244,35 @@ def _what_must_be_fp32(
 
 
 def _compared(
-    expected: NDArray[Any], found: NDArray[Any], tolerance: Tolerance
+    expected: list[NDArray[Any]], found: list[NDArray[Any]], tolerance: Tolerance
 ) -> tuple[bool, str]:
-    """Whether a result is inside the tolerance, and its measures in words."""
+    """Whether the results are inside the tolerance, and their measures in words: of logits or a
+    class map; or of class logits and mask logits, of which the masks are compared."""
     worst, words = None, ""
-    if np.issubdtype(expected.dtype, np.floating):  # not class maps
-        worst = tensor_difference(expected, found)
+    before, after = expected[-1], found[-1]
+    if np.issubdtype(expected[0].dtype, np.floating):  # not class maps
+        worst = tensor_difference(expected[0], found[0])
         words = f"largest logit difference {worst:.1e}, "
-        expected, found = expected.argmax(1), found.argmax(1)
-    agreed = agreement(expected, found)
-    inside = not tolerance.failures(max_logit_diff=worst, agreement=agreed)
-    return inside, f"{words}agreement {agreed:.5f}"
+        if len(expected) > 1:
+            before, after = inside(before), inside(after)
+        else:
+            before, after = before.argmax(1), after.argmax(1)
+    agreed = agreement(before, after)
+    good = not tolerance.failures(max_logit_diff=worst, agreement=agreed)
+    return good, f"{words}agreement {agreed:.5f}"
 
 
 def with_prefix(
     expected: OnnxGraph, found: OnnxGraph, aligned: Alignment, feed: Feed, count: int
-) -> NDArray[Any]:
-    """The result of ``found`` when its first ``count`` paired tensors are those of ``expected``."""
-    (output,) = found.model.graph.output
+) -> list[NDArray[Any]]:
+    """The results of ``found`` when its first ``count`` paired tensors are those of ``expected``;
+    a result that is one of them stays its own."""
+    outputs = {output.name for output in found.model.graph.output}
     mates = {
         after: before
         for pair in aligned.pairs[:count]
         for after, before in zip(pair.found.output, pair.reference.output, strict=True)
-        if after != output.name
+        if after not in outputs
     }
     nodes, fed = _rest(found.model.graph, set(mates))
     inputs: Feed = {}
@@ -284,14 +294,14 @@ def with_prefix(
     del rest.model.graph.input[:]
     rest.model.graph.input.extend(declared)
     needed = {name: value for name, value in {**feed, **inputs}.items() if name in read}
-    return _result(rest, needed)
+    return _results(rest, needed)
 
 
 def _rest(graph: onnx.GraphProto, given: set[str]) -> tuple[list[onnx.NodeProto], list[str]]:
-    """The nodes that are still needed for the graph's output when the tensors ``given`` are there,
+    """The nodes that are still needed for the graph's outputs when the tensors ``given`` are there,
     and those of ``given`` that they read."""
     makers = {name: node for node in graph.node for name in node.output}
-    wanted, needed = [graph.output[0].name], set()
+    wanted, needed = [output.name for output in graph.output], set()
     fed: dict[str, None] = {}
     while wanted:
         name = wanted.pop()

@@ -70,11 +70,6 @@ def verify(
     opened = open_bundle(bundle)
     if size is not None:
         opened = opened.with_input_size(parse_size(size))
-    if bisect and opened.manifest.task != "semantic":
-        raise ConfigError(
-            f"--bisect is for semantic bundles, {bundle} is for {opened.manifest.task} "
-            "segmentation: leave it out"
-        )
     if tolerance:
         opened = _tightened(opened, tolerance)
     with open_engine(opened, engine, graph) as running:

@@ -210,7 +210,7 @@ def test_a_prefix_may_end_at_any_tensor(half: Bundle) -> None:
         number for number, pair in enumerate(aligned.pairs) if pair.reference.name == "knet/Split"
     ]
     for count in (0, 1, split, split + 1, len(aligned.pairs) - 1, len(aligned.pairs)):
-        found = with_prefix(graph, graph, aligned, {"image": image}, count)
+        (found,) = with_prefix(graph, graph, aligned, {"image": image}, count)
         np.testing.assert_allclose(found, wanted, atol=2e-2 * np.abs(wanted).max())
 
 
