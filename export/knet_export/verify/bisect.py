@@ -143,7 +143,7 @@ def _export(checkpoint: Path, manifest: Manifest, kind: Kind, folder: Path) -> P
     spec, logits = manifest.input, manifest.graph("logits")
     loaded = read_any_checkpoint(checkpoint)
     if isinstance(loaded, SegmentCheckpoint):
-        fused = fuse_segments(loaded.model, spec.size, manifest.precision)
+        fused = fuse_segments(loaded.model, spec, manifest.precision)
         return export_onnx(fused, spec, logits.outputs, folder)
     output = logits.output("semantic_logits")
     graph = export_onnx(
