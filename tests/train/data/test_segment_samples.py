@@ -161,28 +161,25 @@ def test_synthetic_streets_in_the_classes_of_the_data(names: tuple[str, ...]) ->
 
 @settings(max_examples=20, deadline=None)
 @given(
-    size=st.tuples(st.integers(32, 130), st.integers(32, 130)),
+    blocks=st.tuples(st.integers(4, 16), st.integers(4, 16)),
     crop=st.tuples(st.integers(32, 100), st.integers(32, 100)),
-    places=st.lists(st.tuples(*[st.floats(0, 0.7)] * 2, *[st.floats(0.2, 0.6)] * 2), max_size=4),
     scale=st.floats(0.4, 2),
     aspect=st.floats(1, 2),
     flip=st.sampled_from([0, 1]),
     index=st.integers(0, 1000),
 )
 def test_pixels_classes_and_objects_stay_in_step(
-    size: tuple[int, int],
+    blocks: tuple[int, int],
     crop: tuple[int, int],
-    places: list[tuple[float, ...]],
     scale: float,
     aspect: float,
     flip: int,
     index: int,
 ) -> None:
-    ids = np.zeros(size, np.int32)
-    for number, (top, left, high, wide) in enumerate(places, 1):
-        rows, columns = (np.arange(side) / side for side in size)
-        inside = (rows >= top) & (rows < top + high)
-        ids[inside[:, None] & ((columns >= left) & (columns < left + wide))] = number
+    # No segment is so thin that it could lie between the pixels of the smaller image.
+    grid = np.random.default_rng(index).integers(0, 5, blocks)
+    ids = np.kron(grid, np.ones((8, 8))).astype(np.int32)
+    size = ids.shape
     levels = np.array([0, 50, 100, 180, 250, 128])  # of ids, and at -1 what pads the image
     classes = np.array([5, 7, 9, 7, 8])
     pixels = levels[ids].astype(np.uint8)[..., None].repeat(3, -1)
@@ -201,11 +198,11 @@ def test_pixels_classes_and_objects_stay_in_step(
     found = moved[1].numpy()
     assert np.array_equal(moved[0], np.where(found < 0, -1, classes[found]))
     # A pixel of the image is blended from its neighbours only where these are of several segments.
-    kernel = np.ones((3, 3), np.uint8)
+    kernel = np.ones((5, 5), np.uint8)
     around = found.astype(np.int16)
     plain = cv2.erode(around, kernel) == cv2.dilate(around, kernel)
-    seen = image[..., 0].numpy().astype(int)
-    assert (np.abs(seen - levels[found])[plain] <= 2).all()
+    differs = np.abs(image[..., 0].numpy().astype(int) - levels[found]) > 2
+    assert not (differs & plain)[2:-2, 2:-2].any()  # what lies beyond the edges is not known
 
 
 def test_an_image_without_an_object_is_a_sample(tmp_path: Path) -> None:
