@@ -89,7 +89,7 @@ def test_a_run_leaves_its_files_and_says_what_it_scored(
 
     best = read_checkpoint(result.best)
     assert best.config == config
-    score = evaluate(best.model, open_folder(data, "all"), config).miou
+    score = evaluate(finder(best), open_folder(data, "all")).miou
     assert score == pytest.approx(result.best_score)
     assert read_checkpoint(result.last).labels.names == ("road", "sky", "car")
 

@@ -122,7 +122,7 @@ def _unpickled(path: Path) -> Any:
     except Exception as error:  # a damaged pickle raises nearly anything
         text = str(error)
         refused = any(t in text for t in ("GLOBAL ", "nstantiate", "Can only", "call reduce"))
-        if refused and (mapped or _starts_with(path, _LEGACY)):
+        if refused and (mapped or (_starts_with(path, _LEGACY) and not _ends_in_a_name(path))):
             raise CheckpointError(_refusal(path, text)) from error
         if "TorchScript" in text:
             raise CheckpointError(
@@ -138,6 +138,14 @@ def _unpickled(path: Path) -> Any:
 def _starts_with(path: Path, data: bytes) -> bool:
     with path.open("rb") as file:
         return file.read(len(data)) == data
+
+
+def _ends_in_a_name(path: Path) -> bool:
+    """Whether a pickle was cut where it names a class or function: "c", its module and it, each on
+    a line of its own. What is left of the name is none that can be trusted or not."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 200))
+        return re.search(rb"c[\w.]*(\n\w*)?\Z", file.read()) is not None
 
 
 def _refusal(path: Path, text: str) -> str:

@@ -30,6 +30,7 @@ class EventLines(LineSink):
 
         >>> from knet_deploy import EventLines, Line, Segmenter, Tracker, ZoneCounter, Zones
         >>> from knet_deploy import Instance, LabelMap, Segmentation, open_source
+        >>> from pathlib import Path
         >>> import numpy as np
         >>> labels = LabelMap(("car",), ((0, 0, 142),), ignore_index=255, things=(0,))
         >>> car = Instance(0, 0.9, left=3, top=1, mask=np.ones((2, 4), np.bool_), track=1)
@@ -40,7 +41,7 @@ class EventLines(LineSink):
         ...     for frame in source:
         ...         sink.write(frame, count(frame, result))
         >>> sink.close()
-        >>> print(open("events.jsonl").read().strip())
+        >>> print(Path("events.jsonl").read_text().strip())
         {"totals":{"zones":{},"lines":{"gate":{}}},"frames":8}
     """
 

@@ -189,7 +189,7 @@ def test_each_of_several_sources_has_its_zones(
     )
     assert answer.code == 0, answer.err
     found = {
-        name: [json.loads(line).get("event") for line in (tmp_path / name).open()]
+        name: [json.loads(line).get("event") for line in (tmp_path / name).read_text().splitlines()]
         for name in ("e.drive.jsonl", "e.other.jsonl")
     }
     assert found == {"e.drive.jsonl": ["crossed", None], "e.other.jsonl": ["entered", None]}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from knet_deploy.cli.outputs import Outputs
-from knet_deploy.cli.run import names, smoother
+from knet_deploy.cli.run import names
 from knet_runtime.errors import ConfigError
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sources.base import SourceInfo
@@ -86,8 +86,6 @@ def test_unknown_classes_and_image_files_of_videos_are_refused(tmp_path: Path) -
 def test_names_are_split_at_commas() -> None:
     assert names(" road, Car ,") == ("road", "Car")
     assert names(None) == ()
-    assert smoother(None) is None
-    assert smoother(2) is not smoother(2)
 
 
 def test_several_sources_write_to_places_of_their_own() -> None:

@@ -175,14 +175,15 @@ def test_precision_that_an_engine_cannot_compute_is_refused(make_bundle, colour_
 
 
 def test_refused_precisions_would_really_not_be_right(make_bundle, colour_model):
-    """The same graph under a false label: ONNX Runtime has no such convolution, and OpenVINO
-    does not compute it in the float32 that was asked for."""
-    pytest.importorskip("openvino")
+    """The same graph under a false label: ONNX Runtime has no such convolution, and OpenVINO, where
+    the processor has bf16, does not compute it in the float32 that was asked for."""
+    openvino = pytest.importorskip("openvino")
     bundle = make_bundle(colour_model(element=16))
     with pytest.raises(EngineError, match="Could not find an implementation for Conv"):
         open_engine(bundle, CPU)
-    with pytest.raises(EngineError, match=r"was to compute in f32 but runs .* in bf16"):
-        open_engine(bundle, "openvino")
+    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        with pytest.raises(EngineError, match=r"was to compute in f32 but runs .* in bf16"):
+            open_engine(bundle, "openvino")
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime-cpu", "openvino"])

@@ -182,6 +182,18 @@ def test_a_truncated_file_is_refused(
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_that_is_cut_within_a_name_is_none_of_another_origin(tmp_path: Path) -> None:
+    path = tmp_path / "cut.pth"
+    torch.save(
+        {"state_dict": {"weight": torch.zeros(3)}}, path, _use_new_zipfile_serialization=False
+    )
+    data = path.read_bytes()
+    for kept in range(len(data)):
+        path.write_bytes(data[:kept])
+        with pytest.raises(CheckpointError, match=r"cut\.pth is not a readable torch file"):
+            read_mmseg(path, labels=SEVEN)
+
+
 def test_files_that_hold_no_state_dict_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "file.pth"
     with pytest.raises(CheckpointError, match="is no file"):
