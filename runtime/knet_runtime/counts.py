@@ -24,6 +24,7 @@ _ALONG = 0.15  # where on a line its counts stand, so that they do not hide what
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _INK, _EDGE = (255, 255, 255), (0, 0, 0)
+_SIDES = ((-1, 0), (1, 0), (0, -1), (0, 1))
 
 
 class ZoneCount(msgspec.Struct, frozen=True):
@@ -134,8 +135,10 @@ def draw_counts(image: Rgb, counts: Counts, scale: float = 1.0) -> None:
             (long, tall), _ = cv2.getTextSize(text, _FONT, size, 1)
             left = round(min(max(x - long / 2, 2), max(2, width - long - 2)))
             below = round(min(max(y + tall / 2, tall + 2), height - 3))
-            for ink, thick in ((_EDGE, 3), (_INK, 1)):
-                cv2.putText(image, text, (left, below), _FONT, size, ink, thick, cv2.LINE_AA)
+            # Thicker letters are wider ones, so the edge is the same text beside itself.
+            for dx, dy, ink in (*((*side, _EDGE) for side in _SIDES), (0, 0, _INK)):
+                at = (left + dx, below + dy)
+                cv2.putText(image, text, at, _FONT, size, ink, 1, cv2.LINE_AA)
 
 
 def _scaled(points: tuple[Point, ...], scale: float) -> tuple[Point, ...]:
