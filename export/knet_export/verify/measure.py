@@ -39,12 +39,15 @@ _TOLERANCES: dict[Precision, Tolerance] = {
     "int8": Tolerance(0.5, 5.0, 0.95, 5e-1, 0.995, 5e-2),  # 255 steps, as many as the search allows
 }
 # Networks for segments. Their masks are hard: a pixel that rounding turns changes all that comes
-# after it, most where a mask is small. So one kernel may differ much, and most must not. For bf16
-# and int8 these are set on small networks of random weights; no trained one was measured.
+# after it, most where a mask is small. So one kernel may differ much, and most must not. And a
+# segment whose overlap is near a half is matched or is not, which moves the score of a class with
+# a hundred of them by a point: of a trained network PQ moved by 0.05 points in fp16 and that of a
+# class by 0.6 (101 images), in fp32 by less than 0.001. For bf16 and int8 these are set on small
+# networks of random weights; no trained one was measured.
 _SEGMENT_TOLERANCES: dict[Precision, Tolerance] = {
     "fp32": Tolerance(0.02, 0.2, 0.9999, 1e-1, 0.99999, 1e-3),
-    "fp16": Tolerance(0.05, 0.5, 0.99, 5e-1, 0.998, 2e-2),
-    "bf16": Tolerance(0.2, 1.0, 0.95, 1.0, 0.98, 5e-2),
+    "fp16": Tolerance(0.2, 2.0, 0.99, 5e-1, 0.998, 2e-2),
+    "bf16": Tolerance(0.5, 3.0, 0.95, 1.0, 0.98, 5e-2),
     "int8": Tolerance(0.5, 5.0, 0.9, 1.0, 0.95, 1e-1),
 }
 CONFIDENT_MARGIN = 1.0  # logits: e times as likely as the runner-up
