@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,10 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 
 from knet_synthetic import CAMVID11, Street
+from knet_train.data.segments import open_segments
+from knet_train.data.truth import Truth
 
 Array = NDArray[Any]
 
@@ -172,56 +173,39 @@ def _classes(objects: list[tuple[str, bool, Array]]) -> Iterator[tuple[int, bool
     yield from sorted(things, key=lambda one: -int(one[2].sum()))
 
 
+def _objects(truth: Truth, names: Sequence[str]) -> list[tuple[str, bool, Array]]:
+    """Name, crowd and mask [H, W] of each segment."""
+    return [
+        (names[value], number in truth.crowds, (truth.ids == number).any(0))
+        for number, value in enumerate(truth.classes, 1)
+    ]
+
+
 def coco_panoptic(root: Path) -> Iterator[Picture]:
     for split in ("train2017", "val2017"):
-        content = json.loads((root / "annotations" / f"panoptic_{split}.json").read_text())
-        names = {one["id"]: one["name"] for one in content["categories"]}
-        images = {one["id"]: one for one in content["images"]}
-        for found in content["annotations"]:
-            image = images[found["image_id"]]
-            png = root / "annotations" / f"panoptic_{split}" / found["file_name"]
-            pixels = _read(png).astype(np.uint32)  # B, G, R
-            ids = pixels[..., 2] + 256 * pixels[..., 1] + 65536 * pixels[..., 0]
-            objects = [
-                (names[s["category_id"]], bool(s["iscrowd"]), ids == s["id"])
-                for s in found["segments_info"]
-            ]
-            size = image["height"], image["width"]
-            segments = list(_classes(objects))
+        folder = open_segments(root, split, "panoptic")
+        for index, sample in enumerate(folder.samples):
+            truth = folder.read_truth(index)
+            segments = list(_classes(_objects(truth, folder.labels.names)))
             if any(value in THINGS or value == NAMES.index("Road") for value, _, _ in segments):
-                file = root / split / image["file_name"]
-                yield Picture(f"panoptic_{file.stem}", file, size, segments)
+                file = sample.image
+                yield Picture(f"panoptic_{file.stem}", file, truth.void.shape, segments)
 
 
 def coco_street(root: Path, teacher: Path) -> Iterator[Picture]:
     seen = set()
     for split in ("train2017", "val2017"):
-        content = json.loads((root / f"instances_{split}.json").read_text())
-        names = {one["id"]: one["name"] for one in content["categories"]}
-        for image in content["images"]:
-            if image["file_name"] in seen:  # some are in both splits
+        folder = open_segments(root, split, "instance")
+        for index, sample in enumerate(folder.samples):
+            if (file := sample.image) in seen:  # some are in both splits
                 continue
-            seen.add(image["file_name"])
-            size = image["height"], image["width"]
-            objects = []
-            for one in content["annotations"]:
-                if one["image_id"] != image["id"]:
-                    continue
-                shape = one["segmentation"]
-                if isinstance(shape, dict):
-                    code = coco_mask.frPyObjects(shape, *size)
-                else:
-                    code = coco_mask.merge(coco_mask.frPyObjects(shape, *size))
-                mask = coco_mask.decode(code).astype(bool)
-                if mask.any():
-                    objects.append((names[one["category_id"]], bool(one["iscrowd"]), mask))
-            segments = list(_classes(objects))
-            file = next((root / "images").rglob(image["file_name"]))
+            seen.add(file)
+            truth = folder.read_truth(index)
+            size = truth.void.shape
+            segments = list(_classes(_objects(truth, folder.labels.names)))
             png = teacher / "street" / "coco_street_mini" / f"{file.stem}.png"
             if png.exists():
-                covered = np.zeros(size, np.uint8)
-                for _, _, mask in objects:
-                    covered |= mask.astype(np.uint8)
+                covered: Array = np.uint8(truth.ids > 0).max(0)
                 covered = cv2.dilate(covered, np.ones((9, 9), np.uint8))
                 labels = np.where(covered > 0, VOID, _sure(png, (90, 120), size))
                 labels[np.isin(labels, THINGS)] = VOID

@@ -14,6 +14,7 @@ from knet_deploy.cli.choices import (
     ScoreOption,
     SizeOption,
     TopKOption,
+    TrackOption,
     segments_panel,
 )
 from knet_deploy.cli.console import needs_extra, parse_size, say, say_error, track
@@ -45,10 +46,7 @@ def batch(
     ] = True,
     score: ScoreOption = None,
     top_k: TopKOption = None,
-    follow: Annotated[
-        bool,
-        segments_panel("--track", help="Give objects ids that last over the frames of a video."),
-    ] = False,
+    follow: TrackOption = False,
     coco: Annotated[
         bool, segments_panel("--coco", help="Write the segments as COCO's results, coco.json.")
     ] = False,

@@ -60,6 +60,9 @@ ScoreOption = Annotated[
         help="Leave out objects below this score, 0 to 1; as the bundle says by default."
     ),
 ]
+TrackOption = Annotated[
+    bool, segments_panel("--track", help="Give objects ids that last over the frames of a video.")
+]
 TopKOption = Annotated[
     int | None,
     segments_panel(

@@ -22,6 +22,7 @@ from knet_deploy.cli.choices import (
     ScoreOption,
     SizeOption,
     TopKOption,
+    TrackOption,
     Transport,
     engine_panel,
     segments_panel,
@@ -180,10 +181,7 @@ def run(
     ] = None,
     score: ScoreOption = None,
     top_k: TopKOption = None,
-    follow: Annotated[
-        bool,
-        segments_panel("--track", help="Give objects ids that last over the frames of a video."),
-    ] = False,
+    follow: TrackOption = False,
     count: Annotated[
         list[Path] | None,
         segments_panel(
