@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from knet_runtime.bundle.store import Bundle
+from knet_runtime.bundle.store import Bundle, write_bundle
 from knet_runtime.labels import LabelMap, distinct_palette
 from knet_runtime.types import Task
 
@@ -102,3 +102,31 @@ def segment_bundle(segment_checkpoint: Path, tmp_path_factory: pytest.TempPathFa
 
     folder = tmp_path_factory.mktemp("bundle")
     return export_bundle(segment_checkpoint, folder / "small.knet", max_batch=2)
+
+
+def spoilt(bundle: Bundle, path: Path) -> tuple[Bundle, str]:
+    """The bundle with one weight of the second stage's kernels doubled, and the weight's name."""
+    import numpy as np
+
+    from knet_export.graph.onnx_graph import OnnxGraph
+    from knet_export.graph.to_onnx import LOGITS_NAME
+
+    graph = OnnxGraph.load(bundle.file(LOGITS_NAME))
+    names = [
+        name
+        for node in graph.nodes
+        if node.op_type in ("MatMul", "Gemm") and "stages.1." in node.name
+        for name in node.input
+        if name in graph.constants()
+    ]
+    (entry,) = (one for one in graph.model.graph.initializer if one.name == names[0])
+    where = {item.key: item.value for item in entry.external_data}
+    weights = bytearray(bundle.file(where["location"]).read_bytes())
+    start, length = int(where.get("offset", 0)), int(where["length"])
+    part = np.frombuffer(bytes(weights[start : start + length]), np.float32) * 2
+    weights[start : start + length] = part.tobytes()
+    files: dict[str, bytes | Path] = {
+        name: bundle.file(name) for name in bundle.manifest.files if name != where["location"]
+    }
+    files[where["location"]] = bytes(weights)
+    return write_bundle(path, bundle.manifest, files), names[0]

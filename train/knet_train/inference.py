@@ -66,6 +66,15 @@ def predict_segment_logits(
     return classes.cpu().numpy(), masks.cpu().numpy()
 
 
+@torch.no_grad()
+def predict_stage_masks(model: SegmentKNet, image: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+    """Of one image [H, W, 3] the mask logits float32 [N, H/8, W/8] of the first kernels and of
+    every update stage."""
+    device = next(model.parameters()).device
+    outputs = model.training_outputs(torch.from_numpy(image[None]).to(device))
+    return [stage.masks[0].float().cpu().numpy() for stage in outputs.stages]
+
+
 def input_spec(config: Config) -> InputSpec:
     """The network's input as export fixes it, and as images of ``eval_mode`` "fixed" see it."""
     height, width = config.data.eval_size

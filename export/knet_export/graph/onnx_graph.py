@@ -5,16 +5,19 @@ It runs in ONNX Runtime on the CPU, with the options of all our sessions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from knet_runtime.engines.onnxruntime import open_session, session_options
+
+Feed = Mapping[str, NDArray[Any]]
+"""The graph's inputs by name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +61,49 @@ class OnnxGraph:
         )
         return open_session(model.SerializeToString(), options)
 
-    def run(self, feed: Mapping[str, NDArray[Any]], names: Sequence[str]) -> list[NDArray[Any]]:
+    def run(self, feed: Feed, names: Sequence[str]) -> list[NDArray[Any]]:
         """The tensors ``names``. Raises what ONNX Runtime raises."""
         results: list[NDArray[Any]] = self.session(names).run(list(names), dict(feed))
         return results
+
+    def run_given(self, given: Feed, feed: Feed, names: Sequence[str]) -> list[NDArray[Any]]:
+        """The tensors ``names`` when those of ``given`` are what they are there, and not what the
+        graph would compute."""
+        nodes, _ = self._rest(given.keys(), names)
+        rest = self.rebuilt(nodes)
+        read = {name for node in nodes for name in node.input}
+        fed = {name: value for name, value in {**feed, **given}.items() if name in read}
+        body = rest.model.graph
+        types = {tensor.name: tensor for tensor in body.input}
+        del body.input[:], body.output[:]
+        for name, value in fed.items():
+            kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+            unknown = helper.make_tensor_value_info(name, kind, [None] * value.ndim)
+            body.input.append(types.get(name, unknown))
+        body.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+        return rest.run(fed, names)
+
+    def needed(self, given: Collection[str], names: Iterable[str]) -> list[str]:
+        """Those of the tensors ``given`` that ``names`` are computed from directly, with no other
+        of them in between."""
+        return self._rest(given, names)[1]
+
+    def _rest(
+        self, given: Collection[str], names: Iterable[str]
+    ) -> tuple[list[onnx.NodeProto], list[str]]:
+        """The nodes that ``names`` still need when the tensors ``given`` are there, and those of
+        ``given`` that are read."""
+        makers = {name: node for node in self.nodes for name in node.output}
+        wanted, needed = list(names), set()
+        fed: dict[str, None] = {}
+        while wanted:
+            name = wanted.pop()
+            if name in given:
+                fed[name] = None
+            elif name in makers and makers[name].output[0] not in needed:
+                needed.add(makers[name].output[0])
+                wanted += makers[name].input
+        return [node for node in self.nodes if node.output[0] in needed], list(fed)
 
     def rebuilt(
         self, nodes: Sequence[onnx.NodeProto], constants: Iterable[onnx.TensorProto] = ()

@@ -19,12 +19,11 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import helper
 
-from knet_export.graph.onnx_graph import OnnxGraph
+from knet_export.graph.onnx_graph import Feed, OnnxGraph
 from knet_export.verify.align import Alignment, align, modules_apart, static_differences
+from knet_export.verify.measure import tensor_difference
 from knet_runtime.bundle.manifest import Kind, Manifest, Precision, Tolerance
 from knet_runtime.bundle.store import Bundle, open_bundle
 from knet_runtime.errors import ConfigError
@@ -36,8 +35,6 @@ _AT_ONCE = 32  # pairs of tensors in memory
 _NAMED = 4  # of several causes
 # What a weight may differ by, as a share of the largest: by its type's last bits.
 _ROUNDING: dict[Precision, float] = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 8e-3, "int8": 1e-5}
-
-Feed = dict[str, NDArray[Any]]
 
 
 class Bisection(msgspec.Struct, frozen=True):
@@ -170,20 +167,6 @@ def _first_outside(
     return None, None
 
 
-def tensor_difference(expected: NDArray[Any], found: NDArray[Any]) -> float:
-    """The largest difference as a share of the largest expected value; infinity for another shape,
-    for NaN, and for other whole numbers in more than a thousandth of the places."""
-    if expected.shape != found.shape:
-        return float("inf")
-    if not np.issubdtype(expected.dtype, np.floating):
-        return float("inf") if (expected != found).mean() > 1e-3 else 0.0
-    if not expected.size:
-        return 0.0
-    before, after = expected.astype(np.float64), found.astype(np.float64)
-    worst = float(np.abs(after - before).max() / max(float(np.abs(before).max()), 1e-30))
-    return float("inf") if np.isnan(worst) else worst
-
-
 def _causes(
     expected: OnnxGraph, found: OnnxGraph, aligned: Alignment, first: int | None, rounding: float
 ) -> list[str]:
@@ -267,47 +250,17 @@ def with_prefix(
 ) -> list[NDArray[Any]]:
     """The results of ``found`` when its first ``count`` paired tensors are those of ``expected``;
     a result that is one of them stays its own."""
-    outputs = {output.name for output in found.model.graph.output}
+    outputs = [output.name for output in found.model.graph.output]
     mates = {
         after: before
         for pair in aligned.pairs[:count]
         for after, before in zip(pair.found.output, pair.reference.output, strict=True)
         if after not in outputs
     }
-    nodes, fed = _rest(found.model.graph, set(mates))
-    inputs: Feed = {}
-    if fed:
-        types = [value.dtype for value in found.run(feed, fed)]
-        values = expected.run(feed, [mates[name] for name in fed])
-        inputs = {
-            name: value.astype(kind) for name, kind, value in zip(fed, types, values, strict=True)
-        }
-    rest = found.rebuilt(nodes)
-    read = {name for node in nodes for name in node.input}
-    declared = [
-        helper.make_tensor_value_info(
-            name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim
-        )
-        for name, value in inputs.items()
-    ]
-    declared += [tensor for tensor in found.model.graph.input if tensor.name in read]
-    del rest.model.graph.input[:]
-    rest.model.graph.input.extend(declared)
-    needed = {name: value for name, value in {**feed, **inputs}.items() if name in read}
-    return _results(rest, needed)
-
-
-def _rest(graph: onnx.GraphProto, given: set[str]) -> tuple[list[onnx.NodeProto], list[str]]:
-    """The nodes that are still needed for the graph's outputs when the tensors ``given`` are there,
-    and those of ``given`` that they read."""
-    makers = {name: node for node in graph.node for name in node.output}
-    wanted, needed = [output.name for output in graph.output], set()
-    fed: dict[str, None] = {}
-    while wanted:
-        name = wanted.pop()
-        if name in given:
-            fed[name] = None
-        elif name in makers and makers[name].output[0] not in needed:
-            needed.add(makers[name].output[0])
-            wanted += makers[name].input
-    return [node for node in graph.node if node.output[0] in needed], list(fed)
+    names = found.needed(set(mates), outputs)
+    types = [value.dtype for value in found.run(feed, names)] if names else []
+    values = expected.run(feed, [mates[name] for name in names]) if names else []
+    given = {
+        name: value.astype(kind) for name, kind, value in zip(names, types, values, strict=True)
+    }
+    return found.run_given(given, feed, outputs)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import cv2
 import msgspec
@@ -113,6 +114,26 @@ def bootstrap(images: int, scores: Sequence[Callable[[Counts], float]]) -> tuple
         deltas.append(100 * (after - before))
     low, high = np.nanpercentile(deltas, (2.5, 97.5))
     return float(low), float(high)
+
+
+def stage_limit(precision: Precision) -> float:
+    """How far the masks of a stage may be from the reference's when both gather by the same masks,
+    as a share of the largest logit: as a network without hard masks."""
+    return _TOLERANCES[precision].max_logit_diff
+
+
+def tensor_difference(expected: NDArray[Any], found: NDArray[Any]) -> float:
+    """The largest difference as a share of the largest expected value; infinity for another shape,
+    for NaN, and for other whole numbers in more than a thousandth of the places."""
+    if expected.shape != found.shape:
+        return float("inf")
+    if not np.issubdtype(expected.dtype, np.floating):
+        return float("inf") if (expected != found).mean() > 1e-3 else 0.0
+    if not expected.size:
+        return 0.0
+    before, after = expected.astype(np.float64), found.astype(np.float64)
+    worst = float(np.abs(after - before).max() / max(float(np.abs(before).max()), 1e-30))
+    return float("inf") if np.isnan(worst) else worst
 
 
 def _percent(share: float) -> float | None:

@@ -45,6 +45,10 @@ class Reference(Protocol):
     def outputs(self, fitted: NDArray[np.uint8]) -> Outputs:
         """uint8 [H, W, 3] RGB at the bundle's input size -> what the network gives, float32."""
 
+    def stage_masks(self, fitted: NDArray[np.uint8]) -> list[NDArray[np.float32]] | None:
+        """Of such an image the mask logits [N, H/8, W/8] of the first kernels and of every stage,
+        of a network for segments; None where only a graph's own outputs are known."""
+
 
 @contextmanager
 def open_reference(against: Path, bundle: Bundle) -> Iterator[Reference]:
@@ -93,6 +97,15 @@ class TorchReference:
         classes, masks = predict_segment_logits(self.checkpoint.model, fitted[None])
         return {"class_logits": classes[0], "mask_logits": masks[0]}
 
+    def stage_masks(self, fitted: NDArray[np.uint8]) -> list[NDArray[np.float32]] | None:
+        """See ``Reference``."""
+        from knet_train.checkpoint import Checkpoint
+        from knet_train.inference import predict_stage_masks
+
+        if isinstance(self.checkpoint, Checkpoint):
+            return None
+        return predict_stage_masks(self.checkpoint.model, fitted)
+
 
 class BundleReference(Closeable):
     """Another bundle, run by ONNX Runtime on the CPU.
@@ -137,6 +150,10 @@ class BundleReference(Closeable):
         if not all(np.isfinite(array).all() for array in found.values()):
             raise ParityError(f"{self._other.path} gives NaN or infinity: it is no reference")
         return found
+
+    def stage_masks(self, _fitted: NDArray[np.uint8]) -> list[NDArray[np.float32]] | None:
+        """See ``Reference``."""
+        return None
 
     def close(self) -> None:
         """Close its engine."""

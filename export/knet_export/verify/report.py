@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from knet_export.verify.measure import stage_limit
 from knet_export.verify.segments import MATCHED, differing
 from knet_export.verify.verify import Compared, VerifyReport
 from knet_runtime.atomic import make_folder, output_error, write_atomic, write_json
@@ -173,6 +174,13 @@ def _measures(report: VerifyReport) -> Iterator[str]:
             "<tr><th scope='row'>Matched segments<small>of both sides: of the same class, with an "
             f"IoU of at least {MATCHED:g}</small></th><td>{100 * report.matched:.2f} %</td>"
             "<td></td><td></td></tr>"
+        )
+    if report.stages is not None:
+        worst, limit = max(report.stages), stage_limit(report.precision)
+        mark = "class='bad'>✗ outside" if worst > limit else "class='good'>✓ inside"
+        yield (
+            "<tr><th scope='row'>Stages, largest logit difference<small>each given PyTorch's hard "
+            f"masks</small></th><td>{worst:.2e}</td><td>≤ {limit:g}</td><td {mark}</td></tr>"
         )
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knet_export.data import LabelledImage, open_images
-from knet_export.verify.measure import MarginRow, ParityMeter, top_two_margin
+from knet_export.verify.measure import MarginRow, ParityMeter, stage_limit, top_two_margin
 from knet_export.verify.reference import Outputs, Reference, open_reference
 from knet_export.verify.segments import SegmentMeter
 from knet_runtime.bundle.manifest import (
@@ -105,9 +105,11 @@ class VerifyReport(msgspec.Struct, frozen=True):
     tolerance: Tolerance
     failures: tuple[str, ...]
     metric: Metric = "mIoU"
-    matched: float | None = (
-        None  # share of both sides' segments with a partner; None for class maps
-    )
+    # Share of both sides' segments that have a partner; None for class maps.
+    matched: float | None = None
+    # Of the first kernels' masks and of every stage's, ``stage_differences`` on the first image;
+    # None for class maps, against a bundle, and for bf16, which ONNX Runtime cannot run on the CPU.
+    stages: tuple[float, ...] | None = None
 
     @property
     def passed(self) -> bool:
@@ -202,6 +204,7 @@ def verify(
     labels, outputs = manifest.labels, bundle.graph(engine.kind).outputs
     meter = ParityMeter(labels.num_classes, labels.ignore_index)
     segments = None if manifest.task == "semantic" else SegmentMeter(labels, manifest.task)
+    stages: tuple[float, ...] | None = None
     for index, (image, label) in enumerate(images):
         fitted, geometry = fit_to_input(image, manifest.input)
         expected = reference.outputs(fitted)
@@ -220,11 +223,13 @@ def verify(
             wanted, found, agreed = _segments(
                 manifest, expected, measured, geometry, label, meter, segments
             )
+            if index == 0:
+                stages = _stages(bundle, engine.kind, reference, fitted, expected)
         assert wanted is not None
         on_image(Compared(index, image, wanted, found, agreed))
     if not meter.images:
         raise DataError(f"{data} has no images to verify with")
-    return _report(bundle, engine, reference, meter, segments, data)
+    return _report(bundle, engine, reference, meter, segments, stages, data)
 
 
 def _class_maps(
@@ -286,6 +291,21 @@ def _segments(
     return *results, meter.maps(masks[0], masks[1] if finite else None, margin, None)
 
 
+def _stages(
+    bundle: Bundle, kind: Kind, reference: Reference, fitted: Rgb, expected: Outputs
+) -> tuple[float, ...] | None:
+    graph = bundle.graph(kind)
+    masks = None if graph.precision == "bf16" else reference.stage_masks(fitted)
+    if masks is None:
+        return None
+    from knet_export.graph.onnx_graph import OnnxGraph
+    from knet_export.verify.stages import stage_differences
+
+    feed = {bundle.manifest.input.name: fitted[None]}
+    loaded = OnnxGraph.load(bundle.file(graph.path))
+    return stage_differences(loaded, feed, masks, expected["mask_logits"])
+
+
 def _as_the_graph(
     logits: NDArray[np.float32], geometry: Geometry
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
@@ -306,6 +326,7 @@ def _report(
     reference: Reference,
     meter: ParityMeter,
     segments: SegmentMeter | None,
+    stages: tuple[float, ...] | None,
     data: str,
 ) -> VerifyReport:
     manifest, graph = bundle.manifest, bundle.graph(engine.kind)
@@ -346,6 +367,7 @@ def _report(
         failures=(),
         metric=metric,
         matched=None if segments is None else segments.matched,
+        stages=stages,
     )
     failures = graph.tolerance.failures(**report.measures())
     if "worst_class_delta_iou" in failures:
@@ -353,6 +375,13 @@ def _report(
     if meter.broken:
         broken = f"{meter.broken} of {meter.images} images give NaN or infinity"
         failures = {"broken": broken, **failures}
+    limit = stage_limit(graph.precision)
+    for stage, difference in enumerate(stages or ()):
+        if difference > limit:
+            failures[f"stage {stage}"] = (
+                f"stage {stage} with PyTorch's masks: {difference:.2g} of the largest logit is "
+                f"above {limit:g}"
+            )
     words = (text.replace("ΔmIoU", f"Δ{metric}") for text in failures.values())
     if metric != "mIoU":
         words = (text.replace("ΔIoU", f"Δ{metric}") for text in words)

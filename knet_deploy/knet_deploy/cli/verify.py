@@ -200,6 +200,8 @@ def _bisect(bundle: Bundle, running: Engine, against: Path, image: Path) -> None
 
 
 def _show(report: VerifyReport) -> None:
+    from knet_export.verify.measure import stage_limit
+
     height, width = report.size
     typer.echo(
         f"{report.model_id} ({report.precision} {report.kind}, {height}×{width}) on "
@@ -227,6 +229,11 @@ def _show(report: VerifyReport) -> None:
         )
     if report.matched is not None:
         typer.echo(f"matched segments    {100 * report.matched:.2f} %")
+    if report.stages is not None:
+        typer.echo(
+            f"stages, same masks  {', '.join(f'{one:.1e}' for one in report.stages)} of the "
+            f"largest logit (at most {stage_limit(report.precision):g})"
+        )
     typer.echo(
         f"pixel agreement     {100 * report.agreement:.4f} % "
         f"(at least {100 * limits.agreement:g} %)"

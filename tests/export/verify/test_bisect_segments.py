@@ -7,13 +7,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from small_segments import spoilt
 
 from knet_deploy.cli.main import main
 from knet_export.graph.onnx_graph import OnnxGraph
 from knet_export.graph.to_onnx import LOGITS_NAME
 from knet_export.verify.align import align
 from knet_export.verify.bisect import bisect, with_prefix
-from knet_runtime.bundle.store import Bundle, write_bundle
+from knet_runtime.bundle.store import Bundle
 from knet_synthetic import Street
 
 
@@ -23,29 +24,6 @@ def picture(tmp_path: Path) -> Path:
     path.parent.mkdir()
     cv2.imwrite(str(path), Street(3, (64, 96)).frame(0)[0][..., ::-1])
     return path
-
-
-def spoilt(bundle: Bundle, path: Path) -> tuple[Bundle, str]:
-    """The bundle with one weight of the second stage's kernels doubled, and the weight's name."""
-    graph = OnnxGraph.load(bundle.file(LOGITS_NAME))
-    names = [
-        name
-        for node in graph.nodes
-        if node.op_type in ("MatMul", "Gemm") and "stages.1." in node.name
-        for name in node.input
-        if name in graph.constants()
-    ]
-    (entry,) = (one for one in graph.model.graph.initializer if one.name == names[0])
-    where = {item.key: item.value for item in entry.external_data}
-    weights = bytearray(bundle.file(where["location"]).read_bytes())
-    start, length = int(where.get("offset", 0)), int(where["length"])
-    part = np.frombuffer(bytes(weights[start : start + length]), np.float32) * 2
-    weights[start : start + length] = part.tobytes()
-    files: dict[str, bytes | Path] = {
-        name: bundle.file(name) for name in bundle.manifest.files if name != where["location"]
-    }
-    files[where["location"]] = bytes(weights)
-    return write_bundle(path, bundle.manifest, files), names[0]
 
 
 def test_bisect_names_the_module_and_the_weight(

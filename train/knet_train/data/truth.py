@@ -69,7 +69,7 @@ def from_map(
     class; 0 and such segments are void. Also the ids that no segment has."""
     known = {value: (class_id, crowd) for value, class_id, crowd in segments}
     flat = values.ravel()
-    # Sorting the few first pixels of runs along the rows, not all pixels, takes a tenth of the time.
+    # The first pixels of runs along the rows are few; to sort all pixels takes ten times as long.
     starts = np.flatnonzero(np.append(True, flat[1:] != flat[:-1])[: flat.size])
     found, inverse = np.unique(flat[starts], return_inverse=True)
     table = np.zeros(len(found), np.uint16)
