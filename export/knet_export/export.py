@@ -54,7 +54,7 @@ AnyCheckpoint = Checkpoint | SegmentCheckpoint
 CARD_NAME = "MODEL_CARD.md"
 _WORK = ".work"
 _GOLDEN_IMAGES = 2
-_SCENES = 12
+_STREETS, _SCENES = 4, 12
 _SCENE_SEED = 900_000  # far from the seeds of training
 
 
@@ -233,7 +233,8 @@ def _proof_images(checkpoint: AnyCheckpoint, data: Path | str | None, split: str
         return _Proof(found.name, found)
     labelled = task == "semantic" and checkpoint.labels.names == CAMVID11.names
     size = checkpoint.config.data.eval_size
-    scenes = (Street(_SCENE_SEED + scene, size).frame(37 * scene) for scene in range(_SCENES))
+    streets = [Street(_SCENE_SEED + street, size) for street in range(_STREETS)]
+    scenes = (streets[scene % _STREETS].frame(37 * scene) for scene in range(_SCENES))
     return _Proof(
         "synthetic streets", [(image, label if labelled else None) for image, label in scenes]
     )

@@ -171,11 +171,11 @@ def _bake(rng: np.random.Generator, layout: Layout) -> tuple[Array, Array, Array
     grass = np.array((92, 108, 58)) * rng.uniform(0.8, 1.1)
     image[...] = grass * (1 + 0.16 * grain + 0.12 * blotch)[..., None]
     asphalt = np.array((98, 98, 100)) * rng.uniform(0.75, 1.25)
-    tone = 1 + 0.07 * grain + 0.045 * blotch
-    for track in (-layout.lane * 0.75, -layout.lane * 0.28, layout.lane * 0.28, layout.lane * 0.75):
-        tone *= (1 - 0.07 * np.exp(-(((x - track) / 0.3) ** 2)))[None]
     road = (x > layout.kerb(-1)) & (x < layout.kerb(1))
-    image[:, road] = (asphalt * tone[..., None])[:, road]
+    tone = 1 + 0.07 * grain[:, road] + 0.045 * blotch[:, road]
+    for track in (-layout.lane * 0.75, -layout.lane * 0.28, layout.lane * 0.28, layout.lane * 0.75):
+        tone *= (1 - 0.07 * np.exp(-(((x[road] - track) / 0.3) ** 2)))[None]
+    image[:, road] = asphalt * tone[..., None]
     profile[road] = ROAD
     slab = np.array((158, 154, 146)) * rng.uniform(0.8, 1.15)
     long, wide = rng.uniform(0.5, 1.0), rng.uniform(0.5, 0.9)
@@ -183,17 +183,19 @@ def _bake(rng: np.random.Generator, layout: Layout) -> tuple[Array, Array, Array
         kerb, wall = layout.kerb(side), layout.wall(side)
         out = (x - kerb) * side
         pavement = (out > 0) & (out < abs(wall - kerb))
-        joint = (s[:, None] % long < CELL) | (out[None] % wide < CELL)
+        across = out[pavement]
+        joint = (s[:, None] % long < CELL) | (across[None] % wide < CELL)
         tones = rng.normal(1, 0.05, (int(LENGTH / long) + 1, int(20 / wide) + 1))
-        cells = tones[(s / long).astype(int)[:, None], np.clip(out / wide, 0, 10).astype(int)[None]]
-        tone = (cells + 0.05 * grain + 0.05 * blotch) * np.where(joint, 0.7, 1.0)
-        stone = slab * tone[..., None]
+        places = np.clip(across / wide, 0, 10).astype(int)
+        cells = tones[(s / long).astype(int)[:, None], places[None]]
+        rough = 0.05 * grain[:, pavement] + 0.05 * blotch[:, pavement]
+        tone = (cells + rough) * np.where(joint, 0.7, 1.0)
         # Walls keep the sky's light from the strip at their foot.
-        stone *= (1 - 0.25 * np.exp(-np.maximum(abs(wall - kerb) - out, 0) / 0.4))[None, :, None]
-        image[:, pavement] = stone[:, pavement]
+        light = 1 - 0.25 * np.exp(-np.maximum(abs(wall - kerb) - across, 0) / 0.4)
+        image[:, pavement] = slab * tone[..., None] * light[None, :, None]
         profile[pavement] = PAVEMENT
         stones = (out >= 0) & (out < 0.16)
-        image[:, stones] = (np.array((176, 174, 168)) * (1 + 0.05 * grain[..., None]))[:, stones]
+        image[:, stones] = np.array((176, 174, 168)) * (1 + 0.05 * grain[:, stones, None])
         gutter = (out < 0) & (out > -0.22)
         image[:, gutter] *= 0.8
         if layout.yellow:
@@ -203,11 +205,11 @@ def _bake(rng: np.random.Generator, layout: Layout) -> tuple[Array, Array, Array
         elif layout.parking[side > 0]:
             bay = (np.abs(-out - 2.1) < 0.05)[None] & (s % 1.28 < 0.7)[:, None]
             image[bay] = (196, 194, 188)
-    wear = 0.88 + 0.06 * grain + 0.08 * blotch
     dash = (s % 5.12) < rng.uniform(2.0, 3.2)
     middle = np.abs(x) < 0.07
     line = dash[:, None] & middle[None]
-    image[line] = (np.array((220, 218, 210)) * wear[line][:, None]).clip(0, 235)
+    wear = 0.88 + 0.06 * grain[line] + 0.08 * blotch[line]
+    image[line] = (np.array((220, 218, 210)) * wear[:, None]).clip(0, 235)
     return np.clip(image, 0, 255), profile, asphalt
 
 
