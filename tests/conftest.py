@@ -15,10 +15,12 @@ pytest_plugins = [
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# A shell ignores Ctrl-C for what it starts in the background, and what that starts inherits it:
-# without this, tests of what Ctrl-C does would depend on how they were started.
+# A shell ignores Ctrl-C for what it starts in the background, as nohup does hang-ups, and what that
+# starts inherits it: without this, tests of signals would depend on how they were started.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

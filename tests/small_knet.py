@@ -11,8 +11,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from made_once import made_once
 
-from knet_runtime.bundle.store import Bundle
+from knet_runtime.bundle.store import Bundle, open_bundle
 from knet_synthetic import CAMVID11, Street
 
 SIZE = (64, 96)
@@ -21,6 +22,10 @@ SIZE = (64, 96)
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trained for a few seconds: random weights would see one class everywhere."""
+    return made_once(tmp_path_factory, "run", _train) / "best.safetensors"
+
+
+def _train(folder: Path) -> None:
     import torch
 
     from knet_train.checkpoint import save_checkpoint
@@ -54,9 +59,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         won = model.eval()(images).argmax(1)
     assert len(won.unique()) >= 4, "a map of one class would agree with anything"
-    path = tmp_path_factory.mktemp("run") / "best.safetensors"
-    save_checkpoint(path, model, config, CAMVID11)
-    return path
+    save_checkpoint(folder / "best.safetensors", model, config, CAMVID11)
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +67,10 @@ def small_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """The checkpoint's fp32 bundle; tests that record something in it copy it first."""
     from knet_export.export import export_bundle
 
-    return export_bundle(checkpoint, tmp_path_factory.mktemp("bundle") / "small.knet")
+    folder = made_once(
+        tmp_path_factory, "small", lambda out: export_bundle(checkpoint, out / "small.knet")
+    )
+    return open_bundle(folder / "small.knet")
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +80,12 @@ def free_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> B
     from knet_export.spec import size_range
 
     sizes = size_range((64, 64), (256, 512))
-    return export_bundle(checkpoint, tmp_path_factory.mktemp("free") / "free.knet", sizes=sizes)
+    folder = made_once(
+        tmp_path_factory,
+        "free",
+        lambda out: export_bundle(checkpoint, out / "free.knet", sizes=sizes),
+    )
+    return open_bundle(folder / "free.knet")
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from made_once import made_once
 
-from knet_runtime.bundle.store import Bundle, write_bundle
+from knet_runtime.bundle.store import Bundle, open_bundle, write_bundle
 from knet_runtime.labels import LabelMap, distinct_palette
 from knet_runtime.types import Task
 
@@ -92,7 +93,11 @@ def segment_checkpoint(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A checkpoint of each task."""
-    return save_segment_knet(request.param, tmp_path_factory.mktemp("run") / "best.safetensors")
+    task: Task = request.param
+    folder = made_once(
+        tmp_path_factory, task, lambda out: save_segment_knet(task, out / "best.safetensors")
+    )
+    return folder / "best.safetensors"
 
 
 @pytest.fixture(scope="session")
@@ -100,8 +105,12 @@ def segment_bundle(segment_checkpoint: Path, tmp_path_factory: pytest.TempPathFa
     """Its fp32 bundle."""
     from knet_export.export import export_bundle
 
-    folder = tmp_path_factory.mktemp("bundle")
-    return export_bundle(segment_checkpoint, folder / "small.knet", max_batch=2)
+    folder = made_once(
+        tmp_path_factory,
+        f"{segment_checkpoint.parent.name}-bundle",
+        lambda out: export_bundle(segment_checkpoint, out / "small.knet", max_batch=2),
+    )
+    return open_bundle(folder / "small.knet")
 
 
 def spoilt(bundle: Bundle, path: Path) -> tuple[Bundle, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,8 @@ def test_verify_holds_the_stages_to_their_limit(
     photos = tmp_path / "photos"
     photos.mkdir()
     Image.fromarray(image).save(photos / "a.png")
-    against = verify_bundle(segment_bundle, segment_bundle.path, photos, engine="onnxruntime-cpu")
+    copied = shutil.copytree(segment_bundle.path, tmp_path / "copy.knet")
+    against = verify_bundle(copied, segment_bundle.path, photos, engine="onnxruntime-cpu")
     assert against.stages is None  # a bundle's stages are not known
     other, _ = spoilt(segment_bundle, tmp_path / "other.knet")
     written = tmp_path / "report.json"
