@@ -1,8 +1,8 @@
-"""Less flicker: class maps that follow the frame's motion and change their mind less often."""
+"""Less flicker: results that follow the frame's motion and change their mind less often."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knet_runtime.errors import ConfigError
-from knet_runtime.segmentation import Segmentation
+from knet_runtime.segmentation import Instance, Segment, Segmentation
 from knet_runtime.types import ClassMap, Frame, Rgb
 
 MAX_STRENGTH = 16
@@ -23,19 +23,25 @@ _LEAST_SIDE = 16  # smaller frames give it nothing to work on
 
 Flow = NDArray[np.float32]
 _Plane = TypeVar("_Plane", bound=NDArray[Any])
+_VALUES = 65536  # of a map of segments
 _OUTSIDE = 255  # a confidence that no pixel has: it says that a pixel comes from outside
 
 
 class Smoother:
-    """Smooths the class maps of one source; call it with each frame and its mask, in order.
+    """Smooths the results of one source; call it with each frame and its result, in order.
 
-    The last result moves along with the frame (dense optical flow). Where the new map agrees,
+    The last result moves along with the frame (dense optical flow). Where the new one agrees,
     a pixel's class gains confidence, up to ``strength``; where it differs, it loses some, and only
     a class without confidence is replaced. So a class that has stood for ``strength`` frames is
     replaced when the new one has been seen in ``strength`` + 1. Pixels whose look does not fit
     where they came from (uncovered, or lit anew) take the new map at once, and so does everything
     after a cut or a change of size. A stale frame gets the last result again. The same frames give
-    the same maps.
+    the same results.
+
+    Of instance and panoptic results each object counts as a class of its own, so they need a
+    ``Tracker`` before: one that is not found in a frame stays for that long, with its last score,
+    while at least half of it does. Objects of an instance result overlap no more: each pixel is of
+    the better one.
 
     Raises ConfigError for a strength outside 1 … 16.
 
@@ -56,21 +62,38 @@ class Smoother:
         self._grey: NDArray[np.uint8] | None = None
         self._classes: ClassMap | None = None
         self._confidence: NDArray[np.uint8] = np.empty((0, 0), np.uint8)
+        self._shown: dict[int, Segment] = {}  # what the values of a map of segments mean
 
     def __call__(self, frame: Frame, result: Segmentation) -> Segmentation:
-        """The smoothed result; ``result`` itself is not changed. Raises ConfigError for a result of
-        another task than semantic segmentation."""
-        if result.task != "semantic":
-            raise ConfigError(
-                f"smoothing works on class maps, and this is a result of {result.task} "
-                "segmentation: leave --smooth out"
-            )
-        new = result.class_map
+        """The smoothed result; ``result`` itself is not changed. Raises ConfigError for objects
+        without tracks."""
+        semantic = result.task == "semantic"
+        known = {} if semantic else _identities(result)
+        new = result.class_map if semantic else _identity_map(result, known)
         same_size = self._classes is not None and self._classes.shape == new.shape
         if not (frame.stale and same_size):
             self._advance(frame.image, new, same_size)
+            self._shown = {**self._shown, **known}
+            if not semantic:
+                self._drop_remains(new, known)
         assert self._classes is not None
-        return replace(result, class_map=self._classes)
+        if semantic:
+            return replace(result, class_map=self._classes)
+        return _described(result, self._classes, self._shown)
+
+    def _drop_remains(self, new: ClassMap, known: Mapping[int, Segment]) -> None:
+        """Let go what the frame itself does not have and little is left of."""
+        assert self._classes is not None
+        left = np.bincount(self._classes.ravel())
+        self._shown = {
+            value: one for value, one in self._shown.items() if value < len(left) and left[value]
+        }
+        for value in self._shown.keys() - known.keys():
+            if 2 * left[value] < self._shown[value].area:
+                gone = self._classes == value
+                self._classes = np.where(gone, new, self._classes)
+                self._confidence[gone] = 0
+                del self._shown[value]
 
     def _advance(self, image: Rgb, new: ClassMap, same_size: bool) -> None:
         grey = _small(image)
@@ -116,6 +139,53 @@ class Smoother:
         outside = confidence == _OUTSIDE
         confidence[outside] = 0
         return classes, confidence, np.asarray(fresh, np.bool_) | outside
+
+
+def _identities(result: Segmentation) -> dict[int, Segment]:
+    """Each segment by a value of its own that lasts: class index + 1 of stuff, and above these the
+    track of a thing. Raises ConfigError for a thing without one."""
+    first = result.labels.num_classes + 1
+    known = {}
+    for segment in result.segments:
+        value = segment.class_id + 1
+        if segment.is_thing:
+            if segment.track is None:
+                raise ConfigError("smoothing needs tracks: let a Tracker see each result first")
+            value = first + (segment.track - 1) % (_VALUES - first)
+        known[value] = segment
+    return known
+
+
+def _identity_map(result: Segmentation, known: Mapping[int, Segment]) -> ClassMap:
+    """The values of ``_identities`` as uint16 [H, W], 0 where no segment is."""
+    table = np.zeros(1 + max((one.id for one in known.values()), default=0), np.uint16)
+    for value, segment in known.items():
+        table[segment.id] = value
+    return table[result.segment_map]
+
+
+def _described(
+    result: Segmentation, values: ClassMap, shown: Mapping[int, Segment]
+) -> Segmentation:
+    """``result`` with the segments of a map of values."""
+    if result.task == "panoptic":
+        table = np.zeros(_VALUES, np.uint16)
+        table[list(shown)] = np.arange(1, len(shown) + 1)
+        return Segmentation.from_panoptic(
+            table[values],
+            [one.class_id for one in shown.values()],
+            [one.score or 0.0 for one in shown.values()],
+            result.labels,
+            result.timings,
+            [one.track for one in shown.values()],
+        )
+    objects = []
+    for value, one in shown.items():
+        mask = values == value
+        left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+        own = mask[top : top + height, left : left + width].copy()
+        objects.append(Instance(one.class_id, one.score or 0.0, left, top, own, one.track))
+    return Segmentation.from_instances(objects, result.size, result.labels, result.timings)
 
 
 def _pull(plane: _Plane, source: Flow, method: int, border: int) -> _Plane:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from knet_runtime.errors import ConfigError
-from knet_runtime.segmentation import Segmentation
+from knet_runtime.segmentation import Instance, Segmentation
 from knet_runtime.smoothing import Smoother
 from knet_runtime.types import Frame, Rgb
 from knet_synthetic import CAMVID11
 
 HW = (120, 160)
+TASKS = pytest.mark.parametrize("task", ["panoptic", "instance"])
 
 
 def texture(hw: tuple[int, int] = HW, seed: int = 0) -> Rgb:
@@ -127,3 +129,85 @@ def test_strengths_that_can_not_be_are_refused() -> None:
     for strength in (0, -1, 17):
         with pytest.raises(ConfigError, match="from 1 to 16"):
             Smoother(strength)
+
+
+STUFF, CAR = 3, 8
+THINGS = msgspec.structs.replace(CAMVID11, things=(CAR,))
+
+
+def scene(task: str, left: int | None, *, track: int | None = 1, side: int = 40) -> Segmentation:
+    """A square car at ``left``, if there is one, in front of a road that a panoptic result has."""
+    if task == "panoptic":
+        ids = np.ones(HW, np.uint16)
+        if left is not None:
+            ids[40 : 40 + side, left : left + side] = 2
+        tracks = [None, track]
+        return Segmentation.from_panoptic(ids, [STUFF, CAR], [0.9, 0.8], THINGS, {}, tracks)
+    car = Instance(CAR, 0.8, left or 0, 40, np.ones((side, side), np.bool_), track)
+    return Segmentation.from_instances([] if left is None else [car], HW, THINGS)
+
+
+def smoothed(smoother: Smoother, image: Rgb, result: Segmentation) -> list[tuple[object, ...]]:
+    found = smoother(Frame(image, 0, None, "0"), result)
+    assert found.task == result.task
+    return [
+        (one.class_id, one.track, round(one.score or 0, 3), one.area)
+        for one in found.segments
+        if one.is_thing
+    ]
+
+
+@TASKS
+def test_an_object_that_is_missed_in_a_frame_stays(task: str) -> None:
+    smoother, image = Smoother(2), texture()
+    car = (CAR, 1, 0.8, 1600)
+    for _ in range(5):
+        assert smoothed(smoother, image, scene(task, 30)) == [car]
+    for _ in range(2):
+        assert smoothed(smoother, image, scene(task, None)) == [car]
+    assert smoothed(smoother, image, scene(task, None)) == []
+
+
+@TASKS
+def test_two_objects_of_a_class_are_not_one(task: str) -> None:
+    """The second takes the place of the first no sooner than another class would."""
+    smoother, image = Smoother(2), texture()
+    for _ in range(5):
+        smoothed(smoother, image, scene(task, 30))
+    for _ in range(2):
+        assert smoothed(smoother, image, scene(task, 30, track=2)) == [(CAR, 1, 0.8, 1600)]
+    assert smoothed(smoother, image, scene(task, 30, track=2)) == [(CAR, 2, 0.8, 1600)]
+
+
+@TASKS
+def test_little_that_is_left_of_an_object_goes(task: str) -> None:
+    smoother, image = Smoother(4), texture()
+    for _ in range(6):
+        smoothed(smoother, image, scene(task, 30))
+    changed = image.copy()
+    changed[40:80, 30:58] = 255 - changed[40:80, 30:58]  # most of it is uncovered
+    assert smoothed(smoother, changed, scene(task, None)) == []
+
+
+@TASKS
+def test_what_is_not_smoothed_is_as_it_came(task: str) -> None:
+    result = scene(task, 30)
+    found = Smoother(3)(Frame(texture(), 0, None, "0"), result)
+    np.testing.assert_array_equal(found.class_map, result.class_map)
+    assert [(one.class_id, one.box, one.track) for one in found.segments] == [
+        (one.class_id, one.box, one.track) for one in result.segments
+    ]
+
+
+@TASKS
+def test_objects_without_tracks_are_refused(task: str) -> None:
+    with pytest.raises(ConfigError, match="smoothing needs tracks: let a Tracker see each result"):
+        Smoother(2)(Frame(texture(), 0, None, "0"), scene(task, 30, track=None))
+
+
+def test_tracks_beyond_what_a_map_holds_begin_anew() -> None:
+    smoother, image = Smoother(1), texture()
+    for _ in range(3):
+        assert smoothed(smoother, image, scene("panoptic", 30, track=200_000)) == [
+            (CAR, 200_000, 0.8, 1600)
+        ]

@@ -45,8 +45,10 @@ if TYPE_CHECKING:
     from knet_runtime.bundle.store import Bundle
     from knet_runtime.pipeline import Feed, RunStats
     from knet_runtime.pipeline.feed import Transform
+    from knet_runtime.segmentation import Segmentation
     from knet_runtime.segmenter import Segmenter
     from knet_runtime.sources.base import SourceOptions
+    from knet_runtime.types import Frame
     from knet_runtime.web.auth import Listener
     from knet_runtime.zones import Zones
 
@@ -177,7 +179,10 @@ def run(
     ] = None,
     smooth: Annotated[
         int | None,
-        _look(metavar="FRAMES", help="Less flicker: classes last so many frames; try 2."),
+        _look(
+            metavar="FRAMES",
+            help="Less flicker: classes last so many frames; try 2. Objects are tracked, too.",
+        ),
     ] = None,
     score: ScoreOption = None,
     top_k: TopKOption = None,
@@ -280,8 +285,8 @@ def run(
     if follow:
         needs_segments("--track", opened)
     counted = _counted(count or [], len(sources), outputs, opened)
-    if smooth is not None:
-        needs_segments("--smooth", opened, ("semantic",))
+    if smooth is not None and opened.manifest.task != "semantic":
+        follow = True  # an object is smoothed as what its track is
     rules = segment_rules(opened, score, top_k)
     with ExitStack() as stack:
         listener = stack.enter_context(page_listener(serve, token, insecure))
@@ -344,21 +349,29 @@ def _naming(file: Path) -> Iterator[None]:
 def _transform(
     feed: Feed, counted: tuple[Path, Zones] | None, follow: bool, smooth: int | None
 ) -> Transform | None:
-    """What --smooth (of class maps), --track and --count (of objects) ask for; one for each
-    feed. Raises ConfigError."""
+    """What --track, --smooth and --count ask for, in this order; one for each feed. Raises
+    ConfigError."""
     from knet_runtime.counting import ZoneCounter
     from knet_runtime.smoothing import Smoother
     from knet_runtime.tracking import Tracker
 
+    steps: list[Transform] = []
+    if follow or counted is not None:
+        steps.append(Tracker())
     if smooth is not None:
-        return Smoother(smooth)
-    if counted is None:
-        return Tracker() if follow else None
-    file, zones = counted
-    with _naming(file):
-        zones.on(feed.source.info.hw)
-    track, count = Tracker(), ZoneCounter(zones)
-    return lambda frame, result: count(frame, track(frame, result))
+        steps.append(Smoother(smooth))
+    if counted is not None:
+        file, zones = counted
+        with _naming(file):
+            zones.on(feed.source.info.hw)
+        steps.append(ZoneCounter(zones))
+
+    def transform(frame: Frame, result: Segmentation) -> Segmentation:
+        for step in steps:
+            result = step(frame, result)
+        return result
+
+    return transform if steps else None
 
 
 def _open_feeds(

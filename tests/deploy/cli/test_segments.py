@@ -130,18 +130,26 @@ def test_track_gives_objects_ids_that_last(
         assert cars == [[1]] * 10
 
 
-def test_tracking_and_smoothing_are_each_for_their_tasks(
-    call: Call, street: Path, make_segment_bundle: Make
+def test_tracking_is_for_objects(call: Call, street: Path) -> None:
+    answer = call("run", street, "--track")
+    assert answer.code == 2
+    assert "--track is for bundles of panoptic and instance segmentation" in answer.err
+    assert len(answer.err.splitlines()) == 1
+
+
+def test_smoothed_objects_have_tracks_and_are_counted(
+    call: Call, drive: Path, make_segment_bundle: Make, tmp_path: Path
 ) -> None:
-    panoptic = make_segment_bundle("panoptic").path
-    for options, words in (
-        (("--track",), "--track is for bundles of panoptic and instance segmentation"),
-        (("-b", panoptic, "--smooth", 2), "--smooth is for bundles of semantic segmentation"),
-    ):
-        answer = call("run", street, *options)
-        assert answer.code == 2
-        assert words in answer.err
-        assert len(answer.err.splitlines()) == 1
+    zones = write_zones(tmp_path / "zones.json", frames=2)
+    for task in ("panoptic", "instance"):
+        lines, events = tmp_path / f"{task}.jsonl", tmp_path / f"{task}-events.jsonl"
+        options = ("-b", make_segment_bundle(task).path, "--self-test", "off", "--smooth", 2)
+        answer = call("run", drive, *options, "--count", zones, "--events", events, "--json", lines)
+        assert answer.code == 0, answer.err
+        last = json.loads(lines.read_text().splitlines()[-1])
+        assert [one["track"] for one in last["segments"] if one["class"] == "car"] == [1]
+        *_, totals = map(json.loads, events.read_text().splitlines())
+        assert totals["totals"]["lines"]["gate"]["car"]["to_left"] == 1
 
 
 def write_zones(path: Path, **more: object) -> Path:

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from knet_runtime.errors import ConfigError
 from knet_runtime.labels import LabelMap
 from knet_runtime.painting import shade
 from knet_runtime.privacy import Concealed, Concealer
@@ -30,7 +29,6 @@ from knet_runtime.sinks import (
 )
 from knet_runtime.sinks.raw_masks import read_masks
 from knet_runtime.sinks.shared_memory import SharedMaskReader
-from knet_runtime.smoothing import Smoother
 from knet_runtime.sources.base import SourceInfo
 from knet_runtime.types import Frame
 
@@ -158,9 +156,3 @@ def test_privacy_hides_things(make: Make, tmp_path: Path) -> None:
     hidden = make().class_map == 1
     assert (drawn != frame().image).any(axis=2)[hidden].mean() > 0.9
     np.testing.assert_array_equal(drawn[45], frame().image[45])
-
-
-@RESULTS
-def test_smoothing_says_that_it_is_for_class_maps(make: Make) -> None:
-    with pytest.raises(ConfigError, match="leave --smooth out"):
-        Smoother(2)(frame(), make())
