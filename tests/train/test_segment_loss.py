@@ -162,6 +162,18 @@ def voided(void: torch.Tensor | None) -> tuple[TrainingOutputs, SegmentTargets]:
     return TrainingOutputs([stage._replace(classes=None), stage], semantic), targets
 
 
+def test_the_weight_of_classes_is_that_of_their_terms_alone() -> None:
+    outputs, targets = voided(None)
+    published, twice = (
+        segment_losses(outputs, [targets], things=[0], stuff=[1], class_weight=weight)
+        for weight in (2.0, 4.0)
+    )
+    assert published["stage0_class"] > 0
+    for name, loss in published.items():
+        factor = 2 if name == "stage0_class" else 1
+        torch.testing.assert_close(twice[name], factor * loss)
+
+
 def test_stuff_and_the_classifier_learn_nothing_where_nothing_is_known() -> None:
     void = torch.zeros(8, 8)
     void[:, 4:] = 1

@@ -98,8 +98,10 @@ def segment_losses(
     *,
     things: Sequence[int],
     stuff: Sequence[int],
+    class_weight: float = 2.0,
 ) -> dict[str, Tensor]:
-    """All terms by name, weighted; their sum is what is minimised."""
+    """All terms by name, weighted; their sum is what is minimised. ``class_weight`` is that of the
+    kernels' classes: 2 in the authors' recipes."""
     count = outputs.stages[0].masks.shape[1] - len(stuff)  # kernels of things
     masks = [upsample_twice(stage.masks) for stage in outputs.stages]
     first = [match(m[:count].detach(), None, t) for m, t in zip(masks[0], targets, strict=True)]
@@ -121,7 +123,7 @@ def segment_losses(
         losses |= _mask_losses(f"stage{number}", masks[number + 1], found, rank=bool(stuff))
         assert stage.classes is not None
         unknown = _in_void(masks[number + 1].detach(), targets)
-        losses[f"stage{number}_class"] = _class_loss(
+        losses[f"stage{number}_class"] = class_weight * _class_loss(
             stage.classes, found, unknown, count, thing_columns, stuff
         )
     return losses
@@ -213,7 +215,7 @@ def _class_loss(
         unknown[b, one.kernels] = False
     weights *= ~unknown[..., None]
     positives = max(1, sum(len(one.kernels) for one in found))
-    return 2 * (_focal(logits, wanted) * weights).sum() / positives
+    return (_focal(logits, wanted) * weights).sum() / positives
 
 
 def _semantic_loss(

@@ -98,7 +98,11 @@ class InstanceModule(TrainingModule):
 def _loss(module: PanopticModule | InstanceModule, batch: SegmentPart) -> Tensor:
     model = module.model
     losses = segment_losses(
-        model.training_outputs(batch.images), batch.targets, things=model.things, stuff=model.stuff
+        model.training_outputs(batch.images),
+        batch.targets,
+        things=model.things,
+        stuff=model.stuff,
+        class_weight=module.config.loss.class_weight,
     )
     loss = torch.stack(list(losses.values())).sum()
     module.log_loss(loss, len(batch.images))
