@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from math import hypot, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,69 +16,76 @@ from knet_runtime.types import Frame, Size
 PATIENCE = 15
 """Frames for which an object may be out of sight before its track ends."""
 
-_LEAST_IOU = 0.2
-_DOUBT = 0.05  # what the IoU of one that was not wholly seen in the last frame counts less
-_INSIDE = 0.5  # share of a segment that lies where a partly hidden object is expected
-_WHOLE = 0.9  # an object that covers less than this share of its area is partly hidden
-_FADE = 0.97  # what is left of that area after a frame, if the object grows no more
-_HOLDS = 0.1  # change of a side's length at which a step still tells the velocity
-_REACH = 1.5  # side lengths that an object may be from where it is expected, if nothing overlaps
-_LARGER = 2.0  # times that its area may have grown or shrunk then
-_NEWEST = 0.25  # weight of the newest step in a track's velocity
+_LEAST = 0.2  # fit below which a segment is not an object's
+_WITHIN = 0.3  # what the share of one mask that lies in the other counts, against their IoU
+_PART, _WHOLE = 0.2, 0.5  # what the share inside the expected box counts, and the IoU with it
+_INSIDE = 0.5  # least share inside it
+_SLACK = 0.15  # of a side, by which the expected box is wider
+_UNSURE = 0.1  # how much more slack for each frame out of sight
+_REACH = 1.5  # side lengths that an object may be from where it is expected, if nothing fits
+_LARGER = 4.0  # times that its area may have grown or shrunk then
+_STEADY = 0.1  # change of a side's length up to which nothing hides an end of it
+_FADE = 0.03  # of a side that each end may come in by in a frame, if more than that is hidden
+_NEWEST = 0.3  # weight of the newest step in a track's velocity
 
 _Mask = NDArray[np.bool_]
+_Span = tuple[float, float]
+_Whole = tuple[float, float, float, float]
 
 
 @dataclass
 class _Track:
-    """An object as it was ``missed`` frames ago; ``step`` is its (x, y) per frame. What hides a
-    part of it changes neither ``box`` nor ``mask``, for as long as it lasts: ``hidden`` frames."""
+    """An object as it was ``missed`` frames ago: ``seen`` and ``mask`` are what showed of it,
+    ``whole`` is the box of all of it, hidden parts too; ``step`` its (x, y) per frame."""
 
     id: int
     class_id: int
-    box: Box
+    seen: Box
     mask: _Mask
-    area: float
-    step: NDArray[np.float64] | None = None
+    area: int
+    whole: _Whole
+    step: tuple[float, float] | None = None
     missed: int = 0
-    hidden: int = 0
 
-    def expected(self) -> Box:
-        """Its box in the frame that comes next, at constant velocity."""
-        if self.step is None:
-            return self.box
-        x, y = (int(way) for way in np.rint(self.step * (self.missed + 1)))
-        left, top, right, bottom = self.box
+    @property
+    def way(self) -> tuple[float, float]:
+        """How far it has moved in the frame that comes next, at constant velocity."""
+        x, y = self.step or (0.0, 0.0)
+        return x * (self.missed + 1), y * (self.missed + 1)
+
+    def expected(self) -> _Whole:
+        """The box of all of it in the frame that comes next; it may leave the image."""
+        (x, y), (left, top, right, bottom) = self.way, self.whole
         return left + x, top + y, right + x, bottom + y
 
-    def follow(self, segment: Segment, mask: _Mask, patience: int) -> None:
-        """It is this segment now."""
-        if segment.area < _WHOLE * self.area and self.hidden < patience:
-            self.box = self.expected()
-            self.hidden += 1
-        else:
-            if _same_size(self.box, segment.box) or self.step is None:
-                way = (_centre(segment.box) - _centre(self.box)) / (self.missed + 1)
-                known = way if self.step is None else self.step
-                self.step = _NEWEST * way + (1 - _NEWEST) * known
-            self.box, self.mask = segment.box, mask
-            self.area = max(segment.area, _FADE * self.area if not self.hidden else 0)
-            self.hidden = 0
-        self.missed = 0
+    def follow(self, segment: Segment, mask: _Mask, size: Size) -> None:
+        """It is this segment now, in an image of this size."""
+        old, new = self.expected(), segment.box
+        spans, steps = [], []
+        for axis, length in ((0, size[1]), (1, size[0])):
+            was, now = (old[axis], old[axis + 2]), (new[axis], new[axis + 2])
+            span, moved = _moved(was, now, length)
+            spans.append(span)
+            weight, known = (1.0, 0.0) if self.step is None else (_NEWEST, self.step[axis])
+            steps.append(known + weight * moved / (self.missed + 1))
+        (left, right), (top, bottom) = spans
+        self.whole, self.step = (left, top, right, bottom), (steps[0], steps[1])
+        self.seen, self.mask, self.area, self.missed = segment.box, mask, segment.area, 0
 
 
 class Tracker:
     """Gives the things of one source's frames tracks; call it with each frame and its result, in
     order.
 
-    A track moves on at constant velocity. It takes the segment of its class that overlaps most with
-    where it is expected (IoU of the masks, at least 0.2), each segment going to one track, the
-    largest overlaps first. What is left goes to a track in whose expected mask it mostly lies, as
-    of an object that is partly hidden; then to the nearest one within one and a half times its own
-    size, if it is not more than twice as large or small; or it begins a new one. A track that finds
-    no segment is kept for ``patience`` frames, unless it has left the image. Ids count from 1 and
-    are never given again. A stale frame gets the last result again; after a change of size all
-    tracks are new.
+    A track moves on at constant velocity. Of what is hidden of an object it keeps the box: neither
+    what comes before an object nor the image's border makes it smaller or passes for a movement. A
+    segment fits a track of its class as far as it overlaps with what showed of the track last (IoU
+    of the masks), or lies in the box in which all of it is expected. Each segment goes to one
+    track, the best fits first. What is left goes to the nearest track within one and a half times
+    its own size, if it is not more than four times as large or small; or it begins a new one. A
+    track that finds no segment is kept for ``patience`` frames, unless it has left the image. Ids
+    count from 1 and are never given again. A stale frame gets the last result again; after a change
+    of size all tracks are new.
 
     Raises ConfigError for a negative patience.
 
@@ -122,13 +130,14 @@ class Tracker:
         found = [(segment, mask) for segment, mask in result.masks() if segment.is_thing]
         old, new = set(range(len(self._tracks))), set(range(len(found)))
         ids = {}
-        for pairs in (_overlapping, _inside, _near):
-            scored = sorted(pairs(self._tracks, old, found, new), key=lambda pair: -pair[0])
+        for pairs in (_fitting, _near):
+            fits = pairs(self._tracks, old, found, new, result.size)
+            scored = sorted(fits, key=lambda pair: -pair[0])
             for _, track, place in scored:
                 if track in old and place in new:
                     old.remove(track)
                     new.remove(place)
-                    self._tracks[track].follow(*found[place], self._patience)
+                    self._tracks[track].follow(*found[place], result.size)
                     ids[found[place][0].id] = self._tracks[track].id
         for track in old:
             self._tracks[track].missed += 1
@@ -137,7 +146,7 @@ class Tracker:
             segment, mask = found[place]
             self._given += 1
             ids[segment.id] = self._given
-            about = segment.class_id, segment.box, mask, segment.area
+            about = segment.class_id, segment.box, mask, segment.area, segment.box
             self._tracks.append(_Track(self._given, *about))
         return ids
 
@@ -151,67 +160,90 @@ _Found = list[tuple[Segment, _Mask]]
 _Pairs = Iterator[tuple[float, int, int]]
 
 
-def _pairs(
-    tracks: list[_Track], old: Iterable[int], found: _Found, new: Iterable[int]
-) -> Iterator[tuple[int, int]]:
-    return (
-        (index, place)
-        for index in old
-        for place in new
-        if tracks[index].class_id == found[place][0].class_id
-    )
+def _moved(was: _Span, now: _Span, length: int) -> tuple[_Span, float]:
+    """Along one axis of an image of this length: where the whole object is that was expected at
+    ``was`` and shows at ``now``, and how far it has moved from where it was expected.
+
+    What covers an end of it, or no longer does, is not to pass for a movement: the smallest one
+    that explains what shows is taken, and that of the other end where one is at the border."""
+    low, high = now[0] - was[0], now[1] - was[1]
+    if now[0] <= 0 and now[1] >= length:
+        return (min(was[0], now[0]), max(was[1], now[1])), 0.0
+    if now[0] <= 0:
+        return (min(now[0], was[0] + high), now[1]), high
+    if now[1] >= length:
+        return (now[0], max(now[1], was[1] + low)), low
+    moved = min(max(0.0, min(low, high)), max(low, high))
+    start, end = was[0] + moved, was[1] + moved
+    if low - high > max(1.0, _STEADY * (end - start)):
+        nearer, farther = start + _FADE * (end - start), end - _FADE * (end - start)
+    else:
+        nearer, farther = (start + now[0]) / 2, (end + now[1]) / 2
+    return (min(nearer, now[0]), max(farther, now[1])), moved
 
 
-def _overlapping(tracks: list[_Track], old: set[int], found: _Found, new: set[int]) -> _Pairs:
-    """IoU, track and place of those whose masks overlap enough."""
-    for index, place in _pairs(tracks, old, found, new):
-        both, one, other = _common(tracks[index], *found[place])
-        if both and (iou := both / (one + other - both)) >= _LEAST_IOU:
-            unseen = tracks[index].missed or tracks[index].hidden
-            yield iou - (_DOUBT if unseen else 0), index, place
+def _fitting(
+    tracks: list[_Track], old: set[int], found: _Found, new: set[int], size: Size
+) -> _Pairs:
+    """Fit, track and place of those that fit well enough."""
+    for index in old:
+        expected = tracks[index].expected()
+        for place in new:
+            if tracks[index].class_id == found[place][0].class_id:
+                fit = max(
+                    _fit_of_masks(tracks[index], *found[place]),
+                    _fit_of_boxes(tracks[index], expected, found[place][0].box, size),
+                )
+                if fit >= _LEAST:
+                    yield fit, index, place
 
 
-def _inside(tracks: list[_Track], old: set[int], found: _Found, new: set[int]) -> _Pairs:
-    """Share inside, track and place of those that lie in what is expected."""
-    for index, place in _pairs(tracks, old, found, new):
-        both, _, other = _common(tracks[index], *found[place])
-        if both and both / other >= _INSIDE:
-            yield both / other, index, place
-
-
-def _near(tracks: list[_Track], old: set[int], found: _Found, new: set[int]) -> _Pairs:
-    """Minus the distance (in its side lengths), track and place of those that are near."""
-    for index, place in _pairs(tracks, old, found, new):
-        track, segment = tracks[index], found[place][0]
-        away = _centre(segment.box) - _centre(track.expected())
-        distance = float(np.hypot(*away)) / max(track.area, segment.area) ** 0.5
-        ratio = max(track.area, segment.area) / max(1, min(track.area, segment.area))
-        if distance <= _REACH and ratio <= _LARGER:
-            yield -distance, index, place
-
-
-def _common(track: _Track, segment: Segment, mask: _Mask) -> tuple[int, int, int]:
-    """Pixels of a track's expected mask and of a segment in common, and of each: all 0 where the
-    boxes do not overlap, which costs nothing more."""
-    one, other = track.expected(), segment.box
+def _fit_of_masks(track: _Track, segment: Segment, mask: _Mask) -> float:
+    """IoU of a segment with what showed of a track last, where that has moved to."""
+    x, y = (round(way) for way in track.way)
+    one = track.seen[0] + x, track.seen[1] + y, track.seen[2] + x, track.seen[3] + y
+    other = segment.box
     left, top = max(one[0], other[0]), max(one[1], other[1])
     right, bottom = min(one[2], other[2]), min(one[3], other[3])
     if left >= right or top >= bottom:
-        return 0, 0, 0
+        return 0.0
     a = track.mask[top - one[1] : bottom - one[1], left - one[0] : right - one[0]]
     b = mask[top - other[1] : bottom - other[1], left - other[0] : right - other[0]]
-    return int(np.count_nonzero(a & b)), int(np.count_nonzero(track.mask)), segment.area
+    both = int(np.count_nonzero(a & b))
+    iou = both / (track.area + segment.area - both)
+    return iou if track.missed else max(iou, _WITHIN * both / min(track.area, segment.area))
 
 
-def _same_size(one: Box, other: Box) -> bool:
-    """Whether a segment still shows as much of an object, so that its centre is the object's."""
-    return all(
-        abs((other[end] - other[end - 2]) - side) <= max(1, _HOLDS * side)
-        for end in (2, 3)
-        for side in (one[end] - one[end - 2],)
-    )
+def _fit_of_boxes(track: _Track, expected: _Whole, seen: Box, size: Size) -> float:
+    """Share of a segment's box that lies where all of a track is expected, and IoU of the two."""
+    left, top, right, bottom = expected
+    wide = _SLACK * sqrt((right - left) * (bottom - top))
+    slack = max(1.0, wide) * (1 + _UNSURE * track.missed) / 2
+    left, top = max(left, 0.0), max(top, 0.0)
+    right, bottom = min(right, size[1]), min(bottom, size[0])
+    width = min(right + slack, seen[2]) - max(left - slack, seen[0])
+    height = min(bottom + slack, seen[3]) - max(top - slack, seen[1])
+    both, own = width * height, (seen[2] - seen[0]) * (seen[3] - seen[1])
+    if width <= 0 or height <= 0 or both < _INSIDE * own:
+        return 0.0
+    whole = max(1.0, (right - left) * (bottom - top))
+    return _PART * both / own + _WHOLE * both / (whole + own - both)
 
 
-def _centre(box: Box) -> NDArray[np.float64]:
+def _near(tracks: list[_Track], old: set[int], found: _Found, new: set[int], _: Size) -> _Pairs:
+    """Minus the distance (in side lengths), track and place of those that are near."""
+    for index in old:
+        track, (x, y) = tracks[index], _centre(tracks[index].expected())
+        for place in new:
+            segment = found[place][0]
+            if track.class_id == segment.class_id:
+                small, large = sorted((track.area, segment.area))
+                here_x, here_y = _centre(segment.box)
+                distance = hypot(here_x - x, here_y - y) / sqrt(large)
+                if distance <= _REACH and large <= _LARGER * small:
+                    yield -distance, index, place
+
+
+def _centre(box: _Whole) -> tuple[float, float]:
     left, top, right, bottom = box
-    return np.array(((left + right) / 2, (top + bottom) / 2))
+    return (left + right) / 2, (top + bottom) / 2

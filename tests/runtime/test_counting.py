@@ -214,12 +214,13 @@ SLANTED = Line("slanted", ((50.1, 180), (120.1, 75)))
 Drive = list[tuple[Segmentation, list[tuple[int, ...]]]]
 
 
-def drive(seed: int, frames: int) -> Drive:
-    """Each frame's exact objects of at least 12 pixels, and the name of each."""
+def drive(seed: int, frames: int, step: int = 2) -> Drive:
+    """The exact objects of at least 12 pixels in every frame or every ``step``-th one of 30 a
+    second, and the name of each."""
     street = Street(seed, (180, 240))
     results = []
     for index in range(frames):
-        _, _, objects = street.scene(2 * index)
+        _, _, objects = street.scene(step * index)
         counts = np.bincount(objects.ids.ravel(), minlength=len(objects.keys) + 1)[1:]
         kept = [place for place, count in enumerate(counts) if count >= 12]
         table = np.zeros(len(counts) + 1, np.uint16)
@@ -307,3 +308,19 @@ def test_counts_on_the_drawn_street_are_those_of_the_exact_tracks() -> None:
         assert +found == wanted
         if isinstance(area, Zone):
             assert all(one.present == one.entered - one.left for one in totals[area.name].values())
+
+
+@pytest.mark.parametrize("seed", [0, 4, 20, 24])
+def test_counts_of_tracks_are_those_of_the_exact_ones(seed: int) -> None:
+    zones = Zones((AHEAD, KERB), (ACROSS, SLANTED))
+    names: dict[tuple[int, ...], int] = {}
+    track, count, count_exact = Tracker(), ZoneCounter(zones), ZoneCounter(zones)
+    for index, (result, keys) in enumerate(drive(seed, 45, step=1)):
+        frame = a_frame(index)
+        ids = {one.id: names.setdefault(keys[one.id - 1], len(names)) for one in result.segments}
+        exact = count_exact(frame, result.with_tracks(ids)).counts
+        tracked = count(frame, track(frame, result)).counts
+    assert exact is not None
+    assert tracked is not None
+    assert any(exact.totals.zones.values())
+    assert tracked.totals == exact.totals

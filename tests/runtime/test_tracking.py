@@ -100,6 +100,13 @@ DRIVES = {
         [Mover(along(0, 40, 3), (24, 16)), Mover(along(60, 20, 0), (40, 60))],
         50,
     ),
+    "stopping half hidden": (
+        [
+            Mover(lambda index: (min(3 * index, 48), 40), (24, 16)),
+            Mover(along(60, 20, 0), (40, 60), 2),
+        ],
+        50,
+    ),
     "crossing": ([Mover(along(0, 40, 4)), Mover(along(160, 50, -4))], 40),
     "crossing on foot": (
         [Mover(along(0, 40, 3), (12, 30), 2), Mover(along(150, 40, -3), (12, 30), 2)],
