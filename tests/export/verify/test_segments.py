@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -220,8 +221,21 @@ def test_verify_reports_the_score_of_the_task(
     assert report["worst_class_delta_iou"] == pytest.approx(person)
     shown = "".join(capsys.readouterr())
     assert f"Δ{metric} of the worst class" in shown
+    header, *rows = (line for line in shown.splitlines() if line.startswith("  "))
+    assert header.split() == [metric, "of", "each", "class", "reference", "bundle", "Δ"]
+    # Numbers stand below each other, whatever is written before them.
+    shares = [row for row in rows if row.startswith("  margin")]
+    assert len(shares) > 1
+    assert len({row.index("% of ") for row in shares}) == 1
     text = (tmp_path / "page" / "report.html").read_text()
     assert f"Change of {metric} per class" in text
     assert "Matched segments" in text
     assert text.count("<img") == 4
+    # Two columns, in which the labels of objects can be read, and what the colours stand for.
+    assert text.count("<figure class='objects'>") == 1
+    (same,) = re.findall(r"masks equal, ([0-9.]+) % of the image the same segment", text)
+    assert 0 < float(same) < 100
+    legend = text[text.index('class="legend"') : text.index("<figure")]
+    assert "</i>car</li>" in legend
+    assert ("</i>road</li>" in legend) == (metric == "PQ")
     assert "ΔmIoU" not in shown + text
