@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knet_export.verify.measure import stage_limit
-from knet_export.verify.segments import MATCHED, differing
+from knet_export.verify.segments import MATCHED, differing, numbered_alike
 from knet_export.verify.verify import Compared, VerifyReport
 from knet_runtime.atomic import make_folder, output_error, write_atomic, write_json
 from knet_runtime.drawing import encode_jpeg
@@ -64,10 +64,12 @@ class WorstImages:
         scale = min(1.0, _LONGEST_SIDE / max(height, width))
         size = max(1, round(width * scale)), max(1, round(height * scale))
         different = np.ones((height, width), np.uint8)
-        results = [compared.reference]
-        if compared.measured is not None:
-            different = differing(compared.reference, compared.measured).astype(np.uint8)
-            results.append(compared.measured)
+        results, measured = [compared.reference], compared.measured
+        if measured is not None:
+            different = differing(compared.reference, measured).astype(np.uint8)
+            if measured.task != "semantic":
+                measured = numbered_alike(compared.reference, measured)
+            results.append(measured)
         small = np.asarray(cv2.resize(compared.image, size, interpolation=cv2.INTER_AREA), np.uint8)
         kept = _Kept(
             name=self._names[compared.index],
@@ -75,9 +77,7 @@ class WorstImages:
             agreement=compared.agreement,
             image=small,
             reference=compared.reference.overlay(small, _OPACITY),
-            measured=None
-            if compared.measured is None
-            else compared.measured.overlay(small, _OPACITY),
+            measured=None if measured is None else measured.overlay(small, _OPACITY),
             different=_marked(different, size),
             classes=frozenset(
                 int(one) for result in results for one in np.unique(result.class_map)
@@ -140,7 +140,9 @@ def render(report: VerifyReport, labels: LabelMap, worst: WorstImages) -> str:
         lead="the size of the reference's mask logit"
         if report.metric != "mIoU"
         else "by how much the reference's best class leads the second, in logits",
-        red="another class" if report.metric == "mIoU" else "another segment, or none",
+        red="another class."
+        if report.metric == "mIoU"
+        else "another segment, or none. An object that both have has the same number and shade.",
         legend=worst.legend(labels),
         images=worst.figures(),
     )
