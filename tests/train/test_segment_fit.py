@@ -97,3 +97,36 @@ def test_a_run_that_broke_off_ends_as_if_nothing_had_been(tmp_path: Path, task: 
     assert resumed.best_score == whole.best_score
     expected = load_file(whole.last)
     assert all(torch.equal(v, expected[key]) for key, v in load_file(resumed.last).items())
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance"])
+def test_accumulated_parts_make_the_same_step(tmp_path: Path, task: Any) -> None:
+    """A step's means are over all of its objects, of which its parts have different numbers."""
+    import pytorch_lightning as pl
+
+    from knet_train.fit import train
+
+    class Losses(pl.Callback):
+        def __init__(self) -> None:
+            self.found: list[float] = []
+
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            self.found.append(float(trainer.callback_metrics["loss"]))
+
+    write_panoptic(tmp_path / "data", images=4)
+    # Crops that hold this object or that one, and no norms of a batch, which are of a part.
+    settings = (*TINY, "model.kernels=20", "optim.batch_size=4", "optim.steps=1")
+    settings += ("data.scale=[2.5, 3.5]",)
+    settings += ('optim.held_norms=["*"]', "trainer.val_every=1")
+    runs = {}
+    weights = tmp_path / "backbone.safetensors"
+    for parts in (1, 2):
+        config = load_config(f"knet-edge-{task}", [*settings, f"optim.accumulate={parts}"])
+        if not weights.exists():
+            torch.manual_seed(1)
+            save_file(build_backbone(config.model).state_dict(), weights)
+        watch, folder = Losses(), tmp_path / f"{parts}"
+        train(config, tmp_path / "data", folder, backbone_weights=weights, callbacks=[watch])
+        assert len(watch.found) == parts
+        runs[parts] = watch.found
+    assert sum(runs[2]) / 2 == pytest.approx(runs[1][0], rel=1e-5)

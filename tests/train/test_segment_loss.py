@@ -13,7 +13,15 @@ from narrow_knet import KERNELS, THINGS, Arrays
 from knet_train.models.knet import StageOutput
 from knet_train.models.segments import SegmentKNet, TrainingOutputs, upsample_twice
 from knet_train.published import published_name
-from knet_train.segment_loss import SegmentTargets, match, segment_losses, shrunk
+from knet_train.segment_loss import (
+    Divisors,
+    SegmentTargets,
+    image_counts,
+    loss_divisors,
+    match,
+    segment_losses,
+    shrunk,
+)
 
 Narrow = Callable[[str], SegmentKNet]
 Stored = Callable[[str], Arrays]
@@ -96,6 +104,11 @@ def test_losses_and_gradients_are_the_authors(
         assert difference <= 1e-4 * np.abs(whole).max()
 
 
+def test_kernels_without_an_object_do_not_count() -> None:
+    counts = torch.tensor([[7.0, 2, 100], [1, 0, 50]])
+    assert loss_divisors(counts, 4).tolist() == [5, 7, 150]
+
+
 def test_kernels_get_the_authors_objects(
     outputs: TrainingOutputs, stored: Stored, task: str
 ) -> None:
@@ -172,6 +185,44 @@ def test_the_weight_of_classes_is_that_of_their_terms_alone() -> None:
     for name, loss in published.items():
         factor = 2 if name == "stage0_class" else 1
         torch.testing.assert_close(twice[name], factor * loss)
+
+
+@pytest.mark.parametrize("stuff", [1, 0])
+def test_the_mean_of_the_parts_of_a_step_is_the_loss_of_the_whole(stuff: int) -> None:
+    """Four images with 3, 2, 1 and 0 objects, of which the second half has no stuff."""
+    generator = torch.Generator().manual_seed(2)
+    masks = torch.randn(4, 4 + stuff, 4, 4, generator=generator) * 3
+    classes = torch.randn(4, 4 + stuff, 1 + stuff, generator=generator)
+    semantic = torch.randn(4, 1 + stuff, 4, 4, generator=generator)
+    targets = []
+    for objects, regions in ((3, stuff), (2, stuff), (1, 0), (0, 0)):
+        drawn = (torch.rand(objects + regions, 8, 8, generator=generator) > 0.6).float()
+        labels = torch.tensor([0] * objects + [1] * regions, dtype=torch.int64)
+        targets.append(
+            SegmentTargets(drawn[:objects], labels[:objects], drawn[objects:], labels[objects:])
+        )
+
+    def losses_of(part: slice, divisors: Divisors | None) -> torch.Tensor:
+        stage = StageOutput(torch.zeros(1), masks[part], classes[part])
+        outputs = TrainingOutputs([stage._replace(classes=None), stage, stage], semantic[part])
+        things, rows = [0], [1] * stuff
+        losses = segment_losses(
+            outputs, targets[part], things=things, stuff=rows, divisors=divisors
+        )
+        return torch.stack(list(losses.values()))
+
+    whole, halves = losses_of(slice(None), None), (slice(0, 2), slice(2, 4))
+    counts = image_counts(targets)
+    assert counts[:, 0].tolist() == [3, 2, 1, 0]
+    divisors = loss_divisors(counts, 4)
+    parts = [losses_of(half, Divisors(*(divisors / 2))) for half in halves]
+    torch.testing.assert_close((parts[0] + parts[1]) / 2, whole)
+    torch.testing.assert_close(losses_of(slice(None), Divisors(*divisors)), whole)
+    alone = [losses_of(half, None) for half in halves]
+    assert ((alone[0] + alone[1]) / 2 - whole).abs().max() > 0.01
+    # Four parts, of which one has nothing to find.
+    quarters = [losses_of(slice(i, i + 1), Divisors(*(divisors / 4))) for i in range(4)]
+    torch.testing.assert_close(torch.stack(quarters).mean(0), whole)
 
 
 def test_stuff_and_the_classifier_learn_nothing_where_nothing_is_known() -> None:

@@ -47,6 +47,31 @@ class SegmentTargets(NamedTuple):
     void: Tensor | None = None
 
 
+class Divisors(NamedTuple):
+    """What the sums of a batch's losses are divided by: how many kernels of things have an object,
+    how many kernels of all have a mask to make, and how many pixels have a class."""
+
+    things: Tensor
+    kernels: Tensor
+    pixels: Tensor
+
+
+def image_counts(targets: Sequence[SegmentTargets]) -> Tensor:
+    """Objects, classes of stuff and pixels with a class in each image: float32 [B, 3]."""
+    rows = []
+    for one in targets:
+        labelled = (torch.cat([one.masks, one.stuff]) > 0).any(0).sum()
+        rows.append([len(one.masks), len(one.stuff), int(labelled)])
+    return torch.tensor(rows, dtype=torch.float32).reshape(-1, 3)
+
+
+def loss_divisors(counts: Tensor, kernels: int) -> Tensor:
+    """Those of images with these ``image_counts`` [B, 3] and so many kernels of things, as they are
+    added up over processes: float32 [3]. Objects beyond the number of kernels have none."""
+    things = counts[:, 0].clamp(max=kernels).sum()
+    return torch.stack([things, things + counts[:, 1].sum(), counts[:, 2].sum()])
+
+
 def shrunk(masks: Tensor) -> Tensor:
     """Masks [M, H, W] of 0 and 1 -> soft ones at a quarter of the size."""
     height, width = masks.shape[-2:]
@@ -99,15 +124,23 @@ def segment_losses(
     things: Sequence[int],
     stuff: Sequence[int],
     class_weight: float = 2.0,
+    divisors: Divisors | None = None,
 ) -> dict[str, Tensor]:
     """All terms by name, weighted; their sum is what is minimised. ``class_weight`` is that of the
-    kernels' classes: 2 in the authors' recipes."""
+    kernels' classes: 2 in the authors' recipes.
+
+    Where ``targets`` are a part of what a step's means are over, ``divisors`` are those of the
+    whole, divided by the number of parts: the mean of the parts' losses is then the loss of the
+    whole. Without them they are the targets' own.
+    """
     count = outputs.stages[0].masks.shape[1] - len(stuff)  # kernels of things
+    of_things, of_all, pixels = divisors or (None, None, None)
     masks = [upsample_twice(stage.masks) for stage in outputs.stages]
     first = [match(m[:count].detach(), None, t) for m, t in zip(masks[0], targets, strict=True)]
-    losses = _mask_losses("init", masks[0][:, :count], _positives(first, targets), rank=bool(stuff))
+    initial, rank = _positives(first, targets), bool(stuff)
+    losses = _mask_losses("init", masks[0][:, :count], initial, of_things, rank=rank)
     losses["init_class"] = _semantic_loss(
-        upsample_twice(outputs.semantic), _positives(first, targets), targets
+        upsample_twice(outputs.semantic), initial, targets, pixels
     )
     matched = first
     thing_columns = torch.as_tensor(things, device=masks[0].device)
@@ -120,11 +153,11 @@ def segment_losses(
                 for b, target in enumerate(targets)
             ]
         found = _positives(matched, targets, count, stuff)
-        losses |= _mask_losses(f"stage{number}", masks[number + 1], found, rank=bool(stuff))
+        losses |= _mask_losses(f"stage{number}", masks[number + 1], found, of_all, rank=rank)
         assert stage.classes is not None
         unknown = _in_void(masks[number + 1].detach(), targets)
         losses[f"stage{number}_class"] = class_weight * _class_loss(
-            stage.classes, found, unknown, count, thing_columns, stuff
+            stage.classes, found, unknown, count, thing_columns, stuff, of_all
         )
     return losses
 
@@ -168,7 +201,7 @@ def _in_void(masks: Tensor, targets: Sequence[SegmentTargets]) -> Tensor:
 
 
 def _mask_losses(
-    name: str, masks: Tensor, found: Sequence[_Positives], *, rank: bool
+    name: str, masks: Tensor, found: Sequence[_Positives], divisor: Tensor | None, *, rank: bool
 ) -> dict[str, Tensor]:
     """Cross-entropy and dice of the positive masks, and which kernel is the highest at a pixel."""
     predicted = torch.cat([masks[b, one.kernels] for b, one in enumerate(found)]).flatten(1)
@@ -179,9 +212,10 @@ def _mask_losses(
         covered = truth * known
         inner = 2 * (p * covered).sum(1)
         squares = (p**2).sum(1) + (covered**2).sum(1) + 2 * _SMOOTH
+        share = 1.0 if divisor is None else len(predicted) / divisor
         losses = {
-            f"{name}_mask": F.binary_cross_entropy_with_logits(predicted, truth, known),
-            f"{name}_dice": 4 * (1 - inner / squares).mean(),
+            f"{name}_mask": F.binary_cross_entropy_with_logits(predicted, truth, known) * share,
+            f"{name}_dice": 4 * (1 - inner / squares).mean() * share,
         }
     else:
         losses = {f"{name}_mask": 0 * masks.sum(), f"{name}_dice": 0 * masks.sum()}
@@ -202,6 +236,7 @@ def _class_loss(
     count: int,
     things: Tensor,
     stuff: Sequence[int],
+    divisor: Tensor | None,
 ) -> Tensor:
     """Focal loss: rows of things over the classes of things, each row of stuff over its own, and
     those ``unknown`` [B, N] only where they have a target."""
@@ -214,12 +249,16 @@ def _class_loss(
         wanted[b, one.kernels, one.classes] = 1
         unknown[b, one.kernels] = False
     weights *= ~unknown[..., None]
-    positives = max(1, sum(len(one.kernels) for one in found))
-    return (_focal(logits, wanted) * weights).sum() / positives
+    if divisor is None:
+        divisor = torch.tensor(max(1, sum(len(one.kernels) for one in found)))
+    return (_focal(logits, wanted) * weights).sum() / divisor
 
 
 def _semantic_loss(
-    logits: Tensor, found: Sequence[_Positives], targets: Sequence[SegmentTargets]
+    logits: Tensor,
+    found: Sequence[_Positives],
+    targets: Sequence[SegmentTargets],
+    divisor: Tensor | None,
 ) -> Tensor:
     """Focal loss of the classifier: what no mask covers belongs to no class, unless it is void."""
     wanted = torch.zeros_like(logits)
@@ -235,7 +274,9 @@ def _semantic_loss(
         wanted[b] = F.one_hot(label.clamp(min=0), logits.shape[1]).permute(2, 0, 1) * there
         if target.void is not None:
             known[b] = (1 - target.void).where(~there, 1)
-    return (_focal(logits, wanted) * known[:, None]).sum() / max(1, labelled)
+    if divisor is None:
+        divisor = torch.tensor(max(1, labelled))
+    return (_focal(logits, wanted) * known[:, None]).sum() / divisor
 
 
 def _focal(logits: Tensor, wanted: Tensor) -> Tensor:

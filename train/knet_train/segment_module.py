@@ -19,7 +19,7 @@ from knet_train.data.truth import Truth
 from knet_train.inference import predict_segments
 from knet_train.models.segments import SegmentKNet
 from knet_train.module import TrainingModule
-from knet_train.segment_loss import segment_losses
+from knet_train.segment_loss import Divisors, loss_divisors, segment_losses
 
 EVERY_SCORE = SegmentRules(score=0.0)  # average precision ranks all objects by their scores
 
@@ -103,10 +103,24 @@ def _loss(module: PanopticModule | InstanceModule, batch: SegmentPart) -> Tensor
         things=model.things,
         stuff=model.stuff,
         class_weight=module.config.loss.class_weight,
+        divisors=_divisors(module, batch),
     )
     loss = torch.stack(list(losses.values())).sum()
     module.log_loss(loss, len(batch.images))
     return loss
+
+
+def _divisors(module: PanopticModule | InstanceModule, batch: SegmentPart) -> Divisors | None:
+    """``loss_divisors`` of the whole step, divided by its number of parts: as gradients are
+    averaged over parts and processes, they are those of one process with the whole batch. None
+    where the step is one part."""
+    processes, parts = module.trainer.world_size, module.config.optim.accumulate
+    if processes * parts == 1:
+        return None
+    own = loss_divisors(batch.share_counts, module.config.model.kernels)
+    total = module.trainer.strategy.reduce(own, reduce_op="sum")
+    assert isinstance(total, Tensor)
+    return Divisors(*(total.clamp(min=1) / (processes * parts)))
 
 
 def _zero(score: float) -> float:

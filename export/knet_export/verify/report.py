@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knet_export.verify.measure import stage_limit
-from knet_export.verify.segments import MATCHED, differing
+from knet_export.verify.segments import MATCHED, differing, numbered_alike
 from knet_export.verify.verify import Compared, VerifyReport
 from knet_runtime.atomic import make_folder, output_error, write_atomic, write_json
 from knet_runtime.drawing import encode_jpeg
@@ -45,6 +45,8 @@ class _Kept:
     reference: Rgb  # the overlay
     measured: Rgb | None
     different: NDArray[np.bool_]
+    classes: frozenset[int]  # those that are drawn
+    same: float | None  # of a result with segments: the part of the image that is not red
 
 
 class WorstImages:
@@ -62,8 +64,12 @@ class WorstImages:
         scale = min(1.0, _LONGEST_SIDE / max(height, width))
         size = max(1, round(width * scale)), max(1, round(height * scale))
         different = np.ones((height, width), np.uint8)
-        if compared.measured is not None:
-            different = differing(compared.reference, compared.measured).astype(np.uint8)
+        results, measured = [compared.reference], compared.measured
+        if measured is not None:
+            different = differing(compared.reference, measured).astype(np.uint8)
+            if measured.task != "semantic":
+                measured = numbered_alike(compared.reference, measured)
+            results.append(measured)
         small = np.asarray(cv2.resize(compared.image, size, interpolation=cv2.INTER_AREA), np.uint8)
         kept = _Kept(
             name=self._names[compared.index],
@@ -71,10 +77,12 @@ class WorstImages:
             agreement=compared.agreement,
             image=small,
             reference=compared.reference.overlay(small, _OPACITY),
-            measured=None
-            if compared.measured is None
-            else compared.measured.overlay(small, _OPACITY),
+            measured=None if measured is None else measured.overlay(small, _OPACITY),
             different=_marked(different, size),
+            classes=frozenset(
+                int(one) for result in results for one in np.unique(result.class_map)
+            ),
+            same=None if compared.reference.task == "semantic" else 1 - float(different.mean()),
         )
         self._kept = sorted([*self._kept, kept], key=lambda one: one.agreement)[:_MAX_IMAGES]
 
@@ -83,8 +91,17 @@ class WorstImages:
         """The index of the worst image."""
         return self._kept[0].index
 
+    def legend(self, labels: LabelMap) -> str:
+        """The colours of the classes that are drawn, as HTML."""
+        drawn = sorted({one for kept in self._kept for one in kept.classes})
+        return "\n".join(
+            f"<li>{_swatch(labels.palette[one])}{escape(labels.names[one])}</li>"
+            for one in drawn
+            if one < labels.num_classes
+        )
+
     def figures(self) -> str:
-        """Input, reference, measured and difference side by side, a row an image, as HTML."""
+        """Input, reference, measured and difference of each image, as HTML."""
         return "\n".join(_figure(kept) for kept in self._kept)
 
 
@@ -123,7 +140,10 @@ def render(report: VerifyReport, labels: LabelMap, worst: WorstImages) -> str:
         lead="the size of the reference's mask logit"
         if report.metric != "mIoU"
         else "by how much the reference's best class leads the second, in logits",
-        red="another class" if report.metric == "mIoU" else "another segment, or none",
+        red="another class."
+        if report.metric == "mIoU"
+        else "another segment, or none. An object that both have has the same number and shade.",
+        legend=worst.legend(labels),
         images=worst.figures(),
     )
 
@@ -206,9 +226,13 @@ def _classes(report: VerifyReport, labels: LabelMap) -> Iterator[str]:
         )
         delta = "–" if row.delta is None else f"{row.delta:+.4f}"
         yield (
-            f"<tr><th scope='row'><i style='background:rgb{colour}'></i>{escape(row.name)}</th>"
+            f"<tr><th scope='row'>{_swatch(colour)}{escape(row.name)}</th>"
             f"<td>{before}</td><td>{after}</td><td>{delta}</td></tr>"
         )
+
+
+def _swatch(colour: tuple[int, int, int]) -> str:
+    return f"<i style='background:rgb{colour}'></i>"
 
 
 def delta_plot(report: VerifyReport) -> str:
@@ -280,9 +304,16 @@ def _figure(kept: _Kept) -> str:
         )
     )
     caption = f"{name}: {100 * kept.agreement:.4f} % of the pixels equal"
+    if kept.same is not None:
+        caption = (
+            f"{name}: {100 * kept.agreement:.4f} % of the pixels of all kernels' masks equal, "
+            f"{100 * kept.same:.2f} % of the image the same segment"
+        )
     if kept.measured is None:
         caption += " (its logits hold NaN or infinity)"
-    return f"<figure><figcaption>{caption}</figcaption>{cells}</figure>"
+    # Labels of objects can be read in two columns, not in four.
+    kind = "" if kept.same is None else " class='objects'"
+    return f"<figure{kind}><figcaption>{caption}</figcaption>{cells}</figure>"
 
 
 def _data_uri(image: Rgb) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -27,11 +28,13 @@ if TYPE_CHECKING:
 MATCHED = 0.95  # IoU of two sides' segments that are the same
 
 
-def matched(reference: Segmentation, found: Segmentation) -> int:
-    """How many segments of the two have a partner: of the same class, with an IoU of ``MATCHED`` at
-    least. None is anybody's partner twice."""
+def partners(
+    reference: Segmentation, found: Segmentation, least: float = MATCHED
+) -> list[tuple[int, int]]:
+    """The segments of the two that have a partner, by their ids: of the same class, with an IoU of
+    ``least``. None is anybody's partner twice."""
     free = [(segment, mask) for segment, mask in found.masks() if mask.any()]
-    count = 0
+    pairs = []
     for segment, mask in reference.masks():
         area = np.count_nonzero(mask)
         for place, (other, its) in enumerate(free):
@@ -46,11 +49,20 @@ def matched(reference: Segmentation, found: Segmentation) -> int:
                 for one, box in ((mask, segment.box), (its, other.box))
             ]
             both = np.count_nonzero(parts[0] & parts[1])
-            if both >= MATCHED * (area + np.count_nonzero(its) - both) > 0:
-                count += 1
+            if both >= least * (area + np.count_nonzero(its) - both) > 0:
+                pairs.append((segment.id, other.id))
                 del free[place]
                 break
-    return count
+    return pairs
+
+
+def numbered_alike(reference: Segmentation, found: Segmentation) -> Segmentation:
+    """``found`` with each segment's number as its track: that of the reference's segment which it
+    overlaps with an IoU of a half at least, else one that the reference has not."""
+    numbers = {other: own for own, other in partners(reference, found, 0.5)}
+    fresh = count(1 + max((segment.id for segment in reference.segments), default=0))
+    rest = (segment.id for segment in found.segments if segment.id not in numbers)
+    return found.with_tracks(numbers | dict(zip(rest, fresh, strict=False)))
 
 
 def differing(reference: Segmentation, found: Segmentation) -> NDArray[np.bool_]:
@@ -83,7 +95,7 @@ class SegmentMeter:
         self._segments += len(reference.segments)
         if found is not None:
             self._segments += len(found.segments)
-            self._pairs += 2 * matched(reference, found)
+            self._pairs += 2 * len(partners(reference, found))
 
     def score(self, reference: Segmentation, found: Segmentation | None, truth: Truth) -> None:
         """Segments of one image, for average precision those of every score."""

@@ -376,12 +376,14 @@ def _report(
         broken = f"{meter.broken} of {meter.images} images give NaN or infinity"
         failures = {"broken": broken, **failures}
     limit = stage_limit(graph.precision)
-    for stage, difference in enumerate(stages or ()):
-        if difference > limit:
-            failures[f"stage {stage}"] = (
-                f"stage {stage} with PyTorch's masks: {difference:.2g} of the largest logit is "
-                f"above {limit:g}"
-            )
+    outside = {stage: one for stage, one in enumerate(stages or ()) if not one <= limit}
+    if outside:
+        where = "stages " if len(outside) > 1 else "stage "
+        where += ", ".join(map(str, outside))
+        failures["stages"] = (
+            f"{where} with PyTorch's masks: {max(outside.values()):.2g} of the largest logit is "
+            f"above {limit:g}"
+        )
     words = (text.replace("ΔmIoU", f"Δ{metric}") for text in failures.values())
     if metric != "mIoU":
         words = (text.replace("ΔIoU", f"Δ{metric}") for text in words)

@@ -8,7 +8,7 @@ import cv2
 import msgspec
 import numpy as np
 
-from knet_deploy.bench.report import TOTAL, Report
+from knet_deploy.bench.report import TOTAL, Report, counted
 from knet_runtime.drawing import drawable, encode_png
 from knet_runtime.types import Rgb
 
@@ -39,10 +39,13 @@ def bars_of(report: Report) -> bytes:
         colour = (OURS if row.verified else _UNVERIFIED) if row.ours else BASELINE
         name = row.target if row.verified or not row.ours else f"{row.target} *"
         groups[row.size].append(Bar(name, total.median, total.p5, total.p95, words, colour))
-    models = ", ".join(report.models)
-    title = f"{models}: ms from frame to class map, {report.threads} threads"
     note = f"{report.machine.processor}; median, p5 to p95; * not verified here"
-    return draw_bars(title, note, list(groups.items()))
+    return draw_bars(title_of(report), note, list(groups.items()))
+
+
+def title_of(report: Report) -> str:
+    """The drawing's title, which holds for class maps and for segments."""
+    return f"{', '.join(report.models)}: ms a frame, {counted(report.threads, 'thread')}"
 
 
 def draw_bars(title: str, note: str, groups: Sequence[tuple[str, Sequence[Bar]]]) -> bytes:

@@ -248,9 +248,10 @@ def lines(report: Report) -> Iterator[str]:
     """The report for a terminal: a table for each frame size, and a line for each ratio."""
     machine = report.machine
     models = ", ".join(report.models)
-    yield f"{models}, {report.source}, {report.rounds} rounds of {report.frames} frames"
+    turns = f"{counted(report.rounds, 'round')} of {counted(report.frames, 'frame')}"
+    yield f"{models}, {report.source}, {turns}"
     yield (
-        f"{machine.processor}, {report.threads} threads: matrix product "
+        f"{machine.processor}, {counted(report.threads, 'thread')}: matrix product "
         f"{2 * report.limits.matmul / 1e9:.0f} GFLOP/s float32, copy "
         f"{report.limits.copy / 1e9:.1f} GB/s"
     )
@@ -277,6 +278,11 @@ def lines(report: Report) -> Iterator[str]:
                 f"{ratio.size}: {ratio.faster} is {ratio.median:.2f} times as fast as "
                 f"{ratio.slower} ({ratio.min:.2f} … {ratio.max:.2f})"
             )
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 frame", "2 frames"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _table(size: str, rows: Sequence[Row]) -> Iterator[str]:

@@ -93,12 +93,19 @@ class Outputs:
         if self.codec is not None and suffix not in _VIDEOS:
             raise ConfigError("--codec is of the video that -o writes: name an .mp4 or .mkv")
         if self.overwrite and self.masks is None and self.coco_panoptic is None:
-            raise ConfigError("--overwrite is about the masks: add --masks FOLDER, or leave it out")
+            raise ConfigError(
+                "--overwrite is about masks: add --masks FOLDER or --coco-panoptic FOLDER, or "
+                "leave it out"
+            )
         shown = self.overlay is not None or self.push is not None
+        if self.classes and not (shown or self.page or self.rle or self.coco):
+            raise ConfigError(
+                "--classes changes the overlay, and what is written to --rle and --coco: name one "
+                "of them (the overlay with -o), or leave --classes out"
+            )
         for option, given, used in (
             ("--alpha", self.alpha is not None, shown or self.page),
             ("--legend", self.legend, shown),
-            ("--classes", bool(self.classes), shown or self.page or bool(self.rle or self.coco)),
             ("--blur", bool(self.blur), shown or self.page),
         ):
             if given and not used:

@@ -208,10 +208,13 @@ def _show(report: VerifyReport) -> None:
         f"{report.engine}, {report.device}"
     )
     typer.echo(f"against {report.reference}, {report.images} images of {report.data}")
+    of_class = "IoU" if report.metric == "mIoU" else report.metric
+    if report.classes:
+        typer.echo(f"  {of_class + ' of each class':<20} {'reference':>9} {'bundle':>7} {'Δ':>9}")
     for row in report.classes:
         if row.delta is not None:
             typer.echo(
-                f"  {row.name:<20} {row.reference:7.2f} {row.measured:7.2f} {row.delta:+9.4f}"
+                f"  {row.name:<20} {row.reference:9.2f} {row.measured:7.2f} {row.delta:+9.4f}"
             )
     limits = report.tolerance
     if report.delta_miou is not None and report.delta_miou_interval is not None:
@@ -222,7 +225,6 @@ def _show(report: VerifyReport) -> None:
             f"{'Δ' + report.metric:<20}{report.delta_miou:+.4f} points "
             f"(95 % {low:+.4f} … {high:+.4f}; at most ±{limits.delta_miou:g})"
         )
-        of_class = "IoU" if report.metric == "mIoU" else report.metric
         typer.echo(
             f"{'worst class Δ' + of_class:<20}{report.worst_class_delta_iou:+.4f} "
             f"({report.worst_class}; at most ±{limits.worst_class_delta_iou:g})"
@@ -246,7 +248,7 @@ def _show(report: VerifyReport) -> None:
         if margin.agreement is not None:
             upper = "more" if margin.below is None else f"{margin.below:g}"
             typer.echo(
-                f"  margin {margin.above:g} … {upper:<6} {100 * margin.agreement:9.4f} % "
+                f"{f'  margin {margin.above:g} … {upper}':<20}{100 * margin.agreement:8.4f} % "
                 f"of {100 * margin.share:6.2f} % of the pixels"
             )
     if report.max_logit_diff is not None:

@@ -174,7 +174,8 @@ def key_of(bundle: Bundle, settings: Settings, source: str, state: tuple[int, in
     files = sorted((name, record.sha256) for name, record in bundle.manifest.files.items())
     spec, labels = bundle.manifest.input, bundle.manifest.labels
     made = settings.masks, settings.track, settings.coco, settings.coco_panoptic
-    options = (settings.engine, settings.size, settings.rules, made)
+    rules = settings.rules or bundle.manifest.segment_rules
+    options = (settings.engine, settings.size, rules, made)
     parts = (
         _FORMAT,
         bundle.model_id,
@@ -182,6 +183,7 @@ def key_of(bundle: Bundle, settings: Settings, source: str, state: tuple[int, in
         spec,
         [graph.outputs for graph in bundle.manifest.graphs],
         labels,
+        bundle.manifest.task,
         options,
         source,
         state,

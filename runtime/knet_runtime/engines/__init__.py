@@ -145,7 +145,7 @@ def _open_best(bundle: Bundle, kind: Kind | None) -> Engine:
             return opened
     raise ParityError(
         f"{bundle.path} passes verify on no engine of this machine, so none is taken by itself: "
-        "run knet-deploy verify, or name the engine with --engine"
+        "name one with --engine, to verify it again or to run it all the same"
     )
 
 

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 
 from knet_deploy.bench.machine import Limits, Machine
-from knet_deploy.bench.plot import bars_of
+from knet_deploy.bench.plot import bars_of, title_of
 from knet_deploy.bench.report import Failure, FileRow, MediaRow, Ratio, Report, Row, Spread, lines
 from knet_deploy.cli.console import one_line
 
@@ -112,3 +112,12 @@ def test_the_bars_are_in_order_and_their_colours_say_whose_they_are() -> None:
     assert places == sorted(places), "the fastest stands first"
     assert abs(lengths[1] / lengths[0] - 2) < 0.05
     assert abs(lengths[2] / lengths[0] - 8) < 0.2
+
+
+def test_one_is_not_called_many() -> None:
+    least = msgspec.structs.replace(REPORT, rounds=1, frames=1, threads=1)
+    said = "\n".join(lines(least))
+    assert "synthetic street, 1 round of 1 frame\n" in said
+    assert ", 1 thread: matrix product" in said
+    assert title_of(least) == "small@0123456789ab: ms a frame, 1 thread"
+    assert title_of(REPORT).endswith(", 2 threads")

@@ -55,7 +55,11 @@ def test_everything_that_is_asked_for_is_written(tmp_path: Path) -> None:
         (Outputs(overlay=Path("o.png"), codec="hevc"), "name an .mp4 or .mkv"),
         (Outputs(alpha=0.3), "--alpha changes the overlay"),
         (Outputs(legend=True, json=Path("o")), "--legend changes the overlay"),
-        (Outputs(classes=("road",), masks=Path("m")), "--classes changes the overlay"),
+        (
+            Outputs(classes=("road",), masks=Path("m")),
+            "--classes changes the overlay, and what is written to --rle and --coco:",
+        ),
+        (Outputs(overwrite=True), "add --masks FOLDER or --coco-panoptic FOLDER"),
         (Outputs(blur=("car",), rle=Path("o")), "--blur changes the overlay"),
         (Outputs(overlay=Path("o.mp4"), alpha=2), "between 0 and 1"),
         (Outputs(raw="out.raw"), "write - for stdout"),

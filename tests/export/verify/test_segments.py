@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from segment_model import LABELS
 
 from knet_deploy.cli.main import main
 from knet_export.verify import measure
-from knet_export.verify.segments import SegmentMeter, differing, matched
+from knet_export.verify.segments import SegmentMeter, differing, numbered_alike, partners
 from knet_runtime.bundle.store import Bundle, write_bundle
 from knet_runtime.segmentation import Instance, Segmentation
 from knet_runtime.segmenter import Segmenter
@@ -61,20 +62,28 @@ WHOLE = (ROAD, slice(0, 40), slice(0, 60))
 
 def test_segments_match_by_class_and_overlap() -> None:
     one = panoptic(WHOLE, (CAR, slice(0, 20), slice(0, 20)))
-    assert matched(one, one) == 2
+    assert len(partners(one, one)) == 2
     nearly = panoptic(WHOLE, (CAR, slice(0, 19), slice(0, 20)))  # IoU 0.95
-    assert matched(one, nearly) == 2
+    assert len(partners(one, nearly)) == 2
     less = panoptic(WHOLE, (CAR, slice(0, 18), slice(0, 20)))
-    assert matched(one, less) == 1  # the road
+    assert len(partners(one, less)) == 1  # the road
     other = panoptic(WHOLE, (PERSON, slice(0, 20), slice(0, 20)))
-    assert matched(one, other) == 1
-    assert matched(one, panoptic()) == 0
+    assert len(partners(one, other)) == 1
+    assert len(partners(one, panoptic())) == 0
 
 
 def test_nothing_is_matched_twice_where_masks_overlap() -> None:
     two, one = objects((CAR, 0.9, 3), (CAR, 0.8, 3)), objects((CAR, 0.9, 3))
-    assert matched(two, one) == matched(one, two) == 1
-    assert matched(two, two) == 2
+    assert len(partners(two, one)) == len(partners(one, two)) == 1
+    assert len(partners(two, two)) == 2
+
+
+def test_an_object_that_both_sides_have_has_one_number() -> None:
+    before = objects((CAR, 0.9, 3), (PERSON, 0.6, 30), (CAR, 0.5, 45))
+    after = objects((PERSON, 0.9, 31), (CAR, 0.8, 20), (CAR, 0.7, 4))
+    numbers = {one.id: one.track for one in numbered_alike(before, after).segments}
+    assert numbers == {1: 2, 2: 4, 3: 1}  # the car at 20 is new
+    assert {one.track for one in numbered_alike(objects(), after).segments} == {1, 2, 3}
 
 
 def test_what_differs_is_another_class_or_another_object() -> None:
@@ -220,8 +229,21 @@ def test_verify_reports_the_score_of_the_task(
     assert report["worst_class_delta_iou"] == pytest.approx(person)
     shown = "".join(capsys.readouterr())
     assert f"Δ{metric} of the worst class" in shown
+    header, *rows = (line for line in shown.splitlines() if line.startswith("  "))
+    assert header.split() == [metric, "of", "each", "class", "reference", "bundle", "Δ"]
+    # Numbers stand below each other, whatever is written before them.
+    shares = [row for row in rows if row.startswith("  margin")]
+    assert len(shares) > 1
+    assert len({row.index("% of ") for row in shares}) == 1
     text = (tmp_path / "page" / "report.html").read_text()
     assert f"Change of {metric} per class" in text
     assert "Matched segments" in text
     assert text.count("<img") == 4
+    # Two columns, in which the labels of objects can be read, and what the colours stand for.
+    assert text.count("<figure class='objects'>") == 1
+    (same,) = re.findall(r"masks equal, ([0-9.]+) % of the image the same segment", text)
+    assert 0 < float(same) < 100
+    legend = text[text.index('class="legend"') : text.index("<figure")]
+    assert "</i>car</li>" in legend
+    assert ("</i>road</li>" in legend) == (metric == "PQ")
     assert "ΔmIoU" not in shown + text

@@ -94,6 +94,6 @@ def test_verify_holds_the_stages_to_their_limit(
     command = ["verify", str(other.path), "--against", str(segment_checkpoint)]
     assert main([*command, *words]) == 1
     said = capsys.readouterr()
-    assert "stage 2 with PyTorch's masks:" in said.err
+    assert "stages 2, 3 with PyTorch's masks:" in said.err
     assert "stages, same masks" in said.out
     assert json.loads(written.read_text())["stages"][2] > 1e-3

@@ -15,7 +15,15 @@ import pytest
 from fakes import a_frame
 
 from knet_runtime.batch.archive import find_sources, join, run_batch
-from knet_runtime.batch.records import WHOLE, BatchResults, Job, Outcome, Settings, SourceResult
+from knet_runtime.batch.records import (
+    WHOLE,
+    BatchResults,
+    Job,
+    Outcome,
+    Settings,
+    SourceResult,
+    key_of,
+)
 from knet_runtime.batch.worker import ChunkWorker
 from knet_runtime.bundle.manifest import SegmentRules
 from knet_runtime.bundle.store import Bundle
@@ -353,6 +361,22 @@ def test_tracks_and_coco_files_are_those_of_a_run_of_the_uncut_video(
     assert written(out / "v") == written(folder)
     batch(msgspec.structs.replace(settings, rules=None))
     assert done == [WHOLE] * 3
+
+
+def test_results_by_other_rules_of_the_bundle_are_not_kept(
+    make_segment_bundle: Callable[[str], Bundle],
+) -> None:
+    bundle, settings = make_segment_bundle("panoptic"), Settings("street.knet")
+
+    def key(rules: SegmentRules, settings: Settings = settings) -> str:
+        changed = msgspec.structs.replace(bundle.manifest, rules=rules)
+        return key_of(Bundle(bundle.path, changed), settings, "v", (1, 1))
+
+    assert key(SegmentRules(score=0.5)) != key(SegmentRules())
+    assert key(SegmentRules()) == key_of(bundle, settings, "v", (1, 1))
+    # What is asked for on the command line counts alone.
+    asked = msgspec.structs.replace(settings, rules=SegmentRules(score=0.5))
+    assert key(SegmentRules(), asked) == key(SegmentRules(score=0.5))
 
 
 def test_a_video_that_changes_meanwhile_is_refused(

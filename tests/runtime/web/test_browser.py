@@ -18,7 +18,7 @@ from knet_runtime.counting import ZoneCounter
 from knet_runtime.painting import shade
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.types import Frame
-from knet_runtime.zones import Line, Zones
+from knet_runtime.zones import Line, Zone, Zones
 from knet_synthetic import CAMVID11
 
 Open = Callable[..., Any]
@@ -217,6 +217,35 @@ def test_the_pointer_or_a_tap_says_what_is_under_it(site: Any, open_page: Open) 
     assert said("overlay", 80, 85) == []
     page.mouse.move(0, 0)
     assert page.locator(".hover:visible").count() == 0
+
+
+def test_zones_and_lines_where_nothing_was_counted_yet_have_a_row(
+    site: Any, open_page: Open
+) -> None:
+    car = CAMVID11.names.index("Car")
+    labels = msgspec.structs.replace(CAMVID11, things=(car,))
+    ids = np.zeros((90, 160), np.uint16)
+    ids[20:60, 20:60] = 1
+    result = Segmentation.from_panoptic(ids, [car], [0.8], labels).with_tracks({1: 1})
+    yard = Zone("yard", ((10, 10), (80, 10), (80, 80), (10, 80)))
+    far = Zone("far", ((100, 10), (150, 10), (150, 80), (100, 80)))
+    count = ZoneCounter(Zones((yard, far), (Line("gate", ((0, 70), (160, 70))),)))
+    for number in range(4):
+        frame, _ = a_frame(number, hw=(90, 160))
+        counted = count(frame, result)
+        site.gate.sink.write(frame, counted)
+    page = open_page(site.port)
+    wait_for_state(page, "running")
+    until(page, "document.querySelectorAll('#counts tbody tr').length > 0")
+    rows = page.evaluate(
+        "[...document.querySelectorAll('#counts tbody tr')].map("
+        "row => [...row.cells].map(cell => cell.textContent))"
+    )
+    assert rows == [
+        ["yard", "Car", "1", "1", "0"],
+        ["far", "–", "0", "0", "0"],
+        ["gate", "–", "", "0", "0"],
+    ]
 
 
 def test_only_chosen_classes_are_coloured_at_first(make_site: Any, open_page: Open) -> None:

@@ -33,7 +33,7 @@ from knet_train.data.dataset import LabelledFolder
 from knet_train.data.segment_folder import SegmentFolder
 from knet_train.data.targets import segment_targets
 from knet_train.data.truth import Truth
-from knet_train.segment_loss import SegmentTargets
+from knet_train.segment_loss import SegmentTargets, image_counts
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 AnyFolder = LabelledFolder | SegmentFolder
@@ -228,14 +228,6 @@ def _street(seed: int, size: tuple[int, int]) -> Street:
     return Street(seed, size)
 
 
-class SegmentPart(NamedTuple):
-    """The same of objects: each part's losses are means over its own, as each device's are."""
-
-    images: Tensor  # uint8 [b, H, W, 3]
-    targets: Sequence[SegmentTargets]  # [b]
-    part: int
-
-
 class Part(NamedTuple):
     """What one process computes at a time: 1 / ``optim.accumulate`` of its share of a step."""
 
@@ -243,6 +235,15 @@ class Part(NamedTuple):
     labels: Tensor  # uint8 [b, H, W]
     share_labels: Tensor  # labels of the process's whole share of the step: the loss is their mean
     part: int  # 0 … accumulate - 1
+
+
+class SegmentPart(NamedTuple):
+    """The same of objects."""
+
+    images: Tensor  # uint8 [b, H, W, 3]
+    targets: Sequence[SegmentTargets]  # [b]
+    share_counts: Tensor  # ``image_counts`` of the process's whole share of the step
+    part: int
 
 
 class StepIndices(Sampler[int]):
@@ -277,12 +278,13 @@ class Parts:
     def __iter__(self) -> Iterator[Part | SegmentPart]:
         for images, truth in self.loader:
             chunks = images.chunk(self.count)
+            counts = None if isinstance(truth, Tensor) else image_counts(truth)
             for part, image in enumerate(chunks):
-                if isinstance(truth, Tensor):
+                if counts is None:
                     yield Part(image, truth.chunk(self.count)[part], truth, part)
                 else:
                     own = truth[part * len(chunks[0]) : part * len(chunks[0]) + len(image)]
-                    yield SegmentPart(image, own, part)
+                    yield SegmentPart(image, own, counts, part)
 
     def close(self) -> None:
         """End the processes that read images. They leave a first SIGTERM to this process, so at

@@ -61,12 +61,16 @@ function tile([name, value, unit]) {
 
 function counted({ zones, lines }) {
   const rows = [];
+  // Where nothing was counted yet, that is said, too.
+  const nothing = (classes) => Object.keys(classes).length === 0;
   for (const [name, classes] of Object.entries(zones)) {
+    if (nothing(classes)) rows.push(row(name, ["–", 0, 0, 0]));
     for (const [label, { present, entered, left }] of Object.entries(classes)) {
       rows.push(row(name, [label, present, entered, left]));
     }
   }
   for (const [name, classes] of Object.entries(lines)) {
+    if (nothing(classes)) rows.push(row(name, ["–", "", 0, 0]));
     for (const [label, { to_left: left, to_right: right }] of Object.entries(classes)) {
       rows.push(row(name, [label, "", left, right]));
     }
