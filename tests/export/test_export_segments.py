@@ -11,8 +11,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from made_once import made_once
 from numpy.typing import NDArray
-from small_segments import SIZE, save_segment_knet
+from small_segments import SIZE
+from traced import traced_before
 
 from knet_deploy.cli.main import main
 from knet_export.data import open_images
@@ -105,26 +107,21 @@ def test_the_bundle_says_what_it_is(segment_checkpoint: Path, segment_bundle: Bu
     assert "equal pixels of all kernels' masks" in card
 
 
-@pytest.fixture(scope="module")
-def panoptic_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_segment_knet("panoptic", tmp_path_factory.mktemp("panoptic") / "best.safetensors")
-
-
-@pytest.fixture(scope="module")
-def instance_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_segment_knet("instance", tmp_path_factory.mktemp("instance") / "best.safetensors")
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def free_fp16(panoptic_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Half precision and free sizes in one, as tracing takes the time."""
-    return export_bundle(
-        panoptic_checkpoint,
-        tmp_path_factory.mktemp("free") / "free.knet",
-        precision="fp16",
-        sizes=size_range((64, 64), (128, 192)),
-        max_batch=2,
+    folder = made_once(
+        tmp_path_factory,
+        "free-fp16",
+        lambda out: export_bundle(
+            panoptic_checkpoint,
+            out / "free.knet",
+            precision="fp16",
+            sizes=size_range((64, 64), (128, 192)),
+            max_batch=2,
+        ),
     )
+    return open_bundle(folder / "free.knet")
 
 
 @pytest.mark.parametrize("size", [SIZE, (128, 192), (64, 160)])
@@ -188,17 +185,18 @@ def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_int8_is_as_much_as_keeps_the_segments(
-    instance_checkpoint: Path, streets: Path, tmp_path: Path
+    instance_checkpoint: Path, instance_bundle: Bundle, streets: Path, tmp_path: Path
 ) -> None:
-    bundle = export_bundle(
-        instance_checkpoint,
-        tmp_path / "x.knet",
-        precision="int8",
-        calibration=streets,
-        calibrator="minmax",
-        keep_fp32=MOST,
-        max_batch=1,
-    )
+    with traced_before(instance_bundle):
+        bundle = export_bundle(
+            instance_checkpoint,
+            tmp_path / "x.knet",
+            precision="int8",
+            calibration=streets,
+            calibrator="minmax",
+            keep_fp32=MOST,
+            max_batch=2,
+        )
     record = msgspec.json.decode(bundle.file(QUANTISATION_NAME).read_bytes(), type=Quantisation)
     assert (record.method, record.calibrated, record.held_out) == ("minmax", 4, 4)
     assert record.score.quality is not None
