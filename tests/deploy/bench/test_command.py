@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,11 @@ import cv2
 import pytest
 
 from knet_deploy.bench.benchmark import Benchmark
-from knet_deploy.bench.machine import Limits
 from knet_deploy.cli.bench import BASELINES
 from knet_runtime.bundle.store import Bundle, default_bundle_path
 from knet_runtime.engines import probe_engines
 
 FEW = ("--engine", "onnxruntime-cpu", "--rounds", "1", "--frames", "2")
-
-
-@pytest.fixture
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without what takes the time and is proven by the first test, which measures the machine."""
-    monkeypatch.setattr(Benchmark, "limits", lambda _: Limits(1e10, 1e10))
-    monkeypatch.setattr(Benchmark, "run", partialmethod(Benchmark.run, pause=0))
 
 
 def test_a_bundle_is_timed_and_all_of_it_is_in_the_files(
