@@ -89,9 +89,7 @@ def save_segment_knet(task: Task, path: Path) -> Path:
 
 
 def _checkpoint(factory: pytest.TempPathFactory, task: Task) -> Path:
-    folder = made_once(
-        factory, task, lambda out: save_segment_knet(task, out / "best.safetensors")
-    )
+    folder = made_once(factory, task, lambda out: save_segment_knet(task, out / "best.safetensors"))
     return folder / "best.safetensors"
 
 

@@ -350,6 +350,8 @@ def test_the_published_networks_are_traced(preset: str, backbone: str, tmp_path:
     labels = COCO if config.model.task == "panoptic" else COCO_THINGS
     torch.manual_seed(0)
     model = build_segment_model(config.model, labels).eval()
+    if backbone.startswith("swin"):
+        del model.backbone.layers[2].blocks[2:]  # four more of the same two blocks
     spec = export_spec(config, None, None, 2)
     (graph,) = segment_graphs("fp32", model)
     export_onnx(fuse_segments(model, spec), spec, graph.outputs, tmp_path)
