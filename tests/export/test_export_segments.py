@@ -339,14 +339,18 @@ def test_sizes_that_do_not_fit_are_refused(instance_checkpoint: Path, tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("preset", "backbone"),
+    ("preset", "backbone", "stages"),
     [
-        ("knet-r50-fpn-instance", "resnet50"),
-        ("knet-swin-l-panoptic", "swin_tiny_patch4_window7_224"),  # Swin-L takes two minutes
+        ("knet-r50-fpn-instance", "resnet50", 3),
+        ("knet-swin-l-panoptic", "swin_tiny_patch4_window7_224", 1),  # Swin-L takes two minutes
     ],
 )
-def test_the_published_networks_are_traced(preset: str, backbone: str, tmp_path: Path) -> None:
-    config = load_config(preset, [f"data.eval_size={list(SIZE)}", f"model.backbone={backbone}"])
+def test_the_published_networks_are_traced(
+    preset: str, backbone: str, stages: int, tmp_path: Path
+) -> None:
+    network = [f"model.backbone={backbone}", f"model.stages={stages}"]
+    weights = f"loss.stage_weights={[1.0] * (stages + 1)}"
+    config = load_config(preset, [f"data.eval_size={list(SIZE)}", *network, weights])
     labels = COCO if config.model.task == "panoptic" else COCO_THINGS
     torch.manual_seed(0)
     model = build_segment_model(config.model, labels).eval()

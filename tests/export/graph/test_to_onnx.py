@@ -250,6 +250,7 @@ def test_more_classes_than_a_byte_holds_have_no_classmap_graph(tmp_path: Path) -
 @pytest.mark.slow
 def test_swin_exports_at_a_fixed_size(tmp_path: Path) -> None:
     small = ["model.channels=32", "model.update_channels=32", "model.ffn_channels=48"]
+    small += ["model.stages=1", "loss.stage_weights=[1.0, 1.0]"]
     model = a_knet(config=load_config("swin-t-upernet", small))
     del model.backbone.layers[2].blocks[2:]  # four more of the same two blocks
     fused = fuse(model, SIZE, pixels=SIZE[0] * SIZE[1] // 16)
