@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import signal
+import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,6 +26,27 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+# M_TRIM_THRESHOLD and M_MMAP_MAX of <malloc.h>, and what glibc begins with.
+_MALLOC_DEFAULTS = {-1: 128 << 10, -4: 1 << 16}
+
+
+@cache
+def _has_glibc() -> bool:
+    return platform.system() == "Linux" and platform.libc_ver()[0] == "glibc"
+
+
+@pytest.fixture(autouse=True)
+def _freed_memory_is_returned() -> Iterator[None]:
+    """A training run lets its process keep the most memory that it ever held; this one trains
+    many."""
+    yield
+    if "knet_train.devices" in sys.modules and _has_glibc():
+        libc = ctypes.CDLL(None)
+        for setting, value in _MALLOC_DEFAULTS.items():
+            libc.mallopt(setting, value)
+        libc.malloc_trim(0)
 
 
 @pytest.fixture(scope="session")

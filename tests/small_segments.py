@@ -88,29 +88,49 @@ def save_segment_knet(task: Task, path: Path) -> Path:
     return path
 
 
+def _checkpoint(factory: pytest.TempPathFactory, task: Task) -> Path:
+    folder = made_once(factory, task, lambda out: save_segment_knet(task, out / "best.safetensors"))
+    return folder / "best.safetensors"
+
+
+def _bundle(factory: pytest.TempPathFactory, checkpoint: Path) -> Bundle:
+    from knet_export.export import export_bundle
+
+    folder = made_once(
+        factory,
+        f"{checkpoint.parent.name}-bundle",
+        lambda out: export_bundle(checkpoint, out / "small.knet", max_batch=2),
+    )
+    return open_bundle(folder / "small.knet")
+
+
 @pytest.fixture(scope="session", params=TASKS)
 def segment_checkpoint(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A checkpoint of each task."""
-    task: Task = request.param
-    folder = made_once(
-        tmp_path_factory, task, lambda out: save_segment_knet(task, out / "best.safetensors")
-    )
-    return folder / "best.safetensors"
+    return _checkpoint(tmp_path_factory, request.param)
 
 
 @pytest.fixture(scope="session")
 def segment_bundle(segment_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Its fp32 bundle."""
-    from knet_export.export import export_bundle
+    return _bundle(tmp_path_factory, segment_checkpoint)
 
-    folder = made_once(
-        tmp_path_factory,
-        f"{segment_checkpoint.parent.name}-bundle",
-        lambda out: export_bundle(segment_checkpoint, out / "small.knet", max_batch=2),
-    )
-    return open_bundle(folder / "small.knet")
+
+@pytest.fixture(scope="session")
+def instance_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _checkpoint(tmp_path_factory, "instance")
+
+
+@pytest.fixture(scope="session")
+def instance_bundle(instance_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return _bundle(tmp_path_factory, instance_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def panoptic_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _checkpoint(tmp_path_factory, "panoptic")
 
 
 def spoilt(bundle: Bundle, path: Path) -> tuple[Bundle, str]:

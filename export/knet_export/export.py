@@ -117,6 +117,7 @@ def export_bundle(
         raise OutputError(f"--card {card} is not a file: name a Markdown file")
 
     loaded = read_any_checkpoint(checkpoint)
+    spec = export_spec(loaded.config, size, sizes, max_batch)  # refuses before images are read
     check_finite(loaded.model, str(checkpoint))
     int8_images = None
     if calibration is not None:
@@ -125,14 +126,14 @@ def export_bundle(
 
     manifest = Manifest(
         name=name_for(destination),
-        input=export_spec(loaded.config, size, sizes, max_batch),
+        input=spec,
         labels=loaded.labels,
         graphs=_graphs(loaded, precision),
         provenance=Provenance(loaded.sha256, loaded.config.preset, _tools()),
         licence=licence or Licence("Apache-2.0", "unstated", "unstated"),
         task=loaded.config.model.task,
     )
-    spec, logits = manifest.input, manifest.graph("logits")
+    logits = manifest.graph("logits")
 
     with _work_folder(destination) as work:  # what lies in it becomes the bundle
         on_step("exporting the graph")

@@ -10,12 +10,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from fractions import Fraction
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from traced import traced_before
 
 import knet_deploy
 from knet_runtime.sinks.encoder import ENCODERS, VideoWriter, working_encoder
@@ -61,11 +63,13 @@ def _there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("_there")
 @pytest.mark.parametrize("name", knet_deploy.__all__)
-def test_every_name_has_an_example_that_runs(name: str, checkpoint_path: Path | None) -> None:
+def test_every_name_has_an_example_that_runs(name: str, request: pytest.FixtureRequest) -> None:
+    exporting: AbstractContextManager[None] = nullcontext()
     if name in NEEDS_TORCH:
-        if checkpoint_path is None:
+        if importlib.util.find_spec("torch") is None:
             pytest.skip("PyTorch is not installed")
-        shutil.copy(checkpoint_path, "best.safetensors")
+        shutil.copy(request.getfixturevalue("checkpoint"), "best.safetensors")
+        exporting = traced_before(request.getfixturevalue("small_bundle"))
     found = getattr(knet_deploy, name)
     tests = doctest.DocTestFinder(recurse=False).find(found, name, globs={"np": np})
     assert tests, f"{name} has no example in its docstring"
@@ -73,16 +77,9 @@ def test_every_name_has_an_example_that_runs(name: str, checkpoint_path: Path | 
     (test,) = tests
     told: list[str] = []
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
-    runner.run(test, out=told.append)
+    with exporting:
+        runner.run(test, out=told.append)
     assert not runner.failures, "".join(told)
-
-
-@pytest.fixture(scope="session")
-def checkpoint_path(request: pytest.FixtureRequest) -> Path | None:
-    if importlib.util.find_spec("torch") is None:
-        return None
-    path: Path = request.getfixturevalue("checkpoint")
-    return path
 
 
 def test_type_checkers_and_the_run_see_the_same_names() -> None:

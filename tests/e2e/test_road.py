@@ -28,12 +28,15 @@ def test_train_export_verify_run(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (data / "labels.json").write_text(
         json.dumps({"class_names": CAMVID11.names, "ignore_index": 11})
     )
-    config = load_config("knet-edge")
+    config = load_config("knet-edge", ["model.backbone=resnet10t"])
     save_file(build_backbone(config.model).state_dict(), tmp_path / "backbone.safetensors")
 
     settings = [
         "data.eval_size=[64, 96]",
         "data.crop=[64, 64]",
+        "model.backbone=resnet10t",
+        "model.stages=1",
+        "loss.stage_weights=[1.0, 1.0]",
         "model.channels=32",
         "model.update_channels=32",
         "model.ffn_channels=64",

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from traced import traced_before
 
+from knet_deploy.cli.main import main
 from knet_export import export as export_module
 from knet_export.export import export_bundle
 from knet_export.spec import model_card, size_range
@@ -118,11 +120,17 @@ def test_golden_tensors_are_the_trained_models_and_parity_is_recorded(
 
 
 def test_a_half_bundle_is_half_as_large_and_keeps_float32_golden_logits(
-    bundle: Bundle, checkpoint: Path, tmp_path: Path
+    bundle: Bundle, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    half = export_bundle(checkpoint, tmp_path / "half.knet", precision="fp16", size=(64, 128))
+    """Exported by the command: at a size, and for one image at a time."""
+    words = ["--precision", "fp16", "--size", "32x64", "--max-batch", "1"]
+    assert main(["export", str(checkpoint), "-o", str(tmp_path / "my one.knet"), *words]) == 0
+    assert "agreement" in capsys.readouterr().out
+    half = open_bundle(tmp_path / "my one.knet")
+    spec = half.manifest.input
+    assert half.manifest.name == "my-one"  # the names of bundles have no spaces
+    assert (spec.height, spec.width, spec.max_batch, spec.sizes) == (32, 64, 1, None)
     assert half.manifest.precision == "fp16"
-    assert (half.manifest.input.height, half.manifest.input.width) == (64, 128)
     sizes = [one.manifest.files["weights.bin"].bytes for one in (half, bundle)]
     assert 0.4 < sizes[0] / sizes[1] < 0.6
     golden = load_golden(half)
@@ -148,24 +156,26 @@ def test_a_dynamic_bundle_runs_at_other_sizes(checkpoint: Path, free_bundle: Bun
 
 
 def test_a_bundle_outside_its_tolerance_is_not_written(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     strict = msgspec.structs.replace(default_tolerance("fp32"), max_logit_diff=1e-12)
     monkeypatch.setattr(export_module, "check_onnx", lambda *_: None)
     monkeypatch.setattr("knet_export.spec.default_tolerance", lambda _: strict)
-    with pytest.raises(ParityError, match="nothing was written"):
+    with traced_before(bundle), pytest.raises(ParityError, match="nothing was written"):
         export_bundle(checkpoint, tmp_path / "folder" / "x.knet")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs file size limits")
-def test_a_full_disk_is_named_and_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_named_and_leaves_nothing(
+    checkpoint: Path, bundle: Bundle, tmp_path: Path
+) -> None:
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
     try:
-        with pytest.raises(OutputError, match="free some space"):
+        with traced_before(bundle), pytest.raises(OutputError, match="free some space"):
             export_bundle(checkpoint, tmp_path / "x.knet")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

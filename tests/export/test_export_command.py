@@ -1,4 +1,4 @@
-"""`knet-deploy export` with its options: what it refuses in one line, and one export through it."""
+"""`knet-deploy export` with its options: what it refuses in one line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from knet_deploy.cli.main import main
-from knet_runtime.bundle.store import open_bundle
 
 
 @pytest.mark.parametrize(
@@ -53,15 +52,3 @@ def test_the_name_of_another_file_gets_the_command_that_was_meant(
     (line,) = capsys.readouterr().err.splitlines()
     assert message.format(tmp_path) in line
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_command_exports_at_a_size_for_one_image_at_a_time(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["--size", "32x64", "--max-batch", "1", "-o", str(tmp_path / "my one.knet")]
-    assert main(["export", str(checkpoint), *words]) == 0
-    manifest = open_bundle(tmp_path / "my one.knet").manifest
-    spec = manifest.input
-    assert manifest.name == "my-one"  # the names of bundles have no spaces
-    assert (spec.height, spec.width, spec.max_batch, spec.sizes) == (32, 64, 1, None)
-    assert "agreement" in capsys.readouterr().out

@@ -9,10 +9,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from knet_runtime.bundle.store import open_bundle
+import traced
+
+from knet_runtime.bundle.store import Bundle, open_bundle
 
 # At a step of the export, copies of the process go on with it and are killed, each at its own
-# moment; the export is traced once for all of them.
+# moment. What the tracer gives was traced before.
 _EXPORT_AND_KILL = """
 import os, random, shutil, signal, sys, tempfile, time
 from pathlib import Path
@@ -21,11 +23,12 @@ torch.set_num_threads(1)
 from knet_export.export import export_bundle
 from knet_runtime.bundle.store import open_bundle
 from knet_runtime.errors import BundleError
+from traced import traced_before
 
-checkpoint, destination = map(Path, sys.argv[1:])
+checkpoint, destination, before = map(Path, sys.argv[1:])
 moments = random.Random()
 # Step: how many are killed there, and within how many seconds. Writing takes milliseconds.
-plan = {"exporting": (2, 1.0), "running": (1, 0.3), "comparing": (1, 0.3), "writing": (6, 0.02)}
+plan = {"exporting": (2, 0.3), "running": (1, 0.3), "comparing": (1, 0.3), "writing": (6, 0.02)}
 mine = os.getpid()
 
 def state():
@@ -54,7 +57,8 @@ def on_step(step):
         shutil.rmtree(destination, ignore_errors=True)
 
 try:
-    export_bundle(checkpoint, destination, on_step=on_step)
+    with traced_before(open_bundle(before)):
+        export_bundle(checkpoint, destination, on_step=on_step)
 finally:
     if os.getpid() != mine:
         os._exit(0)
@@ -62,7 +66,7 @@ finally:
 
 
 def test_an_export_killed_at_any_moment_leaves_no_half_bundle(
-    checkpoint: Path, tmp_path: Path
+    checkpoint: Path, small_bundle: Bundle, tmp_path: Path
 ) -> None:
     destination = tmp_path / "out" / "killed.knet"
     orphan = destination.with_name(".killed.knet.0.work")
@@ -72,8 +76,11 @@ def test_an_export_killed_at_any_moment_leaves_no_half_bundle(
         (folder / "weights.bin").write_bytes(b"left by an export")
     lock = os.open(in_use, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
+    words = [_EXPORT_AND_KILL, checkpoint, destination, small_bundle.path]
+    path = [str(Path(traced.__file__).parent), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _EXPORT_AND_KILL, checkpoint, destination],
+        [sys.executable, "-W", "ignore", "-c", *words],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))},
         capture_output=True,
         text=True,
         timeout=300,

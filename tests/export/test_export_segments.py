@@ -11,8 +11,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from made_once import made_once
 from numpy.typing import NDArray
-from small_segments import SIZE, save_segment_knet
+from small_segments import SIZE
+from traced import traced_before
 
 from knet_deploy.cli.main import main
 from knet_export.data import open_images
@@ -105,26 +107,21 @@ def test_the_bundle_says_what_it_is(segment_checkpoint: Path, segment_bundle: Bu
     assert "equal pixels of all kernels' masks" in card
 
 
-@pytest.fixture(scope="module")
-def panoptic_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_segment_knet("panoptic", tmp_path_factory.mktemp("panoptic") / "best.safetensors")
-
-
-@pytest.fixture(scope="module")
-def instance_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_segment_knet("instance", tmp_path_factory.mktemp("instance") / "best.safetensors")
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def free_fp16(panoptic_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Half precision and free sizes in one, as tracing takes the time."""
-    return export_bundle(
-        panoptic_checkpoint,
-        tmp_path_factory.mktemp("free") / "free.knet",
-        precision="fp16",
-        sizes=size_range((64, 64), (128, 192)),
-        max_batch=2,
+    folder = made_once(
+        tmp_path_factory,
+        "free-fp16",
+        lambda out: export_bundle(
+            panoptic_checkpoint,
+            out / "free.knet",
+            precision="fp16",
+            sizes=size_range((64, 64), (128, 192)),
+            max_batch=2,
+        ),
     )
+    return open_bundle(folder / "free.knet")
 
 
 @pytest.mark.parametrize("size", [SIZE, (128, 192), (64, 160)])
@@ -188,17 +185,18 @@ def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_int8_is_as_much_as_keeps_the_segments(
-    instance_checkpoint: Path, streets: Path, tmp_path: Path
+    instance_checkpoint: Path, instance_bundle: Bundle, streets: Path, tmp_path: Path
 ) -> None:
-    bundle = export_bundle(
-        instance_checkpoint,
-        tmp_path / "x.knet",
-        precision="int8",
-        calibration=streets,
-        calibrator="minmax",
-        keep_fp32=MOST,
-        max_batch=1,
-    )
+    with traced_before(instance_bundle):
+        bundle = export_bundle(
+            instance_checkpoint,
+            tmp_path / "x.knet",
+            precision="int8",
+            calibration=streets,
+            calibrator="minmax",
+            keep_fp32=MOST,
+            max_batch=2,
+        )
     record = msgspec.json.decode(bundle.file(QUANTISATION_NAME).read_bytes(), type=Quantisation)
     assert (record.method, record.calibrated, record.held_out) == ("minmax", 4, 4)
     assert record.score.quality is not None
@@ -341,17 +339,23 @@ def test_sizes_that_do_not_fit_are_refused(instance_checkpoint: Path, tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("preset", "backbone"),
+    ("preset", "backbone", "stages"),
     [
-        ("knet-r50-fpn-instance", "resnet50"),
-        ("knet-swin-l-panoptic", "swin_tiny_patch4_window7_224"),  # Swin-L takes two minutes
+        ("knet-r50-fpn-instance", "resnet50", 3),
+        ("knet-swin-l-panoptic", "swin_tiny_patch4_window7_224", 1),  # Swin-L takes two minutes
     ],
 )
-def test_the_published_networks_are_traced(preset: str, backbone: str, tmp_path: Path) -> None:
-    config = load_config(preset, [f"data.eval_size={list(SIZE)}", f"model.backbone={backbone}"])
+def test_the_published_networks_are_traced(
+    preset: str, backbone: str, stages: int, tmp_path: Path
+) -> None:
+    network = [f"model.backbone={backbone}", f"model.stages={stages}"]
+    weights = f"loss.stage_weights={[1.0] * (stages + 1)}"
+    config = load_config(preset, [f"data.eval_size={list(SIZE)}", *network, weights])
     labels = COCO if config.model.task == "panoptic" else COCO_THINGS
     torch.manual_seed(0)
     model = build_segment_model(config.model, labels).eval()
+    if backbone.startswith("swin"):
+        del model.backbone.layers[2].blocks[2:]  # four more of the same two blocks
     spec = export_spec(config, None, None, 2)
     (graph,) = segment_graphs("fp32", model)
     export_onnx(fuse_segments(model, spec), spec, graph.outputs, tmp_path)

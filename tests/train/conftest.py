@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import multiprocessing
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
+import one_run
 import pytest
 import torch
+from made_once import made_once
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -131,13 +137,70 @@ def go(
     return run
 
 
+@dataclass(frozen=True)
+class Whole:
+    """A run that nothing interrupted."""
+
+    best: Path
+    last: Path
+    best_score: float
+    losses: dict[int, float]  # of every step
+    evaluated: list[int]  # after these steps
+
+
+@pytest.fixture
+def whole(
+    tiny_config: Callable[..., Config],
+    data: Path,
+    backbone_file: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., Whole]:
+    """What ``go`` gives with these settings, of one run for all tests."""
+
+    def run(*overrides: str) -> Whole:
+        name = hashlib.sha256(" ".join(overrides).encode()).hexdigest()[:8]
+
+        def make(folder: Path) -> None:
+            import pytorch_lightning as pl
+
+            from knet_train.fit import train
+
+            losses: dict[int, float] = {}
+            evaluated: list[int] = []
+
+            class Watch(pl.Callback):
+                def on_train_batch_end(
+                    self, trainer: pl.Trainer, module: Any, outputs: Any, *_: Any
+                ) -> None:
+                    losses[trainer.global_step] = float(outputs["loss"])
+
+                def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
+                    evaluated.append(trainer.global_step)
+
+            config = tiny_config(*overrides)
+            result = train(
+                config, data, folder / "run", backbone_weights=backbone_file, callbacks=[Watch()]
+            )
+            whole = Whole(result.best, result.last, result.best_score, losses, evaluated)
+            (folder / "whole.json").write_bytes(msgspec.json.encode(whole, enc_hook=str))
+
+        folder = made_once(tmp_path_factory, f"whole-{name}", make)
+        found = (folder / "whole.json").read_bytes()
+        return msgspec.json.decode(found, type=Whole, dec_hook=lambda kind, text: kind(text))
+
+    return run
+
+
 @pytest.fixture
 def start(data: Path, tmp_path: Path, backbone_file: Path) -> Iterator[Callable[..., Started]]:
     """The same run in processes of its own: one, ``ranks`` as torchrun would start them, or (with
-    trainer.devices=2) one that starts the other itself. None of them outlives the test."""
+    trainer.devices=2) one that starts the other itself. They are forks of a process that has
+    imported everything, or with ``fresh`` as a user starts them. None of them outlives the test."""
     processes: list[Started] = []
 
-    def launch(name: str, *overrides: str, ranks: int = 1, **options: Any) -> Started:
+    def launch(
+        name: str, *overrides: str, ranks: int = 1, fresh: bool = False, **options: Any
+    ) -> Started:
         job = tmp_path / f"{name}-{len(processes)}.json"
         losses = job.with_suffix(".losses")
         job.write_text(
@@ -168,34 +231,64 @@ def start(data: Path, tmp_path: Path, backbone_file: Path) -> Iterator[Callable[
                 "LOCAL_RANK": str(rank),
             }
             own = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-            began.processes.append(
-                subprocess.Popen(
-                    [sys.executable, str(Path(__file__).with_name("one_run.py")), str(job)],
-                    env={**os.environ, **own, **(torchrun if ranks > 1 else {})},
-                    stderr=subprocess.PIPE,
-                    text=True,
-                )
-            )
+            own |= torchrun if ranks > 1 else {}
+            made = Fresh if fresh else Forked
+            began.processes.append(made(job, own, job.with_suffix(f".{rank}.stderr")))
         return began
 
     yield launch
     for began in processes:
         for process in began.processes:
             process.kill()
-            process.communicate()
+            process.ended()
+
+
+class Fresh:
+    """A process that runs ``one_run.py`` as a command."""
+
+    def __init__(self, job: Path, variables: dict[str, str], _: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, one_run.__file__, str(job)],
+            env={**os.environ, **variables},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.poll, self.kill = self._process.poll, self._process.kill
+        self.terminate = self._process.terminate
+
+    def ended(self, seconds: float | None = None) -> tuple[int, str]:
+        """Exit code and stderr; it, and whatever it started, must end within ``seconds``."""
+        text = self._process.communicate(timeout=seconds)[1]
+        return self._process.returncode, text
+
+
+class Forked:
+    """The same, forked from a process that has imported PyTorch and Lightning."""
+
+    def __init__(self, job: Path, variables: dict[str, str], errors: Path) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["knet_train.fit"])
+        self._errors = errors
+        self._process = context.Process(target=one_run.forked, args=(job, variables, errors))
+        self._process.start()
+        self.kill = self._process.kill
+
+    def ended(self, seconds: float | None = None) -> tuple[int, str]:
+        self._process.join(seconds)
+        assert self._process.exitcode is not None, "it still runs"
+        return self._process.exitcode, self._errors.read_text()
 
 
 class Started:
     """Processes of one run."""
 
-    def __init__(self, processes: list[subprocess.Popen[str]], losses: Path) -> None:
+    def __init__(self, processes: list[Any], losses: Path) -> None:
         self.processes = processes
         self.losses_file = losses
 
     def ended(self, seconds: float = 400) -> list[tuple[int, str]]:
         """Exit code and stderr of each, which must end within ``seconds``."""
-        texts = [process.communicate(timeout=seconds)[1] for process in self.processes]
-        return [(p.returncode, text) for p, text in zip(self.processes, texts, strict=True)]
+        return [process.ended(seconds) for process in self.processes]
 
     def losses(self) -> dict[int, float]:
         return {int(k): v for k, v in json.loads(self.losses_file.read_text()).items()}

@@ -86,7 +86,7 @@ def test_a_run_starts_its_other_process_itself_and_dies_with_it(
     start: Callable[..., Any], tmp_path: Path
 ) -> None:
     settings = ("optim.batch_size=4", "trainer.save_every=1", "trainer.devices=2")
-    killed = start("run", *settings, die_at=3, die_rank=1)
+    killed = start("run", *settings, fresh=True, die_at=3, die_rank=1)
     ((code, text),) = killed.ended()
     assert code != 0
     assert (tmp_path / "run" / "resume.ckpt").exists(), text

@@ -116,21 +116,23 @@ def test_what_is_kept_is_the_average_of_the_weights(go: Callable[..., RunResult]
 
 
 def test_the_same_seed_gives_the_same_weights(
-    go: Callable[..., RunResult], different: Different
+    go: Callable[..., RunResult], whole: Callable[..., Any], different: Different
 ) -> None:
-    first, second = go("one"), go("two")
-    assert not different(first.last, second.last)
-    third = go("three", "trainer.seed=1")
-    assert different(first.last, third.last)
+    first = whole()
+    assert not different(first.last, go("two").last)
+    assert different(first.last, go("three", "trainer.seed=1").last)
 
 
 @pytest.mark.parametrize("step", [3, 4])
 def test_an_interrupted_run_resumes_as_if_nothing_had_been(
-    go: Callable[..., RunResult], different: Different, tmp_path: Path, step: int
+    go: Callable[..., RunResult],
+    whole: Callable[..., Any],
+    different: Different,
+    tmp_path: Path,
+    step: int,
 ) -> None:
     """Equal to the last bit, dropout included: samples, dropout and rate depend on the step."""
-    whole, seen = At(), Evaluations()
-    expected = go("whole", callbacks=[whole, seen])
+    expected = whole()
     first, second = At(step, interrupt), At()
     handler = signal.getsignal(signal.SIGINT)
     begun, ended = Evaluations(), Evaluations()
@@ -141,21 +143,21 @@ def test_an_interrupted_run_resumes_as_if_nothing_had_been(
     assert max(first.losses, default=0) == step
     assert not (tmp_path / "parts" / "last.safetensors").exists()
     result = go("parts", resume=True, callbacks=[second, ended])
-    assert {**first.losses, **second.losses} == whole.losses
+    assert {**first.losses, **second.losses} == expected.losses
     assert sorted([*first.losses, *second.losses]) == [1, 2, 3, 4, 5, 6]
-    assert sorted({*begun.steps, *ended.steps}) == seen.steps
+    assert sorted({*begun.steps, *ended.steps}) == expected.evaluated
     assert not different(expected.last, result.last)
     assert not different(expected.best, result.best)
     assert result.best_score == expected.best_score
 
 
 def test_a_crash_loses_no_more_than_the_steps_since_the_last_evaluation(
-    go: Callable[..., RunResult], different: Different
+    go: Callable[..., RunResult], whole: Callable[..., Any], different: Different
 ) -> None:
     def crash() -> None:
         raise RuntimeError("the power went")
 
-    expected = go("whole")
+    expected = whole()
     with pytest.raises(RuntimeError, match="the power went"):
         go("parts", callbacks=[At(6, crash)])
     second = At()
@@ -218,19 +220,20 @@ def test_a_damaged_state_is_named(go: Callable[..., RunResult], tmp_path: Path) 
 
 def test_resuming_what_has_no_state_yet_starts_it(
     go: Callable[..., RunResult],
+    whole: Callable[..., Any],
     different: Different,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A job that is started again after every end always passes --resume."""
-    expected = go("whole")
+    expected = whole()
     first = go("never started", resume=True)
     assert "has no resume.ckpt yet: starting at step 0" in caplog.text
     assert not different(expected.last, first.last)
 
     (tmp_path / "killed").mkdir()
     (tmp_path / "killed" / "config.json").write_bytes(
-        (tmp_path / "whole" / "config.json").read_bytes()
+        expected.last.with_name("config.json").read_bytes()
     )
     (tmp_path / "killed" / ".resume.ckpt.123.part").write_bytes(b"half a state")
     assert not different(expected.last, go("killed", resume=True).last)
@@ -255,18 +258,20 @@ def test_a_hang_up_that_is_ignored_stays_ignored(go: Callable[..., RunResult]) -
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_other_signals_save_as_ctrl_c_does_and_are_then_passed_on(
-    go: Callable[..., RunResult], different: Different, number: signal.Signals
+    go: Callable[..., RunResult],
+    whole: Callable[..., Any],
+    different: Different,
+    number: signal.Signals,
 ) -> None:
     passed_on = []
     before = signal.signal(number, lambda *_: passed_on.append(True))
     try:
-        expected = go("whole")
         with pytest.raises(Stopped):
             go("parts", callbacks=[At(3, lambda: os.kill(os.getpid(), number))])
     finally:
         signal.signal(number, before)
     assert passed_on == [True]
-    assert not different(expected.last, go("parts", resume=True).last)
+    assert not different(whole().last, go("parts", resume=True).last)
 
 
 def test_the_state_is_saved_between_evaluations(go: Callable[..., RunResult]) -> None:
@@ -333,9 +338,9 @@ def test_faulty_data_is_refused_before_anything_is_written(
 
 @pytest.mark.slow
 def test_workers_change_nothing_and_interrupts_do_not_kill_them(
-    go: Callable[..., RunResult], different: Different
+    go: Callable[..., RunResult], whole: Callable[..., Any], different: Different
 ) -> None:
-    expected = go("none")
+    expected = whole()
     with pytest.raises(KeyboardInterrupt):
         go("one", "trainer.workers=1", callbacks=[At(3, interrupt)])
     result = go("one", "trainer.workers=1", resume=True)

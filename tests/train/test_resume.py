@@ -48,6 +48,7 @@ class At(pl.Callback):
 def test_a_killed_run_ends_as_if_nothing_had_been(
     go: Callable[..., RunResult],
     start: Callable[..., Any],
+    whole: Callable[..., Any],
     different: Different,
     tmp_path: Path,
     step: int,
@@ -55,7 +56,7 @@ def test_a_killed_run_ends_as_if_nothing_had_been(
 ) -> None:
     """SIGKILL at the start of ``step``; saved were steps 2 and 4, the last by an evaluation."""
     settings = ("trainer.save_every=2", "trainer.val_every=4", f"trainer.workers={workers}")
-    expected = go("whole", *settings)
+    expected = whole("trainer.val_every=4")
     killed = start("parts", *settings, die_at=step)
     assert [code for code, _ in killed.ended()] == [-signal.SIGKILL]
     assert (tmp_path / "parts" / "resume.ckpt").exists() == (step > 2)
@@ -123,11 +124,11 @@ def test_what_is_no_fault_of_the_disk_is_not_called_one(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_no_limit_afterwards")
 def test_a_run_on_a_full_disk_says_so_and_continues_from_the_state_before(
-    go: Callable[..., RunResult], different: Different
+    go: Callable[..., RunResult], whole: Callable[..., Any], different: Different
 ) -> None:
     settings = ("trainer.save_every=1", "trainer.val_every=6")
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-    expected = go("whole", *settings)
+    expected = whole(*settings)
     with pytest.raises(OutputError, match=r"resume\.ckpt.*free some space"):
         go("parts", *settings, callbacks=[At(4, limit_files(1_000_000))])
     resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
@@ -139,7 +140,7 @@ def test_a_run_on_a_full_disk_says_so_and_continues_from_the_state_before(
 # garbage collector, which lets nothing out; then the next batch shows that the worker is gone.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_killed_worker_is_named_and_the_run_can_be_resumed(
-    go: Callable[..., RunResult], different: Different
+    go: Callable[..., RunResult], whole: Callable[..., Any], different: Different
 ) -> None:
     def kill() -> None:
         for worker in multiprocessing.active_children():
@@ -149,7 +150,7 @@ def test_a_killed_worker_is_named_and_the_run_can_be_resumed(
     settings += ("trainer.val_every=12",)
     with pytest.raises(TrainingError, match=r"process that reads images was killed.*--resume"):
         go("parts", *settings, callbacks=[At(3, kill)])
-    expected = go("whole", *settings)
+    expected = whole("optim.steps=12", "trainer.val_every=12")
     assert not different(expected.last, go("parts", *settings, resume=True).last)
 
 
@@ -164,7 +165,7 @@ def test_a_run_with_workers_lets_its_process_end(
     if ends == "by a broken image":
         broken = data / "images" / "d.png"
         broken.write_bytes(broken.read_bytes()[:200])
-    run = start("run", *settings)
+    run = start("run", *settings, fresh=True)
     if ends == "by SIGTERM":
         while not run.losses_file.exists():
             assert run.processes[0].poll() is None
@@ -296,13 +297,14 @@ def test_no_flipped_bit_changes_what_is_resumed(
 
 def test_a_run_continues_from_the_state_before_a_damaged_one(
     go: Callable[..., RunResult],
+    whole: Callable[..., Any],
     different: Different,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     settings = ("trainer.save_every=1", "trainer.val_every=6")
-    expected = go("whole", *settings)
-    assert not (tmp_path / "whole" / "resume.previous.ckpt").exists()
+    expected = whole(*settings)
+    assert not expected.last.with_name("resume.previous.ckpt").exists()
     killed_at(go, 5)
     run = tmp_path / "parts"
     flip(run / "resume.ckpt")
@@ -328,10 +330,10 @@ def test_two_damaged_states_are_both_named(go: Callable[..., RunResult], tmp_pat
 
 
 def test_a_crash_between_two_renames_loses_no_state(
-    go: Callable[..., RunResult], different: Different, tmp_path: Path
+    go: Callable[..., RunResult], whole: Callable[..., Any], different: Different, tmp_path: Path
 ) -> None:
     settings = ("trainer.save_every=1", "trainer.val_every=6")
-    expected = go("whole", *settings)
+    expected = whole(*settings)
     killed_at(go, 4)
     run = tmp_path / "parts"
     (run / "resume.ckpt").replace(run / "resume.previous.ckpt")

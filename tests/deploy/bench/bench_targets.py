@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 
 import cv2
 import numpy as np
@@ -47,6 +49,15 @@ class Thing:
 
     def compiler(self) -> int:
         return subprocess.Popen(["sleep", "3600"]).pid
+
+
+def compiled_by_eager(make: Callable[[], object]) -> object:
+    """What ``make`` makes, with the backend of ``torch.compile`` that runs what was traced as it
+    is."""
+    import torch
+
+    torch.compile = partial(torch.compile, backend="eager")
+    return make()
 
 
 def never() -> object:

@@ -37,6 +37,7 @@ def test_the_published_form_equals_ours(checkpoint: Path) -> None:
     torch.testing.assert_close(published, ours, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.usefixtures("_plain_before")
 @pytest.mark.parametrize(
     "name", ["torch", "torch-channels-last", "ort-naive", "openvino", "torch-loop"]
 )
@@ -78,6 +79,7 @@ def test_a_baseline_finds_our_segments(
         make_baselines([name, "ort-naive"], segment_checkpoint, manifest, [FRAME], tmp_path)
 
 
+@pytest.mark.usefixtures("_plain_before")
 def test_the_precision_of_baseline_openvino_is_what_its_convolutions_run_in(
     small_bundle: Bundle, checkpoint: Path, tmp_path: Path
 ) -> None:

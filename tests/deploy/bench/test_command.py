@@ -42,6 +42,7 @@ def test_a_bundle_is_timed_and_all_of_it_is_in_the_files(
     assert cv2.imread(str(plot)) is not None
 
 
+@pytest.mark.usefixtures("_quick")
 def test_segments_are_timed_to_the_last_mask_and_in_a_video(
     call: Callable[..., Any], segment_bundle: Bundle, tmp_path: Path
 ) -> None:
@@ -58,6 +59,7 @@ def test_segments_are_timed_to_the_last_mask_and_in_a_video(
     assert report["files"][0]["frames_per_second"] > 0
 
 
+@pytest.mark.usefixtures("_quick")
 def test_quick_is_one_size_and_few_frames_and_what_is_named_counts(
     call: Callable[..., Any], free_bundle: Bundle, tmp_path: Path
 ) -> None:
@@ -73,6 +75,7 @@ def test_quick_is_one_size_and_few_frames_and_what_is_named_counts(
     assert [row["size"] for row in report["rows"]] == ["32×48"]
 
 
+@pytest.mark.usefixtures("_quick")
 def test_progress_is_told_and_a_first_table_comes_after_the_first_round(
     call: Callable[..., Any], free_bundle: Bundle
 ) -> None:
@@ -91,6 +94,7 @@ def test_progress_is_told_and_a_first_table_comes_after_the_first_round(
     assert second == first + 1 == len(lines) - 1
 
 
+@pytest.mark.usefixtures("_quick")
 @pytest.mark.parametrize("turn", [1, 3])
 def test_ctrl_c_prints_and_writes_what_was_measured_so_far(
     call: Callable[..., Any],
@@ -121,6 +125,7 @@ def test_ctrl_c_prints_and_writes_what_was_measured_so_far(
     assert f"stopped in round {(turn + 1) // 2} of 5" in answer.err
 
 
+@pytest.mark.usefixtures("_quick")
 def test_ctrl_c_before_anything_is_measured_leaves_nothing(
     call: Callable[..., Any], free_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +138,7 @@ def test_ctrl_c_before_anything_is_measured_leaves_nothing(
     assert not (tmp_path / "b.json").exists()
 
 
+@pytest.mark.usefixtures("_quick")
 def test_bundles_stand_side_by_side(
     call: Callable[..., Any], free_bundle: Bundle, tmp_path: Path
 ) -> None:
@@ -151,6 +157,7 @@ def test_bundles_stand_side_by_side(
     assert "rename one" in answer.err
 
 
+@pytest.mark.usefixtures("_quick")
 def test_a_video_gives_its_frames_and_its_size(
     call: Callable[..., Any], free_bundle: Bundle, video: Path, tmp_path: Path
 ) -> None:
@@ -192,6 +199,7 @@ def test_what_cannot_be_is_refused_in_one_line(
     assert not answer.out, "it is said before anything is measured"
 
 
+@pytest.mark.usefixtures("_quick")
 def test_an_engine_that_fails_leaves_the_others_standing(
     call: Callable[..., Any], free_bundle: Bundle, tmp_path: Path
 ) -> None:

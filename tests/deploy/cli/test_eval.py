@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -196,7 +197,12 @@ def test_ade20ks_own_images_go_through_eval(
 ) -> None:
     ade = ("data.eval_mode=keep_ratio", "data.eval_scale=[512, 128]", "data.crop=[128, 128]")
     path = make_checkpoint(ADE20K, *ade)
-    folder = shared_data / "ade_samples" / "sampleData"
+    folder = tmp_path / "ade"
+    for part in ("images", "annotations"):
+        (folder / part).mkdir(parents=True)
+        files = sorted((shared_data / "ade_samples" / "sampleData" / part).iterdir())
+        for file in files[:1] if words == ("--ms-flip",) else files:  # it sees each twelve times
+            shutil.copy(file, folder / part)
     out, drawing = tmp_path / "eval.json", tmp_path / "confusion.png"
     answer = call(
         "eval",

@@ -10,6 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from made_once import made_once
 from safetensors.torch import save_file
 
 from knet_export.data import open_images
@@ -62,13 +63,21 @@ def trained(config: Config, data: Path, folder: Path, build: Build) -> Path:
     return train(config, data, folder / "run", backbone_weights=weights, build=build).last
 
 
-def test_a_network_without_stages_trains_exports_and_verifies(
-    streets: Path, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="session")
+def plain(streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a trained network without stages."""
     config = load_config("knet-edge", [*PLAIN, "model.backbone=resnet10t"])
-    path = trained(config, streets, tmp_path, build_model)
-    checkpoint = read_checkpoint(path)
-    bundle = export_bundle(path, tmp_path / "plain.knet")
+    folder = made_once(
+        tmp_path_factory, "plain-head", lambda out: trained(config, streets, out, build_model)
+    )
+    return folder / "run" / "last.safetensors"
+
+
+def test_a_network_without_stages_trains_exports_and_verifies(
+    plain: Path, streets: Path, tmp_path: Path
+) -> None:
+    checkpoint = read_checkpoint(plain)
+    bundle = export_bundle(plain, tmp_path / "plain.knet")
     images = open_images(streets, "all", bundle.manifest.labels)
     for kind in ("logits", "classmap"):
         with open_engine(bundle, "onnxruntime-cpu", kind) as backend:
@@ -77,15 +86,9 @@ def test_a_network_without_stages_trains_exports_and_verifies(
         assert report.images == 8
 
 
-def test_a_network_without_stages_exports_to_halves(streets: Path, tmp_path: Path) -> None:
-    config = load_config("knet-edge", [*PLAIN, "model.backbone=resnet10t"])
-    path = trained(config, streets, tmp_path, build_model)
-    assert (
-        export_bundle(path, tmp_path / "half.knet", precision="fp16")
-        .graph("logits")
-        .parity[0]
-        .passed
-    )
+def test_a_network_without_stages_exports_to_halves(plain: Path, tmp_path: Path) -> None:
+    half = export_bundle(plain, tmp_path / "half.knet", precision="fp16")
+    assert half.graph("logits").parity[0].passed
 
 
 def test_the_lr_aspp_peer_gives_logits_of_its_stride_and_is_exported(

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from made_once import made_once
 from onnx import TensorProto, numpy_helper
 from torch import nn
 
@@ -44,14 +45,17 @@ def model() -> KNet:
     return build_model(a_config().model, 7).eval()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> onnx.GraphProto:
     """The fp16 graph, with its weights, after it has passed its check."""
-    torch.manual_seed(4)
-    model = build_model(a_config().model, 7).eval()
-    folder = tmp_path_factory.mktemp("fp16")
-    export_onnx(to_precision(fuse(model, SIZE, pixels=PIXELS), "fp16"), SPEC, (OUTPUT,), folder)
-    check_onnx(model, SPEC, OUTPUT, folder, default_tolerance("fp16"))
+
+    def make(folder: Path) -> None:
+        torch.manual_seed(4)
+        model = build_model(a_config().model, 7).eval()
+        export_onnx(to_precision(fuse(model, SIZE, pixels=PIXELS), "fp16"), SPEC, (OUTPUT,), folder)
+        check_onnx(model, SPEC, OUTPUT, folder, default_tolerance("fp16"))
+
+    folder = made_once(tmp_path_factory, "fp16-graph", make)
     return onnx.shape_inference.infer_shapes(onnx.load(folder / LOGITS_NAME)).graph
 
 

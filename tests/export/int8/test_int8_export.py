@@ -8,13 +8,14 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
+from made_once import made_once
 from PIL import Image
+from traced import traced_before
 
 from knet_deploy.cli.main import main
 from knet_export.export import export_bundle
 from knet_export.int8.search import QUANTISATION_NAME, Quantisation
-from knet_runtime.bundle.manifest import SizeRange
-from knet_runtime.bundle.store import Bundle
+from knet_runtime.bundle.store import Bundle, open_bundle
 from knet_runtime.engines import open_engine
 from knet_runtime.errors import ConfigError, DataError
 from knet_runtime.metrics import agreement
@@ -24,7 +25,7 @@ from knet_synthetic import Street
 SIZE = (64, 96)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("streets")
     for number in range(8):
@@ -32,17 +33,23 @@ def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def bundle(checkpoint: Path, streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return export_bundle(
-        checkpoint,
-        tmp_path_factory.mktemp("out") / "small.knet",
-        precision="int8",
-        sizes=SizeRange((64, 64), (128, 128), 32),
-        calibration=streets,
-        calibrator="minmax",
-        keep_fp32=["backbone.conv1"],
-    )
+@pytest.fixture(scope="session")
+def bundle(
+    checkpoint: Path, free_bundle: Bundle, streets: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
+    def make(folder: Path) -> None:
+        with traced_before(free_bundle):
+            export_bundle(
+                checkpoint,
+                folder / "small.knet",
+                precision="int8",
+                sizes=free_bundle.manifest.input.sizes,
+                calibration=streets,
+                calibrator="minmax",
+                keep_fp32=["backbone.conv1"],
+            )
+
+    return open_bundle(made_once(tmp_path_factory, "int8", make) / "small.knet")
 
 
 def test_the_bundle_is_int8_and_proven(bundle: Bundle) -> None:

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
+from made_once import made_once
 from onnx import helper, numpy_helper
 
 from knet_deploy.cli.main import main
@@ -20,7 +21,7 @@ from knet_export.graph.to_onnx import LOGITS_NAME, WEIGHTS_NAME, export_onnx
 from knet_export.verify.align import align
 from knet_export.verify.bisect import Bisection, bisect, with_prefix
 from knet_runtime.bundle.manifest import Kind
-from knet_runtime.bundle.store import Bundle, write_bundle
+from knet_runtime.bundle.store import Bundle, open_bundle, write_bundle
 from knet_runtime.errors import ConfigError
 from knet_train.checkpoint import read_checkpoint
 
@@ -160,30 +161,33 @@ def test_an_engine_that_fails_on_a_right_graph_is_said_so(
     assert "every tensor is inside the tolerance: it is openvino" in line
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def half(
     small_bundle: Bundle, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Bundle:
     """The checkpoint in fp16, with a layer whose weights lost far more than fp16 loses."""
-    manifest, folder = small_bundle.manifest, tmp_path_factory.mktemp("half")
-    size = (manifest.input.height, manifest.input.width)
-    fused = to_precision(fuse(read_checkpoint(checkpoint).model, size, pixels=16 * 24), "fp16")
-    path = export_onnx(fused, manifest.input, manifest.graphs[0].outputs, folder)
-    model = onnx.load(path)
-    weight = constant(model, "head.fuse.5.weight")
-    values = numpy_helper.to_array(weight).astype(np.float32)
-    step = np.abs(values).max() / 2
-    coarse = (np.round(values / step) * step).astype(np.float16)
-    weight.CopyFrom(numpy_helper.from_array(coarse, weight.name))
-    limits = msgspec.structs.replace(small_bundle.graph("logits").tolerance, max_logit_diff=0.02)
-    graph = msgspec.structs.replace(
-        small_bundle.graph("logits"), precision="fp16", tolerance=limits, parity=()
-    )
-    files: dict[str, Any] = {name: small_bundle.file(name) for name in manifest.files}
-    files[LOGITS_NAME] = model.SerializeToString()
-    del files["classmap.onnx"]
-    lower = msgspec.structs.replace(manifest, graphs=(graph,))
-    return write_bundle(folder / "half.knet", lower, files)
+
+    def make(folder: Path) -> None:
+        manifest = small_bundle.manifest
+        size = (manifest.input.height, manifest.input.width)
+        fused = to_precision(fuse(read_checkpoint(checkpoint).model, size, pixels=16 * 24), "fp16")
+        path = export_onnx(fused, manifest.input, manifest.graphs[0].outputs, folder)
+        model = onnx.load(path)
+        weight = constant(model, "head.fuse.5.weight")
+        values = numpy_helper.to_array(weight).astype(np.float32)
+        step = np.abs(values).max() / 2
+        coarse = (np.round(values / step) * step).astype(np.float16)
+        weight.CopyFrom(numpy_helper.from_array(coarse, weight.name))
+        logits = small_bundle.graph("logits")
+        limits = msgspec.structs.replace(logits.tolerance, max_logit_diff=0.02)
+        graph = msgspec.structs.replace(logits, precision="fp16", tolerance=limits, parity=())
+        files: dict[str, Any] = {name: small_bundle.file(name) for name in manifest.files}
+        files[LOGITS_NAME] = model.SerializeToString()
+        del files["classmap.onnx"]
+        lower = msgspec.structs.replace(manifest, graphs=(graph,))
+        write_bundle(folder / "half.knet", lower, files)
+
+    return open_bundle(made_once(tmp_path_factory, "coarse-half", make) / "half.knet")
 
 
 def test_halves_kept_in_fp32_lead_to_the_layer_that_lost_too_much(

@@ -127,39 +127,33 @@ def test_what_is_finished_is_not_done_again_unless_it_was_made_otherwise(
     assert second.model != first.model
 
 
-@pytest.mark.parametrize(
-    "harm",
-    [
-        lambda out: (out / "masks/000007.png").unlink(),
-        lambda out: (out / "masks/000007.png").write_bytes(b""),
-        lambda out: flip(out / "masks/000007.png"),
-        lambda out: shutil.copy(out / "masks/000007.png", out / "masks/000060.png"),
-        lambda out: shutil.rmtree(out / "masks"),
-        lambda out: flip(out / "frames.jsonl"),
-        lambda out: (out / "frames.jsonl").write_text(""),
-        lambda out: (out / "frames.jsonl").unlink(),
-        lambda out: (out / "finished.json").unlink(),
-    ],
-)
+HARM: dict[str, Callable[[Path], object]] = {
+    "a mask is gone": lambda out: (out / "masks/000007.png").unlink(),
+    "a mask is empty": lambda out: (out / "masks/000007.png").write_bytes(b""),
+    "a mask is changed": lambda out: flip(out / "masks/000007.png"),
+    "a mask too many": lambda out: shutil.copy(out / "masks/000007.png", out / "masks/000060.png"),
+    "no masks": lambda out: shutil.rmtree(out / "masks"),
+    "lines are changed": lambda out: flip(out / "frames.jsonl"),
+    "no lines": lambda out: (out / "frames.jsonl").write_text(""),
+    "no file of lines": lambda out: (out / "frames.jsonl").unlink(),
+    "no record": lambda out: (out / "finished.json").unlink(),
+}
+
+
 def test_results_that_were_damaged_since_are_done_again(
-    video: Video,
-    settings: Settings,
-    pool: Any,
-    single: Files,
-    written: Files,
-    tmp_path: Path,
-    harm: Callable[[Path], object],
+    video: Video, settings: Settings, pool: Any, single: Files, written: Files, tmp_path: Path
 ) -> None:
     sources = {name: video(name) for name in ("b-frames.mp4", "plain.mp4")}
-    out = tmp_path / "out"
+    out, expected = tmp_path / "out", single(sources["b-frames.mp4"])
     run_batch(sources, out, settings, pool, seconds=0.5)
     (out / "plain.mp4" / "note.txt").write_text("of somebody: no harm")
-    pool.done.clear()
-    harm(out / "b-frames.mp4")
-    results = run_batch(sources, out, settings, pool, seconds=0.5)
-    assert {job.source for job in pool.done} == {str(sources["b-frames.mp4"])}
-    assert results.failures == {}
-    assert written(out / "b-frames.mp4") == single(sources["b-frames.mp4"])
+    for what, harm in HARM.items():
+        pool.done.clear()
+        harm(out / "b-frames.mp4")
+        results = run_batch(sources, out, settings, pool, seconds=0.5)
+        assert {job.source for job in pool.done} == {str(sources["b-frames.mp4"])}, what
+        assert results.failures == {}, what
+        assert written(out / "b-frames.mp4") == expected, what
 
 
 def flip(path: Path) -> None:
