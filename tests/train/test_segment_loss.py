@@ -175,16 +175,17 @@ def voided(void: torch.Tensor | None) -> tuple[TrainingOutputs, SegmentTargets]:
     return TrainingOutputs([stage._replace(classes=None), stage], semantic), targets
 
 
-def test_the_weight_of_classes_is_that_of_their_terms_alone() -> None:
+@pytest.mark.parametrize(("weight", "published"), [("class", 2.0), ("rank", 0.1)])
+def test_a_weight_is_that_of_its_own_terms(weight: str, published: float) -> None:
     outputs, targets = voided(None)
-    published, twice = (
-        segment_losses(outputs, [targets], things=[0], stuff=[1], class_weight=weight)
-        for weight in (2.0, 4.0)
+    once, twice = (
+        segment_losses(outputs, [targets], things=[0], stuff=[1], **settings)
+        for settings in ({}, {f"{weight}_weight": 2 * published})
     )
-    assert published["stage0_class"] > 0
-    for name, loss in published.items():
-        factor = 2 if name == "stage0_class" else 1
-        torch.testing.assert_close(twice[name], factor * loss)
+    assert once[f"stage0_{weight}"] > 0
+    for name, loss in once.items():
+        own = name in (f"stage0_{weight}", f"init_{weight}") and name != "init_class"
+        torch.testing.assert_close(twice[name], 2 * loss if own else loss)
 
 
 @pytest.mark.parametrize("stuff", [1, 0])

@@ -143,9 +143,8 @@ class LossConfig(_Section, frozen=True):
     mean_over: Literal["labelled", "all"]  # "all": ignored pixels count too, as in mmseg
     early_label_stride: Few  # all stages but the last compare every n-th pixel
     void: Literal["ignored", "background"] = "ignored"  # unlabelled pixels, where there are objects
-    class_weight: NotNegative = (
-        2.0  # of the focal loss of kernels' classes, where there are objects
-    )
+    class_weight: NotNegative = 2.0  # of the loss of kernels' classes, where there are objects
+    rank_weight: NotNegative = 0.1  # of which kernel is the highest at a pixel, if panoptic
 
     def __post_init__(self) -> None:
         if self.stage_weights and not any(self.stage_weights):

@@ -124,10 +124,12 @@ def segment_losses(
     things: Sequence[int],
     stuff: Sequence[int],
     class_weight: float = 2.0,
+    rank_weight: float = 0.1,
     divisors: Divisors | None = None,
 ) -> dict[str, Tensor]:
     """All terms by name, weighted; their sum is what is minimised. ``class_weight`` is that of the
-    kernels' classes: 2 in the authors' recipes.
+    kernels' classes, ``rank_weight`` (with ``stuff``) that of which kernel is the highest at a
+    pixel: 2 and 0.1 in the authors' recipes.
 
     Where ``targets`` are a part of what a step's means are over, ``divisors`` are those of the
     whole, divided by the number of parts: the mean of the parts' losses is then the loss of the
@@ -137,7 +139,7 @@ def segment_losses(
     of_things, of_all, pixels = divisors or (None, None, None)
     masks = [upsample_twice(stage.masks) for stage in outputs.stages]
     first = [match(m[:count].detach(), None, t) for m, t in zip(masks[0], targets, strict=True)]
-    initial, rank = _positives(first, targets), bool(stuff)
+    initial, rank = _positives(first, targets), rank_weight if stuff else None
     losses = _mask_losses("init", masks[0][:, :count], initial, of_things, rank=rank)
     losses["init_class"] = _semantic_loss(
         upsample_twice(outputs.semantic), initial, targets, pixels
@@ -201,9 +203,15 @@ def _in_void(masks: Tensor, targets: Sequence[SegmentTargets]) -> Tensor:
 
 
 def _mask_losses(
-    name: str, masks: Tensor, found: Sequence[_Positives], divisor: Tensor | None, *, rank: bool
+    name: str,
+    masks: Tensor,
+    found: Sequence[_Positives],
+    divisor: Tensor | None,
+    *,
+    rank: float | None,
 ) -> dict[str, Tensor]:
-    """Cross-entropy and dice of the positive masks, and which kernel is the highest at a pixel."""
+    """Cross-entropy and dice of the positive masks, and, weighted by ``rank``, which kernel is the
+    highest at a pixel."""
     predicted = torch.cat([masks[b, one.kernels] for b, one in enumerate(found)]).flatten(1)
     truth = torch.cat([one.masks for one in found]).flatten(1)
     known = torch.cat([one.known for one in found]).flatten(1)
@@ -219,13 +227,13 @@ def _mask_losses(
         }
     else:
         losses = {f"{name}_mask": 0 * masks.sum(), f"{name}_dice": 0 * masks.sum()}
-    if rank:
+    if rank is not None:
         winner = torch.full_like(masks[:, 0], _IGNORED, dtype=torch.int64)
         for b, one in enumerate(found):
             for kernel, mask in zip(one.kernels, one.masks, strict=True):
                 winner[b, mask > 0] = kernel
         pixels = F.cross_entropy(masks, winner, ignore_index=_IGNORED, reduction="sum")
-        losses[f"{name}_rank"] = 0.1 * pixels / winner.numel()
+        losses[f"{name}_rank"] = rank * pixels / winner.numel()
     return losses
 
 

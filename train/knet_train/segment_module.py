@@ -103,6 +103,7 @@ def _loss(module: PanopticModule | InstanceModule, batch: SegmentPart) -> Tensor
         things=model.things,
         stuff=model.stuff,
         class_weight=module.config.loss.class_weight,
+        rank_weight=module.config.loss.rank_weight,
         divisors=_divisors(module, batch),
     )
     loss = torch.stack(list(losses.values())).sum()
