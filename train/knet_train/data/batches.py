@@ -278,12 +278,12 @@ class Parts:
     def __iter__(self) -> Iterator[Part | SegmentPart]:
         for images, truth in self.loader:
             chunks = images.chunk(self.count)
-            counts = None if isinstance(truth, Tensor) else image_counts(truth)
             for part, image in enumerate(chunks):
-                if counts is None:
+                if isinstance(truth, Tensor):
                     yield Part(image, truth.chunk(self.count)[part], truth, part)
                 else:
-                    own = truth[part * len(chunks[0]) : part * len(chunks[0]) + len(image)]
+                    targets, counts = truth
+                    own = targets[part * len(chunks[0]) : part * len(chunks[0]) + len(image)]
                     yield SegmentPart(image, own, counts, part)
 
     def close(self) -> None:
@@ -344,9 +344,10 @@ class SegmentationData(pl.LightningDataModule):
 
 def _collate(
     samples: Sequence[tuple[Tensor, SegmentTargets]],
-) -> tuple[Tensor, list[SegmentTargets]]:
+) -> tuple[Tensor, tuple[list[SegmentTargets], Tensor]]:
+    """Images, and their targets with ``image_counts``, which the workers count."""
     images, targets = zip(*samples, strict=True)
-    return torch.stack(images), list(targets)
+    return torch.stack(images), (list(targets), image_counts(targets))
 
 
 def _leave_signals_to_parent(_worker: int) -> None:
