@@ -84,16 +84,14 @@ class Smoother:
     def _drop_remains(self, new: ClassMap, known: Mapping[int, Segment]) -> None:
         """Let go what the frame itself does not have and little is left of."""
         assert self._classes is not None
-        left = np.bincount(self._classes.ravel())
-        self._shown = {
-            value: one for value, one in self._shown.items() if value < len(left) and left[value]
-        }
+        left = np.bincount(self._classes.ravel(), minlength=_VALUES)
         for value in self._shown.keys() - known.keys():
             if 2 * left[value] < self._shown[value].area:
                 gone = self._classes == value
                 self._classes = np.where(gone, new, self._classes)
                 self._confidence[gone] = 0
-                del self._shown[value]
+        left = np.bincount(self._classes.ravel(), minlength=_VALUES)
+        self._shown = {value: one for value, one in self._shown.items() if left[value]}
 
     def _advance(self, image: Rgb, new: ClassMap, same_size: bool) -> None:
         grey = _small(image)

@@ -190,6 +190,15 @@ def test_little_that_is_left_of_an_object_goes(task: str) -> None:
 
 
 @TASKS
+def test_what_lay_under_the_remains_of_an_object_is_shown(task: str) -> None:
+    smoother, image = Smoother(4), texture()
+    for side in (*[40] * 6, 70):  # what it grew by is not shown yet when it goes
+        smoothed(smoother, image, scene(task, 30, side=side))
+    found = smoothed(smoother, image, scene(task, 40, track=2, side=8))
+    assert found == [(CAR, 2, 0.8, 64)]
+
+
+@TASKS
 def test_what_is_not_smoothed_is_as_it_came(task: str) -> None:
     result = scene(task, 30)
     found = Smoother(3)(Frame(texture(), 0, None, "0"), result)
