@@ -44,7 +44,7 @@ from knet_train.evaluate_segments import (
     panoptic_quality,
     panoptic_report,
 )
-from knet_train.inference import input_spec
+from knet_train.inference import input_spec, segment_rules
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def opened(path: Path, engine: str) -> Iterator[Model]:
         config.model.task,
         checkpoint.labels,
         input_spec(config),
-        SegmentRules(),
+        segment_rules(config),
         TorchReference(checkpoint).outputs,
         checkpoint.sha256,
         config.preset,

@@ -48,7 +48,7 @@ from knet_runtime.preprocess import fit_to_input
 from knet_runtime.types import Size
 from knet_synthetic import CAMVID11, Street
 from knet_train.checkpoint import Checkpoint, SegmentCheckpoint, read_any_checkpoint
-from knet_train.inference import predict_logits, predict_segment_logits
+from knet_train.inference import predict_logits, predict_segment_logits, segment_rules
 
 AnyCheckpoint = Checkpoint | SegmentCheckpoint
 CARD_NAME = "MODEL_CARD.md"
@@ -124,6 +124,7 @@ def export_bundle(
         int8_images = open_images(Path(calibration), "train", loaded.labels, "--calibration")
     proof = _proof_images(loaded, data, split)
 
+    task = loaded.config.model.task
     manifest = Manifest(
         name=name_for(destination),
         input=spec,
@@ -131,7 +132,8 @@ def export_bundle(
         graphs=_graphs(loaded, precision),
         provenance=Provenance(loaded.sha256, loaded.config.preset, _tools()),
         licence=licence or Licence("Apache-2.0", "unstated", "unstated"),
-        task=loaded.config.model.task,
+        task=task,
+        rules=msgspec.UNSET if task == "semantic" else segment_rules(loaded.config),
     )
     logits = manifest.graph("logits")
 

@@ -14,10 +14,11 @@ from narrow_knet import Arrays
 
 from knet_runtime.bundle.manifest import SegmentRules
 from knet_runtime.labels import LabelMap, distinct_palette
-from knet_runtime.postprocess import instances, panoptic
+from knet_runtime.postprocess import distinct_kernels, find_segments, instances, panoptic
 from knet_runtime.postprocess.segments import best_pairs
 from knet_runtime.postprocess.upsample import upsampled_masks
 from knet_runtime.preprocess import Geometry
+from knet_runtime.types import Task
 
 NAMES = ["a_96x128", "b_133x100_pad", "c_75x100_up"]
 Stored = Callable[[str], Arrays]
@@ -189,6 +190,50 @@ def test_top_k_and_score_limit_the_instances() -> None:
     assert found(score=0.45) == [(0, 0.88), (0, 0.73), (1, 0.5)]
     assert found(score=0.45, top_k=2) == [(0, 0.88), (0, 0.73)]
     assert found(score=0.9) == []
+
+
+@given(st.integers(0, 2**31), st.sampled_from([0.2, 0.5, 0.8]))
+@settings(max_examples=60, deadline=None)
+def test_the_surest_of_twins_stays(seed: int, iou: float) -> None:
+    """Against masks compared one by one."""
+    random = np.random.default_rng(seed)
+    masks = np.repeat(smooth(seed, 4, 6, 9), 3, 0) + random.normal(0, 1, (12, 6, 9))
+    masks = masks[random.permutation(12)].astype(np.float32)
+    logits = random.normal(0, 2, (12, 3)).astype(np.float32)
+    labels = labels_of(3, 2)  # the last kernel is stuff
+    there, kept = masks[:11] > 0, []
+    for kernel in sorted(range(11), key=lambda kernel: -logits[kernel, :2].max()):
+        pairs = [(there[kernel] & there[k], there[kernel] | there[k]) for k in kept]
+        if all(both.sum() <= iou * either.sum() for both, either in pairs):
+            kept.append(kernel)
+    found = distinct_kernels(logits, masks, labels, SegmentRules(nms=iou))
+    assert found == [*sorted(kept), 11]
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance"])
+def test_two_kernels_of_one_object_are_one_with_nms(task: Task) -> None:
+    labels = labels_of(2, 1 if task == "panoptic" else 2)
+    masks = np.full((3, 4, 8), -9, np.float32)
+    masks[0, :, :4] = 3  # the left half, which the twin wins in part
+    masks[1, :, :4] = [[2], [2], [4], [4]]
+    masks[2, :, 4:] = 9
+    logits = np.array([[2.0, -9], [1.9, -9], [-9, 5]], np.float32)
+    geometry = Geometry((4, 8), (16, 32), (0, 0, 16, 32))
+
+    def objects(rules: SegmentRules) -> list[tuple[int, float]]:
+        found = find_segments(task, logits, masks, geometry, labels, rules)
+        assert found.task == task
+        return [(one.area, round(one.score or 0, 2)) for one in found.segments]
+
+    expected = [(16, 0.99), (16, 0.88)]
+    assert objects(SegmentRules(nms=0.6)) == expected
+    assert objects(SegmentRules()) != expected
+
+
+def test_nms_lies_above_0() -> None:
+    for nms in (0.0, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="it lies above 0"):
+            SegmentRules(nms=nms)
 
 
 @pytest.mark.parametrize("which", [0, 1])

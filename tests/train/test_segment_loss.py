@@ -268,3 +268,30 @@ def test_a_kernel_that_lies_in_void_is_not_told_that_it_is_none() -> None:
         punished[name] = gradient[0].any(1).tolist()
     assert punished["background"] == [True] * 5
     assert punished["ignored"] == [True, True, True, False, True]
+
+
+def test_a_kernel_on_an_object_is_not_told_that_it_is_none() -> None:
+    outputs, targets = voided(None)
+    stage = outputs.stages[1]
+    masks = torch.full((1, 5, 4, 4), -9.0)
+    masks[0, 0, 1:3, 0:2] = 8  # an IoU of 9 / 16 with the object: it is matched
+    masks[0, 1, 1:3, 0:2] = 9  # its twin
+    masks[0, 2, 1:3, 0:4] = 9  # 9 / 32
+    masks[0, 4, :, :2] = 9
+    stages = [one._replace(masks=masks) for one in outputs.stages]
+    punished = {}
+    for iou in (1.0, 0.5, 0.2):
+        losses = segment_losses(
+            TrainingOutputs(stages, outputs.semantic),
+            [targets],
+            things=[0],
+            stuff=[1],
+            negative_iou=iou,
+        )
+        (gradient,) = torch.autograd.grad(losses["stage0_class"], stage.classes)
+        punished[iou] = gradient[0].any(1).tolist()
+    assert punished == {
+        1.0: [True] * 5,
+        0.5: [True, False, True, True, True],
+        0.2: [True, False, False, True, True],
+    }

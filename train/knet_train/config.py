@@ -48,6 +48,7 @@ Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Half = Annotated[float, msgspec.Meta(ge=0, le=0.5)]
+Overlap = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Rate = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 
 
@@ -76,6 +77,7 @@ class ModelConfig(_Section, frozen=True):
     std: tuple[Spread, Spread, Spread]  # RGB standard deviation, on 0 … 255
     task: Task = "semantic"  # what it finds: classes, single objects, or both
     kernels: Kernels = 0  # N: objects that it can find at once; 0 in semantic segmentation
+    nms: Overlap = 1.0  # IoU from which the surer of two objects' masks is kept; 1: both are
 
     def __post_init__(self) -> None:
         if self.channels % self.heads:
@@ -145,6 +147,7 @@ class LossConfig(_Section, frozen=True):
     void: Literal["ignored", "background"] = "ignored"  # unlabelled pixels, where there are objects
     class_weight: NotNegative = 2.0  # of the loss of kernels' classes, where there are objects
     rank_weight: NotNegative = 0.1  # of which kernel is the highest at a pixel, if panoptic
+    negative_iou: Share = 1.0  # a kernel without an object is told so up to this IoU with any
 
     def __post_init__(self) -> None:
         if self.stage_weights and not any(self.stage_weights):

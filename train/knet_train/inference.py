@@ -153,6 +153,11 @@ def predict(
             )
 
 
+def segment_rules(config: Config) -> SegmentRules:
+    """How a network's masks become segments: the published numbers, and the configuration's."""
+    return SegmentRules(nms=config.model.nms)
+
+
 @torch.no_grad()
 def predict_segments(
     model: SegmentKNet,

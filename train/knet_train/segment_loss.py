@@ -125,11 +125,13 @@ def segment_losses(
     stuff: Sequence[int],
     class_weight: float = 2.0,
     rank_weight: float = 0.1,
+    negative_iou: float = 1.0,
     divisors: Divisors | None = None,
 ) -> dict[str, Tensor]:
     """All terms by name, weighted; their sum is what is minimised. ``class_weight`` is that of the
     kernels' classes, ``rank_weight`` (with ``stuff``) that of which kernel is the highest at a
-    pixel: 2 and 0.1 in the authors' recipes.
+    pixel: 2 and 0.1 in the authors' recipes. A kernel of things without an object is not told that
+    it is none if its mask has an IoU above ``negative_iou`` with one: theirs is 1, so all are.
 
     Where ``targets`` are a part of what a step's means are over, ``divisors`` are those of the
     whole, divided by the number of parts: the mean of the parts' losses is then the loss of the
@@ -157,7 +159,9 @@ def segment_losses(
         found = _positives(matched, targets, count, stuff)
         losses |= _mask_losses(f"stage{number}", masks[number + 1], found, of_all, rank=rank)
         assert stage.classes is not None
-        unknown = _in_void(masks[number + 1].detach(), targets)
+        own = masks[number + 1].detach()
+        unknown = _in_void(own, targets)
+        unknown[:, :count] |= _on_object(own[:, :count], targets, negative_iou)
         losses[f"stage{number}_class"] = class_weight * _class_loss(
             stage.classes, found, unknown, count, thing_columns, stuff, of_all
         )
@@ -199,6 +203,17 @@ def _in_void(masks: Tensor, targets: Sequence[SegmentTargets]) -> Tensor:
             rows.append(torch.zeros_like(mask[:, 0, 0]))
         else:
             rows.append(2 * (mask * target.void).sum((1, 2)) > mask.sum((1, 2)))
+    return torch.stack(rows)
+
+
+def _on_object(masks: Tensor, targets: Sequence[SegmentTargets], iou: float) -> Tensor:
+    """Which kernels' masks have more than this IoU with an object's: bool [B, N]."""
+    rows = []
+    for mask, target in zip(masks > 0, targets, strict=True):
+        own, objects = mask.flatten(1).float(), (target.masks > 0.5).flatten(1).float()
+        both = own @ objects.T
+        either = own.sum(1)[:, None] + objects.sum(1) - both
+        rows.append((both > iou * either).any(1))
     return torch.stack(rows)
 
 

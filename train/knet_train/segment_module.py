@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from knet_runtime.bundle.manifest import SegmentRules
 from knet_runtime.panoptic_quality import PanopticQuality, segment_ids
 from knet_train.average_precision import AveragePrecision
 from knet_train.config import Config
 from knet_train.data.batches import SegmentPart
 from knet_train.data.segment_folder import SegmentFolder
 from knet_train.data.truth import Truth
-from knet_train.inference import predict_segments
+from knet_train.inference import predict_segments, segment_rules
 from knet_train.models.segments import SegmentKNet
 from knet_train.module import TrainingModule
 from knet_train.segment_loss import Divisors, loss_divisors, segment_losses
-
-EVERY_SCORE = SegmentRules(score=0.0)  # average precision ranks all objects by their scores
 
 
 class PanopticModule(TrainingModule):
@@ -42,7 +40,8 @@ class PanopticModule(TrainingModule):
 
     def validation_step(self, batch: tuple[NDArray[np.uint8], Truth], _: int) -> None:
         image, truth = batch
-        found = predict_segments(self.model, image, self.config, self.label_map, SegmentRules())
+        rules = segment_rules(self.config)
+        found = predict_segments(self.model, image, self.config, self.label_map, rules)
         self.quality.update(segment_ids(found), truth.flat())
 
     def scores(self) -> dict[str, float]:
@@ -73,7 +72,9 @@ class InstanceModule(TrainingModule):
 
     def validation_step(self, batch: tuple[NDArray[np.uint8], Truth], index: int) -> None:
         image, truth = batch
-        found = predict_segments(self.model, image, self.config, self.label_map, EVERY_SCORE)
+        # Average precision ranks all objects by their scores.
+        rules = msgspec.structs.replace(segment_rules(self.config), score=0.0)
+        found = predict_segments(self.model, image, self.config, self.label_map, rules)
         number = index * self.trainer.world_size + self.global_rank
         self.precision.update(number, found.to_coco(), truth)
 
@@ -104,6 +105,7 @@ def _loss(module: PanopticModule | InstanceModule, batch: SegmentPart) -> Tensor
         stuff=model.stuff,
         class_weight=module.config.loss.class_weight,
         rank_weight=module.config.loss.rank_weight,
+        negative_iou=module.config.loss.negative_iou,
         divisors=_divisors(module, batch),
     )
     loss = torch.stack(list(losses.values())).sum()

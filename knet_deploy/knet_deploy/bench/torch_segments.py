@@ -17,6 +17,7 @@ from knet_deploy.bench.target import Facts, stage_times
 from knet_runtime.bundle.manifest import SegmentRules
 from knet_runtime.engines.hardware import cpu_budget
 from knet_runtime.labels import LabelMap
+from knet_runtime.postprocess import distinct_kernels
 from knet_runtime.preprocess import Geometry, fit_to_input
 from knet_runtime.types import ClassMap, Rgb, Size
 from knet_train.checkpoint import read_segment_checkpoint
@@ -48,6 +49,9 @@ class SegmentsBaseline:
         logits = self._network(torch.from_numpy(image)[None])
         ran = perf_counter()
         classes, masks = logits.classes[0], logits.masks[0]
+        if self._rules.nms < 1:
+            kernels = distinct_kernels(classes.numpy(), masks.numpy(), self._labels, self._rules)
+            classes, masks = classes[kernels], masks[kernels]
         result = torch.full(geometry.source_hw, self._labels.ignore_index)
         if self._panoptic:
             ids, found = plain_panoptic(classes, masks, geometry, self._labels, self._rules)

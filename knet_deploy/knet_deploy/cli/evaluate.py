@@ -147,7 +147,7 @@ def _checkpoint(
         if isinstance(opened, Checkpoint):
             classes = inference.predict(opened.model, image, config, slide=slide, ms_flip=ms_flip)
             return Segmentation(classes, opened.labels)
-        rules = _rules(SegmentRules(), scored)
+        rules = _rules(inference.segment_rules(config), scored)
         return inference.predict_segments(opened.model, image, config, opened.labels, rules)
 
     yield _Model(

@@ -307,8 +307,9 @@ class SegmentRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``score`` (0 … 1): objects below it are left out. ``mask``: the probability above which a pixel
     belongs to a mask. ``overlap`` (panoptic): a segment that won a smaller part of its own mask is
-    left out. ``top_k`` (instances): how many pairs of a kernel and a class are looked at. Raises
-    ValueError for what lies outside.
+    left out. ``top_k`` (instances): how many pairs of a kernel and a class are looked at. ``nms``:
+    of two kernels whose masks have a larger IoU the surer one is kept; 1 keeps both, as the
+    published K-Nets do. Raises ValueError for what lies outside.
 
         >>> from knet_deploy import SegmentRules
         >>> SegmentRules(score=0.5).top_k
@@ -319,11 +320,14 @@ class SegmentRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mask: float = 0.5
     overlap: float = 0.6
     top_k: int = 100
+    nms: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("score", "mask", "overlap"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it lies in 0 … 1")
+        if not 0 < self.nms <= 1:
+            raise ValueError(f"nms is {self.nms}; it lies above 0 and up to 1")
         if self.top_k < 1:
             raise ValueError(f"top_k is {self.top_k}; at least 1 is looked at")
 

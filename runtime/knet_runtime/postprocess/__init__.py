@@ -1,6 +1,7 @@
 """From a network's outputs of low resolution to results at the frame's own size."""
 
 from knet_runtime.postprocess.segments import (
+    distinct_kernels as distinct_kernels,
     find_segments as find_segments,
     instances as instances,
     panoptic as panoptic,

@@ -4,7 +4,8 @@ The rules are those of the published K-Nets (github ZwwWayne/K-Net, ``knet/det/k
 and ``kernel_update_head.py``): masks become probabilities first, then go to the model's input size,
 are cut to the image and go to its own size, and thresholds come last. Two things differ: segments
 are numbered from 1, as the reference's 0 is the evaluator's void, and an object without a pixel is
-left out.
+left out. One is added, and off unless a bundle turns it on: ``SegmentRules.nms``, without which the
+kernels that have found one and the same object share its pixels out, until none has enough of them.
 """
 
 from __future__ import annotations
@@ -28,9 +29,34 @@ def find_segments(
     labels: LabelMap,
     rules: SegmentRules,
 ) -> Segmentation:
-    """``panoptic`` or ``instances``, by the task."""
+    """``panoptic`` or ``instances``, by the task, of the ``distinct_kernels``."""
+    if rules.nms < 1:
+        kernels = distinct_kernels(class_logits, mask_logits, labels, rules)
+        class_logits, mask_logits = class_logits[kernels], mask_logits[kernels]
     find = panoptic if task == "panoptic" else instances
     return find(class_logits, mask_logits, geometry, labels, rules)
+
+
+def distinct_kernels(
+    class_logits: NDArray[np.float32],
+    mask_logits: NDArray[np.float32],
+    labels: LabelMap,
+    rules: SegmentRules,
+) -> list[int]:
+    """Of kernels with float32 [N, K] and [N, h, w] those without a twin: non-maximum suppression of
+    things by the IoU of masks, the highest score first, whatever the class. Those of stuff stay.
+    Raises ValueError for NaN."""
+    count = len(class_logits) - labels.num_classes + len(labels.things)
+    scores = _probabilities(class_logits[:count, list(labels.things)]).max(1, initial=0)
+    masks = (sigmoid(mask_logits[:count]) > rules.mask).reshape(count, -1).astype(np.float32)
+    both = masks @ masks.T
+    areas = both.diagonal()
+    twins = both > rules.nms * (areas[:, None] + areas - both)
+    kept: list[int] = []
+    for kernel in np.argsort(-scores, kind="stable").tolist():
+        if not twins[kernel, kept].any():
+            kept.append(kernel)
+    return [*sorted(kept), *range(count, len(class_logits))]
 
 
 def panoptic(

@@ -20,6 +20,7 @@ from knet_runtime.bundle.manifest import (
     OutputSpec,
     Parity,
     Provenance,
+    SegmentRules,
     SizeRange,
     Tolerance,
     check_paths,
@@ -65,12 +66,16 @@ def manifests(draw: st.DrawFn) -> Manifest:
     paths = draw(st.lists(PATHS, min_size=2, max_size=4, unique=True))
     precision = draw(st.sampled_from(["fp32", "fp16", "bf16", "int8"]))
     task = draw(st.sampled_from(["semantic", "instance", "panoptic"]))
+    share, rules = st.floats(0, 0.99), msgspec.UNSET
     outputs: dict[str, tuple[OutputSpec, ...]] = {
         "logits": (OutputSpec("logits", "semantic_logits", (n,), stride),),
         "classmap": (OutputSpec("classmap", "class_map", stride=1),),
     }
     if task != "semantic":
-        kernels = draw(st.integers(1, 200))
+        kernels = n + draw(st.integers(0, 200))
+        rules = SegmentRules(
+            *draw(st.tuples(share, share, share, st.integers(1, 300))), 1 - draw(share)
+        )
         outputs["logits"] = (
             OutputSpec("scores", "class_logits", (kernels, n)),
             OutputSpec("masks", "mask_logits", (kernels,), stride),
@@ -106,6 +111,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         files={p: FileRecord(draw(SHA256), draw(st.integers(0, 2**40))) for p in paths},
         provenance=Provenance(draw(SHA256), draw(WORDS), draw(st.dictionaries(WORDS, WORDS))),
         licence=Licence(draw(WORDS), draw(WORDS), draw(WORDS)),
+        rules=rules,
     )
 
 
