@@ -38,6 +38,7 @@ from knet_train.devices import (
     place_model,
 )
 from knet_train.finite import StopWhenNotFinite
+from knet_train.history import History
 from knet_train.loss import class_weights
 from knet_train.models.build import build_model, build_segment_model
 from knet_train.models.knet import KNet
@@ -171,10 +172,11 @@ def train(
         load_initial(model, init)
     elif state is None:
         load_pretrained(model.backbone, config.model, backbone_weights)
-    best, states = SaveBest(run), SaveResumeState(run)
+    best, history, states = SaveBest(run), History(), SaveResumeState(run)
     with _process_settings():
         stop = StopWhenNotFinite(run)
-        trainer = _trainer(config, run, [best, *_averaging(config), *callbacks, stop, states])
+        looking = [history, *callbacks, stop, states]
+        trainer = _trainer(config, run, [best, *_averaging(config), *looking])
         if trainer.is_global_zero:
             if resume and state is None:
                 _log.warning("%s has no %s yet: starting at step 0", run, STATE)
