@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from knet_deploy.cli.console import needs_extra, one_line
+from knet_deploy.cli.console import clock, needs_extra, one_line, say
+
+if TYPE_CHECKING:
+    from knet_train.estimate import Estimate
+
+_GIB = 2**30
 
 
 def train(
@@ -29,18 +35,31 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume the run in --out, or begin it.")
     ] = False,
+    estimate: Annotated[
+        bool,
+        typer.Option(
+            "--estimate", help="Say time, memory and disk after a few steps; --out is not touched."
+        ),
+    ] = False,
 ) -> None:
     """Train a K-Net. Leaves best.safetensors (highest mIoU, PQ or AP on the validation
-    split), last.safetensors, and CSV and TensorBoard logs in the folder --out."""
+    split), last.safetensors, report.html, and CSV and TensorBoard logs in the folder --out."""
     with needs_extra("train"):
         from pytorch_lightning.utilities import rank_zero_only
 
         from knet_deploy.cli.training import Lines
         from knet_train.config import load_config
+        from knet_train.estimate import estimate as try_run
         from knet_train.fit import train as fit
         from knet_train.run_folder import STATE, Stopped, causes
+        from knet_train.run_report import REPORT
 
+    if estimate:
+        config = load_config(preset, settings or [])
+        _say_estimate(try_run(config, data, backbone_weights=backbone_weights, init=init), out)
+        return
     config, lines = load_config(preset, settings or []), Lines()
+    resuming = _resuming(data, out, preset, settings or [])
     try:
         result = fit(
             config,
@@ -49,6 +68,7 @@ def train(
             backbone_weights=backbone_weights,
             init=init,
             resume=resume,
+            resume_command=resuming,
             callbacks=[lines],
         )
     except KeyboardInterrupt as stop:
@@ -59,7 +79,7 @@ def train(
             if step is not None:
                 what = f"stopped at {lines.standing(step, config.optim.steps)}"
             if (out / STATE).exists():
-                what += f"; resume with: {_resuming(data, out, preset, settings or [])}"
+                what += f"; resume with: {resuming}"
             typer.echo(f"knet-deploy: {one_line(what)}", err=True)
         raise
     if result.rank > 0:
@@ -68,6 +88,19 @@ def train(
     over = f"over {result.scored_classes} of {result.classes} classes"
     typer.echo(f"best {result.best}  {score} {over} on {config.data.val_split}")
     typer.echo(f"last {result.last}")
+    typer.echo(f"report {out / REPORT}")
+
+
+def _say_estimate(found: Estimate, out: Path) -> None:
+    for label, value in found.facts.items():
+        say(label, value)
+    say("step", f"{found.step:.3g} s")
+    say("evaluation", f"{found.evaluation:.3g} s, {found.evaluations} of them")
+    say("time", clock(found.total))
+    say("peak", "unknown" if found.memory is None else f"{found.memory / _GIB:.2f} GiB of memory")
+    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    say("disk", f"{found.disk / _GIB:.2f} GiB, {free / _GIB:.1f} GiB free at {there}")
 
 
 def _resuming(data: Path, out: Path, preset: str, settings: list[str]) -> str:

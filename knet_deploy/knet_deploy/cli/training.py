@@ -4,24 +4,21 @@ elsewhere, and a line for each evaluation."""
 from __future__ import annotations
 
 from collections import deque
-from pathlib import Path
 from time import monotonic
 
 import pytorch_lightning as pl
-import torch
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 from typer import echo
 
-from knet_deploy.cli.console import one_line, say
-from knet_runtime.engines.hardware import processor_name
+from knet_deploy.cli.console import clock, one_line, say
 from knet_train.data.batches import Part, SegmentPart
 from knet_train.history import Evaluation, History, learning_rate
 from knet_train.module import TrainingModule
+from knet_train.run_facts import run_facts
 
 _MEASURED = 50  # steps that the speed is the mean of
-_GIB = 2**30
 
 
 class Lines(pl.Callback):
@@ -54,7 +51,7 @@ class Lines(pl.Callback):
         self.best = self._history.best
         if not trainer.is_global_zero:
             return
-        for label, value in header(trainer, pl_module):
+        for label, value in run_facts(trainer, pl_module).items():
             say(label, value)
         if self.live is not None:
             self.live.start()
@@ -97,7 +94,7 @@ class Lines(pl.Callback):
             if self._evaluation is not None:
                 every = config.trainer.val_every
                 left += self._evaluation * (-(-config.optim.steps // every) - step // every)
-            parts += [f"{config.optim.batch_size / each:.3g} img/s", f"ETA {_clock(left)}"]
+            parts += [f"{config.optim.batch_size / each:.3g} img/s", f"ETA {clock(left)}"]
         if self.best is not None:
             parts.append(f"best {self._metric} {100 * self.best.score:.1f} @ {self.best.step}")
         return " · ".join(parts)
@@ -143,59 +140,9 @@ class Lines(pl.Callback):
             self.live.stop()
 
 
-def header(trainer: pl.Trainer, module: TrainingModule) -> list[tuple[str, str]]:
-    """What a run computes on and with: labels and values."""
-    device, data = trainer.strategy.root_device, module.config.data
-    learnt = sum(one.numel() for one in module.parameters() if one.requires_grad)
-    whole = sum(one.numel() for one in module.parameters())
-    parameters = f"{whole / 1e6:.2f} M"
-    if learnt < whole:
-        parameters += f", of which {learnt / 1e6:.2f} M learn"
-    if device.type == "cuda":
-        named = torch.cuda.get_device_name(device)
-        free, total = torch.cuda.mem_get_info(device)
-        memory = f"{free / _GIB:.1f} of {total / _GIB:.1f} GiB free"
-    else:
-        threads = torch.get_num_threads()
-        named = f"{processor_name()}, {threads} thread{'s' * (threads > 1)}"
-        memory = _free_memory()
-    if trainer.world_size > 1:
-        named = f"{trainer.world_size} × {named}"
-    images = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it in fit
-    counts = (
-        f"{len(images.train)} to learn from ({data.train_split}), "
-        f"{len(images.val)} to score ({data.val_split})"
-    )
-    return [
-        ("device", named),
-        ("precision", str(trainer.precision)),
-        ("images", counts),
-        ("classes", str(module.label_map.num_classes)),
-        ("parameters", parameters),
-        ("memory", memory),
-    ]
-
-
-def _free_memory() -> str:
-    """What Linux has left for programs, and in all; elsewhere nothing is known."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return "unknown"
-    kib = {name: int(rest.split()[0]) for name, _, rest in (one.partition(":") for one in lines)}
-    return f"{kib['MemAvailable'] / 2**20:.1f} of {kib['MemTotal'] / 2**20:.1f} GiB free"
-
-
 def _short(rate: float) -> str:
     """9.3e-4 of 0.00093."""
     return f"{rate:.1e}".replace("e-0", "e-").replace("e+00", "")
-
-
-def _clock(seconds: float) -> str:
-    """Hours, minutes and seconds: 9 -> 0:09, 4000 -> 1:06:40."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _text(line: str) -> Text:

@@ -8,6 +8,7 @@ import re
 import shlex
 import signal
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,20 @@ def test_the_command_of_the_readme_trains_on_other_classes(train: Call) -> None:
         ), line
     assert re.fullmatch(r"step 4/4 · mIoU \d+\.\d\d % over 2 of 2 classes", lines[10])
     assert re.fullmatch(r"best .*  mIoU \d+\.\d\d % over 2 of 2 classes on val", lines[11])
+    assert Path(lines[13].removeprefix("report ")).is_file()
+
+
+def test_an_estimate_leaves_the_run_folder_alone(train: Call, tmp_path: Path) -> None:
+    answer = train("--estimate")
+    assert answer.code == 0, answer.err
+    said = dict(line.split(maxsplit=1) for line in answer.out.splitlines())
+    facts = ["device", "precision", "images", "classes", "parameters", "memory"]
+    assert list(said) == [*facts, "step", "evaluation", "time", "peak", "disk"]
+    assert re.fullmatch(r"\S+ s, 1 of them", said["evaluation"])
+    assert re.fullmatch(r"\d+:\d\d", said["time"])
+    assert re.fullmatch(r"\d+\.\d\d GiB of memory", said["peak"])
+    assert re.fullmatch(rf"0\.\d\d GiB, \S+ GiB free at {tmp_path}", said["disk"])
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_perfect_score_says_of_how_many_classes(train: Call, data: Path) -> None:
@@ -150,6 +165,7 @@ def test_ctrl_c_says_where_it_stopped_and_the_command_that_continues(
         patch.setattr(TrainingSamples, "__getitem__", interrupted)
         answer = train("--set", "trainer.val_every=2")
     assert answer.code == 130
+    report = (tmp_path / "run" / "report.html").read_text("utf-8")
     last = answer.err.splitlines()[-1]
     score = re.search(r"^step 2/4 · mIoU (\S+) %", answer.out, re.MULTILINE)
     assert score is not None
@@ -158,6 +174,7 @@ def test_ctrl_c_says_where_it_stopped_and_the_command_that_continues(
     assert last.startswith(said)
     command = shlex.split(last.removeprefix(said))
     assert command[0] == "knet-deploy"
+    assert escape(last.removeprefix(said)) in report
     answer = call(*command[1:])
     assert answer.code == 0, answer.err
     # What was best before is still known.
