@@ -80,14 +80,14 @@ class Segmentation:
         cls,
         segment_map: NDArray[np.uint16],
         classes: Sequence[int],
-        scores: Sequence[float],
+        scores: Sequence[float | None],
         labels: LabelMap,
         timings: Mapping[str, float] | None = None,
         tracks: Sequence[int | None] | None = None,
     ) -> Segmentation:
         """A panoptic result: ``segment_map`` uint16 [H, W] holds 1 … S, and 0 where nothing is;
-        ``classes``, ``scores`` (and ``tracks``) those of segment 1, 2, …, S. Raises ValueError when
-        a pixel names a segment that is not described, or a class does not exist."""
+        ``classes``, ``scores`` (None: unknown) and ``tracks`` those of segment 1, 2, …, S. Raises
+        ValueError when a pixel names a segment that is not described, or a class does not exist."""
         tracks = tracks or [None] * len(classes)
         table = _class_table(labels, classes)
         if int(segment_map.max(initial=0)) >= len(table):

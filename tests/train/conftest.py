@@ -6,6 +6,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -305,6 +306,17 @@ def different() -> Callable[[Path, Path], list[str]]:
         return alone + [key for key in sorted(shared) if not torch.equal(first[key], second[key])]
 
     return compare
+
+
+@pytest.fixture
+def reported() -> Callable[[Path], str]:
+    """The report beside a checkpoint without what says where and when the run was."""
+
+    def read(beside: Path) -> str:
+        page = (beside.parent / "report.html").read_text("utf-8")
+        return re.sub(r"<(title|dl|pre)>.*?</\1>", "", page, flags=re.DOTALL)
+
+    return read
 
 
 def write(path: Path, pixels: np.ndarray) -> None:

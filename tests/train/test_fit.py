@@ -76,6 +76,7 @@ def test_a_run_leaves_its_files_and_says_what_it_scored(
     assert {p.name for p in run.iterdir()} == {
         "best.safetensors",
         "last.safetensors",
+        "report.html",
         "resume.ckpt",
         "config.json",
         "logs",
@@ -128,6 +129,7 @@ def test_an_interrupted_run_resumes_as_if_nothing_had_been(
     go: Callable[..., RunResult],
     whole: Callable[..., Any],
     different: Different,
+    reported: Callable[[Path], str],
     tmp_path: Path,
     step: int,
 ) -> None:
@@ -149,6 +151,7 @@ def test_an_interrupted_run_resumes_as_if_nothing_had_been(
     assert not different(expected.last, result.last)
     assert not different(expected.best, result.best)
     assert result.best_score == expected.best_score
+    assert reported(result.best) == reported(expected.best)
 
 
 def test_a_crash_loses_no_more_than_the_steps_since_the_last_evaluation(

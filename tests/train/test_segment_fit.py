@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ TINY = (
 
 @pytest.mark.parametrize(("task", "metric"), [("panoptic", "PQ"), ("instance", "AP")])
 def test_a_run_with_more_objects_than_kernels_scores_and_can_break_off(
-    tmp_path: Path, task: Any, metric: str
+    tmp_path: Path, task: Any, metric: str, reported: Callable[[Path], str]
 ) -> None:
     import pytorch_lightning as pl
 
@@ -65,6 +67,12 @@ def test_a_run_with_more_objects_than_kernels_scores_and_can_break_off(
         train(config, data, parts, backbone_weights=weights, callbacks=[Break()])
     resumed = train(config, data, parts, backbone_weights=weights, resume=True)
     assert resumed.best_score == whole.best_score
+    page = reported(resumed.best)
+    assert page == reported(whole.best)
+    assert page.count("<figure class='objects'>") == 3
+    assert f"<h1>{metric} {100 * whole.best_score:.2f} %</h1>" in page
+    assert "Confusion matrix" not in page
+    assert len(re.findall(r"person</th><td>\d+\.\d\d</td>", page)) == 1
     assert all(torch.equal(v, expected[key]) for key, v in load_file(resumed.last).items())
 
 

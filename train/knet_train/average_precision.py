@@ -72,15 +72,20 @@ class AveragePrecision:
             }
         )
 
+    def scores(self) -> tuple[Precision, list[Precision]]:
+        """The mean over classes, and each class: ``all`` and ``per_class``, judged once."""
+        precision = self._precision()
+        classes = range(precision.shape[2])
+        return _mean(precision), [_mean(precision[:, :, one : one + 1]) for one in classes]
+
     def per_class(self) -> list[Precision]:
         """Of each class."""
-        precision = self._precision()
-        return [_mean(precision[:, :, index : index + 1]) for index in range(precision.shape[2])]
+        return self.scores()[1]
 
     @property
     def all(self) -> Precision:
         """The mean over classes."""
-        return _mean(self._precision())
+        return self.scores()[0]
 
     def resampling(self) -> Callable[[NDArray[np.int64]], float]:
         """The function that gives ``all.ap`` when each image, in the order of their numbers, was

@@ -125,10 +125,10 @@ def panoptic_report(quality: PanopticQuality, scored: Scored) -> PanopticReport:
 
 def instance_report(precision: AveragePrecision, scored: Scored) -> InstanceReport:
     """The scores in percent."""
-    every, objects = precision.all, [0] * precision.labels.num_classes
+    (every, each), objects = precision.scores(), [0] * precision.labels.num_classes
     for one in precision.truth:
         objects[one["category_id"]] += not one["iscrowd"]
-    rows = zip(precision.labels.names, precision.per_class(), objects, strict=True)
+    rows = zip(precision.labels.names, each, objects, strict=True)
     return InstanceReport(
         **msgspec.structs.asdict(scored),
         ap=percent(every.ap),

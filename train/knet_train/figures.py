@@ -1,4 +1,4 @@
-"""Drawings for people, as PNG: a data set's contact sheet and an evaluation's confusion matrix."""
+"""Drawings for people: a data set's contact sheet and an evaluation's confusion matrix."""
 
 from __future__ import annotations
 
@@ -112,10 +112,10 @@ def _cross(image: Rgb, where: NDArray[np.bool_], colour: Colour) -> None:
     image[lines & where] = colour
 
 
-def draw_confusion(confusion: ConfusionMatrix, labels: LabelMap, title: str) -> bytes:
-    """PNG bytes. A row is a labelled class, a column a predicted one; colours are shares of the
-    row's pixels on a square-root scale, so that confusions of one in a hundred show. Up to 30
-    classes have the percentages in the cells. A class that was never labelled has a grey row."""
+def draw_confusion(confusion: ConfusionMatrix, labels: LabelMap, title: str) -> Rgb:
+    """uint8 [H, W, 3] RGB. A row is a labelled class, a column a predicted one; colours are shares
+    of the row's pixels on a square-root scale, so that confusions of one in a hundred show. Up to
+    30 classes have the percentages in the cells. A class that was never labelled has a grey row."""
     count = labels.num_classes
     totals = confusion.matrix.sum(1)
     shares = confusion.matrix / np.maximum(totals, 1)[:, None]
@@ -143,7 +143,7 @@ def draw_confusion(confusion: ConfusionMatrix, labels: LabelMap, title: str) -> 
     _text(image, "predicted", (left, _MARGIN + 34), 0.46, _PALE)
     _upright(image, "labelled", (_MARGIN + 4, top + _width("labelled", 0.46)), 0.46, _PALE)
     _draw_scale(image, left + side + 24, top, min(side, 400))
-    return encode_png(image)
+    return image
 
 
 def _percentages(

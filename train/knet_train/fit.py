@@ -38,6 +38,7 @@ from knet_train.devices import (
     place_model,
 )
 from knet_train.finite import StopWhenNotFinite
+from knet_train.history import History
 from knet_train.loss import class_weights
 from knet_train.models.build import build_model, build_segment_model
 from knet_train.models.knet import KNet
@@ -62,6 +63,7 @@ from knet_train.run_folder import (
     prepare,
     state_to_resume,
 )
+from knet_train.run_report import ClassShares, RunReport
 from knet_train.segment_module import InstanceModule, PanopticModule
 
 _PROBES = 50  # images of objects that are read before a run starts
@@ -120,14 +122,16 @@ def train(
     backbone_weights: Path | None = None,
     init: Path | None = None,
     resume: bool = False,
+    resume_command: str | None = None,
     callbacks: Sequence[Callback] = (),
     build: Callable[[ModelConfig, int], KNet] = build_model,
 ) -> RunResult:
     """Train on ``data`` into ``run``: ``config.json``, ``best.safetensors`` (highest mIoU, PQ or AP
     on the validation split), ``last.safetensors`` (the end), ``resume.ckpt`` (and, until the end,
-    the state before it), and CSV and TensorBoard logs. ``init`` starts from one of our checkpoints
-    instead of ImageNet's weights. ``resume`` continues from ``resume.ckpt``, or where that is
-    damaged from the state before it, or starts where there is none yet.
+    the state before it), ``report.html``, and CSV and TensorBoard logs. ``init`` starts from one of
+    our checkpoints instead of ImageNet's weights. ``resume`` continues from ``resume.ckpt``, or
+    where that is damaged from the state before it, or starts where there is none yet;
+    ``resume_command`` is what a person types for that, as the report says.
 
     Ctrl-C, SIGTERM or SIGHUP ends the step, saves ``resume.ckpt`` and raises Stopped, a
     KeyboardInterrupt. Progress bars and the like come as ``callbacks``. In a run of many processes
@@ -157,10 +161,13 @@ def train(
     pl.seed_everything(config.trainer.seed, verbose=False)
     model: KNet | SegmentKNet
     if isinstance(train_folder, SegmentFolder):
-        _check_segments(config, train_folder, val_folder)
+        shares = _check_segments(config, train_folder, val_folder)
         notices += filter(None, [train_folder.summary()])
         model = build_segment_model(config.model, train_folder.labels)
     else:
+        assert census is not None
+        pixels = census.by_class(train_folder.layout)
+        shares = ClassShares(pixels, census.files, census.total)
         model = build(config.model, train_folder.labels.num_classes)
     check_layers(model, config.optim)
     freeze_layers(model, config.optim)
@@ -171,10 +178,12 @@ def train(
         load_initial(model, init)
     elif state is None:
         load_pretrained(model.backbone, config.model, backbone_weights)
-    best, states = SaveBest(run), SaveResumeState(run)
+    best, history, states = SaveBest(run), History(), SaveResumeState(run)
     with _process_settings():
         stop = StopWhenNotFinite(run)
-        trainer = _trainer(config, run, [best, *_averaging(config), *callbacks, stop, states])
+        report = RunReport(run, data, history, shares, resume_command)
+        looking = [history, report, *callbacks, stop, states]
+        trainer = _trainer(config, run, [best, *_averaging(config), *looking])
         if trainer.is_global_zero:
             if resume and state is None:
                 _log.warning("%s has no %s yet: starting at step 0", run, STATE)
@@ -188,9 +197,7 @@ def train(
         model = place_model(model, config.trainer, trainer)
         if isinstance(model, KNet):
             assert isinstance(train_folder, LabelledFolder)
-            assert census is not None
-            pixels = census.by_class(train_folder.layout)
-            weights = class_weights(pixels, config.loss.class_balance)
+            weights = class_weights(shares.pixels, config.loss.class_balance)
             module = KNetModule(model, config, train_folder, weights)
         else:
             assert isinstance(train_folder, SegmentFolder)
@@ -222,9 +229,9 @@ def _open(data: Path, split: str, config: Config) -> AnyFolder:
     return open_folder(data, split) if task == "semantic" else open_segments(data, split, task)
 
 
-def _check_segments(config: Config, train: SegmentFolder, val: AnyFolder) -> None:
+def _check_segments(config: Config, train: SegmentFolder, val: AnyFolder) -> ClassShares:
     """Refuse two splits of other classes, settings that these losses have not, and, of some images
-    that are spread over each split, what cannot be read."""
+    that are spread over each split, what cannot be read. What those of ``train`` hold."""
     loss = config.loss
     if loss.class_balance or loss.auxiliary_weight or set(loss.stage_weights) != {1.0}:
         raise ConfigError(
@@ -237,10 +244,15 @@ def _check_segments(config: Config, train: SegmentFolder, val: AnyFolder) -> Non
             f"{val.file} has other categories than {train.file.name}: give both the same, or name "
             "the classes in labels.json"
         )
+    pixels = np.zeros(train.labels.num_classes, np.int64)
     for folder in (train, val):
         order = np.random.default_rng(0).permutation(len(folder))[:_PROBES].tolist()
         with ThreadPoolExecutor() as pool:
-            list(pool.map(folder.read, order))
+            for _, truth in pool.map(folder.read, order):
+                if folder is train:
+                    areas = np.bincount(truth.ids.ravel(), minlength=len(truth.classes) + 1)
+                    np.add.at(pixels, list(truth.classes), areas[1:])
+    return ClassShares(pixels, min(_PROBES, len(train)), len(train))
 
 
 def _check_same_classes(run: Path, state: SavedState | None, folder: AnyFolder) -> None:

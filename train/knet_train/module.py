@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import msgspec
 import numpy as np
@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from knet_runtime.errors import ConfigError
 from knet_runtime.labels import LabelMap
 from knet_runtime.metrics import ConfusionMatrix
+from knet_runtime.segmentation import Segmentation
 from knet_train.config import Config, OptimConfig
 from knet_train.data.batches import Pair, Part, SegmentPart
 from knet_train.data.dataset import LabelledFolder
@@ -30,6 +31,20 @@ from knet_train.loss import loss_divisors, training_loss
 from knet_train.models.knet import KNet
 
 RUN_KEY = "knet-deploy run"  # what a saved state says of the run that it is of
+
+
+class Scores(NamedTuple):
+    """What the images of all processes score, 0 … 1.
+
+    ``logged`` is first the metric that chooses the best weights, then the classes that it is the
+    mean of, by the names that logs have for them. ``classes`` float64 [N] is the same metric of
+    each class, NaN where it counts in no mean. ``confusion`` int64 [N, N] (rows are labels) is
+    there in semantic segmentation.
+    """
+
+    logged: dict[str, float]
+    classes: NDArray[np.float64]
+    confusion: NDArray[np.int64] | None = None
 
 
 class TrainingModule(pl.LightningModule, ABC):
@@ -46,12 +61,11 @@ class TrainingModule(pl.LightningModule, ABC):
         self.label_map = labels
         self.held = HeldStatistics()
         self.saved_step: int | None = None  # of the state that the run folder holds
+        self.evaluated: Scores | None = None  # at the end of the last evaluation
 
     @abstractmethod
-    def scores(self) -> dict[str, float]:
-        """What the images of all processes score, which must all ask for it: first the metric that
-        chooses the best weights, 0 … 1, then the classes that it is the mean of, by the names that
-        logs have for them."""
+    def scores(self) -> Scores:
+        """What the images of all processes score, which must all ask for it."""
 
     def train(self, mode: bool = True) -> TrainingModule:
         super().train(mode)
@@ -131,18 +145,21 @@ class KNetModule(TrainingModule):
     def on_validation_epoch_start(self) -> None:
         self.confusion = ConfusionMatrix(self.label_map.num_classes, self.label_map.ignore_index)
 
-    def validation_step(self, batch: Pair, _: int) -> None:
+    def validation_step(self, batch: Pair, _: int) -> dict[str, Segmentation]:
         image, label = batch
-        self.confusion.update(predict(self.model, image, self.config), label)
+        found = Segmentation(predict(self.model, image, self.config), self.label_map)
+        self.confusion.update(found.class_map, label)
+        return {"found": found}
 
-    def scores(self) -> dict[str, float]:
+    def scores(self) -> Scores:
         total = ConfusionMatrix(self.label_map.num_classes, self.label_map.ignore_index)
         total.matrix = self.sum_over_processes(self.confusion.matrix)
-        return {
+        logged = {
             "val_miou": total.miou,
             "val_classes": float(total.scored_classes),
             "val_pixel_accuracy": total.pixel_accuracy,
         }
+        return Scores(logged, total.iou, total.matrix)
 
 
 class HeldStatistics:

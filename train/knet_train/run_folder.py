@@ -160,10 +160,10 @@ class SaveBest(pl.Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
-        scores = pl_module.scores()
-        for place, (name, score) in enumerate(scores.items()):
+        scores = pl_module.evaluated = pl_module.scores()
+        for place, (name, score) in enumerate(scores.logged.items()):
             pl_module.log(name, score, prog_bar=place == 0, sync_dist=True, batch_size=1)
-        best, scored, *_ = scores.values()
+        best, scored, *_ = scores.logged.values()
         if best > self.best:
             self.best, self.scored = best, int(scored)
             self._save(pl_module, BEST)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from knet_runtime.panoptic_quality import PanopticQuality, segment_ids
+from knet_runtime.segmentation import Segmentation
 from knet_train.average_precision import AveragePrecision
 from knet_train.config import Config
 from knet_train.data.batches import SegmentPart
@@ -18,7 +19,7 @@ from knet_train.data.segment_folder import SegmentFolder
 from knet_train.data.truth import Truth
 from knet_train.inference import predict_segments, segment_rules
 from knet_train.models.segments import SegmentKNet
-from knet_train.module import TrainingModule
+from knet_train.module import Scores, TrainingModule
 from knet_train.segment_loss import Divisors, loss_divisors, segment_losses
 
 
@@ -38,20 +39,24 @@ class PanopticModule(TrainingModule):
     def on_validation_epoch_start(self) -> None:
         self.quality = PanopticQuality(self.label_map)
 
-    def validation_step(self, batch: tuple[NDArray[np.uint8], Truth], _: int) -> None:
+    def validation_step(
+        self, batch: tuple[NDArray[np.uint8], Truth], _: int
+    ) -> dict[str, Segmentation]:
         image, truth = batch
         rules = segment_rules(self.config)
         found = predict_segments(self.model, image, self.config, self.label_map, rules)
         self.quality.update(segment_ids(found), truth.flat())
+        return {"found": found}
 
-    def scores(self) -> dict[str, float]:
+    def scores(self) -> Scores:
         total, own = PanopticQuality(self.label_map), self.quality
         total.iou = self.sum_over_processes(own.iou)
         counts = np.stack([own.tp, own.fp, own.fn])
         total.tp, total.fp, total.fn = self.sum_over_processes(counts)
         found = {"": total.all, "_things": total.things, "_stuff": total.stuff}
         pq, *others = ((f"val_pq{of}", _zero(one.pq)) for of, one in found.items())
-        return dict([pq, ("val_classes", float(total.all.count)), *others])
+        logged = dict([pq, ("val_classes", float(total.all.count)), *others])
+        return Scores(logged, np.array([one.pq for one in total.per_class()]))
 
 
 class InstanceModule(TrainingModule):
@@ -70,15 +75,18 @@ class InstanceModule(TrainingModule):
     def on_validation_epoch_start(self) -> None:
         self.precision = AveragePrecision(self.label_map)
 
-    def validation_step(self, batch: tuple[NDArray[np.uint8], Truth], index: int) -> None:
+    def validation_step(
+        self, batch: tuple[NDArray[np.uint8], Truth], index: int
+    ) -> dict[str, Segmentation]:
         image, truth = batch
         # Average precision ranks all objects by their scores.
         rules = msgspec.structs.replace(segment_rules(self.config), score=0.0)
         found = predict_segments(self.model, image, self.config, self.label_map, rules)
         number = index * self.trainer.world_size + self.global_rank
         self.precision.update(number, found.to_coco(), truth)
+        return {"found": found}
 
-    def scores(self) -> dict[str, float]:
+    def scores(self) -> Scores:
         parts: list[Any] = [self.precision]
         if self.trainer.world_size > 1:
             parts = [None] * self.trainer.world_size
@@ -88,12 +96,13 @@ class InstanceModule(TrainingModule):
             total.found += part.found
             total.truth += part.truth
             total.images += part.images
-        score = total.all
-        return {
+        score, each = total.scores()
+        logged = {
             "val_ap": _zero(score.ap),
             "val_classes": float(score.count),
             "val_ap50": _zero(score.ap50),
         }
+        return Scores(logged, np.array([one.ap for one in each]))
 
 
 def _loss(module: PanopticModule | InstanceModule, batch: SegmentPart) -> Tensor:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from knet_export.verify.measure import stage_limit
-from knet_export.verify.segments import MATCHED, differing, numbered_alike
 from knet_export.verify.verify import Compared, VerifyReport
 from knet_runtime.atomic import make_folder, output_error, write_atomic, write_json
-from knet_runtime.drawing import encode_jpeg
 from knet_runtime.labels import LabelMap
 from knet_runtime.types import Rgb
+from knet_train.page import OPACITY, STYLE, in_red, legend, pictures, shrunk, small_marks, swatch
+from knet_train.segment_pairs import MATCHED, differing, numbered_alike
 
 PAGE_NAME, JSON_NAME = "report.html", "report.json"
 _TEMPLATE = Path(__file__).with_name("report.html")
@@ -30,10 +28,6 @@ _OTHER_CHECKPOINT = (
 _MAX_CLASSES = 40  # in the plot; of more, those that changed most
 _ROW, _NAME, _PLOT, _VALUE, _TOP, _TICK = 22, 150, 420, 76, 24, 30  # the plot's pixels
 _MAX_IMAGES = 6
-_LONGEST_SIDE = 480  # of an image on the page
-_QUALITY = 82
-_OPACITY = 0.65
-_RED = np.array((255, 59, 48), np.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,25 +54,22 @@ class WorstImages:
         """Hold on to an image if it is among the worst so far."""
         if len(self._kept) == _MAX_IMAGES and compared.agreement >= self._kept[-1].agreement:
             return
-        height, width = compared.image.shape[:2]
-        scale = min(1.0, _LONGEST_SIDE / max(height, width))
-        size = max(1, round(width * scale)), max(1, round(height * scale))
-        different = np.ones((height, width), np.uint8)
+        different = np.ones(compared.image.shape[:2], np.bool_)
         results, measured = [compared.reference], compared.measured
         if measured is not None:
-            different = differing(compared.reference, measured).astype(np.uint8)
+            different = differing(compared.reference, measured)
             if measured.task != "semantic":
                 measured = numbered_alike(compared.reference, measured)
             results.append(measured)
-        small = np.asarray(cv2.resize(compared.image, size, interpolation=cv2.INTER_AREA), np.uint8)
+        small = shrunk(compared.image)
         kept = _Kept(
             name=self._names[compared.index],
             index=compared.index,
             agreement=compared.agreement,
             image=small,
-            reference=compared.reference.overlay(small, _OPACITY),
-            measured=None if measured is None else measured.overlay(small, _OPACITY),
-            different=_marked(different, size),
+            reference=compared.reference.overlay(small, OPACITY),
+            measured=None if measured is None else measured.overlay(small, OPACITY),
+            different=small_marks(different, small.shape[:2]),
             classes=frozenset(
                 int(one) for result in results for one in np.unique(result.class_map)
             ),
@@ -93,12 +84,7 @@ class WorstImages:
 
     def legend(self, labels: LabelMap) -> str:
         """The colours of the classes that are drawn, as HTML."""
-        drawn = sorted({one for kept in self._kept for one in kept.classes})
-        return "\n".join(
-            f"<li>{_swatch(labels.palette[one])}{escape(labels.names[one])}</li>"
-            for one in drawn
-            if one < labels.num_classes
-        )
+        return legend(labels, {one for kept in self._kept for one in kept.classes})
 
     def figures(self) -> str:
         """Input, reference, measured and difference of each image, as HTML."""
@@ -120,6 +106,7 @@ def render(report: VerifyReport, labels: LabelMap, worst: WorstImages) -> str:
     """The whole page as HTML."""
     height, width = report.size
     return Template(_TEMPLATE.read_text("utf-8")).substitute(
+        style=STYLE,
         verdict="pass" if report.passed else "fail",
         title="Passed" if report.passed else "Failed",
         summary=escape(_summary(report)),
@@ -226,13 +213,9 @@ def _classes(report: VerifyReport, labels: LabelMap) -> Iterator[str]:
         )
         delta = "–" if row.delta is None else f"{row.delta:+.4f}"
         yield (
-            f"<tr><th scope='row'>{_swatch(colour)}{escape(row.name)}</th>"
+            f"<tr><th scope='row'>{swatch(colour)}{escape(row.name)}</th>"
             f"<td>{before}</td><td>{after}</td><td>{delta}</td></tr>"
         )
-
-
-def _swatch(colour: tuple[int, int, int]) -> str:
-    return f"<i style='background:rgb{colour}'></i>"
 
 
 def delta_plot(report: VerifyReport) -> str:
@@ -290,38 +273,18 @@ def _short(name: str) -> str:
 
 
 def _figure(kept: _Kept) -> str:
-    measured = kept.image // 4 if kept.measured is None else kept.measured
-    grey = np.repeat(kept.image.mean(2, keepdims=True) * 0.45, 3, 2)
-    difference = np.where(kept.different[..., None], _RED, grey).astype(np.uint8)
-    name = escape(kept.name)
-    cells = "".join(
-        f'<div><img alt="{what} of {name}" src="{_data_uri(image)}"><span>{what}</span></div>'
-        for what, image in (
-            ("input", kept.image),
-            ("reference", kept.reference),
-            ("bundle", measured),
-            ("difference", difference),
-        )
-    )
-    caption = f"{name}: {100 * kept.agreement:.4f} % of the pixels equal"
+    caption = f"{kept.name}: {100 * kept.agreement:.4f} % of the pixels equal"
     if kept.same is not None:
         caption = (
-            f"{name}: {100 * kept.agreement:.4f} % of the pixels of all kernels' masks equal, "
+            f"{kept.name}: {100 * kept.agreement:.4f} % of the pixels of all kernels' masks equal, "
             f"{100 * kept.same:.2f} % of the image the same segment"
         )
     if kept.measured is None:
         caption += " (its logits hold NaN or infinity)"
-    # Labels of objects can be read in two columns, not in four.
-    kind = "" if kept.same is None else " class='objects'"
-    return f"<figure{kind}><figcaption>{caption}</figcaption>{cells}</figure>"
-
-
-def _data_uri(image: Rgb) -> str:
-    return f"data:image/jpeg;base64,{base64.b64encode(encode_jpeg(image, _QUALITY)).decode()}"
-
-
-def _marked(different: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """The pixels of a smaller image in which anything differs, so that a lone one is seen too."""
-    shares = cv2.resize(different.astype(np.float32), size, interpolation=cv2.INTER_AREA)
-    marks = cv2.dilate((shares > 0).astype(np.uint8), np.ones((3, 3), np.uint8))
-    return np.asarray(marks, np.uint8) > 0
+    cells = {
+        "input": kept.image,
+        "reference": kept.reference,
+        "bundle": kept.image // 4 if kept.measured is None else kept.measured,
+        "difference": in_red(kept.image, kept.different),
+    }
+    return pictures(kept.name, caption, cells, objects=kept.same is not None)

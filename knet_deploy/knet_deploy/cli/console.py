@@ -126,6 +126,13 @@ def say(label: str, value: object) -> None:
     typer.echo(f"{label:<12} {one_line(str(value))}")
 
 
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds: 9 -> 0:09, 4000 -> 1:06:40."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def say_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table on stdout between empty lines: the first column is text, the others are numbers."""
     columns = list(zip(head, *rows, strict=True))

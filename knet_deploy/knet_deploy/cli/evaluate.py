@@ -216,10 +216,11 @@ def _semantic(opened: _Model, data: Path, split: str) -> tuple[Scored, Callable[
     say("aAcc", f"{_percent(report.aacc)} %")
 
     def drawing() -> bytes:
+        from knet_runtime.drawing import encode_png
         from knet_train.figures import draw_confusion
 
         title = f"{report.preset} on {report.data}: mIoU {_percent(report.miou)} %"
-        return draw_confusion(counts, opened.labels, title)
+        return encode_png(draw_confusion(counts, opened.labels, title))
 
     return report, drawing
 

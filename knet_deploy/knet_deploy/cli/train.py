@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from knet_deploy.cli.console import needs_extra, one_line
+from knet_deploy.cli.console import clock, needs_extra, one_line, say
 
 if TYPE_CHECKING:
-    from pytorch_lightning.callbacks import Callback
+    from knet_train.estimate import Estimate
+
+_GIB = 2**30
 
 
 def train(
@@ -32,17 +35,31 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume the run in --out, or begin it.")
     ] = False,
+    estimate: Annotated[
+        bool,
+        typer.Option(
+            "--estimate", help="Say time, memory and disk after a few steps; --out is not touched."
+        ),
+    ] = False,
 ) -> None:
     """Train a K-Net. Leaves best.safetensors (highest mIoU, PQ or AP on the validation
-    split), last.safetensors, and CSV and TensorBoard logs in the folder --out."""
+    split), last.safetensors, report.html, and CSV and TensorBoard logs in the folder --out."""
     with needs_extra("train"):
         from pytorch_lightning.utilities import rank_zero_only
 
+        from knet_deploy.cli.training import Lines
         from knet_train.config import load_config
+        from knet_train.estimate import estimate as try_run
         from knet_train.fit import train as fit
         from knet_train.run_folder import STATE, Stopped, causes
+        from knet_train.run_report import REPORT
 
-    config = load_config(preset, settings or [])
+    if estimate:
+        config = load_config(preset, settings or [])
+        _say_estimate(try_run(config, data, backbone_weights=backbone_weights, init=init), out)
+        return
+    config, lines = load_config(preset, settings or []), Lines()
+    resuming = _resuming(data, out, preset, settings or [])
     try:
         result = fit(
             config,
@@ -51,15 +68,18 @@ def train(
             backbone_weights=backbone_weights,
             init=init,
             resume=resume,
-            callbacks=[_progress(config.optim.steps)],
+            resume_command=resuming,
+            callbacks=[lines],
         )
     except KeyboardInterrupt as stop:
         if getattr(rank_zero_only, "rank", 0) == 0:  # of many processes the first one speaks
             # SIGTERM arrives again, as an interrupt of its own, while the first is on its way.
             step = next((cause.step for cause in causes(stop) if isinstance(cause, Stopped)), None)
-            what = "stopped without saving" if step is None else f"stopped at step {step}"
+            what = "stopped without saving"
+            if step is not None:
+                what = f"stopped at {lines.standing(step, config.optim.steps)}"
             if (out / STATE).exists():
-                what += f"; resume with: {_resuming(data, out, preset, settings or [])}"
+                what += f"; resume with: {resuming}"
             typer.echo(f"knet-deploy: {one_line(what)}", err=True)
         raise
     if result.rank > 0:
@@ -68,6 +88,19 @@ def train(
     over = f"over {result.scored_classes} of {result.classes} classes"
     typer.echo(f"best {result.best}  {score} {over} on {config.data.val_split}")
     typer.echo(f"last {result.last}")
+    typer.echo(f"report {out / REPORT}")
+
+
+def _say_estimate(found: Estimate, out: Path) -> None:
+    for label, value in found.facts.items():
+        say(label, value)
+    say("step", f"{found.step:.3g} s")
+    say("evaluation", f"{found.evaluation:.3g} s, {found.evaluations} of them")
+    say("time", clock(found.total))
+    say("peak", "unknown" if found.memory is None else f"{found.memory / _GIB:.2f} GiB of memory")
+    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    say("disk", f"{found.disk / _GIB:.2f} GiB, {free / _GIB:.1f} GiB free at {there}")
 
 
 def _resuming(data: Path, out: Path, preset: str, settings: list[str]) -> str:
@@ -75,74 +108,3 @@ def _resuming(data: Path, out: Path, preset: str, settings: list[str]) -> str:
     for setting in settings:
         words += ["--set", setting]
     return shlex.join([*words, "--resume"])
-
-
-def _progress(steps: int) -> Callback:
-    """A bar on a terminal, else a line for every hundredth of the run; a line for each score."""
-    import pytorch_lightning as pl
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    from knet_train.module import TrainingModule
-
-    class Lines(pl.Callback):
-        def __init__(self) -> None:
-            columns = (
-                TextColumn("step"),
-                MofNCompleteColumn(),
-                BarColumn(),
-                TextColumn("{task.description}", markup=False),
-                TimeRemainingColumn(),
-            )
-            console = Console()
-            self.bar = Progress(*columns, console=console, disable=not console.is_terminal)
-            self.task = self.bar.add_task("", total=steps)
-
-        def say(self, line: str) -> None:
-            if self.bar.disable:
-                typer.echo(line)
-            else:  # above the bar
-                self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-        def on_train_start(self, trainer: pl.Trainer, *_: object) -> None:
-            if trainer.is_global_zero:
-                self.bar.start()
-
-        def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
-            step = trainer.global_step
-            if not trainer.is_global_zero:
-                return
-            self.bar.update(self.task, completed=step)
-            if step % (max(1, steps // 100) if self.bar.disable else 10) and step != steps:
-                return
-            loss = float(trainer.callback_metrics.get("loss", float("nan")))
-            rate = max(float(group["lr"]) for group in trainer.optimizers[0].param_groups)
-            if self.bar.disable:
-                self.say(f"step {step}/{steps}  loss {loss:.3f}")
-            self.bar.update(self.task, description=f"loss {loss:.3f}  learning rate {rate:.2g}")
-
-        def on_validation_end(self, trainer: pl.Trainer, *_: object) -> None:
-            metrics = trainer.callback_metrics
-            module = trainer.lightning_module
-            assert isinstance(module, TrainingModule)
-            name = f"val_{module.metric.lower()}"
-            if not trainer.is_global_zero or name not in metrics:
-                return
-            score, scored = float(metrics[name]), int(metrics["val_classes"])
-            over = f"over {scored} of {module.label_map.num_classes} classes"
-            line = f"step {trainer.global_step}/{steps}  {module.metric} {100 * score:.2f} % {over}"
-            self.say(line)
-
-        def on_exception(self, *_: object) -> None:
-            self.bar.stop()
-
-        def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-            self.bar.stop()
-
-    return Lines()

@@ -8,6 +8,7 @@ import re
 import shlex
 import signal
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -84,15 +85,33 @@ def test_the_command_of_the_readme_trains_on_other_classes(train: Call) -> None:
     (notice,) = answer.err.splitlines()
     assert notice.startswith("knet-deploy: warning: without synthetic streets: they have CamVid's")
     lines = answer.out.splitlines()
-    assert [line.partition("  ")[0] for line in lines[:5]] == [
-        "step 1/4",
-        "step 2/4",
-        "step 3/4",
-        "step 4/4",
-        "step 4/4",
-    ]
-    assert re.fullmatch(r"step 4/4  mIoU \d+\.\d\d % over 2 of 2 classes", lines[4])
-    assert re.fullmatch(r"best .*  mIoU \d+\.\d\d % over 2 of 2 classes on val", lines[5])
+    header = dict(line.split(maxsplit=1) for line in lines[:6])
+    assert list(header) == ["device", "precision", "images", "classes", "parameters", "memory"]
+    assert (header["precision"], header["classes"]) == ("32-true", "2")
+    assert header["images"] == "2 to learn from (train), 1 to score (val)"
+    assert re.fullmatch(r"\d\.\d\d M", header["parameters"])
+    assert re.fullmatch(r"step 1/4 · loss \d+\.\d+ · lr \d\.\de-\d", lines[6])
+    speed = r"\d[\d.e+]* img/s · ETA \d:\d\d"
+    for number, line in ((2, lines[7]), (3, lines[8]), (4, lines[9])):
+        assert re.fullmatch(
+            rf"step {number}/4 · loss \d+\.\d+ · lr \d\.\d(e-\d)? · {speed}", line
+        ), line
+    assert re.fullmatch(r"step 4/4 · mIoU \d+\.\d\d % over 2 of 2 classes", lines[10])
+    assert re.fullmatch(r"best .*  mIoU \d+\.\d\d % over 2 of 2 classes on val", lines[11])
+    assert Path(lines[13].removeprefix("report ")).is_file()
+
+
+def test_an_estimate_leaves_the_run_folder_alone(train: Call, tmp_path: Path) -> None:
+    answer = train("--estimate")
+    assert answer.code == 0, answer.err
+    said = dict(line.split(maxsplit=1) for line in answer.out.splitlines())
+    facts = ["device", "precision", "images", "classes", "parameters", "memory"]
+    assert list(said) == [*facts, "step", "evaluation", "time", "peak", "disk"]
+    assert re.fullmatch(r"\S+ s, 1 of them", said["evaluation"])
+    assert re.fullmatch(r"\d+:\d\d", said["time"])
+    assert re.fullmatch(r"\d+\.\d\d GiB of memory", said["peak"])
+    assert re.fullmatch(rf"0\.\d\d GiB, \S+ GiB free at {tmp_path}", said["disk"])
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_perfect_score_says_of_how_many_classes(train: Call, data: Path) -> None:
@@ -125,8 +144,9 @@ def test_a_terminal_sees_steps_and_losses(train: Call, monkeypatch: pytest.Monke
     answer = train()
     assert answer.code == 0, answer.err
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", answer.out)
-    assert re.search(r"step 4/4 ━+ loss \d+\.\d{3}  learning rate 0 ", text)
-    assert re.search(r"step 4/4  mIoU \d+\.\d\d % over 2 of 2 classes\n", text)
+    assert re.search(r"step 4/4 · loss \d+\.\d+ · lr 0\.0 · \S+ img/s · ETA 0:00", text)
+    assert re.search(r"ETA 0:00 · evaluating 1/1", text)
+    assert re.search(r"step 4/4 · mIoU \d+\.\d\d % over 2 of 2 classes\n", text)
     assert "Epoch" not in text
     assert "v_num" not in text
 
@@ -143,14 +163,20 @@ def test_ctrl_c_says_where_it_stopped_and_the_command_that_continues(
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainingSamples, "__getitem__", interrupted)
-        answer = train()
+        answer = train("--set", "trainer.val_every=2")
     assert answer.code == 130
+    report = (tmp_path / "run" / "report.html").read_text("utf-8")
     last = answer.err.splitlines()[-1]
-    said = "knet-deploy: stopped at step 3; resume with: "
+    score = re.search(r"^step 2/4 · mIoU (\S+) %", answer.out, re.MULTILINE)
+    assert score is not None
+    best = f"best mIoU {score[1]} % at step 2"
+    said = f"knet-deploy: stopped at step 3 of 4, {best}; resume with: "
     assert last.startswith(said)
     command = shlex.split(last.removeprefix(said))
     assert command[0] == "knet-deploy"
+    assert escape(last.removeprefix(said)) in report
     answer = call(*command[1:])
     assert answer.code == 0, answer.err
-    assert answer.out.startswith("step 4/4")
+    # What was best before is still known.
+    assert re.search(rf"^step 4/4 · .* · best mIoU {float(score[1]):.1f} @ 2$", answer.out, re.M)
     assert (tmp_path / "run" / "last.safetensors").exists()

@@ -18,12 +18,13 @@ from segment_model import LABELS
 
 from knet_deploy.cli.main import main
 from knet_export.verify import measure
-from knet_export.verify.segments import SegmentMeter, differing, numbered_alike, partners
+from knet_export.verify.segments import SegmentMeter
 from knet_runtime.bundle.store import Bundle, write_bundle
 from knet_runtime.segmentation import Instance, Segmentation
 from knet_runtime.segmenter import Segmenter
 from knet_train.average_precision import AveragePrecision
 from knet_train.data.truth import Truth
+from knet_train.segment_pairs import differing, numbered_alike, partners
 
 Make = Callable[[str], Bundle]
 ROAD, CAR, PERSON = range(3)
