@@ -13,6 +13,7 @@ from knet_runtime.errors import DataError
 from knet_runtime.labels import LabelMap
 from knet_runtime.types import Task
 from knet_train.data.coco import open_coco
+from knet_train.data.convert.label_images import Coding
 from knet_train.data.convert.shapes import with_background
 from knet_train.data.convert.source import (
     BACKGROUND,
@@ -25,7 +26,6 @@ from knet_train.data.convert.source import (
     split_of,
 )
 from knet_train.data.files import entries
-from knet_train.data.label_files import read_label
 from knet_train.data.layouts import CocoFormat, find_layout, list_split, split_names
 from knet_train.data.object_maps import read_ids
 from knet_train.data.segment_folder import SegmentSample
@@ -54,6 +54,12 @@ def read_layout(root: Path, _: Path) -> Source:
     layout = find_layout(root)
     labels = layout.labels
     numbered = (root / "instances").is_dir()
+    first = int(layout.void_first)
+    values = {labels.ignore_index: VOID, **({0: VOID} if first else {})}
+    values |= {number + first: number for number in range(labels.num_classes)}
+    # Labels may be painted in the colours that labels.json states.
+    colours = {colour: n for n, colour in enumerate(labels.palette)} if layout.painted else {}
+    coding = Coding(values, colours)
     taken: dict[Path, str] = {}
     items: list[Item] = []
     left: list[str] = []
@@ -70,9 +76,7 @@ def read_layout(root: Path, _: Path) -> Source:
                 continue  # a list of images of another split
             image = sample.image.relative_to(root / "images").with_suffix("")
             inner = image.parts[1:] if image.parts[0] == split else image.parts
-            draw = partial(
-                _labelled, sample.label, objects.get(sample.image), labels, layout.void_first
-            )
+            draw = partial(_labelled, sample.label, objects.get(sample.image), coding)
             name = Path(*inner).as_posix()
             items.append(Item(name, sample.image, sample.label, draw, split_of(split)))
     palette = dict(zip(labels.names, labels.palette, strict=True))
@@ -80,10 +84,8 @@ def read_layout(root: Path, _: Path) -> Source:
     return Source(labels.names, tuple(items), things, palette, tuple(dict.fromkeys(left)))
 
 
-def _labelled(path: Path, ids: Path | None, labels: LabelMap, void_first: bool, _: Size) -> Drawing:
-    values = read_label(path, labels, void_first=void_first).astype(np.int16)
-    values[values == labels.ignore_index] = VOID
-    return Drawing(values, None if ids is None else read_ids(ids))
+def _labelled(path: Path, ids: Path | None, coding: Coding, _: Size) -> Drawing:
+    return Drawing(coding.classes(path), None if ids is None else read_ids(ids))
 
 
 def is_coco_tree(root: Path) -> str | None:

@@ -33,7 +33,8 @@ class Coding:
         """The classes int16 [H, W] of a label image. Raises DataError, with pixel counts, where
         it holds others."""
         pixels = read_pixels(path, colours=not self.values)
-        if pixels.ndim == 3:
+        by_colour = pixels.ndim == 3
+        if by_colour:
             if not self.colours:
                 raise DataError(
                     f"{path} is painted in colours, and nothing says what they mean: write "
@@ -48,32 +49,32 @@ class Coding:
         place = np.minimum(np.searchsorted(known, pixels), len(known) - 1)
         right = known[place] == pixels
         if not right.all():
-            raise DataError(f"{path} {self._strange(pixels[~right], colours=not self.values)}")
+            raise DataError(f"{path} {_strange(pixels[~right], by_colour=by_colour)}")
         return means[place]
 
     def draw(self, path: Path, _: Size) -> Drawing:
         """The same as a drawing, without objects."""
         return Drawing(self.classes(path))
 
-    def _strange(self, pixels: NDArray[np.int64], *, colours: bool) -> str:
-        found, counts = np.unique(pixels, return_counts=True)
-        order = np.argsort(-counts)[:_SHOWN]
-        by_colour = bool(self.colours) and (colours or found.max() > 65535)
-        shown = ", ".join(
-            f"{_colour_text(found[n]) if by_colour else found[n]} ({counts[n]} pixels)"
-            for n in order
-        )
-        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-        if by_colour:
-            return (
-                f"holds {counts.sum()} pixels of {len(found)} colours that its classes do not "
-                f"have: {shown}{more}; labels must keep exact colours, as PNG does and JPEG does "
-                "not: export it again, or add the colour to the list of classes"
-            )
+
+def _strange(pixels: NDArray[np.int64], *, by_colour: bool) -> str:
+    """What to say of a label image's pixels that mean nothing."""
+    found, counts = np.unique(pixels, return_counts=True)
+    order = np.argsort(-counts)[:_SHOWN]
+    shown = ", ".join(
+        f"{_colour_text(found[n]) if by_colour else found[n]} ({counts[n]} pixels)" for n in order
+    )
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    if by_colour:
         return (
-            f"holds {counts.sum()} pixels of values that are no class: {shown}{more}; mend the "
-            "file, or the list of classes"
+            f"holds {counts.sum()} pixels of {len(found)} colours that its classes do not have: "
+            f"{shown}{more}; labels must keep exact colours, as PNG does and JPEG does not: export "
+            "it again, or add the colour to the list of classes"
         )
+    return (
+        f"holds {counts.sum()} pixels of values that are no class: {shown}{more}; mend the file, "
+        "or the list of classes"
+    )
 
 
 def read_pixels(path: Path, *, colours: bool = False) -> NDArray[np.int64]:

@@ -36,7 +36,7 @@ def select(source: Source, classes: Sequence[str], renamed: Sequence[str]) -> Se
         old, equals, name = text.partition("=")
         if not equals or not name.strip():
             raise ConfigError(f"--map is {text!r}: write OLD=NEW, such as --map truck=car")
-        new[_known(old.strip(), source.classes, "--map")] = name.strip()
+        new[_known(old, source.classes, "--map")] = name.strip()
     names = tuple(dict.fromkeys(new.values()))
     if classes:
         names = tuple(dict.fromkeys(_known(name, names, "--classes") for name in classes))
@@ -64,7 +64,7 @@ def select(source: Source, classes: Sequence[str], renamed: Sequence[str]) -> Se
 
 def _known(name: str, names: Sequence[str], option: str) -> str:
     exact = [one for one in names if one == name] or [
-        one for one in names if one.casefold() == name.casefold()
+        one for one in names if one.strip().casefold() == name.strip().casefold()
     ]
     if len(exact) != 1:
         more = ", …" if len(names) > _SHOWN else ""

@@ -34,23 +34,21 @@ def parse_shares(text: str) -> tuple[float, ...]:
 def divide(items: Sequence[Item], shares: Sequence[float] | None) -> tuple[dict[Item, str], str]:
     """The split of every image, and how that was decided, in words.
 
-    By ``shares``; without them as the source says, and by USUAL_SHARES where it does not say, or
-    has no val: a training needs one.
+    By ``shares``; without them as the source says, and by USUAL_SHARES where it has not both
+    train and val: a training needs them.
     """
-    stated = {item: item.split for item in items}
-    if shares is None and "val" in stated.values() and None not in stated.values():
-        return {item: split or "" for item, split in stated.items()}, "as the source has them"
-    kept = {i: s for i, s in stated.items() if shares is None and s not in (None, "train")}
-    if shares is None and "val" in kept.values():
-        # Images that no list names are learnt from.
-        return {i: s or "train" for i, s in stated.items()}, "as the source has them"
+    stated = {item: item.split or "train" for item in items}  # what no list names is learnt from
+    names = set(stated.values())
+    if shares is None and {"train", "val"} <= names:
+        return stated, "as the source has them"
+    kept = {i: s for i, s in stated.items() if shares is None and s not in ("train", "val")}
     rest = [item for item in items if item not in kept]
     used = shares or USUAL_SHARES
     groups: dict[str, list[Item]] = {}
     for item in rest:
         groups.setdefault(sequence(item.name), []).append(item)
     text = ", ".join(f"{share:g}" for share in used)
-    why = "" if shares else "the source has no val: "
+    why = "" if shares else f"the source has no {'val' if 'train' in names else 'train'}: "
     if len(groups) < len(used):
         how = f"{why}{text} in the order of names, as all images are of {len(groups)} sequence(s)"
         return kept | _in_order(rest, used), how
