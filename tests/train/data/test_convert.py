@@ -417,6 +417,8 @@ def test_masks_without_a_list_are_named_by_their_values(tmp_path: Path) -> None:
     save(tmp_path / "two" / "masks" / "a_mask.png", label)
     done = run(tmp_path / "two", tmp_path / "o2")
     assert [row.name for row in done.classes] == ["0", "1", "2", "3"]
+    (line,) = done.left_out
+    assert line.startswith("names of classes, as there is no classes.txt: write one, or use --map")
     assert done.void == 128
 
 

@@ -118,7 +118,7 @@ def advice(root: Path) -> str:
     if not root.is_absolute():
         words[-1] = str(root.parent / name) if root.name else name
     found = recognise(root) if root.is_dir() else []
-    what = f"; it looks like {found[0].format.title} ({found[0].reason})" if found else ""
+    what = f"; it looks like {found[0].format.title} ({found[0].reason}):" if found else ";"
     if len(found) > 1:
         words += ["--from", found[0].format.name]
-    return f"{what}: convert it with `{shlex.join(words)}`"
+    return f"{what} convert it with `{shlex.join(words)}`"

@@ -80,6 +80,12 @@ def read_mask_folders(root: Path, _: Path) -> Source:
     lists = [find_classes(folder) for folder in (root, *_folders(root))]
     stated = next((one for one in lists if one is not None), None)
     classes = stated or _unnamed(root, [label for _, _, label, _ in found])
+    if classes.names[:1] == ("0",):
+        left.append(
+            "names of classes, as there is no classes.txt: write one, or use --map 0=background; "
+            "but where the numbers are of single objects, train reads the folder as it is, with a "
+            "labels.json of one class"
+        )
     items = [
         Item(name, image, label, partial(classes.coding.draw, label), split)
         for name, image, label, split in found
