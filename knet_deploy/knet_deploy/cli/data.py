@@ -1,7 +1,8 @@
-"""`knet-deploy data check`: what a data folder holds, and everything that is wrong with it."""
+"""`knet-deploy data`: check what a data folder holds, and convert other formats into one."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +23,7 @@ from knet_runtime.types import Task
 
 if TYPE_CHECKING:
     from knet_train.data.check import DataReport, ObjectCount
+    from knet_train.data.convert.write import Converted
     from knet_train.data.dataset import LabelledFolder
     from knet_train.data.segment_folder import SegmentFolder
 
@@ -134,3 +136,91 @@ def _show_objects(report: DataReport, found: ObjectCount, task: Task) -> None:
     mean = found.objects / max(1, report.images)
     text = f"{found.objects}, {mean:.1f} an image, at most {found.most}"
     say("objects", text + (f"; {found.crowds} crowds" if found.crowds else ""))
+
+
+@data.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Folder or ZIP file of images and labels.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make; it must not be there yet.")],
+    format_name: Annotated[
+        str | None, typer.Option("--from", help="The format, where a folder may be in several.")
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(help="Only these, in this order: A,B,C; the others become 'not labelled'."),
+    ] = None,
+    renamed: Annotated[
+        list[str] | None,
+        typer.Option("--map", help="Rename a class, or merge it into another: OLD=NEW."),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Shares of train, val and test, such as 0.8,0.1,0.1; frames of one sequence stay "
+            "together. By default as the source has them, else 0.8,0.2."
+        ),
+    ] = None,
+    link: Annotated[
+        bool, typer.Option("--link", help="Link to the source's images instead of copying them.")
+    ] = False,
+    task: Annotated[
+        Task, typer.Option(help="What to learn from it; objects are written for two of them.")
+    ] = "semantic",
+) -> None:
+    """Recognise the format of a folder or ZIP file of labelled images, and write it in the layout
+    that training reads: COCO, Pascal VOC, CVAT, LabelMe, Label Studio, YOLO, Roboflow, Supervisely,
+    Cityscapes, Mapillary, BDD100K, ADE20K, CamVid, parquet files, and folders of images and masks.
+    """
+    with needs_extra("train", "knet-deploy data convert"):
+        from knet_train.data.convert.formats import FORMAT_NAMES
+        from knet_train.data.convert.splits import parse_shares
+        from knet_train.data.convert.write import (
+            Options,
+            check_options,
+            convert as write,
+            open_source,
+        )
+    if format_name is not None and format_name not in FORMAT_NAMES:
+        raise ConfigError(f"--from is {format_name!r}; the formats are {', '.join(FORMAT_NAMES)}")
+    names = tuple(name.strip() for name in classes.split(",")) if classes else ()
+    shares = None if split is None else parse_shares(split)
+    options = Options(names, tuple(renamed or ()), shares, link, task)
+    check_options(out, options, source)
+    with open_source(source, format_name) as opened:
+        match = opened.match
+        say("recognised", f"{match.format.title}: {match.reason} (--from {match.format.name})")
+        with track("converting", len(opened.source.items)) as advance:
+            done = write(opened, out, options, advance)
+    if done.problems:
+        for line in done.problems:
+            say("problem", line)
+        say_error(f"{source} has {len(done.problems)} problems: fix them; nothing was written")
+        raise typer.Exit(1)
+    _show_converted(done, out, task)
+
+
+def _show_converted(done: Converted, out: Path, task: Task) -> None:
+    say("wrote", out)
+    say("splits", ", ".join(f"{name} {count}" for name, count in done.splits.items()))
+    say("divided", done.divided)
+    pixels = sum(row.pixels for row in done.classes)
+    say("labelled", f"{100 * pixels / max(1, pixels + done.void):.1f} % of the pixels")
+    for line in done.left_out:
+        say("left out", line)
+    rows = [
+        (one_line(row.name), f"{100 * row.pixels / max(1, pixels):.3f}", str(row.images))
+        for row in done.classes
+    ]
+    if task == "semantic":
+        say_table(("class", "pixels %", "images"), rows)
+    else:
+        counts = [str(row.objects) for row in done.classes]
+        cells = [(*row, count) for row, count in zip(rows, counts, strict=True)]
+        say_table(("class", "pixels %", "images", "objects"), cells)
+    check = ["knet-deploy", "data", "check", str(out)]
+    train = ["knet-deploy", "train", "--data", str(out), "--out", f"runs/{out.absolute().name}"]
+    if task != "semantic":
+        check += ["--task", task]
+        train += ["--preset", f"knet-edge-{task}"]
+    say("next", shlex.join(check))
+    say("then", shlex.join(train))

@@ -114,10 +114,12 @@ def test_cityscapes_train_ids(cityscapes: Path) -> None:
         open_folder(cityscapes, "mine")
 
 
-def test_cityscapes_without_train_ids_says_how_to_make_them(cityscapes: Path) -> None:
+def test_cityscapes_without_train_ids_says_how_to_convert_it(cityscapes: Path) -> None:
     for path in cityscapes.rglob("*labelTrainIds.png"):
         path.unlink()
-    with pytest.raises(DataError, match=r"no \*_gtFine_labelTrainIds\.png.*createTrainIdLabelImgs"):
+    with pytest.raises(
+        DataError, match=r"no \*_gtFine_labelTrainIds\.png.*knet-deploy data convert"
+    ):
         open_folder(cityscapes, "train")
 
 
@@ -128,10 +130,12 @@ def test_one_missing_cityscapes_label_is_named(cityscapes: Path) -> None:
 
 
 def test_folders_of_no_layout_say_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no folder images/.*annotations/.*leftImg8bit/.*has\)$"):
+    with pytest.raises(
+        DataError, match=r"no folder images/.*annotations/.*leftImg8bit/.*has\); convert it"
+    ):
         find_layout(tmp_path)
     (tmp_path / "archive" / "images").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"did you mean .*archive\?$"):
+    with pytest.raises(DataError, match=r"did you mean .*archive\?; convert it"):
         find_layout(tmp_path)
     (tmp_path / "leftImg8bit").mkdir()
     with pytest.raises(DataError, match=r"no gtFine/"):

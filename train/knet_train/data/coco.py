@@ -203,7 +203,7 @@ def list_coco(root: Path, split: str, task: Task) -> SegmentFolder:
     files = coco_files(root)
     kind = next(one for one in coco_formats(task) if one in files)
     name = _split_name(root, split, files[kind])
-    return _open(root, files[kind][name], name, kind, task)
+    return open_coco(root, files[kind][name], name, kind, task)
 
 
 def _split_name(root: Path, split: str, files: dict[str, Path]) -> str:
@@ -219,7 +219,9 @@ def _split_name(root: Path, split: str, files: dict[str, Path]) -> str:
     )
 
 
-def _open(root: Path, file: Path, split: str, kind: CocoFormat, task: Task) -> SegmentFolder:
+def open_coco(root: Path, file: Path, split: str, kind: CocoFormat, task: Task) -> SegmentFolder:
+    """The images and objects of one JSON file, whatever its name. Raises DataError where nothing
+    can be listed."""
     try:
         content = msgspec.json.decode(
             file.read_bytes(), type=_Panoptic if kind == "panoptic" else _Instances

@@ -142,6 +142,12 @@ def _check_sizes(sample: Sample) -> None:
         raise DataError(sizes_differ(sample, label, image))
 
 
+def shown_size(path: Path) -> tuple[int, int]:
+    """The (height, width) that an image has when it is read, by its header. Raises DataError."""
+    size, turned = _header(path, like=(0, 0))
+    return size[::-1] if turned else size
+
+
 def _header(path: Path, like: tuple[int, int] | None = None) -> tuple[tuple[int, int], bool]:
     """The (height, width) that a file states, and whether it is shown with the two exchanged; the
     latter, for which a whole PNG is read, only where the size is not ``like`` another."""

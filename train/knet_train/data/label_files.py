@@ -39,7 +39,8 @@ def read_file(path: Path) -> LabelFile:
         with Image.open(path) as opened:
             if opened.mode not in ("L", "P"):
                 raise DataError(
-                    f"{path} is a {opened.mode} image: labels are 8-bit PNGs of class indices"
+                    f"{path} is a {opened.mode} image: labels are 8-bit PNGs of class indices, "
+                    "which `knet-deploy data convert` makes of colours"
                 )
             palette = opened.getpalette()
             # Not cv2: it would paint a palette PNG instead of giving its indices.

@@ -24,10 +24,9 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path, PurePosixPath
@@ -38,6 +37,7 @@ import msgspec
 from knet_runtime.errors import DataError
 from knet_runtime.labels import Colour, LabelMap, distinct_palette
 from knet_runtime.sources.images import IMAGE_SUFFIXES
+from knet_train.data.files import entries, walk
 
 
 class _LabelsJson(msgspec.Struct):
@@ -146,12 +146,6 @@ COCO = _packaged("coco.json")
 COCO_THINGS = LabelMap(COCO.names[:80], COCO.palette[:80], COCO.ignore_index, COCO.things)
 
 _SAME_SPLIT = {"train": "training", "training": "train", "val": "validation", "validation": "val"}
-# What Synology, QNAP, Windows, macOS, Linux and Python leave in folders; see also ``_is_litter``.
-_LITTER = {
-    *("@eadir", "@__thumb", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot"),
-    *("$recycle.bin", "recycler", "system volume information", "__macosx", "lost+found"),
-    *("network trash folder", "temporary items", "__pycache__"),
-}
 _IMAGE, _IDS = "_leftImg8bit.png", "_gtFine_labelIds.png"
 # What an image is paired with: the folder of PNGs beside images/, or the end of Cityscapes' names.
 _CLASS_MAPS = {
@@ -203,7 +197,7 @@ class Listing:
 def find_layout(root: Path) -> Layout:
     """Tell the layout of ``root``. Raises DataError that says what is missing."""
     if not root.is_dir():
-        raise DataError(f"{root} is not a folder: --data wants one with images/ and labels/")
+        raise no_folder(root)
     if (root / "leftImg8bit").is_dir():
         if not (root / "gtFine").is_dir():
             raise DataError(
@@ -213,7 +207,7 @@ def find_layout(root: Path) -> Layout:
     if is_coco(root):
         raise DataError(
             f"{root} holds single objects, in COCO's formats: semantic segmentation learns from "
-            "images/ and labels/"
+            f"images/ and labels/{_conversion(root)}"
         )
     if not (root / "images").is_dir():
         inner = [path.parent for path in sorted(root.glob("*/images")) if path.is_dir()]
@@ -221,16 +215,28 @@ def find_layout(root: Path) -> Layout:
         raise DataError(
             f"{root} has no folder images/: a data folder has images/ and labels/ (or annotations/ "
             f"as ADE20K has, or leftImg8bit/ and gtFine/ as Cityscapes has){hint}"
+            + _conversion(root)
         )
     names = root / "labels.json"
     if (root / "labels").is_dir():
+        if not names.exists():
+            raise _labels_error(
+                f"{names} is not there; a data folder needs a labels.json with class_names"
+                + _conversion(root)
+            )
         return Layout(root, "knet-deploy", *_own_labels(names))
     if (root / "annotations").is_dir():
         return Layout(root, "ADE20K", *(_own_labels(names) if names.exists() else (ADE20K,)))
     raise DataError(
         f"{root} has no folder labels/: a data folder has images/ and labels/ "
-        "(or annotations/, with ADE20K's values)"
+        f"(or annotations/, with ADE20K's values){_conversion(root)}"
     )
+
+
+def no_folder(root: Path) -> DataError:
+    """What to raise where a data folder should be and is none."""
+    how = _conversion(root) if root.suffix.lower() == ".zip" and root.is_file() else ""
+    return DataError(f"{root} is not a folder: --data wants one with images/ and labels/{how}")
 
 
 def find_objects(root: Path) -> tuple[Layout, str, bool]:
@@ -247,14 +253,22 @@ def find_objects(root: Path) -> tuple[Layout, str, bool]:
         if not (root / "labels.json").exists():
             raise DataError(
                 f"{root} has {name}/ without class maps: say in labels.json what the objects are, "
-                'such as ["nucleus"]'
+                f'such as ["nucleus"]{_conversion(root)}'
             )
         return Layout(root, "knet-deploy", *_own_labels(root / "labels.json")), name, False
     beside = " beside its class maps" if class_maps else ", or masks/ of one class"
     raise DataError(
         f"{root} does not tell objects apart: it wants instances/{beside}, or panoptic_*.json or "
         "instances_*.json in COCO's formats, or Cityscapes' leftImg8bit/ and gtFine/"
+        + _conversion(root)
     )
+
+
+def _conversion(root: Path) -> str:
+    """The end of an error: the command that converts the folder."""
+    from knet_train.data.convert.formats import advice  # whose readers read these layouts too
+
+    return advice(root)
 
 
 def coco_files(root: Path) -> dict[CocoFormat, dict[str, Path]]:
@@ -279,11 +293,11 @@ def split_names(layout: Layout) -> list[str]:
     if layout.kind == "Cityscapes":
         return sorted(
             folder.name
-            for folder in _entries(layout.root / "leftImg8bit")
+            for folder in entries(layout.root / "leftImg8bit")
             if folder.is_dir() and (layout.root / "gtFine" / folder.name).is_dir()
         )
-    lists, images = layout.root / "split", _entries(layout.root / "images")
-    found = _entries(lists) if lists.is_dir() else []
+    lists, images = layout.root / "split", entries(layout.root / "images")
+    found = entries(lists) if lists.is_dir() else []
     named = {path.stem for path in found if path.suffix == ".txt"}
     folders = {path.name for path in images if path.is_dir()}
     flat = any(path.suffix.lower() in IMAGE_SUFFIXES for path in images if not path.is_dir())
@@ -359,18 +373,17 @@ def _cityscapes(root: Path, split: str, maps: str) -> Listing:
     images = root / "leftImg8bit" / split
     labels = root / "gtFine" / split
     problems: list[str] = []
-    below = [path for path in _files(labels, problems) if path.parent.parent == labels]
+    below = [path for path in walk(labels, problems) if path.parent.parent == labels]
     found, numbers = (
         {path.name: path for path in below if path.name.endswith(suffix)} for suffix in (maps, _IDS)
     )
     if numbers and not found and maps == _CLASS_MAPS["Cityscapes"]:
         raise DataError(
-            f"{labels} has *{_IDS} but no *{maps}: make them with cityscapesscripts "
-            f"(pip install cityscapesscripts; CITYSCAPES_DATASET={root} "
-            "python -m cityscapesscripts.preparation.createTrainIdLabelImgs)"
+            f"{labels} has *{_IDS} but no *{maps}, which hold the classes that are "
+            f"scored{_conversion(root)}"
         )
     samples = []
-    for path in _files(images, problems):
+    for path in walk(images, problems):
         if path.parent.parent != images or not path.name.endswith(_IMAGE):
             continue
         stem = path.name.removesuffix(_IMAGE)
@@ -436,7 +449,7 @@ def _by_key(folder: Path, suffixes: Sequence[str]) -> tuple[dict[str, Path], lis
     """The files with one of the suffixes, by their path below ``folder`` without it."""
     found: dict[str, Path] = {}
     problems: list[str] = []
-    for path in _files(folder, problems):
+    for path in walk(folder, problems):
         if path.suffix.lower() in suffixes:
             # A Mac writes "é" as two characters, and its zip files keep them.
             key = unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
@@ -451,36 +464,6 @@ def _by_stem(keys: Iterable[str]) -> dict[str, list[str]]:
     for key in keys:
         found.setdefault(PurePosixPath(key).name, []).append(key)
     return found
-
-
-def _files(folder: Path, problems: list[str], above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """All files below ``folder``, by name, links followed (but none into a folder that it lies
-    in). A link to nothing is added to ``problems``."""
-    here = os.path.realpath(folder)
-    if here in above:
-        return
-    for path in _entries(folder):
-        if path.is_dir():
-            yield from _files(path, problems, (*above, here))
-        elif path.is_file():
-            yield path
-        elif path.is_symlink():
-            problems.append(
-                f"{path} is a link to {path.readlink()}, which is not there: mend or remove it"
-            )
-
-
-def _entries(folder: Path) -> list[Path]:
-    """What is in a folder, by name. Raises DataError."""
-    try:
-        return [path for path in sorted(folder.iterdir()) if not _is_litter(path.name)]
-    except OSError as error:
-        raise DataError(f"{folder}: {error.strerror}; let this user read the folder") from error
-
-
-def _is_litter(name: str) -> bool:
-    """Hidden (.ipynb_checkpoints, or the "._photo.jpg" that macOS leaves), or of a system."""
-    return name.startswith(".") or name.casefold() in _LITTER
 
 
 def _own_labels(path: Path) -> tuple[LabelMap, bool, bool]:

@@ -29,7 +29,7 @@ from knet_train.data.segment_folder import SegmentFolder, task_labels
 from knet_train.data.truth import BACKGROUND, VOID, Truth, from_classes
 
 # Cityscapes' labels (github mcordts/cityscapesScripts, helpers/labels.py) of train id 0, 1, ….
-_CITYSCAPES_LABELS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+CITYSCAPES_LABELS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
 
 @dataclass(frozen=True)
@@ -157,5 +157,5 @@ def _coding(layout: Layout, stated: LabelMap, labels: LabelMap, task: Task) -> _
 def _city_table(table: tuple[int, ...]) -> NDArray[np.int64]:
     """The class of each of Cityscapes' labels, and of any other number below 1000, [1000]."""
     found = np.full(1000, VOID)
-    found[list(_CITYSCAPES_LABELS)] = table
+    found[list(CITYSCAPES_LABELS)] = table
     return found

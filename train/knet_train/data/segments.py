@@ -8,7 +8,7 @@ from pathlib import Path
 from knet_runtime.errors import DataError
 from knet_runtime.types import Task
 from knet_train.data.coco import coco_formats, list_coco
-from knet_train.data.layouts import coco_files, find_objects, is_coco, split_names
+from knet_train.data.layouts import coco_files, find_objects, is_coco, no_folder, split_names
 from knet_train.data.object_maps import list_maps
 from knet_train.data.segment_folder import SegmentFolder
 
@@ -54,6 +54,6 @@ def usual_task(root: Path) -> Task:
 
 def _in_json(root: Path) -> bool:
     if not root.is_dir():
-        raise DataError(f"{root} is not a folder: --data wants one with images and their labels")
+        raise no_folder(root)
     ours = all((root / name).is_dir() for name in ("labels", "instances"))
     return bool(coco_files(root)) and not ours
