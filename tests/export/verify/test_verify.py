@@ -25,7 +25,7 @@ from knet_runtime.bundle.manifest import Graph, Kind
 from knet_runtime.bundle.store import Bundle, default_bundle_path, open_bundle, write_bundle
 from knet_runtime.engines import open_engine
 from knet_runtime.errors import BundleError, CheckpointError, ConfigError, DataError
-from knet_train.checkpoint import read_checkpoint
+from knet_train.checkpoint import read_checkpoint, read_segment_checkpoint
 
 CPU = "onnxruntime-cpu"
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -194,6 +194,18 @@ def test_the_packaged_bundle_is_the_kept_checkpoint_on_camvid(shared_data: Path)
     assert report.images == 5
     assert report.miou_reference is not None
     assert report.miou_reference > 50
+
+
+def test_the_packaged_panoptic_bundle_is_the_kept_checkpoint_on_camvid(shared_data: Path) -> None:
+    kept = REPOSITORY / "train" / "street-panoptic" / "knet-edge-panoptic.safetensors"
+    bundle = open_bundle("street-panoptic")
+    pictures = shared_data / "camvid" / "images" / "val"
+    data = open_images(pictures, "val", bundle.manifest.labels, task="panoptic")
+    reference = TorchReference(read_segment_checkpoint(kept))
+    with open_engine(bundle, CPU) as backend:
+        report = verify(bundle, backend, reference, islice(data, 0, None, 50), data.name)
+    assert report.passed, report.failures
+    assert report.images == 3
 
 
 def test_another_checkpoint_fails_and_is_not_stored(

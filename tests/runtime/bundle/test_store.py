@@ -438,7 +438,11 @@ def test_packaged_models_have_names(written: Path, monkeypatch: pytest.MonkeyPat
     if not (Path(bundle_module.__file__).parents[1] / "default.knet").is_dir():
         pytest.skip("this build carries no model of its own")
     assert open_bundle("default").model_id == open_bundle().model_id
-    with pytest.raises(BundleError, match=r"defualt: there is no such bundle.*models: default"):
+    panoptic = open_bundle("street-panoptic").manifest
+    assert (panoptic.task, panoptic.segment_rules.nms) == ("panoptic", 0.6)
+    with pytest.raises(
+        BundleError, match=r"defualt: there is no such bundle.*models: default, street-panoptic"
+    ):
         open_bundle("defualt")
     monkeypatch.chdir(written.parent)
     written.rename("default")  # a folder that is there counts first
