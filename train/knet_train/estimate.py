@@ -108,7 +108,7 @@ class _Probe(pl.Callback):
         batch_idx: int,
     ) -> None:
         assert isinstance(pl_module, TrainingModule)
-        if batch.part + 1 < pl_module.config.optim.accumulate:
+        if not pl_module.ends_step(batch):
             return
         if trainer.global_step == _WARM:
             self._began = _now()

@@ -63,7 +63,7 @@ class History(pl.Callback):
         optim, step = pl_module.config.optim, trainer.global_step
         self._losses.append(trainer.callback_metrics["loss"])
         every = -(-optim.steps // _POINTS)
-        if batch.part + 1 < optim.accumulate or (step % every and step < optim.steps):
+        if not pl_module.ends_step(batch) or (step % every and step < optim.steps):
             return
         loss = float(np.mean([float(one) for one in self._losses]))
         self.points.append(Point(step, loss, learning_rate(trainer)))

@@ -67,6 +67,10 @@ class TrainingModule(pl.LightningModule, ABC):
     def scores(self) -> Scores:
         """What the images of all processes score, which must all ask for it."""
 
+    def ends_step(self, batch: Part | SegmentPart) -> bool:
+        """Whether a batch is the last part of its step."""
+        return batch.part + 1 == self.config.optim.accumulate
+
     def train(self, mode: bool = True) -> TrainingModule:
         super().train(mode)
         hold_norms(self.model, self.config.optim)

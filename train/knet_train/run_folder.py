@@ -229,7 +229,7 @@ class SaveResumeState(pl.Callback):
     ) -> None:
         assert isinstance(pl_module, TrainingModule)
         config, step = pl_module.config, trainer.global_step
-        if batch.part + 1 < config.optim.accumulate:
+        if not pl_module.ends_step(batch):
             return
         if step % config.trainer.val_every == 0 or step >= config.optim.steps:
             return  # an evaluation follows

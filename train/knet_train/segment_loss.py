@@ -161,7 +161,8 @@ def segment_losses(
         assert stage.classes is not None
         own = masks[number + 1].detach()
         unknown = _in_void(own, targets)
-        unknown[:, :count] |= _on_object(own[:, :count], targets, negative_iou)
+        if negative_iou < 1:
+            unknown[:, :count] |= _on_object(own[:, :count], targets, negative_iou)
         losses[f"stage{number}_class"] = class_weight * _class_loss(
             stage.classes, found, unknown, count, thing_columns, stuff, of_all
         )

@@ -66,7 +66,7 @@ class Lines(pl.Callback):
     ) -> None:
         assert isinstance(pl_module, TrainingModule)
         step, steps = trainer.global_step, pl_module.config.optim.steps
-        if batch.part + 1 < pl_module.config.optim.accumulate:
+        if not pl_module.ends_step(batch):
             return
         now = monotonic()
         if self._last is not None:

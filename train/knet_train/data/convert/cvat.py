@@ -18,7 +18,7 @@ from knet_train.data.convert.shapes import (
     runs,
     with_background,
 )
-from knet_train.data.convert.source import Drawing, Item, Size, Source, some, split_of
+from knet_train.data.convert.source import Drawing, Item, Size, Source, hex_colour, some, split_of
 
 _FILE = "annotations.xml"
 _TAKEN = ("polygon", "mask")
@@ -40,11 +40,10 @@ def read_cvat(root: Path, _: Path) -> Source:
         raise DataError(f"{file} is an export for video: export 'CVAT for images 1.1' instead")
     names, palette = [], dict[str, Colour]()
     for label in top.iterfind("meta//labels/label"):
-        name, colour = label.findtext("name", ""), label.findtext("color", "")
+        name = label.findtext("name", "")
         names.append(name)
-        if len(colour) == 7 and colour.startswith("#"):
-            red, green, blue = bytes.fromhex(colour[1:])
-            palette[name] = red, green, blue
+        if (colour := hex_colour(label.findtext("color", ""))) is not None:
+            palette[name] = colour
     items, empty, missing = [], [], []
     others: Counter[str] = Counter()
     finder = ImageFinder(root)

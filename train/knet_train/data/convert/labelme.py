@@ -29,7 +29,7 @@ from knet_train.data.convert.source import (
     Source,
     read_json,
     some,
-    split_of,
+    usual_split,
 )
 from knet_train.data.files import walk
 
@@ -94,9 +94,8 @@ def read_labelme(root: Path, scratch: Path) -> Source:
     items = []
     for path, image in found:
         place = path.relative_to(root).with_suffix("")
-        split = split_of(place.parts[0]) if len(place.parts) > 1 else None
-        name = place.relative_to(place.parts[0]) if split in ("train", "val", "test") else place
-        split = split if split in ("train", "val", "test") else None
+        split = usual_split(place.parts[0]) if len(place.parts) > 1 else None
+        name = place if split is None else place.relative_to(place.parts[0])
         items.append(Item(name.as_posix(), image, path, partial(_draw, path, classes), split))
     alone = sorted(path.name for path in images - {image for _, image in found})
     left = [f"{count} shapes of type {kind}" for kind, count in sorted(others.items())]

@@ -20,7 +20,7 @@ from knet_runtime.errors import DataError
 from knet_runtime.sources.images import IMAGE_SUFFIXES
 from knet_train.data.convert.class_files import Classes, find_classes
 from knet_train.data.convert.label_images import Coding, packed, read_pixels
-from knet_train.data.convert.source import VOID, Item, Source, some, split_of
+from knet_train.data.convert.source import VOID, Item, Source, some, split_of, usual_split
 from knet_train.data.files import entries, walk
 
 _IMAGES = ("images", "image", "imgs", "img", "photos", "input", "inputs", "701_stillsraw_full")
@@ -147,8 +147,8 @@ def _matched(pair: _Pair, left: list[str]) -> Iterator[tuple[str, Path, Path, st
         first, _, rest = key.partition("/")
         if label is None:
             alone.append(image.name)
-        elif pair.split is None and rest and split_of(first) in ("train", "val", "test"):
-            yield rest, image, label, split_of(first)
+        elif pair.split is None and rest and (split := usual_split(first)) is not None:
+            yield rest, image, label, split
         else:
             yield key, image, label, pair.split
     left += some([path.name for path in masks.values()], f"masks without an image in {pair.images}")

@@ -21,7 +21,16 @@ from knet_train.data.convert.shapes import (
     polygon,
     with_background,
 )
-from knet_train.data.convert.source import Drawing, Item, Size, Source, read_json, some, split_of
+from knet_train.data.convert.source import (
+    Drawing,
+    Item,
+    Size,
+    Source,
+    hex_colour,
+    read_json,
+    some,
+    usual_split,
+)
 from knet_train.data.files import entries
 
 _META = "meta.json"
@@ -76,14 +85,12 @@ def read_supervisely(root: Path, _: Path) -> Source:
     classes = with_background(one.title for one in meta.classes)
     palette: dict[str, Colour] = {}
     for one in meta.classes:
-        if len(one.color) == 7 and one.color.startswith("#"):
-            red, green, blue = bytes.fromhex(one.color[1:])
-            palette[one.title] = red, green, blue
+        if (colour := hex_colour(one.color)) is not None:
+            palette[one.title] = colour
     items, empty, alone = [], [], []
     others: Counter[str] = Counter()
     for folder in _sets(root):
-        split = split_of(folder.name)
-        split = split if split in ("train", "val", "test") else None
+        split = usual_split(folder.name)
         for image in entries(folder / "img"):
             if image.suffix.lower() not in IMAGE_SUFFIXES:
                 continue
