@@ -123,7 +123,10 @@ class Concealed:
 
     def write(self, frame: Frame, result: Segmentation) -> None:
         """Hand the frame on. Raises what the sink raises."""
-        self._sink.write(self._concealer(frame, result), result)
+        clean = self._concealer(frame, result)
+        if result.image is not None:  # in which nothing is hidden
+            result = replace(result, image=clean.image)
+        self._sink.write(clean, result)
 
     def close(self, *, complete: bool = True) -> None:
         """Close the sink."""

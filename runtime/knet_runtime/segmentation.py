@@ -15,12 +15,16 @@ from numpy.typing import NDArray
 
 from knet_runtime.atomic import AtomicFile
 from knet_runtime.counts import Counts, draw_counts
-from knet_runtime.drawing import blend, colourise, encode_png, resized
+from knet_runtime.drawing import blend, colourise, encode_png, legend_strip, resized
+from knet_runtime.errors import ConfigError, OutputError
 from knet_runtime.labels import LabelMap
 from knet_runtime.painting import Box as Box, Segment as Segment, paint
 from knet_runtime.rle import Rle, rles_of
 from knet_runtime.types import ClassMap, Rgb, Size, Task
 
+_NAMED = 3  # classes, in a line
+_SCREEN, _LEGEND = 1280, 360  # pixels: the longest side in a notebook; the least width of a legend
+_DARK = 32
 _EXACT_PIXELS = 1 << 24  # cv2.calcHist counts in float32, which holds every whole number up to it
 
 
@@ -48,22 +52,23 @@ class Instance(msgspec.Struct, frozen=True):
 class Segmentation:
     """One image's result: the class of every pixel, and its segments.
 
-        >>> from knet_deploy import Segmenter, open_source
-        >>> with open_source("street.png") as source, Segmenter() as segment:
-        ...     image = next(iter(source)).image
-        ...     result = segment(image)
+        >>> from knet_deploy import Segmenter
+        >>> with Segmenter() as segment:
+        ...     result = segment("street.png")
         >>> result.class_map.shape, result.shares()["Road"] > 0.1
         ((360, 480), True)
         >>> result.save("classes.png")  # class indices, as training reads them
-        >>> result.overlay(image).shape
+        >>> result.overlay().shape
         (360, 480, 3)
 
     ``class_map`` is uint8 [H, W] (uint16 beyond 256 classes) at the image's size; pixels of no
     class hold ``labels.ignore_index``. ``timings`` holds milliseconds per stage: "preprocess" (to
     the model's size), "infer" (the engine; in a batch, an equal share of it) and "postprocess" (to
-    the image's size). ``counts`` is what a ``ZoneCounter`` counted up to this frame. A semantic
-    result is made by naming these; the others by ``from_panoptic`` and ``from_instances``. Nothing
-    in it is to be changed: what is computed from it is kept.
+    the image's size). ``counts`` is what a ``ZoneCounter`` counted up to this frame. ``image`` is
+    what was segmented, uint8 [H, W, 3] RGB: there in what a ``Segmenter`` was called for, None in
+    the results of a pipeline, whose frames have it. A semantic result is made by naming these; the
+    others by ``from_panoptic`` and ``from_instances``. Nothing in it is to be changed: what is
+    computed from it is kept. A notebook shows it as an image.
     """
 
     class_map: ClassMap
@@ -71,6 +76,7 @@ class Segmentation:
     timings: Mapping[str, float] = field(default_factory=dict)
     task: Task = "semantic"
     counts: Counts | None = None
+    image: Rgb | None = field(default=None, repr=False)
     _segment_map: NDArray[np.uint16] | None = field(default=None, repr=False)
     _segments: tuple[Segment, ...] | None = field(default=None, repr=False)
     _instances: tuple[Instance, ...] = field(default=(), repr=False)
@@ -101,7 +107,8 @@ class Segmentation:
             if id_ in boxes
         )
         return cls(
-            table[segment_map], labels, timings or {}, "panoptic", None, segment_map, segments
+            *(table[segment_map], labels, timings or {}, "panoptic", None, None),
+            *(segment_map, segments),
         )
 
     @classmethod
@@ -135,9 +142,18 @@ class Segmentation:
         table = _class_table(labels, [segment.class_id for segment in segments])
         described = tuple(segments)
         return cls(
-            *(table[segment_map], labels, timings or {}, "instance", None),
+            *(table[segment_map], labels, timings or {}, "instance", None, None),
             *(segment_map, described, ordered),
         )
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        parts = [f"Segmentation({self.task}, {height}×{width}"]
+        if self.task != "semantic":
+            parts.append(f"{len(self.segments)} segments")
+        shares = sorted(self.shares().items(), key=lambda share: -share[1])
+        parts += [f"{name} {100 * share:.0f} %" for name, share in shares[:_NAMED] if share]
+        return ", ".join(parts) + ")"
 
     @property
     def size(self) -> Size:
@@ -248,23 +264,59 @@ class Segmentation:
             results.append(result)
         return results
 
+    def to_supervision(self) -> Any:
+        """The segments as ``supervision.Detections``, for that library's trackers, annotators and
+        metrics: boxes and whole masks bool [S, H, W], ``class_id``, ``data["class_name"]``,
+        ``confidence`` unless a score is unknown, and ``tracker_id`` once there are tracks, -1 for
+        a segment without one. Raises ImportError where supervision is not installed."""
+        try:
+            from supervision import Detections
+        except ModuleNotFoundError as error:
+            raise ImportError(
+                f"to_supervision needs {error.name}: pip install supervision"
+            ) from error
+        segments = self.segments
+        masks = np.zeros((len(segments), *self.size), np.bool_)
+        for whole, (segment, mask) in zip(masks, self.masks(), strict=True):
+            left, top, right, bottom = segment.box
+            whole[top:bottom, left:right] = mask
+        scores = [one.score for one in segments]
+        tracks = [one.track for one in segments]
+        return Detections(
+            xyxy=np.array([one.box for one in segments], np.float32).reshape(-1, 4),
+            mask=masks,
+            confidence=None if None in scores else np.array(scores, np.float32),
+            class_id=np.array([one.class_id for one in segments], np.int64),
+            tracker_id=None
+            if all(track is None for track in tracks)
+            else np.array([-1 if track is None else track for track in tracks], np.int64),
+            data={"class_name": np.array([one.label for one in segments], np.str_)},
+        )
+
     def overlay(
-        self, image: Rgb, alpha: float = 0.5, classes: Collection[int] | None = None
+        self, image: Rgb | None = None, alpha: float = 0.5, classes: Collection[int] | None = None
     ) -> Rgb:
         """``image`` uint8 [H, W, 3] RGB under the classes' colours, things each in a shade of its
         own with an outline and a label, and the zones of ``counts``. ``image`` has the result's
-        size, or is scaled from it. ``alpha`` (0 … 1) is the colours' opacity, ``classes`` are the
-        indices of those drawn (None: all). Raises ConfigError for another alpha, ValueError for an
-        image of another shape."""
+        size, or is scaled from it; left out, it is the result's own. ``alpha`` (0 … 1) is the
+        colours' opacity, ``classes`` are the indices of those drawn (None: all). Raises ConfigError
+        for another alpha, ValueError for an image of another shape, or none."""
+        image = self.image if image is None else image
+        if image is None:
+            raise ValueError("this result keeps no image: pass the one that was segmented")
         ids = self.class_map if self.task == "semantic" else self._map_of(classes)
         (height, width), (own_height, own_width) = image.shape[:2], self.size
         if image.shape[:2] != self.size:
-            if not ids.size or abs(height - own_height * width / own_width) > 1:
+            # One side may be rounded; of a long, narrow image that is much of the other.
+            if not ids.size or (
+                abs(height - own_height * width / own_width) > 1
+                and abs(width - own_width * height / own_height) > 1
+            ):
                 raise ValueError(f"image {image.shape[:2]} and result {self.size} differ in shape")
             ids = resized(ids, (height, width))
         if self.task == "semantic":
             return blend(image, ids, self.labels, alpha, classes)
-        scale = width / own_width
+        scale = max(height, width) / max(self.size)
         painted = paint(image, ids, self.segments, self.labels, alpha, classes, scale)
         if self.counts is not None and alpha:
             draw_counts(painted, self.counts, scale)
@@ -288,12 +340,47 @@ class Segmentation:
         deep = self.labels.num_classes > 255 or self.class_map.dtype != np.uint8
         return encode_png(np.asarray(self.class_map, np.uint16) if deep else self.class_map)
 
+    def mask_pngs(self, path: Path) -> dict[Path, bytes]:
+        """What ``save`` and ``MaskFolder`` write, by file: ``class_png`` as ``path`` and, of an
+        instance or panoptic result, the segments' ids as a PNG of 16 bits beside it, "x.png" as
+        "x.segments.png". Raises ValueError when PNG cannot hold the size."""
+        pngs = {path: self.class_png()}
+        if self.task != "semantic":
+            pngs[path.with_suffix(".segments.png")] = encode_png(self.segment_map)
+        return pngs
+
     def save(self, path: str | Path) -> None:
-        """Write ``class_png``; the file appears whole or not at all. Raises OutputError."""
-        AtomicFile(Path(path)).write(self.class_png())
+        """Write ``mask_pngs``; each file appears whole or not at all. Raises ConfigError for a name
+        that does not end in .png, OutputError when it cannot be written."""
+        target = Path(path)
+        if target.suffix.lower() != ".png":
+            raise ConfigError(
+                f"{path}: let the name end in .png, which alone keeps class indices exactly; "
+                "OverlayImage writes what people look at"
+            )
+        try:
+            pngs = self.mask_pngs(target)
+        except ValueError as error:
+            raise OutputError(f"{path}: {error}; scale the image down") from error
+        for file, data in pngs.items():
+            AtomicFile(file).write(data)
 
     def _repr_png_(self) -> bytes:
-        return encode_png(colourise(self.class_map, self.labels))
+        """The overlay, or without an image the classes' colours, no larger than a screen, with the
+        colours and names of what is there."""
+        height, width = self.size
+        scale = min(1.0, _SCREEN / max(height, width, 1))
+        size = max(1, round(height * scale)), max(1, round(width * scale))
+        if self.image is None:
+            shown = colourise(resized(self.class_map, size), self.labels)
+        else:
+            small = cv2.resize(self.image, size[::-1], interpolation=cv2.INTER_AREA)
+            shown = self.overlay(np.asarray(small, np.uint8))
+        present = np.flatnonzero(self._counts).tolist()
+        legend = legend_strip(self.labels, max(size[1], _LEGEND), self.shares(), present)
+        page = np.full((size[0] + len(legend), legend.shape[1], 3), _DARK, np.uint8)
+        page[: size[0], : size[1]], page[size[0] :] = shown, legend
+        return encode_png(page)
 
 
 def _segment(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,18 +20,21 @@ from knet_runtime.labels import LabelMap
 from knet_runtime.postprocess import class_map, find_segments, restore_class_map
 from knet_runtime.preprocess import Geometry, fit_to_input
 from knet_runtime.segmentation import Segmentation
+from knet_runtime.sources.given import ImageInput, read_given
 from knet_runtime.types import Closeable
+
+_Given = TypeVar("_Given", bound=ImageInput)
 
 
 class Segmenter(Closeable):
     """A bundle opened on an engine, as a context manager.
 
-        >>> import numpy as np
         >>> from knet_deploy import Segmenter
         >>> with Segmenter() as segment:  # or Segmenter("street.knet")
-        ...     result = segment(np.zeros((360, 480, 3), np.uint8))
-        >>> result.class_map.shape
-        (360, 480)
+        ...     result = segment("street.png")
+        ...     others = segment(["photos/a.png", "photos/b.png"])
+        >>> result.class_map.shape, len(others)
+        ((360, 480), 2)
 
     ``bundle`` is an opened bundle, its folder, or None for the packaged model; ``engine`` is one of
     ``knet_runtime.engines.engine_specs`` or "auto"; ``rules`` say how the masks of an instance or
@@ -86,21 +89,42 @@ class Segmenter(Closeable):
         engine = self._engine
         return unverified_reason(self.bundle.graph(engine.kind), engine.name, engine.device)
 
-    def __call__(self, frame: NDArray[np.uint8]) -> Segmentation:
-        """Segment one uint8 [H, W, 3] RGB frame of any size; SourceError if it is none."""
-        return self.batch([frame])[0]
+    @overload
+    def __call__(self, image: ImageInput) -> Segmentation: ...
+    @overload
+    def __call__(self, image: list[_Given] | tuple[_Given, ...]) -> list[Segmentation]: ...
+    def __call__(
+        self, image: ImageInput | list[_Given] | tuple[_Given, ...]
+    ) -> Segmentation | list[Segmentation]:
+        """Segment an image of any size, or each of a list of them, in order.
+
+        An image is the name of a file (PNG, JPEG, BMP, TIFF, WebP), a PIL image, or an array uint8
+        [H, W, 3] RGB. Files and PIL images become upright RGB as training reads them: turned by
+        their EXIF data, without transparency, 16 bits as 8. Each result keeps its ``image``, an
+        array the very one that was given. Raises SourceError for what is no image, EngineError
+        when the engine fails.
+        """
+        if not isinstance(image, list | tuple):
+            return self([image])[0]
+        step, results = self.max_batch, []
+        for start in range(0, len(image), step):
+            images = [read_given(one) for one in image[start : start + step]]
+            shown = zip(self._group(images), images, strict=True)
+            results += [replace(result, image=one) for result, one in shown]
+        return results
 
     def batch(self, frames: Sequence[NDArray[np.uint8]]) -> list[Segmentation]:
-        """Segment uint8 [H, W, 3] RGB frames, each of any size; one mask per frame, in order.
+        """Segment frames of a stream, uint8 [H, W, 3] RGB, each of any size; one result per frame,
+        in order, which keeps no image.
 
         They go through the engine in groups of the model's largest batch. Raises SourceError for a
         frame of another type or shape, EngineError when the engine fails.
         """
         step = self.max_batch
         return [
-            mask
+            result
             for start in range(0, len(frames), step)
-            for mask in self._group(frames[start : start + step])
+            for result in self._group(frames[start : start + step])
         ]
 
     def _group(self, frames: Sequence[NDArray[np.uint8]]) -> list[Segmentation]:

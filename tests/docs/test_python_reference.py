@@ -45,9 +45,12 @@ def test_python_on_a_page_compiles_and_imports_what_there_is(page: Path) -> None
 def test_python_on_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All but what needs torch, or another process that writes."""
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(default_bundle_path(), "street.knet")
+    for name in ("street.knet", "street-fp16.knet"):
+        shutil.copytree(default_bundle_path(), name)
     assert main(["run", str(_STREET), "-o", "drive.mp4", "--max-frames", "3"]) == 0
-    cv2.imwrite("photo.jpg", np.zeros((120, 160, 3), np.uint8))
+    Path("photos").mkdir()
+    for photo in ("photo.jpg", "photos/a.png"):
+        cv2.imwrite(photo, np.zeros((120, 160, 3), np.uint8))
     run = [block for block in blocks(page) if not re.search("SharedMask|checkpoint", block)]
     assert run
     for block in run:

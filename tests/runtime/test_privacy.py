@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -94,10 +95,12 @@ class Kept:
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []
+        self.results: list[Segmentation] = []
         self.closed: list[bool] = []
 
     def write(self, frame: Frame, mask: Segmentation) -> None:
         self.frames.append(frame)
+        self.results.append(mask)
 
     def close(self, *, complete: bool = True) -> None:
         self.closed.append(complete)
@@ -113,7 +116,10 @@ def test_sinks_see_only_the_concealed_frame_and_the_work_is_done_once() -> None:
         assert (sink.name, sink.path) == ("kept", None)
     np.testing.assert_array_equal(kept.frames[0].image, conceal(frame.image, a_region()))
     assert kept.frames[0] is other.frames[0]
+    assert kept.results == [mask]
     assert kept.closed == [False]
+    Concealed(kept, concealer).write(frame, replace(mask, image=frame.image))
+    np.testing.assert_array_equal(kept.results[1].image, kept.frames[0].image)
     nothing = Segmentation(np.full(HW, 3, np.uint8), CAMVID11, {})
     assert concealer(frame, nothing) is frame
 

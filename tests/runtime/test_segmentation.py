@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -9,12 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as arrays
+from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from knet_runtime.errors import OutputError
+from knet_runtime.errors import ConfigError, OutputError
 from knet_runtime.labels import LabelMap
 from knet_runtime.segmentation import Instance, Segment, Segmentation
-from knet_runtime.types import ClassMap
+from knet_runtime.types import ClassMap, Rgb
 
 # pycocotools' own, under NumPy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -170,20 +173,120 @@ def test_no_instance_is_a_result_too() -> None:
     assert (result.class_map == 255).all()
 
 
-def test_a_saved_result_is_the_class_map(tmp_path: Path) -> None:
-    result = panoptic()
-    result.save(tmp_path / "new" / "classes.png")
-    read = cv2.imread(str(tmp_path / "new" / "classes.png"), cv2.IMREAD_UNCHANGED)
-    np.testing.assert_array_equal(read, result.class_map)
+@pytest.mark.parametrize("result", [panoptic(), instances()], ids=lambda result: result.task)
+def test_a_saved_result_is_the_class_map_and_the_segments(
+    result: Segmentation, tmp_path: Path
+) -> None:
+    result.save(tmp_path / "new" / "straße.png")
+    for name, wanted in (
+        ("straße.png", result.class_map),
+        ("straße.segments.png", result.segment_map),
+    ):
+        data = np.fromfile(tmp_path / "new" / name, np.uint8)
+        read = np.asarray(cv2.imdecode(data, cv2.IMREAD_UNCHANGED))
+        assert read.dtype == wanted.dtype
+        np.testing.assert_array_equal(read, wanted)
+    (tmp_path / "folder.png").mkdir()
     with pytest.raises(OutputError, match="is a folder"):
-        result.save(tmp_path / "new")
+        result.save(tmp_path / "folder.png")
+
+
+def test_a_saved_semantic_result_is_one_png(tmp_path: Path) -> None:
+    result = Segmentation(np.full((3, 4), 2, np.uint8), LABELS)
+    for name in ("a.jpg", "a", "a.json"):
+        with pytest.raises(ConfigError, match=rf"{name}: let the name end in \.png"):
+            result.save(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+    result.save(str(tmp_path / "a.PNG"))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.PNG"]
+
+
+def shown(result: Segmentation) -> Rgb:
+    data = np.frombuffer(result._repr_png_(), np.uint8)
+    return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB), np.uint8)
 
 
 def test_a_notebook_shows_the_colours() -> None:
-    data = np.frombuffer(panoptic()._repr_png_(), np.uint8)
-    shown = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB), np.uint8)
-    assert shown[2, 1].tolist() == [40, 50, 60]
-    assert shown[7, 0].tolist() == [0, 0, 0]
+    picture = shown(panoptic())
+    assert picture[2, 1].tolist() == [40, 50, 60]
+    assert picture[7, 0].tolist() == [0, 0, 0]
+    assert (picture[:8, 12:] == picture[0, 12]).all()  # beside a small image, above the legend
+    assert [40, 50, 60] in picture[8:].reshape(-1, 3).tolist()
+
+
+def test_a_notebook_shows_the_overlay_where_the_image_is_known() -> None:
+    image = np.full((8, 12, 3), 200, np.uint8)
+    result = replace(instances(), image=image)
+    np.testing.assert_array_equal(shown(result)[:8, :12], result.overlay(image))
+    np.testing.assert_array_equal(result.overlay(), result.overlay(image))
+    with pytest.raises(ValueError, match="keeps no image: pass the one"):
+        instances().overlay()
+
+
+@pytest.mark.parametrize("size", [(2000, 3000), (3000, 71), (71, 3000), (5000, 1)])
+@pytest.mark.parametrize("has_image", [True, False])
+def test_a_notebook_is_shown_no_more_than_a_screen_of_it(
+    size: tuple[int, int], has_image: bool
+) -> None:
+    image = np.zeros((*size, 3), np.uint8) if has_image else None
+    segment_map = np.ones(size, np.uint16)
+    segment_map[: size[0] // 2] = 2
+    result = Segmentation.from_panoptic(segment_map, [0, 1], [0.9, None], LABELS)
+    height, width, _ = shown(replace(result, image=image)).shape
+    assert max(height, width) <= 1280 + 80  # and the legend
+    assert max(height, width) >= 1280
+
+
+def test_a_result_says_in_a_line_what_it_is() -> None:
+    assert repr(panoptic()) == (
+        "Segmentation(panoptic, 8×12, 4 segments, road 74 %, car 12 %, person 1 %)"
+    )
+    empty = Segmentation.from_instances([], (8, 12), LABELS)
+    assert repr(empty) == "Segmentation(instance, 8×12, 0 segments)"
+    semantic = Segmentation(np.zeros((4, 6), np.uint8), LABELS)
+    assert repr(semantic) == "Segmentation(semantic, 4×6, road 100 %)"
+
+
+@pytest.mark.parametrize("result", [panoptic(), instances()], ids=lambda result: result.task)
+def test_supervision_gets_every_segment(result: Segmentation) -> None:
+    supervision = pytest.importorskip("supervision")
+    found = result.to_supervision()
+    assert isinstance(found, supervision.Detections)
+    segments = result.segments
+    assert found.xyxy.tolist() == [list(segment.box) for segment in segments]
+    assert found.mask.sum((1, 2)).tolist() == [segment.area for segment in segments]
+    np.testing.assert_array_equal(found.xyxy, masks_to_xyxy(found.mask))
+    assert found.confidence == pytest.approx([segment.score for segment in segments])
+    assert found.class_id.tolist() == [segment.class_id for segment in segments]
+    assert found.tracker_id.tolist() == [
+        -1 if segment.track is None else segment.track for segment in segments
+    ]
+    assert found["class_name"].tolist() == [segment.label for segment in segments]
+    cars = found[found.class_id == 1]
+    assert len(cars) == 2
+
+
+def masks_to_xyxy(masks: NDArray[np.bool_]) -> NDArray[np.int64]:
+    boxes = []
+    for mask in masks:
+        rows, columns = np.nonzero(mask)
+        boxes.append((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
+    return np.array(boxes)
+
+
+def test_supervision_gets_no_score_where_one_is_unknown_and_no_segments_at_all() -> None:
+    pytest.importorskip("supervision")
+    semantic = Segmentation(np.array([[0, 0, 2]], np.uint8), LABELS).to_supervision()
+    assert (semantic.confidence, semantic.tracker_id) == (None, None)
+    assert semantic["class_name"].tolist() == ["road", "person"]
+    empty = Segmentation.from_instances([], (8, 12), LABELS).to_supervision()
+    assert (len(empty), empty.mask.shape, empty.xyxy.shape) == (0, (0, 8, 12), (0, 4))
+
+
+def test_without_supervision_the_install_command_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(ImportError, match="to_supervision needs supervision: pip install"):
+        panoptic().to_supervision()
 
 
 def test_things_are_classes_in_order() -> None:

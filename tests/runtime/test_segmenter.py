@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import importlib.util
+
+import cv2
 import msgspec
 import numpy as np
 import pytest
@@ -87,6 +90,35 @@ def test_batch_of_any_length_and_sizes_is_segmented_in_order(segment):
     assert segment.batch([]) == []
 
 
+def test_names_pil_images_and_arrays_are_segmented_alone_and_in_lists(segment, tmp_path):
+    image = np.concatenate([plain(0, 16, 10), plain(2, 16, 20)], axis=1)
+    path = tmp_path / "straße.png"
+    cv2.imwrite(str(path), image[..., ::-1])
+    given = [path, str(path), image]
+    if importlib.util.find_spec("PIL") is not None:
+        from PIL import Image
+
+        given.append(Image.fromarray(image))
+    wanted = segment.batch([image])[0]
+    assert wanted.image is None
+    for results in ([segment(one) for one in given], segment(given), segment(tuple(given))):
+        assert len(results) == len(given)
+        for result in results:
+            np.testing.assert_array_equal(result.class_map, wanted.class_map)
+            np.testing.assert_array_equal(result.image, image)
+            np.testing.assert_array_equal(result.overlay(), wanted.overlay(image))
+    assert segment(image).image is image
+    assert segment([]) == []
+
+
+def test_a_list_of_any_length_goes_through_in_groups(segment):
+    frames = [plain(index % 3, 3 + index, 9) for index in range(7)]
+    assert len(frames) > segment.max_batch > 1
+    results = segment(frames)
+    assert [result.size for result in results] == [(3 + index, 9) for index in range(7)]
+    assert [int(result.class_map[0, 0]) for result in results] == [index % 3 for index in range(7)]
+
+
 def test_every_stage_is_timed_in_milliseconds(segment):
     for mask in segment.batch([plain(0, 30, 40)] * 4):
         assert list(mask.timings) == ["preprocess", "infer", "postprocess"]
@@ -115,6 +147,8 @@ def test_bundle_may_be_given_by_path(make_bundle):
 def test_frame_that_is_none_is_refused(segment):
     with pytest.raises(SourceError, match="COLOR_GRAY2RGB"):
         segment(np.zeros((5, 5), np.uint8))
+    with pytest.raises(SourceError, match="is an address; download"):
+        segment(["http://host/a.png"])
     with pytest.raises(SourceError, match="skip it"):
         segment.batch([plain(0, 5, 5), np.zeros((0, 5, 3), np.uint8)])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import msgspec
 import numpy as np
@@ -200,8 +202,9 @@ def test_what_lay_under_the_remains_of_an_object_is_shown(task: str) -> None:
 
 @TASKS
 def test_what_is_not_smoothed_is_as_it_came(task: str) -> None:
-    result = scene(task, 30)
+    result = replace(scene(task, 30), image=texture())
     found = Smoother(3)(Frame(texture(), 0, None, "0"), result)
+    assert found.image is result.image
     np.testing.assert_array_equal(found.class_map, result.class_map)
     assert [(one.class_id, one.box, one.track) for one in found.segments] == [
         (one.class_id, one.box, one.track) for one in result.segments

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knet_runtime.drawing import encode_jpeg
-from knet_runtime.labels import Colour, LabelMap
 from knet_runtime.types import Rgb, Size
 
 STYLE = Path(__file__).with_name("page.css").read_text("utf-8")
@@ -22,20 +21,6 @@ OPACITY = 0.65  # of what is drawn over images
 _LONGEST_SIDE = 480  # of an image on a page
 _QUALITY = 82
 _RED = np.array((255, 59, 48), np.float64)
-
-
-def swatch(colour: Colour) -> str:
-    """A square of a colour."""
-    return f"<i style='background:rgb{colour}'></i>"
-
-
-def legend(labels: LabelMap, classes: Collection[int]) -> str:
-    """List items with the colours and names of ``classes``; values without a class are left out."""
-    return "\n".join(
-        f"<li>{swatch(labels.palette[one])}{escape(labels.names[one])}</li>"
-        for one in sorted(classes)
-        if one < labels.num_classes
-    )
 
 
 def shrunk(image: Rgb) -> Rgb:

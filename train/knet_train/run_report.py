@@ -26,6 +26,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from knet_runtime.atomic import write_atomic
 from knet_runtime.drawing import encode_png
 from knet_runtime.labels import LabelMap
+from knet_runtime.markup import legend, swatch
 from knet_runtime.metrics import ConfusionMatrix
 from knet_runtime.segmentation import Instance, Segmentation
 from knet_runtime.types import ClassMap, Rgb
@@ -36,17 +37,7 @@ from knet_train.figures import draw_confusion
 from knet_train.history import History
 from knet_train.inference import segment_rules
 from knet_train.module import TrainingModule
-from knet_train.page import (
-    OPACITY,
-    STYLE,
-    data_uri,
-    in_red,
-    legend,
-    pictures,
-    shrunk,
-    small_marks,
-    swatch,
-)
+from knet_train.page import OPACITY, STYLE, data_uri, in_red, pictures, shrunk, small_marks
 from knet_train.run_facts import run_facts
 from knet_train.segment_pairs import differing, numbered_alike
 

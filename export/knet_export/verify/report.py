@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import repeat
 from pathlib import Path
 from string import Template
 
@@ -15,8 +16,9 @@ from knet_export.verify.measure import stage_limit
 from knet_export.verify.verify import Compared, VerifyReport
 from knet_runtime.atomic import make_folder, output_error, write_atomic, write_json
 from knet_runtime.labels import LabelMap
+from knet_runtime.markup import card, facts, legend, swatch
 from knet_runtime.types import Rgb
-from knet_train.page import OPACITY, STYLE, in_red, legend, pictures, shrunk, small_marks, swatch
+from knet_train.page import OPACITY, STYLE, in_red, pictures, shrunk, small_marks
 from knet_train.segment_pairs import MATCHED, differing, numbered_alike
 
 PAGE_NAME, JSON_NAME = "report.html", "report.json"
@@ -104,7 +106,9 @@ def write_page(report: VerifyReport, labels: LabelMap, worst: WorstImages, folde
 
 def render(report: VerifyReport, labels: LabelMap, worst: WorstImages) -> str:
     """The whole page as HTML."""
-    height, width = report.size
+    about = "".join(
+        f"<dt>{name}</dt><dd>{escape(text)}</dd>\n" for name, text in _about(report).items()
+    )
     return Template(_TEMPLATE.read_text("utf-8")).substitute(
         style=STYLE,
         verdict="pass" if report.passed else "fail",
@@ -112,16 +116,13 @@ def render(report: VerifyReport, labels: LabelMap, worst: WorstImages) -> str:
         summary=escape(_summary(report)),
         failures="".join(f"<li>{escape(failure)}</li>" for failure in report.failures),
         model=escape(report.model_id),
-        graph=escape(f"{report.precision} {report.kind} graph, {height}×{width}"),
         engine=escape(report.engine),
-        device=escape(report.device),
-        reference=escape(report.reference),
+        about=about,
         same="" if report.same_checkpoint else _OTHER_CHECKPOINT,
-        data=escape(f"{report.images} images of {report.data}"),
-        measures="\n".join(_measures(report)),
-        margins="\n".join(_margins(report)),
+        measures=_measures_table(report),
+        margins=_table(("margin", "of all pixels", "equal"), _margins(report)),
         plot=delta_plot(report),
-        classes="\n".join(_classes(report, labels)),
+        classes=_classes_table(report, map(swatch, labels.palette)),
         labelled="" if report.classes else "hidden",
         score=score_of(report),
         lead="the size of the reference's mask logit"
@@ -135,11 +136,54 @@ def render(report: VerifyReport, labels: LabelMap, worst: WorstImages) -> str:
     )
 
 
+def report_card(report: VerifyReport) -> str:
+    """The verdict and the measures as HTML for a notebook, without images."""
+    failures = "".join(f"<li>{escape(failure)}</li>" for failure in report.failures)
+    title = f"{'Passed' if report.passed else 'Failed'}: {report.model_id} on {report.engine}"
+    body = (
+        f"<p>{escape(_summary(report))}</p><ul>{failures}</ul>"
+        f"{'' if report.same_checkpoint else _OTHER_CHECKPOINT}"
+        f"{facts(_about(report).items())}{_measures_table(report)}"
+    )
+    if report.classes:
+        body += (
+            f"<details><summary>{score_of(report)} of all classes</summary>"
+            f"{_classes_table(report, repeat(''))}</details>"
+        )
+    return card(title, body, "good" if report.passed else "bad")
+
+
+def _about(report: VerifyReport) -> dict[str, str]:
+    """What was compared."""
+    height, width = report.size
+    return {
+        "bundle": f"{report.model_id}, {report.precision} {report.kind} graph, {height}×{width}",
+        "engine": f"{report.engine} on {report.device}",
+        "reference": report.reference,
+        "images": f"{report.images} images of {report.data}",
+    }
+
+
 def _summary(report: VerifyReport) -> str:
     if report.passed:
         return "Everything that was measured is inside the tolerance."
     count = len(report.failures)
     return f"{count} of the measures {'is' if count == 1 else 'are'} outside the tolerance."
+
+
+def _measures_table(report: VerifyReport) -> str:
+    return _table(("", "measured", "tolerance", ""), _measures(report))
+
+
+def _classes_table(report: VerifyReport, marks: Iterable[str]) -> str:
+    """Both sides' scores of every class, whose name has its one of ``marks`` before it."""
+    return _table(("class", "reference, %", "bundle, %", "Δ, points"), _classes(report, marks))
+
+
+def _table(head: Sequence[str], rows: Iterable[str]) -> str:
+    cells = "".join(f"<th>{text}</th>" for text in head)
+    body = "\n".join(rows)
+    return f"<table>\n<thead><tr>{cells}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
 
 
 def _measures(report: VerifyReport) -> Iterator[str]:
@@ -206,14 +250,14 @@ def _margins(report: VerifyReport) -> Iterator[str]:
         )
 
 
-def _classes(report: VerifyReport, labels: LabelMap) -> Iterator[str]:
-    for row, colour in zip(report.classes, labels.palette, strict=False):
+def _classes(report: VerifyReport, marks: Iterable[str]) -> Iterator[str]:
+    for row, mark in zip(report.classes, marks, strict=False):
         before, after = (
             "–" if value is None else f"{value:.2f}" for value in (row.reference, row.measured)
         )
         delta = "–" if row.delta is None else f"{row.delta:+.4f}"
         yield (
-            f"<tr><th scope='row'>{swatch(colour)}{escape(row.name)}</th>"
+            f"<tr><th scope='row'>{mark}{escape(row.name)}</th>"
             f"<td>{before}</td><td>{after}</td><td>{delta}</td></tr>"
         )
 

@@ -116,6 +116,11 @@ class VerifyReport(msgspec.Struct, frozen=True):
         """Whether everything is inside the tolerance."""
         return not self.failures
 
+    def _repr_html_(self) -> str:
+        from knet_export.verify.report import report_card
+
+        return report_card(self)
+
     def measures(self) -> dict[str, float | None]:
         """What the tolerance limits, named as its fields."""
         return {name: getattr(self, name) for name in self.tolerance.__struct_fields__}

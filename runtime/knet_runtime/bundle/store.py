@@ -14,6 +14,7 @@ from typing import BinaryIO
 import msgspec
 
 from knet_runtime.atomic import AtomicFolder, output_error, write_atomic
+from knet_runtime.bundle.describe import bundle_card
 from knet_runtime.bundle.external_data import external_locations
 from knet_runtime.bundle.manifest import (
     MANIFEST_NAME,
@@ -44,6 +45,8 @@ class Bundle:
     ...     bundle = segment.bundle
     >>> bundle.manifest.labels.names[:3], bundle.manifest.input.height
     (('Sky', 'Building', 'Pole'), 360)
+
+    A notebook shows it as a table.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
@@ -52,6 +55,9 @@ class Bundle:
 
     def __repr__(self) -> str:
         return f"Bundle({self.model_id}, {str(self.path)!r})"
+
+    def _repr_html_(self) -> str:
+        return bundle_card(self)
 
     def graph(self, kind: Kind) -> Graph:
         """The graph that gives logits or class maps; BundleError where there is none."""

@@ -14,7 +14,6 @@ from knet_runtime.atomic import (
     sync_names,
     write_atomic,
 )
-from knet_runtime.drawing import encode_png
 from knet_runtime.errors import OutputError
 from knet_runtime.growing import FileSeries, abandoned
 from knet_runtime.segmentation import Segmentation
@@ -116,10 +115,7 @@ class MaskFolder:
 
     def _pictures(self, target: Path, result: Segmentation) -> dict[Path, bytes]:
         """The PNGs of one frame, of which ``target`` is the first."""
-        pictures = {target: result.class_png()}
-        if result.task != "semantic":
-            pictures[target.with_suffix(".segments.png")] = encode_png(result.segment_map)
-        return pictures
+        return result.mask_pngs(target)
 
     def _mark(self) -> None:
         mark = self._folder / self.MARK

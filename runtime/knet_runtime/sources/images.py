@@ -103,13 +103,18 @@ def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
             )
         raise SourceError(f"{name}: cannot be decoded; copy or export the image again")
     if pixels.dtype == np.uint16:
-        # 257 is odd, so v / 257 never ends in one half: this is the rounded quotient.
-        pixels = (pixels.astype(np.uint32) + 128) // 257
+        pixels = eight_bits(pixels.astype(np.uint16))
     elif pixels.dtype != np.uint8:
         raise SourceError(
             f"{name}: has {pixels.dtype} samples; save it with 8 or 16 bits per channel"
         )
     return np.asarray(cv2.cvtColor(pixels.astype(np.uint8), cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def eight_bits(values: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """16-bit values v as round(v / 257): white stays white."""
+    # 257 is odd, so v / 257 never ends in one half: this is the rounded quotient.
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 _NO_IMAGE = "is not a PNG, JPEG, BMP, TIFF or WebP image, whatever its name says"

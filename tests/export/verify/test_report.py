@@ -112,6 +112,28 @@ def test_the_page_is_whole_in_itself(
     assert stored["delta_miou"] == -0.03
 
 
+def test_a_notebook_shows_the_verdict_and_the_measures(report: VerifyReport) -> None:
+    card = report._repr_html_()
+    links = Links()
+    links.feed(card)
+    assert (links.found, links.images) == ([], 0)
+    assert "<strong class='bad'>Failed: street@0123456789ab on openvino</strong>" in card
+    assert "a &lt;processor&gt;" in card
+    assert "Pole -0.310 points &lt;is&gt; outside" in card
+    assert "-0.0300 points" in card
+    assert "this compares two models" in card
+    for row in report.classes:
+        assert f"<th scope='row'>{row.name}</th>" in card
+    good = msgspec.structs.replace(
+        report, failures=(), classes=(), same_checkpoint=True, delta_miou=None
+    )
+    card = good._repr_html_()
+    assert "<strong class='good'>Passed" in card
+    assert "this compares two models" not in card
+    assert "ΔmIoU" not in card
+    assert "<details>" not in card
+
+
 def test_worst_comes_first_and_an_image_without_a_map_says_why(worst: WorstImages) -> None:
     assert worst.first == PICTURES - 1
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", worst.figures())
