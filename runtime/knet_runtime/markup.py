@@ -7,17 +7,19 @@ from html import escape
 
 from knet_runtime.labels import Colour, LabelMap
 
-# A notebook has colours of its own, light or dark: these are read on both.
+# A notebook has colours of its own, light or dark, and these are read on both. It has rules for
+# tables too, as exact as two classes and an element: ours name their class twice to be more exact.
 _STYLE = """
 .knet-deploy { max-width: 62em; overflow-wrap: anywhere; line-height: 1.45; }
 .knet-deploy table { border-collapse: collapse; margin: .5em 0; font-size: inherit; }
 .knet-deploy tr { background: none !important; }
-.knet-deploy th, .knet-deploy td { text-align: left; vertical-align: top; padding: .2em 1em .2em 0;
-  border: 0; border-bottom: 1px solid #8885; font-weight: normal; white-space: normal; }
-.knet-deploy table:not(.facts) td, .knet-deploy thead th + th { text-align: right;
-  white-space: nowrap; }
+.knet-deploy.knet-deploy table th, .knet-deploy.knet-deploy table td { text-align: left;
+  vertical-align: top; border: 0; border-bottom: 1px solid #8885; padding: .2em 1em .2em 0;
+  font-weight: normal; white-space: normal; }
+.knet-deploy.knet-deploy table:not(.facts) td, .knet-deploy.knet-deploy thead th + th {
+  text-align: right; white-space: nowrap; }
+.knet-deploy.knet-deploy table.facts th { white-space: nowrap; }
 .knet-deploy thead th, .knet-deploy table.facts th, .knet-deploy small { opacity: .7; }
-.knet-deploy table.facts th { white-space: nowrap; }
 .knet-deploy small { display: block; font-size: .85em; }
 .knet-deploy ul { margin: .3em 0; padding-left: 1.2em; }
 .knet-deploy ul.legend { list-style: none; padding: 0; margin: 0; display: flex; flex-wrap: wrap;
