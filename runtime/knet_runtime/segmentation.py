@@ -61,7 +61,8 @@ class Segmentation:
     ``class_map`` is uint8 [H, W] (uint16 beyond 256 classes) at the image's size; pixels of no
     class hold ``labels.ignore_index``. ``timings`` holds milliseconds per stage: "preprocess" (to
     the model's size), "infer" (the engine; in a batch, an equal share of it) and "postprocess" (to
-    the image's size). ``counts`` is what a ``ZoneCounter`` counted up to this frame. A semantic
+    the image's size). ``counts`` is what a ``ZoneCounter`` counted up to this frame;
+    ``uncertainty`` (0 … 1) is there where the ``Segmenter`` was asked for it. A semantic
     result is made by naming these; the others by ``from_panoptic`` and ``from_instances``. Nothing
     in it is to be changed: what is computed from it is kept.
     """
@@ -71,6 +72,7 @@ class Segmentation:
     timings: Mapping[str, float] = field(default_factory=dict)
     task: Task = "semantic"
     counts: Counts | None = None
+    uncertainty: float | None = None
     _segment_map: NDArray[np.uint16] | None = field(default=None, repr=False)
     _segments: tuple[Segment, ...] | None = field(default=None, repr=False)
     _instances: tuple[Instance, ...] = field(default=(), repr=False)
@@ -101,7 +103,7 @@ class Segmentation:
             if id_ in boxes
         )
         return cls(
-            table[segment_map], labels, timings or {}, "panoptic", None, segment_map, segments
+            table[segment_map], labels, timings or {}, "panoptic", None, None, segment_map, segments
         )
 
     @classmethod
@@ -135,7 +137,7 @@ class Segmentation:
         table = _class_table(labels, [segment.class_id for segment in segments])
         described = tuple(segments)
         return cls(
-            *(table[segment_map], labels, timings or {}, "instance", None),
+            *(table[segment_map], labels, timings or {}, "instance", None, None),
             *(segment_map, described, ordered),
         )
 
