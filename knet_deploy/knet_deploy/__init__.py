@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         RtspPush as RtspPush,
         SharedMasks as SharedMasks,
         Sink as Sink,
+        UncertainFrames as UncertainFrames,
     )
     from knet_runtime.sinks.raw_masks import read_masks as read_masks
     from knet_runtime.sinks.shared_memory import SharedMaskReader as SharedMaskReader
@@ -103,7 +104,7 @@ _MODULES = {
     "knet_runtime.segmenter": "Segmenter",
     "knet_runtime.sinks": (
         "CocoPanoptic CocoResults EventLines JsonLines MaskFolder OverlayImage OverlayVideo "
-        "RawMasks RleLines RtspPush SharedMasks Sink"
+        "RawMasks RleLines RtspPush SharedMasks Sink UncertainFrames"
     ),
     "knet_runtime.sinks.raw_masks": "read_masks",
     "knet_runtime.sinks.shared_memory": "SharedMaskReader",

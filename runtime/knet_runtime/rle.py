@@ -48,6 +48,18 @@ def rles_of(ids: ClassMap, wanted: Iterable[int]) -> dict[int, tuple[Rle, int]]:
     return found
 
 
+def run_lengths(flat: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The run lengths of a flat mask, not empty; the first is of what is outside of it.
+
+    >>> import numpy as np
+    >>> run_lengths(np.array([True, True, False, True])).tolist()
+    [0, 2, 1, 1]
+    """
+    bounds = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    lengths = np.diff(np.concatenate([[0], bounds, [flat.size]]))
+    return np.append(0, lengths) if flat[0] else lengths
+
+
 def compress(lengths: NDArray[np.int64]) -> str:
     """Run lengths as COCO's text.
 

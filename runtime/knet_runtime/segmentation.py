@@ -64,9 +64,10 @@ class Segmentation:
     ``class_map`` is uint8 [H, W] (uint16 beyond 256 classes) at the image's size; pixels of no
     class hold ``labels.ignore_index``. ``timings`` holds milliseconds per stage: "preprocess" (to
     the model's size), "infer" (the engine; in a batch, an equal share of it) and "postprocess" (to
-    the image's size). ``counts`` is what a ``ZoneCounter`` counted up to this frame. ``image`` is
-    what was segmented, uint8 [H, W, 3] RGB: there in what a ``Segmenter`` was called for, None in
-    the results of a pipeline, whose frames have it. A semantic result is made by naming these; the
+    the image's size). ``counts`` is what a ``ZoneCounter`` counted up to this frame;
+    ``uncertainty`` (0 … 1) is there where the ``Segmenter`` was asked for it. ``image`` is what was
+    segmented, uint8 [H, W, 3] RGB: there in what a ``Segmenter`` was called for, None in the
+    results of a pipeline, whose frames have it. A semantic result is made by naming these; the
     others by ``from_panoptic`` and ``from_instances``. Nothing in it is to be changed: what is
     computed from it is kept. A notebook shows it as an image.
     """
@@ -76,6 +77,7 @@ class Segmentation:
     timings: Mapping[str, float] = field(default_factory=dict)
     task: Task = "semantic"
     counts: Counts | None = None
+    uncertainty: float | None = None
     image: Rgb | None = field(default=None, repr=False)
     _segment_map: NDArray[np.uint16] | None = field(default=None, repr=False)
     _segments: tuple[Segment, ...] | None = field(default=None, repr=False)
@@ -107,7 +109,7 @@ class Segmentation:
             if id_ in boxes
         )
         return cls(
-            *(table[segment_map], labels, timings or {}, "panoptic", None, None),
+            *(table[segment_map], labels, timings or {}, "panoptic", None, None, None),
             *(segment_map, segments),
         )
 

@@ -11,13 +11,19 @@ from typing import Any, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from knet_runtime.bundle.manifest import Meaning, SegmentRules
+from knet_runtime.bundle.manifest import Kind, Meaning, SegmentRules
 from knet_runtime.bundle.store import Bundle, open_bundle
 from knet_runtime.engines import open_engine, unverified_reason
 from knet_runtime.errors import ConfigError, EngineError
 from knet_runtime.golden import SelfTest, SelfTestPolicy, check_at_start
 from knet_runtime.labels import LabelMap
-from knet_runtime.postprocess import class_map, find_segments, restore_class_map
+from knet_runtime.postprocess import (
+    class_map,
+    find_segments,
+    pixel_uncertainty,
+    restore_class_map,
+    segment_uncertainty,
+)
 from knet_runtime.preprocess import Geometry, fit_to_input
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sources.given import ImageInput, read_given
@@ -38,10 +44,11 @@ class Segmenter(Closeable):
 
     ``bundle`` is an opened bundle, its folder, or None for the packaged model; ``engine`` is one of
     ``knet_runtime.engines.engine_specs`` or "auto"; ``rules`` say how the masks of an instance or
-    panoptic network become segments, where it is not as the bundle says. Raises BundleError for a
-    bundle that cannot be trusted, EngineError when the engine does not run it, ConfigError for
-    rules that it has no use for, and ParityError when "auto" may take none. It may be called from
-    several threads.
+    panoptic network become segments, where it is not as the bundle says. With ``uncertainty`` each
+    result says how unsure the network was, for which a semantic one's logits are computed, whatever
+    the engine's usual graph. Raises BundleError for a bundle that cannot be trusted, EngineError
+    when the engine does not run it, ConfigError for rules that it has no use for, and ParityError
+    when "auto" may take none. It may be called from several threads.
     """
 
     def __init__(
@@ -50,6 +57,7 @@ class Segmenter(Closeable):
         engine: str = "auto",
         *,
         rules: SegmentRules | None = None,
+        uncertainty: bool = False,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         manifest = self.bundle.manifest
@@ -59,7 +67,9 @@ class Segmenter(Closeable):
                 "the rules for segments"
             )
         self._rules = rules or manifest.segment_rules
-        self._engine = open_engine(self.bundle, engine)
+        self._uncertainty = uncertainty
+        kind: Kind | None = "logits" if uncertainty and manifest.task == "semantic" else None
+        self._engine = open_engine(self.bundle, engine, kind)
         self._graph = self.bundle.graph(self._engine.kind)
 
     @property
@@ -157,10 +167,15 @@ class Segmenter(Closeable):
         if "class_map" in given:
             return Segmentation(restore_class_map(given["class_map"], geometry), self.labels)
         if "semantic_logits" in given:
-            return Segmentation(class_map(given["semantic_logits"], geometry), self.labels)
+            logits = given["semantic_logits"]
+            unsure = pixel_uncertainty(logits, geometry) if self._uncertainty else None
+            found = Segmentation(class_map(logits, geometry), self.labels)
+            return replace(found, uncertainty=unsure)
         classes, masks = given["class_logits"], given["mask_logits"]
         task = self.bundle.manifest.task
-        return find_segments(task, classes, masks, geometry, self.labels, self._rules)
+        found = find_segments(task, classes, masks, geometry, self.labels, self._rules)
+        unsure = segment_uncertainty(found) if self._uncertainty else None
+        return replace(found, uncertainty=unsure)
 
     def self_test(self, policy: SelfTestPolicy = "refuse") -> SelfTest | None:
         """The golden tensors through this engine; see ``golden.check_at_start``."""

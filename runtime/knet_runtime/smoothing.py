@@ -79,7 +79,8 @@ class Smoother:
         assert self._classes is not None
         if semantic:
             return replace(result, class_map=self._classes)
-        return replace(_described(result, self._classes, self._shown), image=result.image)
+        smoothed = _described(result, self._classes, self._shown)
+        return replace(smoothed, uncertainty=result.uncertainty, image=result.image)
 
     def _drop_remains(self, new: ClassMap, known: Mapping[int, Segment]) -> None:
         """Let go what the frame itself does not have and little is left of."""

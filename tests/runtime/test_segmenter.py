@@ -176,3 +176,14 @@ def test_default_bundle_is_the_packaged_one():
     else:
         with Segmenter() as segment:
             assert segment(plain(0, 36, 48)).class_map.shape == (36, 48)
+
+
+def test_uncertainty_is_said_where_it_is_asked_for(make_bundle, colour_model):
+    # The class map is what the engine would run, and logits are what says how sure it is.
+    bundle = make_bundle(classmap=colour_model(kind="classmap"))
+    with Segmenter(bundle) as segment:
+        assert segment(plain(1, 20, 30)).uncertainty is None
+    with Segmenter(bundle, uncertainty=True) as segment:
+        sure = segment(plain(1, 20, 30)).uncertainty
+        unsure = segment(np.full((20, 30, 3), 90, np.uint8)).uncertainty
+    assert 0 <= sure < unsure <= 1

@@ -16,7 +16,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, WeightAveraging
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
 from knet_runtime.errors import ConfigError, DataError, KnetError, TrainingError
@@ -39,6 +39,7 @@ from knet_train.devices import (
 )
 from knet_train.finite import StopWhenNotFinite
 from knet_train.history import History
+from knet_train.loggers import USUAL, LoggerName, check_loggers, logged, make_loggers
 from knet_train.loss import class_weights
 from knet_train.models.build import build_model, build_segment_model
 from knet_train.models.knet import KNet
@@ -98,6 +99,10 @@ class RunResult:
     rank: int  # of this process among those of the run; 0 is the one that wrote
 
 
+class MemoryRanOut(ConfigError):
+    """What is computed at once does not fit."""
+
+
 @contextmanager
 def _named_memory_errors() -> Iterator[None]:
     """Too little memory is the fault of a setting, whichever of many errors torch has for it."""
@@ -107,7 +112,7 @@ def _named_memory_errors() -> Iterator[None]:
         ran_out = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if not ran_out and "allocate memory" not in str(error):
             raise
-        raise ConfigError(
+        raise MemoryRanOut(
             "memory ran out: lower optim.batch_size (or raise optim.accumulate), data.crop, or the "
             "network's size (model.*)"
         ) from error
@@ -124,11 +129,12 @@ def train(
     resume: bool = False,
     resume_command: str | None = None,
     callbacks: Sequence[Callback] = (),
+    loggers: Sequence[LoggerName] = USUAL,
     build: Callable[[ModelConfig, int], KNet] = build_model,
 ) -> RunResult:
     """Train on ``data`` into ``run``: ``config.json``, ``best.safetensors`` (highest mIoU, PQ or AP
     on the validation split), ``last.safetensors`` (the end), ``resume.ckpt`` (and, until the end,
-    the state before it), ``report.html``, and CSV and TensorBoard logs. ``init`` starts from one of
+    the state before it), ``report.html``, and what ``loggers`` write. ``init`` starts from one of
     our checkpoints instead of ImageNet's weights. ``resume`` continues from ``resume.ckpt``, or
     where that is damaged from the state before it, or starts where there is none yet;
     ``resume_command`` is what a person types for that, as the report says.
@@ -139,11 +145,13 @@ def train(
     and a number of classes; weights of another than ours are read with ``read_checkpoint`` and the
     same ``build``.
 
-    Raises ConfigError, DataError, CheckpointError or OutputError before any work is done;
+    Raises ModuleNotFoundError where a logger's library is missing, and ConfigError, DataError,
+    CheckpointError or OutputError, before any work is done; MemoryRanOut, a ConfigError;
     OutputError, DataError, SourceError or TrainingError when the run cannot continue.
     """
     if init is not None and backbone_weights is not None:
         raise ConfigError("--init brings the backbone's weights too: leave out --backbone-weights")
+    check_loggers(loggers)
     train_folder, val_folder = (
         _open(data, split, config) for split in (config.data.train_split, config.data.val_split)
     )
@@ -183,7 +191,8 @@ def train(
         stop = StopWhenNotFinite(run)
         report = RunReport(run, data, history, shares, resume_command)
         looking = [history, report, *callbacks, stop, states]
-        trainer = _trainer(config, run, [best, *_averaging(config), *looking])
+        logs = make_loggers(loggers, run)
+        trainer = _trainer(config, run, [best, *_averaging(config), *looking], logs)
         if trainer.is_global_zero:
             if resume and state is None:
                 _log.warning("%s has no %s yet: starting at step 0", run, STATE)
@@ -207,7 +216,8 @@ def train(
         if state is not None:
             module.saved_step = state.step
         images = SegmentationData(train_folder, val_folder, config)
-        with closing(images), states.interruptible(), _plain_errors(trainer):
+        logging_it = logged(logs, config, run)
+        with closing(images), states.interruptible(), _plain_errors(trainer), logging_it:
             trainer.fit(module, datamodule=images, ckpt_path=None if state is None else state.path)
             if config.optim.steps % config.trainer.val_every:  # else the last step was evaluated
                 trainer.validate(module, datamodule=images, verbose=False)
@@ -278,7 +288,9 @@ def _fit_to_classes(config: Config, folder: AnyFolder) -> tuple[Config, list[str
     return msgspec.structs.replace(config, data=data), [notice]
 
 
-def _trainer(config: Config, run: Path, callbacks: list[Callback]) -> pl.Trainer:
+def _trainer(
+    config: Config, run: Path, callbacks: list[Callback], loggers: list[Logger]
+) -> pl.Trainer:
     optim, settings = config.optim, config.trainer
     return pl.Trainer(
         default_root_dir=run,
@@ -298,18 +310,12 @@ def _trainer(config: Config, run: Path, callbacks: list[Callback]) -> pl.Trainer
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         log_every_n_steps=10,
-        logger=_loggers(run),
+        logger=loggers,
         callbacks=callbacks,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-
-
-def _loggers(run: Path) -> list[Logger]:
-    """CSV and TensorBoard, together in ``run/logs/version_N``; a resumed run starts a new N."""
-    table = CSVLogger(run, "logs")
-    return [table, TensorBoardLogger(run, "logs", version=table.version)]
 
 
 def _averaging(config: Config) -> list[Callback]:

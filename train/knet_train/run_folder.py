@@ -65,7 +65,7 @@ def state_to_resume(run: Path, config: Config, resume: bool) -> SavedState | Non
     if last.exists():
         raise OutputError(f"{run} is complete ({last.name} is there): pass another --out")
     if saved or (run / CONFIG).is_file():
-        _check_same(run, _began_with(run / CONFIG), config)
+        _check_same(run, began_with(run), config)
     faults = []
     for path in saved:
         found = read_state(path)
@@ -108,7 +108,9 @@ def read_state(path: Path) -> SavedState | str:
     return found if all_finite(state) else "it holds weights that are not finite"
 
 
-def _began_with(settings: Path) -> Config:
+def began_with(run: Path) -> Config:
+    """The configuration that a run was started with. Raises CheckpointError."""
+    settings = run / CONFIG
     try:
         return msgspec.json.decode(settings.read_bytes(), type=Config)
     except (OSError, msgspec.DecodeError) as error:

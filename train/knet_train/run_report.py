@@ -21,7 +21,6 @@ import msgspec
 import numpy as np
 import pytorch_lightning as pl
 from numpy.typing import NDArray
-from pytorch_lightning.loggers import TensorBoardLogger
 
 from knet_runtime.atomic import write_atomic
 from knet_runtime.drawing import encode_png
@@ -36,6 +35,7 @@ from knet_train.data.truth import Truth
 from knet_train.figures import draw_confusion
 from knet_train.history import History
 from knet_train.inference import segment_rules
+from knet_train.loggers import show as show_in
 from knet_train.module import TrainingModule
 from knet_train.page import OPACITY, STYLE, data_uri, in_red, pictures, shrunk, small_marks
 from knet_train.run_facts import run_facts
@@ -116,9 +116,9 @@ class RunReport(pl.Callback):
             write_atomic(self.run / REPORT, self.render(pl_module).encode())
         except OSError as error:  # no reason to lose the run
             _log.warning("%s cannot be written: %s", self.run / REPORT, error)
+        scores, images = self._logged(pl_module)
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                self._show_in_tensorboard(logger.experiment, pl_module)
+            show_in(logger, scores, images, self.history.evaluations[-1].step)
 
     def render(self, module: TrainingModule) -> str:
         """The whole page as HTML."""
@@ -181,20 +181,24 @@ class RunReport(pl.Callback):
             configuration=escape("\n".join(settings(module.config))),
         )
 
-    def _show_in_tensorboard(self, writer: Any, module: TrainingModule) -> None:
+    def _logged(self, module: TrainingModule) -> tuple[dict[str, float], dict[str, Rgb]]:
+        """What the loggers show of the last evaluation."""
         last, scores, labels = self.history.evaluations[-1], module.evaluated, module.label_map
-        for name, score in zip(labels.names, last.classes, strict=True):
-            if score is not None:
-                writer.add_scalar(f"{_of_class(module.metric)}/{name}", score, last.step)
+        numbers = {
+            f"{_of_class(module.metric)}/{name}": score
+            for name, score in zip(labels.names, last.classes, strict=True)
+            if score is not None
+        }
+        images: dict[str, Rgb] = {}
         for shown in self._shown:
             row = np.hstack(
                 [shown.image, shown.label, shown.found, in_red(shown.image, shown.wrong)]
             )
-            half = cv2.resize(row, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-            writer.add_image(f"images/{shown.name}", half, last.step, dataformats="HWC")
+            half: Any = cv2.resize(row, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+            images[f"images/{shown.name}"] = half
         if scores is not None and scores.confusion is not None:
-            drawing = _confusion(scores.confusion, labels, last.step)
-            writer.add_image("confusion", drawing, last.step, dataformats="HWC")
+            images["confusion"] = _confusion(scores.confusion, labels, last.step)
+        return numbers, images
 
     def _charts(self, metric: str, steps: int) -> Iterator[str]:
         history, best = self.history, self.history.best

@@ -26,6 +26,16 @@ Policy = Literal["file", "live"]
 Codec = Literal["h264", "hevc"]
 Transport = Literal["tcp", "udp"]
 
+
+class LoggerChoice(Enum):  # typer has no list[Literal]
+    """As training has them, in a module that loads torch."""
+
+    CSV = "csv"
+    TENSORBOARD = "tensorboard"
+    WANDB = "wandb"
+    MLFLOW = "mlflow"
+
+
 engine_panel = partial(typer.Option, rich_help_panel="Engine")
 segments_panel = partial(typer.Option, rich_help_panel="Segments")
 _AUTO = "auto takes what verify has passed here."

@@ -34,7 +34,7 @@ from knet_runtime.errors import (
     SourceError,
 )
 
-Extra = Literal["train", "export", "serve", "ray"]
+Extra = Literal["train", "export", "serve", "ray", "wandb", "mlflow"]
 
 
 class MissingExtra(KnetError):

@@ -1,10 +1,10 @@
-"""`knet-deploy data`: check what a data folder holds, and convert other formats into one."""
+"""`knet-deploy data`: check what a data folder holds, convert other formats into one, and back."""
 
 from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from knet_train.data.check import DataReport, ObjectCount
     from knet_train.data.convert.write import Converted
     from knet_train.data.dataset import LabelledFolder
+    from knet_train.data.export.labelled import LabelledImages
     from knet_train.data.segment_folder import SegmentFolder
 
 data = typer.Typer(rich_markup_mode=None, help="Look after folders of labelled images.")
@@ -224,3 +225,64 @@ def _show_converted(done: Converted, out: Path, task: Task) -> None:
         train += ["--preset", f"knet-edge-{task}"]
     say("next", shlex.join(check))
     say("then", shlex.join(train))
+
+
+@data.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help=LABELLED)],
+    out: Annotated[Path, typer.Argument(help="Folder to make; it must not be there yet.")],
+    to: Annotated[Literal["coco", "cvat"], typer.Option(help="The format.")],
+    split: Annotated[str | None, typer.Option(help="Only this split; by default all.")] = None,
+    task: Annotated[
+        Task | None,
+        typer.Option(
+            help="Whose labels to write; semantic by default, or what a folder of objects has.",
+            show_default=False,
+        ),
+    ] = None,
+    polygons: Annotated[
+        bool,
+        typer.Option(
+            "--polygons",
+            help="Outlines within a pixel where there are no holes, instead of exact masks.",
+        ),
+    ] = False,
+    link: Annotated[
+        bool, typer.Option("--link", help="Link to the folder's images instead of copying them.")
+    ] = False,
+) -> None:
+    """Write the labels of a folder that training reads for other programs: to correct them in CVAT
+    and bring them back with `data convert`, or as COCO's instances or panoptic format.
+    """
+    with needs_extra("train", "knet-deploy data export"):
+        from knet_train.data.export.labelled import list_images
+        from knet_train.data.export.write import check_export, export as write
+        from knet_train.data.segments import usual_task
+    task = task or usual_task(folder)
+    check_export(out, to, task, polygons=polygons)
+    listed = list_images(folder, split, task)
+    with track("exporting", len(listed.images)) as advance:
+        done = write(listed, out, to, polygons=polygons, link=link, on_image=advance)
+    if done.problems:
+        for line in done.problems:
+            say("problem", line)
+        say_error(f"{folder} has {len(done.problems)} problems: fix them; nothing was written")
+        raise typer.Exit(1)
+    say("wrote", out)
+    say("splits", ", ".join(f"{name} {count}" for name, count in done.splits.items()))
+    say("shapes", f"{done.counts.masks} masks, {done.counts.polygons} polygons")
+    if to == "cvat":
+        say("labels", f"of a new task: {out / 'labels.json'}, under Raw")
+        say("upload", f"{out / 'annotations.xml'}, as CVAT 1.1")
+    say("and back", shlex.join(_way_back(listed, out, to)))
+
+
+def _way_back(listed: LabelledImages, out: Path, to: Literal["coco", "cvat"]) -> list[str]:
+    """The command that makes the same labels of an export."""
+    back = out.with_name(f"{out.absolute().name}-knet")
+    words = ["knet-deploy", "data", "convert", str(out), str(back)]
+    names = listed.labels.names
+    # Else what no shape covers would be one more class, in front.
+    if to == "cvat" and listed.task != "instance" and not any("," in name for name in names):
+        words += ["--classes", ",".join(names)]
+    return words if listed.task == "semantic" else [*words, "--task", listed.task]

@@ -49,6 +49,7 @@ class Outputs:
     coco_panoptic: Path | None = None
     raw: str | None = None
     push: str | None = None
+    capture: tuple[str, Path] | None = None
     alpha: float | None = None
     legend: bool = False
     classes: tuple[str, ...] = ()
@@ -65,7 +66,7 @@ class Outputs:
         """Whether there is no other output than the summary."""
         places = (
             *(self.overlay, self.masks, self.json, self.events, self.rle, self.coco),
-            *(self.coco_panoptic, self.raw, self.push),
+            *(self.coco_panoptic, self.raw, self.push, self.capture),
         )
         return not self.page and all(place is None for place in places)
 
@@ -106,7 +107,7 @@ class Outputs:
         for option, given, used in (
             ("--alpha", self.alpha is not None, shown or self.page),
             ("--legend", self.legend, shown),
-            ("--blur", bool(self.blur), shown or self.page),
+            ("--blur", bool(self.blur), shown or self.page or self.capture is not None),
         ):
             if given and not used:
                 raise ConfigError(
@@ -120,6 +121,19 @@ class Outputs:
             )
         if self.raw is not None and self.raw != "-" and not self.raw.startswith(_SHARED):
             raise ConfigError(f"--raw is {self.raw!r}: write - for stdout, or shm:NAME")
+
+        if self.capture is not None and self.captured < 1:
+            raise ConfigError(
+                f"--capture is {self.capture[0]!r}: write uncertain:N and a folder, such as "
+                "--capture uncertain:50 unsure"
+            )
+
+    @property
+    def captured(self) -> int:
+        """How many frames --capture keeps; 0 where it does not say."""
+        text = "" if self.capture is None else self.capture[0]
+        found = re.fullmatch(r"uncertain:([0-9]{1,6})", text)
+        return 0 if found is None else int(found[1])
 
     def of(self, name: str) -> Outputs:
         """The places for the source ``name`` among several: o.NAME.mp4, masks/NAME/, shm:X.NAME,
@@ -138,6 +152,7 @@ class Outputs:
             coco_panoptic=None if self.coco_panoptic is None else self.coco_panoptic / name,
             raw=None if self.raw is None else f"{self.raw}.{name}",
             push=None if self.push is None else f"{self.push.rstrip('/')}/{name}",
+            capture=None if self.capture is None else (self.capture[0], self.capture[1] / name),
         )
 
     def check_classes(self, labels: LabelMap) -> None:
@@ -177,6 +192,8 @@ class Outputs:
             made.append(sinks.CocoResults(self.coco, classes=self.classes))
         if self.coco_panoptic is not None:
             made.append(sinks.CocoPanoptic(self.coco_panoptic, overwrite=self.overwrite))
+        if self.capture is not None:
+            made.append(conceal(sinks.UncertainFrames(self.capture[1], self.captured)))
         if self.raw is not None:
             shared = self.raw.removeprefix(_SHARED)
             made.append(sinks.RawMasks() if self.raw == "-" else sinks.SharedMasks(shared))

@@ -160,6 +160,14 @@ def run(
     push: Annotated[
         str | None, _outputs(metavar="URL", help="Push the overlay to an RTSP server.")
     ] = None,
+    capture: Annotated[
+        tuple[str, Path] | None,
+        _outputs(
+            metavar="uncertain:N DIR",
+            help="Keep the N frames of which the model is least sure, at most one of each second, "
+            "with its labels, in the new folder DIR: to correct and learn them.",
+        ),
+    ] = None,
     alpha: Annotated[
         float | None, _look(help=f"Opacity of the overlay's colours, 0 to 1 ({ALPHA}).")
     ] = None,
@@ -260,6 +268,7 @@ def run(
         coco_panoptic=coco_panoptic,
         raw=raw,
         push=push,
+        capture=capture,
         alpha=alpha,
         legend=legend,
         classes=names(classes),
@@ -295,7 +304,8 @@ def run(
             feed.transform = _transform(feed, zones, follow, smooth)
         if outputs.takes_stdout:
             stack.enter_context(redirect_stdout(sys.stderr))  # words must not mix with the masks
-        segmenter = stack.enter_context(Segmenter(opened, engine, rules=rules))
+        unsure = capture is not None
+        segmenter = stack.enter_context(Segmenter(opened, engine, rules=rules, uncertainty=unsure))
         if engine == "auto":
             other = waits_for_verify(opened, segmenter.engine)
             hint = f" ({other} works here, too, but is not verified: knet-deploy verify)"

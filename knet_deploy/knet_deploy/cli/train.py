@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import shlex
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from knet_deploy.cli.choices import LoggerChoice
 from knet_deploy.cli.console import clock, needs_extra, one_line, say
 
 if TYPE_CHECKING:
     from knet_train.estimate import Estimate
+    from knet_train.loggers import LoggerName
 
 _GIB = 2**30
 
@@ -35,6 +38,22 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume the run in --out, or begin it.")
     ] = False,
+    batch: Annotated[
+        Literal["auto"] | None,
+        typer.Option(
+            help="Find the fewest parts of a step that fit into the GPU (optim.accumulate); "
+            "optim.batch_size stays."
+        ),
+    ] = None,
+    loggers: Annotated[
+        list[LoggerChoice] | None,
+        typer.Option(
+            "--logger",
+            help="Where numbers and images go besides the report; repeatable. By default csv and "
+            "tensorboard. wandb and mlflow are extras.",
+            show_default=False,
+        ),
+    ] = None,
     estimate: Annotated[
         bool,
         typer.Option(
@@ -43,23 +62,38 @@ def train(
     ] = False,
 ) -> None:
     """Train a K-Net. Leaves best.safetensors (highest mIoU, PQ or AP on the validation
-    split), last.safetensors, report.html, and CSV and TensorBoard logs in the folder --out."""
+    split), last.safetensors, report.html, and logs in the folder --out."""
+    chosen: list[LoggerName] = [one.value for one in loggers or []]
     with needs_extra("train"):
         from pytorch_lightning.utilities import rank_zero_only
 
         from knet_deploy.cli.training import Lines
-        from knet_train.config import load_config
+        from knet_train.batch_size import fit_accumulate
+        from knet_train.config import load_config, override_config
         from knet_train.estimate import estimate as try_run
         from knet_train.fit import train as fit
-        from knet_train.run_folder import STATE, Stopped, causes
+        from knet_train.loggers import USUAL, check_loggers
+        from knet_train.run_folder import CONFIG, STATE, Stopped, began_with, causes
         from knet_train.run_report import REPORT
 
+    for name in chosen:
+        if name in ("wandb", "mlflow"):
+            with needs_extra(name, f"--logger {name}"):
+                check_loggers([name])
+    config = load_config(preset, settings or [])
+    if batch is not None:
+        if resume and (out / CONFIG).is_file():  # a run goes on with the parts that it began with
+            parts = began_with(out).optim.accumulate
+            config = override_config(config, [f"optim.accumulate={parts}"])
+        else:
+            config = fit_accumulate(config, data, backbone_weights=backbone_weights, init=init)
+        size, parts = config.optim.batch_size, config.optim.accumulate
+        say("batch", f"{size} images a step, {size // parts} at once (optim.accumulate={parts})")
     if estimate:
-        config = load_config(preset, settings or [])
         _say_estimate(try_run(config, data, backbone_weights=backbone_weights, init=init), out)
         return
-    config, lines = load_config(preset, settings or []), Lines()
-    resuming = _resuming(data, out, preset, settings or [])
+    lines = Lines()
+    resuming = _resuming(data, out, preset, settings or [], chosen, batch)
     try:
         result = fit(
             config,
@@ -70,6 +104,7 @@ def train(
             resume=resume,
             resume_command=resuming,
             callbacks=[lines],
+            loggers=chosen or USUAL,
         )
     except KeyboardInterrupt as stop:
         if getattr(rank_zero_only, "rank", 0) == 0:  # of many processes the first one speaks
@@ -103,8 +138,19 @@ def _say_estimate(found: Estimate, out: Path) -> None:
     say("disk", f"{found.disk / _GIB:.2f} GiB, {free / _GIB:.1f} GiB free at {there}")
 
 
-def _resuming(data: Path, out: Path, preset: str, settings: list[str]) -> str:
+def _resuming(
+    data: Path,
+    out: Path,
+    preset: str,
+    settings: list[str],
+    loggers: Sequence[LoggerName],
+    batch: str | None,
+) -> str:
     words = ["knet-deploy", "train", "--data", str(data), "--out", str(out), "--preset", preset]
     for setting in settings:
         words += ["--set", setting]
+    for name in loggers:
+        words += ["--logger", name]
+    if batch is not None:
+        words += ["--batch", batch]
     return shlex.join([*words, "--resume"])

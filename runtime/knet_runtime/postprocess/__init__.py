@@ -11,6 +11,10 @@ from knet_runtime.postprocess.semantic import (
     cut_window as cut_window,
     restore_class_map as restore_class_map,
 )
+from knet_runtime.postprocess.uncertainty import (
+    pixel_uncertainty as pixel_uncertainty,
+    segment_uncertainty as segment_uncertainty,
+)
 from knet_runtime.postprocess.upsample import (
     candidates as candidates,
     upsampled_argmax as upsampled_argmax,

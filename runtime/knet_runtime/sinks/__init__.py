@@ -1,4 +1,4 @@
-"""Where results go: overlays as video, image or stream, masks, lines of JSON.
+"""Where results go: overlays as video, image or stream, masks, lines of JSON, frames to label.
 
 All have the same two steps. ``write`` takes one frame and its result. ``close`` ends the output:
 ``complete`` gives it its final name; without it (the source or a stage failed) a name or mark says
@@ -24,6 +24,7 @@ from knet_runtime.sinks.overlay import OverlayImage as OverlayImage, OverlayVide
 from knet_runtime.sinks.raw_masks import RawMasks as RawMasks
 from knet_runtime.sinks.rtsp import RtspPush as RtspPush
 from knet_runtime.sinks.shared_memory import SharedMasks as SharedMasks
+from knet_runtime.sinks.uncertain import UncertainFrames as UncertainFrames
 from knet_runtime.types import Frame
 
 

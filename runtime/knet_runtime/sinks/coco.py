@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from knet_runtime.atomic import json_bytes, output_error
-from knet_runtime.drawing import encode_png
+from knet_runtime.coco import categories, panoptic_png, segments_info
 from knet_runtime.errors import ConfigError, OutputError
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks.json_lines import LineFile
@@ -171,17 +170,9 @@ class CocoPanoptic:
         self._pictures.write(frame, result)
         if self._entries is None:
             self._entries = self._begin(result)
-        segments = [
-            {
-                "id": one.id,
-                "category_id": one.class_id,
-                "area": one.area,
-                "bbox": [one.box[0], one.box[1], one.box[2] - one.box[0], one.box[3] - one.box[1]],
-                "iscrowd": 0,
-                "score": one.score,
-            }
-            for one in result.segments
-        ]
+        segments = segments_info(result)
+        for said, segment in zip(segments, result.segments, strict=True):
+            said["score"] = segment.score
         file_name = f"{frame.name}.png"
         entry = {"image_id": image_id, "file_name": file_name, "segments_info": segments}
         self._entries.add([entry])
@@ -190,12 +181,8 @@ class CocoPanoptic:
         self._images.append(image)
 
     def _begin(self, result: Segmentation) -> _List:
-        labels = result.labels
-        categories = [
-            {"id": index, "name": name, "color": colour, "isthing": int(index in labels.things)}
-            for index, (name, colour) in enumerate(zip(labels.names, labels.palette, strict=True))
-        ]
-        head = b'{"categories":' + msgspec.json.encode(categories) + b',"annotations":[\n'
+        stated = msgspec.json.encode(categories(result.labels))
+        head = b'{"categories":' + stated + b',"annotations":[\n'
         try:
             if self._overwrite:  # it is of the masks that are gone
                 self._json.unlink(missing_ok=True)
@@ -219,7 +206,4 @@ class CocoPanoptic:
 
 class _Pictures(MaskFolder):
     def _pictures(self, target: Path, result: Segmentation) -> dict[Path, bytes]:
-        ids = result.segment_map
-        planes = np.zeros((*ids.shape, 3), np.uint8)
-        planes[..., 0], planes[..., 1] = ids & 255, ids >> 8
-        return {target: encode_png(planes)}
+        return {target: panoptic_png(result)}

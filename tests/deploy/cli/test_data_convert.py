@@ -1,4 +1,4 @@
-"""``knet-deploy data convert``, and the commands that say when it is needed."""
+"""``knet-deploy data convert`` and ``export``, and the commands that say when they are needed."""
 
 from __future__ import annotations
 
@@ -101,3 +101,26 @@ def test_wrong_options_are_said(
     answer = call("data", "convert", root, tmp_path / "out", *words)
     assert answer.code == 2
     assert text in answer.err
+
+
+def test_an_export_says_the_command_that_brings_it_back(call: Call, tmp_path: Path) -> None:
+    root, _ = foreign_trees.index_masks(tmp_path / "s", labelled())
+    assert call("data", "convert", root, tmp_path / "data").code == 0
+    answer = call("data", "export", tmp_path / "data", tmp_path / "for cvat", "--to", "cvat")
+    assert answer.code == 0, answer.err
+    said = dict(line.split("  ", 1) for line in answer.out.splitlines())
+    assert said["shapes"].strip() == "22 masks, 0 polygons"
+    assert call(*shlex.split(said["and back"])[1:]).code == 0
+    for path in (tmp_path / "data" / "labels").rglob("*.png"):
+        back = tmp_path / "for cvat-knet" / path.relative_to(tmp_path / "data")
+        assert path.read_bytes() == back.read_bytes()
+    for words, text in (
+        (("coco", "--polygons"), "--polygons: task semantic is written in COCO's panoptic format"),
+        (("coco", "--task", "panoptic"), "does not tell objects apart"),
+        (("coco", "--split", "night"), "has no split 'night'; it has train, val"),
+        (("voc",), "'voc' is not one of 'coco', 'cvat'"),
+    ):
+        answer = call("data", "export", tmp_path / "data", tmp_path / "no", "--to", *words)
+        assert answer.code == 2
+        assert text in answer.err
+    assert not (tmp_path / "no").exists()

@@ -54,6 +54,29 @@ def test_run_writes_overlay_masks_and_json(call: Call, video: Path, tmp_path: Pa
         assert text in answer.out
 
 
+def test_frames_worth_labelling_become_a_data_folder(
+    call: Call, video: Path, tmp_path: Path
+) -> None:
+    words = ("run", video, "--capture", "uncertain:3", tmp_path / "unsure", "--blur", "Road")
+    answer = call(*words)
+    assert (answer.code, answer.err) == (0, "")
+    assert f"written      {tmp_path / 'unsure'}/" in answer.out
+    (image,) = (tmp_path / "unsure" / "images").iterdir()  # the video lasts less than a second
+    (row,) = json.loads((tmp_path / "unsure" / "uncertainty.json").read_text())
+    assert row["image"] == image.name
+    assert 0 < row["uncertainty"] < 1
+    assert read_mask(tmp_path / "unsure" / "labels" / image.name).ndim == 2
+    for capture, text in (
+        (("uncertain:3", tmp_path / "unsure"), "is there already: name another folder"),
+        (("uncertain", tmp_path / "a"), "--capture is 'uncertain': write uncertain:N and a folder"),
+        (("uncertain:0", tmp_path / "a"), "such as --capture uncertain:50 unsure"),
+    ):
+        answer = call("run", video, "--capture", *capture)
+        assert answer.code == 2
+        assert text in answer.err
+    assert not (tmp_path / "a").exists()
+
+
 def test_run_without_outputs_ends_with_the_summary(call: Call, video: Path) -> None:
     answer = call("run", video, "--max-frames", "1", "--engine", "onnxruntime-cpu")
     assert answer.code == 0

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import signal
+import sys
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
@@ -180,3 +181,17 @@ def test_ctrl_c_says_where_it_stopped_and_the_command_that_continues(
     # What was best before is still known.
     assert re.search(rf"^step 4/4 · .* · best mIoU {float(score[1]):.1f} @ 2$", answer.out, re.M)
     assert (tmp_path / "run" / "last.safetensors").exists()
+
+
+def test_a_logger_without_its_extra_and_batch_without_a_gpu_are_refused(
+    call: Call, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    answer = call("train", "--data", data, "--out", tmp_path / "run", "--logger", "mlflow")
+    assert answer.code == 2
+    assert '--logger mlflow needs the mlflow extra: pip install "knet-deploy[mlflow]"' in answer.err
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    answer = call("train", "--data", data, "--out", tmp_path / "run", "--batch", "auto")
+    assert answer.code == 2
+    assert "--batch auto tries what fits into a GPU, and this machine shows none" in answer.err
+    assert not (tmp_path / "run").exists()

@@ -382,6 +382,28 @@ def test_a_zip_is_read_and_cannot_write_outside(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("evil.txt"))
 
 
+def test_categories_that_are_no_things_become_background_and_are_said(tmp_path: Path) -> None:
+    coco_tree(tmp_path / "s")
+    path = tmp_path / "s" / "result.json"
+    content = json.loads(path.read_text())
+    content["categories"][1]["isthing"] = 0
+    save_json(path, content)
+    done = run(tmp_path / "s", tmp_path / "out")
+    assert [row.name for row in done.classes] == ["background", "car"]
+    said = "1 categories whose isthing is 0: they become background (pole)"
+    assert done.left_out == (said,)
+
+
+def test_lists_of_a_flat_folder_are_its_splits(tmp_path: Path) -> None:
+    for name in "abc":
+        save(tmp_path / "s" / "images" / f"{name}.png", np.zeros((*SIZE, 3), np.uint8))
+        save(tmp_path / "s" / "labels" / f"{name}.png", expected())
+    save_json(tmp_path / "s" / "labels.json", ["background", "car", "pole"])
+    save_text(tmp_path / "s" / "split" / "train.txt", "a\nb")
+    save_text(tmp_path / "s" / "split" / "val.txt", "c")
+    assert run(tmp_path / "s", tmp_path / "out").splits == {"train": 2, "val": 1}
+
+
 def test_our_own_folder_is_converted_with_its_objects(tmp_path: Path) -> None:
     cvat_tree(tmp_path / "s")
     run(tmp_path / "s", tmp_path / "first", task="panoptic")
@@ -553,7 +575,20 @@ def _no_names(root: Path) -> None:
     (root / "data.yaml").unlink()
 
 
+def _no_colour(root: Path) -> None:
+    cvat_tree(root)
+    path = root / "annotations.xml"
+    path.write_text(path.read_text().replace("</name>", "</name><color>#12345g</color>"))
+
+
+def _no_colour_of_supervisely(root: Path) -> None:
+    supervisely_tree(root)
+    save_json(root / "meta.json", {"classes": [{"title": "car", "color": "#12"}]})
+
+
 FAULTS = {
+    _no_colour: r"annotations\.xml has the colour '#12345g': write it as #rrggbb",
+    _no_colour_of_supervisely: r"meta\.json has the colour '#12': write it as #rrggbb",
     _no_class: r"a\.txt: line 1 is of class 7, but the classes are 0 … 1: mend the line",
     _box: r"a\.txt: line 1 is a box",
     _two_points: r"annotations\.xml: a\.png has a polygon that is no list of three points",
@@ -563,7 +598,7 @@ FAULTS = {
     _mask_leaves: r"a mask of 2×2 at \(31, 0\), which leaves its image",
     _short_mask: r"run lengths of 3 pixels in a mask of 2×2",
     _no_image: r"1 labelled images that are not there, such as a\.png: put them into",
-    _other_size: r"a\.png is 32×24, but the image is 16×12: put the image there",
+    _other_size: r"a\.png was labelled at 32×24, but the image is 16×12: put the image there",
     _entities: r"annotations\.xml declares a document type",
     _broken_xml: r"annotations\.xml: .*; export the file again",
     _empty: r"has no labelled image: 1 shapes of type box",

@@ -8,7 +8,7 @@ whatever their order. A split may be named without its year (``val`` for ``val20
 Classes and things (``isthing``; where it is not stated, every category is one) are the JSON's
 categories, unless a ``labels.json`` chooses: there a class is the category of its name, or those
 that ``"map"`` lists for it. What is mapped to no class is void: it counts neither as an object nor
-as background.
+as background. So is a category ``__ignore__``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from knet_train.data.label_files import UNREADABLE
 from knet_train.data.layouts import COCO, COCO_THINGS, CocoFormat, class_sources, coco_files
 from knet_train.data.regions import Region, region, run_lengths
 from knet_train.data.segment_folder import SegmentFolder, task_labels
-from knet_train.data.truth import Truth, from_map, layered
+from knet_train.data.truth import IGNORED, Truth, from_map, layered
 
 
 class _Image(msgspec.Struct):
@@ -234,7 +234,7 @@ def open_coco(root: Path, file: Path, split: str, kind: CocoFormat, task: Task) 
         ("image", [one.id for one in content.images]),
     ):
         problems += _doubled(file, what, ids)
-    labels, classes, unmapped = _classes(root, file, content.categories, task)
+    labels, classes, unmapped, stuff = _classes(root, file, content.categories, task)
     known = {one.id for one in content.images}
     strange = [one.image_id for one in content.annotations if one.image_id not in known]
     if strange:
@@ -251,7 +251,16 @@ def open_coco(root: Path, file: Path, split: str, kind: CocoFormat, task: Task) 
     else:
         samples = _instance_samples(root, source, split, content, problems)
     return SegmentFolder(
-        root, f"COCO {kind}", file, split, labels, task, tuple(samples), tuple(problems), unmapped
+        root,
+        f"COCO {kind}",
+        file,
+        split,
+        labels,
+        task,
+        tuple(samples),
+        tuple(problems),
+        unmapped,
+        stuff if kind == "instances" else (),
     )
 
 
@@ -264,8 +273,9 @@ def _doubled(file: Path, what: str, ids: Sequence[int | str]) -> list[str]:
 
 def _classes(
     root: Path, file: Path, categories: Sequence[_Category], task: Task
-) -> tuple[LabelMap, dict[int, int | None], tuple[str, ...]]:
-    """The label map, the class of each category, and the names of what has none."""
+) -> tuple[LabelMap, dict[int, int | None], tuple[str, ...], tuple[str, ...]]:
+    """The label map, the class of each category, and the names of what has none, and of what is
+    background."""
     found = [one.name for one in categories]
     if not categories:
         raise DataError(f"{file} has no categories: nothing says what its objects are")
@@ -276,7 +286,9 @@ def _classes(
         labels, sources = class_sources(path)
     else:
         # In task "instance" stuff is no class, but the background that it is.
-        chosen = [one for one in categories if one.isthing or task == "panoptic"]
+        chosen = [
+            one for one in categories if (one.isthing or task == "panoptic") and one.name != IGNORED
+        ]
         labels, sources = _own_labels(file, chosen), {}
     own = task_labels(labels, task, path if path.exists() else file)
     stuff = set(labels.names) - set(own.names)
@@ -293,15 +305,16 @@ def _classes(
             'their names, or list them per class under "map"'
         )
     classes: dict[int, int | None] = {}
-    unmapped = []
+    unmapped, background = [], []
     for one in categories:
         name = meant.get(one.name.casefold())
         if name in stuff or (name is None and task == "instance" and not one.isthing):
+            background.append(one.name)
             continue
         if name is None:
             unmapped.append(one.name)
         classes[one.id] = None if name is None else labels.names.index(name)
-    return labels, classes, tuple(unmapped)
+    return labels, classes, tuple(unmapped), tuple(background)
 
 
 def _own_labels(file: Path, categories: Sequence[_Category]) -> LabelMap:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +40,15 @@ def entries(folder: Path) -> list[Path]:
         return [path for path in sorted(folder.iterdir()) if not _is_litter(path.name)]
     except OSError as error:
         raise DataError(f"{folder}: {error.strerror}; let this user read the folder") from error
+
+
+def place_file(source: Path, target: Path, *, link: bool) -> None:
+    """Copy a file, or make a link to it, and the folders above. Raises OSError."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if link:
+        target.symlink_to(source.resolve())
+    else:
+        shutil.copyfile(source, target)
 
 
 def _is_litter(name: str) -> bool:

@@ -41,8 +41,9 @@ class SegmentFolder:
     """One split; images are read on demand.
 
     ``layout`` is its name, ``file`` what the classes and objects are stated in, ``unmapped`` the
-    names of the categories that no class has. ``problems`` say what is wrong with images that are
-    not among the samples, a line each.
+    names of the categories that no class has, ``stuff`` those that an instances file says are no
+    things: they are background. ``problems`` say what is wrong with images that are not among the
+    samples, a line each.
     """
 
     root: Path
@@ -54,6 +55,7 @@ class SegmentFolder:
     samples: tuple[SegmentSample, ...]
     problems: tuple[str, ...]
     unmapped: tuple[str, ...] = ()
+    stuff: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -80,10 +82,13 @@ class SegmentFolder:
 
     def summary(self) -> str | None:
         """What is left out, in words; None where nothing is."""
-        if not self.unmapped:
-            return None
-        shown = names(list(self.unmapped))
-        return f"{self.file.name}: ignored, as no class of labels.json has them: {shown}"
+        said = []
+        if self.unmapped:
+            shown = names(list(self.unmapped))
+            said.append(f"ignored, as no class of labels.json has them: {shown}")
+        if self.stuff:
+            said.append(f"background, as isthing is 0: {names(list(self.stuff))}")
+        return f"{self.file.name}: {'; '.join(said)}" if said else None
 
 
 def task_labels(labels: LabelMap, task: Task, file: Path) -> LabelMap:

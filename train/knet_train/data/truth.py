@@ -14,6 +14,9 @@ from knet_train.data.regions import Region
 VOID, BACKGROUND = -2, -1
 """In maps of classes: of which nothing is known, and what is known to be no class."""
 
+IGNORED = "__ignore__"
+"""The label of objects of which nothing is known, in formats that have only objects."""
+
 
 class Truth(NamedTuple):
     """The segments of one image: objects of things, and a segment for each class of stuff.

@@ -18,9 +18,21 @@ from knet_train.data.convert.shapes import (
     runs,
     with_background,
 )
-from knet_train.data.convert.source import Drawing, Item, Size, Source, hex_colour, some, split_of
+from knet_train.data.convert.source import (
+    Drawing,
+    Item,
+    Size,
+    Source,
+    check_size,
+    hex_colour,
+    some,
+    split_of,
+    usual_split,
+)
+from knet_train.data.truth import IGNORED
 
 _FILE = "annotations.xml"
+CROWD = "is_crowd"  # the attribute of a shape that is many objects in one
 _TAKEN = ("polygon", "mask")
 _OTHERS = ("box", "polyline", "points", "ellipse", "cuboid", "skeleton", "tag")
 
@@ -31,18 +43,26 @@ def is_cvat(root: Path) -> str | None:
 
 
 def read_cvat(root: Path, _: Path) -> Source:
-    """Polygons and masks of every image; what is none of these is counted and left out."""
+    """Polygons and masks of every image; what is none of these is counted and left out.
+
+    An image is of the subset that is stated, or of the split that its path begins with. Labels are
+    of things; where some have the attribute ``is_crowd``, only these.
+    """
     file = root / _FILE
     top = read_xml(file)
     if top.tag != "annotations" or top.find("version") is None:
         raise DataError(f"{file} is no export of CVAT's for images: export 'CVAT for images 1.1'")
     if top.find("track") is not None:
         raise DataError(f"{file} is an export for video: export 'CVAT for images 1.1' instead")
-    names, palette = [], dict[str, Colour]()
+    names, things, palette = [], [], dict[str, Colour]()
     for label in top.iterfind("meta//labels/label"):
         name = label.findtext("name", "")
+        if name == IGNORED:
+            continue
         names.append(name)
-        if (colour := hex_colour(label.findtext("color", ""))) is not None:
+        if any(one.text == CROWD for one in label.iterfind("attributes/attribute/name")):
+            things.append(name)
+        if (colour := hex_colour(label.findtext("color"), file)) is not None:
             palette[name] = colour
     items, empty, missing = [], [], []
     others: Counter[str] = Counter()
@@ -59,9 +79,12 @@ def read_cvat(root: Path, _: Path) -> Source:
             missing.append(name)
             continue
         draw = partial(_draw, file, entry, with_background(names))
-        split = split_of(entry.get("subset", ""))
-        key = PurePosixPath(name).with_suffix("").as_posix()
-        items.append(Item(key, image, file, draw, split))
+        subset, key = entry.get("subset", ""), PurePosixPath(name).with_suffix("")
+        first = key.parts[0] if len(key.parts) > 1 else ""
+        split = split_of(subset) or usual_split(first)
+        if first and first in (subset, *(() if usual_split(first) is None else (first,))):
+            key = key.relative_to(first)
+        items.append(Item(key.as_posix(), image, file, draw, split))
     if missing:
         raise DataError(
             f"{file} has {len(missing)} labelled images that are not there, such as {missing[0]}: "
@@ -70,7 +93,7 @@ def read_cvat(root: Path, _: Path) -> Source:
     left = [f"{count} shapes of type {kind}" for kind, count in sorted(others.items())]
     left += some(empty, "images without a polygon or mask")
     classes = with_background(names)
-    return Source(classes, tuple(items), frozenset(classes[1:]), palette, tuple(left))
+    return Source(classes, tuple(items), frozenset(things or classes[1:]), palette, tuple(left))
 
 
 def read_xml(path: Path) -> ElementTree.Element:
@@ -87,13 +110,8 @@ def read_xml(path: Path) -> ElementTree.Element:
 
 def _draw(file: Path, entry: ElementTree.Element, classes: tuple[str, ...], size: Size) -> Drawing:
     name = entry.get("name", "")
-    stated = entry.get("height"), entry.get("width")
-    if stated != (str(size[0]), str(size[1])):
-        raise DataError(
-            f"{file}: {name} is {stated[1]}×{stated[0]}, but the image is {size[1]}×{size[0]}: put "
-            "the image there that was labelled"
-        )
     try:
+        check_size((int(entry.attrib["height"]), int(entry.attrib["width"])), size)
         shapes = [_shape(child, size) for child in entry if child.tag in _TAKEN]
         return draw_shapes(shapes, classes, size)
     except (DataError, KeyError, ValueError) as error:
@@ -104,10 +122,12 @@ def _draw(file: Path, entry: ElementTree.Element, classes: tuple[str, ...], size
 def _shape(child: ElementTree.Element, size: Size) -> Shape:
     stated = child.attrib
     level = int(stated.get("z_order", "0"))
+    name = None if stated["label"] == IGNORED else stated["label"]
+    crowd = any(one.get("name") == CROWD and one.text == "true" for one in child)
     if child.tag == "polygon":
         points = [float(v) for pair in stated["points"].split(";") for v in pair.split(",")]
-        return Shape(stated["label"], polygon(points, size), level)
+        return Shape(name, polygon(points, size), level, crowd)
     lengths = [int(value) for value in stated["rle"].split(",")]
     mask = runs(lengths, int(stated["height"]), int(stated["width"]))
     region = placed(mask, int(stated["left"]), int(stated["top"]), size)
-    return Shape(stated["label"], region, level)
+    return Shape(name, region, level, crowd)

@@ -22,7 +22,9 @@ from knet_train.data.convert.source import (
     Item,
     Size,
     Source,
+    check_size,
     read_json,
+    some,
     split_of,
 )
 from knet_train.data.files import entries
@@ -63,7 +65,8 @@ def read_layout(root: Path, _: Path) -> Source:
     taken: dict[Path, str] = {}
     items: list[Item] = []
     left: list[str] = []
-    for split in split_names(layout):
+    # "all" last, which has the images of the lists too.
+    for split in sorted(split_names(layout), key=lambda name: name == "all"):
         listing = list_split(layout, split)
         left += listing.problems
         objects = {}
@@ -73,7 +76,7 @@ def read_layout(root: Path, _: Path) -> Source:
             objects = {one.image: one.label for one in both.samples}
         for sample in listing.samples:
             if taken.setdefault(sample.image, split) != split:
-                continue  # a list of images of another split
+                continue
             image = sample.image.relative_to(root / "images").with_suffix("")
             inner = image.parts[1:] if image.parts[0] == split else image.parts
             draw = partial(_labelled, sample.label, objects.get(sample.image), coding)
@@ -104,6 +107,7 @@ def read_coco(root: Path, _: Path) -> Source:
     kind: CocoFormat = "panoptic" if panoptic else "instances"
     task: Task = "panoptic" if panoptic else "instance"
     left = [f"{path.name}, as {chosen[0].name} is read" for path, _ in files if path not in chosen]
+    no_things: set[str] = set()
     known: list[LabelMap] = []
     items = []
     for file in chosen:
@@ -112,6 +116,7 @@ def read_coco(root: Path, _: Path) -> Source:
         if folder.problems:
             raise DataError(folder.problems[0])
         known.append(folder.labels)
+        no_things.update(folder.stuff)
         if folder.labels.names != known[0].names:
             raise DataError(
                 f"{file} has other categories than {chosen[0]}: convert the two one by one"
@@ -125,6 +130,7 @@ def read_coco(root: Path, _: Path) -> Source:
     names = known[0].names if kind == "panoptic" else with_background(known[0].names)
     palette = dict(zip(known[0].names, known[0].palette, strict=True))
     things = frozenset(known[0].names[n] for n in known[0].things)
+    left += some(sorted(no_things), "categories whose isthing is 0: they become background")
     return Source(names, tuple(items), things, palette, tuple(left))
 
 
@@ -164,12 +170,11 @@ def _split(root: Path, file: Path) -> str:
 
 def _truth(sample: SegmentSample, index: tuple[int, ...], rest: int, size: Size) -> Drawing:
     truth = sample.truth()
-    if truth.void.shape != size:
-        stated = truth.void.shape
-        raise DataError(
-            f"{sample.stated}: {sample.name} is {stated[1]}×{stated[0]}, but the image is "
-            f"{size[1]}×{size[0]}: put the image there that was labelled"
-        )
+    height, width = truth.void.shape
+    try:
+        check_size((height, width), size)
+    except DataError as error:
+        raise DataError(f"{sample.stated}: {sample.name} {error}") from error
     ids = truth.ids[0].copy()
     if len(truth.ids) > 1:  # overlaps: the smaller lies on top
         ids[:] = 0

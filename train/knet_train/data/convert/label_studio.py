@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from knet_runtime.errors import DataError
 from knet_train.data.convert.images import ImageFinder
 from knet_train.data.convert.shapes import Shape, draw_shapes, placed, polygon, with_background
-from knet_train.data.convert.source import Drawing, Item, Size, Source, read_json, some
+from knet_train.data.convert.source import Drawing, Item, Size, Source, check_size, read_json, some
 
 _TAKEN = ("polygonlabels", "brushlabels")
 _FEW = 8  # JSON files are looked into; more are another format's
@@ -116,11 +116,7 @@ def _draw(
 
 
 def _shape(file: Path, one: _Result, size: Size) -> Shape:
-    if (one.original_height, one.original_width) != size:
-        raise DataError(
-            f"was labelled at {one.original_width}×{one.original_height}, but the image is "
-            f"{size[1]}×{size[0]}: put the image there that was labelled"
-        )
+    check_size((one.original_height, one.original_width), size)
     if one.type == "polygonlabels":
         height, width = size
         points = [v for x, y in one.value["points"] for v in (x * width / 100, y * height / 100)]

@@ -27,13 +27,13 @@ from knet_train.data.convert.source import (
     Item,
     Size,
     Source,
+    check_size,
     read_json,
     some,
     usual_split,
 )
 from knet_train.data.files import walk
-
-_IGNORED = "__ignore__"
+from knet_train.data.truth import IGNORED
 
 
 class _Shape(msgspec.Struct):
@@ -76,7 +76,7 @@ def read_labelme(root: Path, scratch: Path) -> Source:
         if path.suffix != ".json":
             continue
         content: _File = read_json(path, _File)
-        names |= {_name(shape.label) for shape in content.shapes if shape.label != _IGNORED}
+        names |= {_name(shape.label) for shape in content.shapes if shape.label != IGNORED}
         others.update(s.shape_type for s in content.shapes if not _is_area(s))
         image = path.parent / content.imagePath.replace("\\", "/")
         if not image.is_file():
@@ -113,13 +113,9 @@ def _name(label: str) -> str:
 
 def _draw(path: Path, classes: tuple[str, ...], size: Size) -> Drawing:
     content: _File = read_json(path, _File)
-    stated = content.imageHeight, content.imageWidth
-    if None not in stated and stated != size:
-        raise DataError(
-            f"{path} is of an image of {stated[1]}×{stated[0]}, but {content.imagePath} is "
-            f"{size[1]}×{size[0]}: put the image there that was labelled"
-        )
     try:
+        if content.imageHeight is not None and content.imageWidth is not None:
+            check_size((content.imageHeight, content.imageWidth), size)
         shapes = [_shape(shape, size) for shape in content.shapes if _is_area(shape)]
         return draw_shapes(shapes, classes, size)
     except (DataError, ValueError) as error:
@@ -127,7 +123,7 @@ def _draw(path: Path, classes: tuple[str, ...], size: Size) -> Drawing:
 
 
 def _shape(shape: _Shape, size: Size) -> Shape:
-    name = None if shape.label == _IGNORED else _name(shape.label)
+    name = None if shape.label == IGNORED else _name(shape.label)
     points: list[Any] = [value for point in shape.points for value in point]
     match shape.shape_type:
         case "rectangle":

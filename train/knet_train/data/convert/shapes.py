@@ -26,11 +26,13 @@ _MOST_OBJECTS = 65535  # what 16 bits can number
 
 
 class Shape(NamedTuple):
-    """One labelled object; ``name`` None is of no class, and its pixels are void."""
+    """One labelled object; ``name`` None is of no class, and its pixels are void. A ``crowd`` is
+    many objects in one."""
 
     name: str | None
     region: Region
     level: int = 0
+    crowd: bool = False
 
 
 def with_background(names: Iterable[str]) -> tuple[str, ...]:
@@ -54,9 +56,11 @@ def draw_shapes(shapes: Sequence[Shape], classes: Sequence[str], size: Size) -> 
             raise DataError(f"has an object of {shape.name!r}, which is none of its classes")
         place, mask = shape.region.place, shape.region.mask
         found[place][mask] = index[shape.name]
-        objects[place][mask] = number + 1
+        objects[place][mask] = 0 if shape.crowd or shape.name is None else number + 1
     seen = np.bincount(objects.ravel(), minlength=len(shapes) + 1)[1:]
-    return Drawing(found, objects, int((seen == 0).sum()))
+    numbered = np.array([not (one.crowd or one.name is None) for one in shapes], np.bool_)
+    hidden = int((numbered & (seen == 0)).sum())
+    return Drawing(found, objects, hidden)
 
 
 def polygon(points: Sequence[float], size: Size, holes: Sequence[Sequence[float]] = ()) -> Region:

@@ -82,12 +82,24 @@ def usual_split(name: str) -> str | None:
     return _SPLITS.get(split_of(name) or "")
 
 
-def hex_colour(text: str) -> Colour | None:
-    """The colour ``#rrggbb``; None for what has not this form."""
-    if len(text) != 7 or not text.startswith("#"):
+def hex_colour(text: str | None, file: Path) -> Colour | None:
+    """The colour ``#rrggbb`` that ``file`` states; None where it states none. Raises DataError."""
+    if not text:
         return None
+    if not re.fullmatch(r"#[0-9a-fA-F]{6}", text):
+        raise DataError(f"{file} has the colour {text!r}: write it as #rrggbb, or take it out")
     red, green, blue = bytes.fromhex(text[1:])
     return red, green, blue
+
+
+def check_size(stated: Size, size: Size) -> None:
+    """Raise DataError, for whoever knows the image's name, unless labels of the ``stated`` size are
+    of an image of ``size``."""
+    if stated != size:
+        raise DataError(
+            f"was labelled at {stated[1]}×{stated[0]}, but the image is "
+            f"{size[1]}×{size[0]}: put the image there that was labelled"
+        )
 
 
 def some(names: Sequence[str], what: str) -> list[str]:

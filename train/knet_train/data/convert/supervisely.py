@@ -26,6 +26,7 @@ from knet_train.data.convert.source import (
     Item,
     Size,
     Source,
+    check_size,
     hex_colour,
     read_json,
     some,
@@ -85,7 +86,7 @@ def read_supervisely(root: Path, _: Path) -> Source:
     classes = with_background(one.title for one in meta.classes)
     palette: dict[str, Colour] = {}
     for one in meta.classes:
-        if (colour := hex_colour(one.color)) is not None:
+        if (colour := hex_colour(one.color, root / _META)) is not None:
             palette[one.title] = colour
     items, empty, alone = [], [], []
     others: Counter[str] = Counter()
@@ -117,13 +118,8 @@ def _sets(root: Path) -> list[Path]:
 
 def _draw(file: Path, classes: tuple[str, ...], size: Size) -> Drawing:
     content: _File = read_json(file, _File)
-    stated = content.size.height, content.size.width
-    if stated != size:
-        raise DataError(
-            f"{file} is of an image of {stated[1]}×{stated[0]}, but that is {size[1]}×{size[0]}: "
-            "put the image there that was labelled"
-        )
     try:
+        check_size((content.size.height, content.size.width), size)
         taken = [one for one in content.objects if one.geometry_type in _TAKEN]
         return draw_shapes([_shape(one, size) for one in taken], classes, size)
     except (DataError, zlib.error) as error:

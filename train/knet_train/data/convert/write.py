@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +26,7 @@ from knet_train.data.convert.selection import IGNORE, Selection, select
 from knet_train.data.convert.source import Item, Source
 from knet_train.data.convert.splits import divide
 from knet_train.data.dataset import shown_size
+from knet_train.data.files import place_file
 
 _WORKERS = 8  # images in memory at a time
 
@@ -202,20 +202,15 @@ class _Writer:
             self._save("instances", split, item, numbers)
             pairs = np.unique(label[numbers > 0].astype(np.int64) << 16 | numbers[numbers > 0])
             objects = np.bincount(pairs >> 16, minlength=len(objects))
-        self._place(item, self.root / "images" / split / f"{item.name}{item.image.suffix.lower()}")
+        target = self.root / "images" / split / f"{item.name}{item.image.suffix.lower()}"
+        link = self.link and not item.image.is_relative_to(self.scratch)
+        place_file(item.image, target, link=link)
         return _Written(np.bincount(label.ravel(), minlength=256), objects, drawing.hidden)
 
     def _save(self, kind: str, split: str, item: Item, values: NDArray[np.generic]) -> None:
         path = self.root / kind / split / f"{item.name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(values).save(path)
-
-    def _place(self, item: Item, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if self.link and not item.image.is_relative_to(self.scratch):
-            path.symlink_to(item.image.resolve())
-        else:
-            shutil.copyfile(item.image, path)
 
 
 class _Counts:
