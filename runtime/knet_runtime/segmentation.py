@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from knet_runtime.atomic import AtomicFile
 from knet_runtime.counts import Counts, draw_counts
-from knet_runtime.drawing import blend, colourise, encode_png, resized
+from knet_runtime.drawing import OPACITY, colourise, encode_png, resized
 from knet_runtime.labels import LabelMap
-from knet_runtime.painting import Box as Box, Segment as Segment, paint
+from knet_runtime.painting import Box as Box, Segment as Segment, paint, paint_classes
 from knet_runtime.rle import Rle, rles_of
 from knet_runtime.types import ClassMap, Rgb, Size, Task
 
@@ -249,13 +249,19 @@ class Segmentation:
         return results
 
     def overlay(
-        self, image: Rgb, alpha: float = 0.5, classes: Collection[int] | None = None
+        self,
+        image: Rgb,
+        alpha: float = OPACITY,
+        classes: Collection[int] | None = None,
+        *,
+        names: bool = False,
     ) -> Rgb:
-        """``image`` uint8 [H, W, 3] RGB under the classes' colours, things each in a shade of its
-        own with an outline and a label, and the zones of ``counts``. ``image`` has the result's
-        size, or is scaled from it. ``alpha`` (0 … 1) is the colours' opacity, ``classes`` are the
-        indices of those drawn (None: all). Raises ConfigError for another alpha, ValueError for an
-        image of another shape."""
+        """``image`` uint8 [H, W, 3] RGB under the classes' colours, with lines between regions,
+        things each in a shade of its own with an outline and a label, and the zones of ``counts``.
+        ``image`` has the result's size, or is scaled from it. ``alpha`` (0 … 1) is the colours'
+        opacity, ``classes`` are the indices of those drawn (None: all), ``names`` writes classes
+        into their large regions. Raises ConfigError for another alpha, ValueError for an image of
+        another shape."""
         ids = self.class_map if self.task == "semantic" else self._map_of(classes)
         (height, width), (own_height, own_width) = image.shape[:2], self.size
         if image.shape[:2] != self.size:
@@ -263,9 +269,10 @@ class Segmentation:
                 raise ValueError(f"image {image.shape[:2]} and result {self.size} differ in shape")
             ids = resized(ids, (height, width))
         if self.task == "semantic":
-            return blend(image, ids, self.labels, alpha, classes)
+            return paint_classes(image, ids, self.labels, alpha, classes, names=names)
         scale = width / own_width
-        painted = paint(image, ids, self.segments, self.labels, alpha, classes, scale)
+        segments, labels = self.segments, self.labels
+        painted = paint(image, ids, segments, labels, alpha, classes, scale, names=names)
         if self.counts is not None and alpha:
             draw_counts(painted, self.counts, scale)
         return painted

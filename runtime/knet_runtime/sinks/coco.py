@@ -218,7 +218,8 @@ class CocoPanoptic:
 
 
 class _Pictures(MaskFolder):
-    def _pictures(self, target: Path, result: Segmentation) -> dict[Path, bytes]:
+    def pictures(self, target: Path, frame: Frame, result: Segmentation) -> dict[Path, bytes]:
+        """The segments' ids as COCO paints them."""
         ids = result.segment_map
         planes = np.zeros((*ids.shape, 3), np.uint8)
         planes[..., 0], planes[..., 1] = ids & 255, ids >> 8

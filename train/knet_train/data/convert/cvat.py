@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
+from knet_runtime.colours import hex_colour
 from knet_runtime.errors import DataError
 from knet_runtime.labels import Colour
 from knet_train.data.convert.images import ImageFinder
@@ -18,7 +19,7 @@ from knet_train.data.convert.shapes import (
     runs,
     with_background,
 )
-from knet_train.data.convert.source import Drawing, Item, Size, Source, hex_colour, some, split_of
+from knet_train.data.convert.source import Drawing, Item, Size, Source, some, split_of
 
 _FILE = "annotations.xml"
 _TAKEN = ("polygon", "mask")

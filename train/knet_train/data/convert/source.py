@@ -82,14 +82,6 @@ def usual_split(name: str) -> str | None:
     return _SPLITS.get(split_of(name) or "")
 
 
-def hex_colour(text: str) -> Colour | None:
-    """The colour ``#rrggbb``; None for what has not this form."""
-    if len(text) != 7 or not text.startswith("#"):
-        return None
-    red, green, blue = bytes.fromhex(text[1:])
-    return red, green, blue
-
-
 def some(names: Sequence[str], what: str) -> list[str]:
     """One line that counts ``names`` and gives the first of them; none for no names."""
     more = ", …" if len(names) > 3 else ""

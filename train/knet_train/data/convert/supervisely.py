@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
+from knet_runtime.colours import hex_colour
 from knet_runtime.errors import DataError
 from knet_runtime.labels import Colour
 from knet_runtime.sources.images import IMAGE_SUFFIXES
@@ -21,16 +22,7 @@ from knet_train.data.convert.shapes import (
     polygon,
     with_background,
 )
-from knet_train.data.convert.source import (
-    Drawing,
-    Item,
-    Size,
-    Source,
-    hex_colour,
-    read_json,
-    some,
-    usual_split,
-)
+from knet_train.data.convert.source import Drawing, Item, Size, Source, read_json, some, usual_split
 from knet_train.data.files import entries
 
 _META = "meta.json"
