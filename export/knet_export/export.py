@@ -44,6 +44,7 @@ from knet_runtime.bundle.store import Bundle, write_bundle
 from knet_runtime.engines import open_engine
 from knet_runtime.errors import ConfigError, OutputError, ParityError
 from knet_runtime.golden import GOLDEN_NAME, save_golden
+from knet_runtime.palettes import recoloured
 from knet_runtime.preprocess import fit_to_input
 from knet_runtime.types import Size
 from knet_synthetic import CAMVID11, Street
@@ -73,6 +74,7 @@ def export_bundle(
     data: Path | str | None = None,
     split: str = "val",
     card: Path | None = None,
+    palette: str | Path = "model",
     licence: Licence | None = None,
     replace: bool = False,
     on_step: Callable[[str], None] = lambda _: None,
@@ -86,7 +88,8 @@ def export_bundle(
     and the result is recorded in the manifest. bf16 runs on no engine here: its graphs are checked
     for being valid, and parity is left for ``verify`` where they run. Golden inputs come from the
     same images, golden logits from the trained model in float32. ``card`` replaces the generated
-    MODEL_CARD.md. The destination appears whole or not at all; ``replace`` allows it to replace a
+    MODEL_CARD.md, and ``palette`` (see ``palettes.recoloured``) the checkpoint's colours of the
+    classes. The destination appears whole or not at all; ``replace`` allows it to replace a
     bundle.
 
     A network for instances or panoptic segmentation becomes one graph, of logits; of free sizes it
@@ -117,6 +120,7 @@ def export_bundle(
         raise OutputError(f"--card {card} is not a file: name a Markdown file")
 
     loaded = read_any_checkpoint(checkpoint)
+    labels = recoloured(loaded.labels, palette)
     spec = export_spec(loaded.config, size, sizes, max_batch)  # refuses before images are read
     check_finite(loaded.model, str(checkpoint))
     int8_images = None
@@ -128,7 +132,7 @@ def export_bundle(
     manifest = Manifest(
         name=name_for(destination),
         input=spec,
-        labels=loaded.labels,
+        labels=labels,
         graphs=_graphs(loaded, precision),
         provenance=Provenance(loaded.sha256, loaded.config.preset, _tools()),
         licence=licence or Licence("Apache-2.0", "unstated", "unstated"),

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         EventLines as EventLines,
         JsonLines as JsonLines,
         MaskFolder as MaskFolder,
+        OverlayFolder as OverlayFolder,
         OverlayImage as OverlayImage,
         OverlayVideo as OverlayVideo,
         RawMasks as RawMasks,
@@ -103,8 +104,8 @@ _MODULES = {
     "knet_runtime.segmentation": "Instance Segment Segmentation",
     "knet_runtime.segmenter": "Segmenter",
     "knet_runtime.sinks": (
-        "CocoPanoptic CocoResults EventLines JsonLines MaskFolder OverlayImage OverlayVideo "
-        "RawMasks RleLines RtspPush SharedMasks Sink UncertainFrames"
+        "CocoPanoptic CocoResults EventLines JsonLines MaskFolder OverlayFolder OverlayImage "
+        "OverlayVideo RawMasks RleLines RtspPush SharedMasks Sink UncertainFrames"
     ),
     "knet_runtime.sinks.raw_masks": "read_masks",
     "knet_runtime.sinks.shared_memory": "SharedMaskReader",

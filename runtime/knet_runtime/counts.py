@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, UnsetType
 
-from knet_runtime.drawing import drawable
+from knet_runtime.drawing import line_width, text_scale, text_size, write
 from knet_runtime.types import Rgb
 from knet_runtime.zones import Point, Zones
 
@@ -22,7 +22,6 @@ How = Literal["border", "appeared", "lost"]
 
 _ALONG = 0.15  # where on a line its counts stand, so that they do not hide what is on it
 
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
 _INK, _EDGE = (255, 255, 255), (0, 0, 0)
 _SIDES = ((-1, 0), (1, 0), (0, -1), (0, 1))
 
@@ -122,8 +121,7 @@ def draw_counts(image: Rgb, counts: Counts, scale: float = 1.0) -> None:
     """Draw ``marks`` into ``image`` uint8 [H, W, 3] RGB, which has ``scale`` times the frame's
     size: white, edged with black."""
     height, width = image.shape[:2]
-    wide = max(1, round(min(height, width) / 400))
-    size = min(0.9, max(0.35, min(height, width) / 1200))
+    wide, size = line_width((height, width)), text_scale((height, width))
     shown = marks(counts, scale)
     for ink, thick in ((_EDGE, wide + 2), (_INK, wide)):
         for mark in shown:
@@ -131,14 +129,12 @@ def draw_counts(image: Rgb, counts: Counts, scale: float = 1.0) -> None:
             cv2.polylines(image, [points], mark.closed, ink, thick, cv2.LINE_AA)
     for mark in shown:
         for (x, y), words in mark.texts:
-            text = drawable(words)
-            (long, tall), _ = cv2.getTextSize(text, _FONT, size, 1)
+            long, tall, _ = text_size(words, size)
             left = round(min(max(x - long / 2, 2), max(2, width - long - 2)))
             below = round(min(max(y + tall / 2, tall + 2), height - 3))
             # Thicker letters are wider ones, so the edge is the same text beside itself.
             for dx, dy, ink in (*((*side, _EDGE) for side in _SIDES), (0, 0, _INK)):
-                at = (left + dx, below + dy)
-                cv2.putText(image, text, at, _FONT, size, ink, 1, cv2.LINE_AA)
+                write(image, words, (left + wide * dx, below + wide * dy), size, ink)
 
 
 def _scaled(points: tuple[Point, ...], scale: float) -> tuple[Point, ...]:

@@ -9,9 +9,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from knet_runtime.colours import Colour as Colour, distinct_palette as distinct_palette
 from knet_runtime.errors import ConfigError
-
-Colour = tuple[int, int, int]
 
 _UNSHOWABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode's controls, formats, halves, line ends
 _JOINERS = "\u200c\u200d"  # formats that Persian, Hindi and others are written with
@@ -95,15 +94,3 @@ def _check_name(name: str) -> None:
                 f"class name {name!a}: take out {char!a}, which is no letter or sign but a control "
                 "character"
             )
-
-
-def distinct_palette(count: int) -> tuple[Colour, ...]:
-    """``count`` colours by the bit-shuffling scheme of Pascal VOC's colormap, from index 1 on."""
-    colours = []
-    for index in range(1, count + 1):
-        colour = [0, 0, 0]
-        for bit in range(8):
-            for channel in range(3):
-                colour[channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
-        colours.append((colour[0], colour[1], colour[2]))
-    return tuple(colours)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import cv2
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from knet_runtime.drawing import drawable, lay, look_up
+from knet_runtime.drawing import lay, text_scale, text_size, write
 from knet_runtime.labels import Colour, LabelMap
 from knet_runtime.types import ClassMap, Rgb
 
 Box = tuple[int, int, int, int]
 
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
-_PAD = 2  # pixels around the text of a label
+_LARGE = 0.015  # of an image: a region that is given its name
+_COARSE = 256  # pixels of the longer side at which places for names are looked for
 # Multiples of these, less their whole part, lie far from one another and fill 0 … 1 evenly.
 _HUE_STEP, _LIGHT_STEP = 0.6180339887, 0.7548776662
 _HUE_RANGE, _LIGHT_RANGE = 0.07, 0.3
@@ -57,24 +57,59 @@ def paint(
     alpha: float,
     classes: Collection[int] | None = None,
     scale: float = 1.0,
+    *,
+    names: bool = False,
 ) -> Rgb:
     """``image`` uint8 [H, W, 3] RGB under the colours of ``segments``; a new array.
 
     ``segment_map`` [H, W] holds their ids; their boxes times ``scale`` are in its pixels.
-    ``classes`` are those drawn (None: all). Fills are blended by ``alpha`` as ``drawing.lay`` does
-    it. Stuff has the classes' colours. A thing has a ``shade`` of its class's colour, which follows
-    its track or else its id, a bright outline inside its pixels, and a label such as "Car 3 · 0.91"
-    where there is room: large ones first, none over another. With alpha 0 nothing is drawn.
+    ``classes`` are those drawn (None: all). Fills are blended, and borders drawn, as by
+    ``drawing.lay``. Stuff has the classes' colours. A thing has a ``shade`` of its class's colour,
+    which follows its track or else its id, a bright outline inside its pixels, and a label such as
+    "Car 3 · 0.91" where there is room: large ones first, none over another. ``names`` writes the
+    class of stuff into its large regions. With alpha 0 nothing is drawn.
     """
     shown = [segment for segment in segments if classes is None or segment.class_id in classes]
     if len(segments) < 255:  # a look-up in bytes is several times faster
         segment_map = segment_map.astype(np.uint8)
     colours = {segment.id: colour_of(segment, labels) for segment in shown}
-    painted = lay(image, segment_map, colours, alpha)
     things = [segment for segment in shown if segment.is_thing]
-    if things and alpha and segment_map.size:
-        _outline(painted, segment_map, {one.id: _bright(colours[one.id]) for one in things})
-        _write_labels(painted, things, colours, scale)
+    lines = colours | {thing.id: _bright(colours[thing.id]) for thing in things}
+    painted = lay(image, segment_map, colours, alpha, lines)
+    if not alpha or not segment_map.size:
+        return painted
+    tags = _Tags(painted)
+    for thing in sorted(things, key=lambda one: -one.area):
+        left, top, right, bottom = (round(edge * scale) for edge in thing.box)
+        score = "" if thing.score is None else f" · {thing.score:.2f}"
+        text = f"{thing.label} {_number(thing)}{score}"
+        high = tags.height(text)
+        if max(right - left, bottom - top) >= high:
+            places = ((left, y) for y in (top - high, top, bottom))
+            tags.put(text, colours[thing.id], places)
+    if names:
+        stuff = {one.id: one.label for one in shown if not one.is_thing}
+        _name_regions(tags, segment_map, stuff, colours)
+    return painted
+
+
+def paint_classes(
+    image: Rgb,
+    class_map: ClassMap,
+    labels: LabelMap,
+    alpha: float,
+    classes: Collection[int] | None = None,
+    *,
+    names: bool = False,
+) -> Rgb:
+    """``image`` uint8 [H, W, 3] RGB under the colours of ``class_map`` [H, W], with borders, as
+    ``paint`` does it for stuff; a new array."""
+    shown = range(labels.num_classes) if classes is None else classes
+    colours = {index: labels.palette[index] for index in shown}
+    painted = lay(image, class_map, colours, alpha, lines=colours)
+    if names and alpha and class_map.size:
+        named = {index: labels.names[index] for index in colours}
+        _name_regions(_Tags(painted), class_map, named, colours)
     return painted
 
 
@@ -104,40 +139,83 @@ def _bright(colour: Colour) -> Colour:
     return red, green, blue
 
 
-def _outline(image: Rgb, ids: ClassMap, colours: dict[int, Colour]) -> None:
-    """Draw the edges of these ids, inside of them."""
-    wide = 2 * max(1, round(min(ids.shape) / 400)) + 1
-    table = np.zeros(max(256, int(ids.max()) + 1, max(colours) + 1), np.uint8)
-    table[list(colours)] = 255
-    edges = cv2.morphologyEx(ids, cv2.MORPH_GRADIENT, np.ones((wide, wide), np.uint8))
-    drawn = np.where(edges > 0, table[ids], np.uint8(0))
-    cv2.copyTo(look_up(ids, colours), drawn, image)
+class _Tags:
+    """Texts on filled boxes in ``image`` uint8 [H, W, 3] RGB, none over another."""
+
+    def __init__(self, image: Rgb) -> None:
+        self.size = image.shape[:2]
+        self._image = image
+        self._scale = text_scale(self.size)
+        self._pad = max(2, round(4 * self._scale))
+        self._taken: NDArray[np.int64] = np.empty((0, 4), np.int64)
+
+    def height(self, text: str) -> int:
+        """Pixels that the box of this text is high."""
+        return self._extent(text)[1]
+
+    def put(
+        self, text: str, colour: Colour, places: Iterable[tuple[int, int]], *, centred: bool = False
+    ) -> None:
+        """Write into a box whose left upper corner, or middle, is the first of ``places`` (x, y)
+        where it covers no other; nowhere if there is none. It is moved sideways into the image."""
+        height, width = self.size
+        wide, high, below = self._extent(text)
+        if wide > width:
+            return
+        for x, y in places:
+            left, top = (x - wide // 2, y - high // 2) if centred else (x, y)
+            left = min(max(0, left), width - wide)
+            box = np.array((left, top, left + wide, top + high))
+            covers = ((self._taken[:, :2] < box[2:]) & (self._taken[:, 2:] > box[:2])).all(1).any()
+            if top < 0 or top + high > height or covers:
+                continue
+            self._taken = np.vstack([self._taken, box])
+            corner = (left + wide - 1, top + high - 1)
+            cv2.rectangle(self._image, (left, top), corner, colour, cv2.FILLED)
+            ink = (0, 0, 0) if np.dot(colour, (0.299, 0.587, 0.114)) > 128 else (255, 255, 255)
+            at = (left + self._pad, top + high - self._pad - below)
+            write(self._image, text, at, self._scale, ink)
+            break
+
+    def _extent(self, text: str) -> tuple[int, int, int]:
+        long, tall, below = text_size(text, self._scale)
+        return long + 2 * self._pad, tall + below + 2 * self._pad, below
 
 
-def _write_labels(
-    image: Rgb, things: Sequence[Segment], colours: dict[int, Colour], scale: float
+def _name_regions(
+    tags: _Tags, ids: ClassMap, names: Mapping[int, str], colours: Mapping[int, Colour]
 ) -> None:
-    """Write a label at the top of each thing's box, or below it, where it covers no other label."""
-    height, width = image.shape[:2]
-    size = min(0.8, max(0.35, min(height, width) / 1500))
-    taken: NDArray[np.int64] = np.empty((0, 4), np.int64)
-    for thing in sorted(things, key=lambda one: -one.area):
-        left, top, right, bottom = (round(edge * scale) for edge in thing.box)
-        score = "" if thing.score is None else f" · {thing.score:.2f}"
-        text = drawable(f"{thing.label} {_number(thing)}{score}")
-        (long, tall), below = cv2.getTextSize(text, _FONT, size, 1)
-        wide, high = long + 2 * _PAD, tall + below + 2 * _PAD
-        if max(right - left, bottom - top) < high or wide > width:
-            continue
-        x = min(max(0, left), width - wide)
-        for y in (top - high, top, bottom):
-            box = np.array((x, y, x + wide, y + high))
-            inside = y >= 0 and y + high <= height
-            if inside and not ((taken[:, :2] < box[2:]) & (taken[:, 2:] > box[:2])).all(1).any():
-                taken = np.vstack([taken, box])
-                colour = colours[thing.id]
-                cv2.rectangle(image, (x, y), (x + wide - 1, y + high - 1), colour, cv2.FILLED)
-                ink = (0, 0, 0) if np.dot(colour, (0.299, 0.587, 0.114)) > 128 else (255,) * 3
-                at = (x + _PAD, y + _PAD + tall)
-                cv2.putText(image, text, at, _FONT, size, ink, 1, cv2.LINE_AA)
-                break
+    """Write the ``names`` of these ids into their large regions that have room for them."""
+    height, width = ids.shape
+    factor = max(1.0, max(height, width) / _COARSE)
+    size = max(1, round(width / factor)), max(1, round(height / factor))
+    coarse = cv2.resize(ids, size, interpolation=cv2.INTER_NEAREST)
+    for id_, name in names.items():
+        # The image's edge counts as the end of a region.
+        mask = cv2.copyMakeBorder((coarse == id_).view(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT)
+        count, regions, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
+        depth = cv2.distanceTransform(mask, cv2.DIST_L2, 3)
+        for number in range(1, count):
+            if stats[number, cv2.CC_STAT_AREA] < _LARGE * coarse.size:
+                continue
+            inside = np.where(regions == number, depth, 0)
+            if 2 * inside.max() * factor > tags.height(name):
+                x, y = _middle(inside)
+                place = round((x - 0.5) * factor), round((y - 0.5) * factor)
+                tags.put(name, colours[id_], (place,), centred=True)
+
+
+def _middle(depth: NDArray[np.floating]) -> tuple[float, float]:
+    """A place (x, y) deep inside a region; ``depth`` [H, W] is the way to its border, 0 outside.
+
+    The mean of its deep pixels moves little from frame to frame; where that is not deep itself, as
+    in a ring, the deepest pixel.
+    """
+    weight = depth.astype(np.float64) ** 4
+    across, down = weight.sum(0), weight.sum(1)
+    x = float(across @ np.arange(len(across)) / across.sum())
+    y = float(down @ np.arange(len(down)) / down.sum())
+    if depth[round(y), round(x)] < depth.max() / 2:
+        row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+        return float(column), float(row)
+    return x, y

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from knet_runtime.atomic import AtomicFile
 from knet_runtime.counts import Counts, draw_counts
-from knet_runtime.drawing import blend, colourise, encode_png, legend_strip, resized
+from knet_runtime.drawing import OPACITY, colourise, encode_png, legend_strip, resized
 from knet_runtime.errors import ConfigError, OutputError
 from knet_runtime.labels import LabelMap
-from knet_runtime.painting import Box as Box, Segment as Segment, paint
+from knet_runtime.painting import Box as Box, Segment as Segment, paint, paint_classes
 from knet_runtime.rle import Rle, rles_of
 from knet_runtime.types import ClassMap, Rgb, Size, Task
 
@@ -144,7 +144,7 @@ class Segmentation:
         table = _class_table(labels, [segment.class_id for segment in segments])
         described = tuple(segments)
         return cls(
-            *(table[segment_map], labels, timings or {}, "instance", None, None),
+            *(table[segment_map], labels, timings or {}, "instance", None, None, None),
             *(segment_map, described, ordered),
         )
 
@@ -296,13 +296,19 @@ class Segmentation:
         )
 
     def overlay(
-        self, image: Rgb | None = None, alpha: float = 0.5, classes: Collection[int] | None = None
+        self,
+        image: Rgb | None = None,
+        alpha: float = OPACITY,
+        classes: Collection[int] | None = None,
+        *,
+        names: bool = False,
     ) -> Rgb:
-        """``image`` uint8 [H, W, 3] RGB under the classes' colours, things each in a shade of its
-        own with an outline and a label, and the zones of ``counts``. ``image`` has the result's
-        size, or is scaled from it; left out, it is the result's own. ``alpha`` (0 … 1) is the
-        colours' opacity, ``classes`` are the indices of those drawn (None: all). Raises ConfigError
-        for another alpha, ValueError for an image of another shape, or none."""
+        """``image`` uint8 [H, W, 3] RGB under the classes' colours, with lines between regions,
+        things each in a shade of its own with an outline and a label, and the zones of ``counts``.
+        ``image`` has the result's size, or is scaled from it; left out, it is the result's own.
+        ``alpha`` (0 … 1) is the colours' opacity, ``classes`` are the indices of those drawn (None:
+        all), ``names`` writes classes into their large regions. Raises ConfigError for another
+        alpha, ValueError for an image of another shape, or none."""
         image = self.image if image is None else image
         if image is None:
             raise ValueError("this result keeps no image: pass the one that was segmented")
@@ -317,9 +323,10 @@ class Segmentation:
                 raise ValueError(f"image {image.shape[:2]} and result {self.size} differ in shape")
             ids = resized(ids, (height, width))
         if self.task == "semantic":
-            return blend(image, ids, self.labels, alpha, classes)
-        scale = max(height, width) / max(self.size)
-        painted = paint(image, ids, self.segments, self.labels, alpha, classes, scale)
+            return paint_classes(image, ids, self.labels, alpha, classes, names=names)
+        scale = width / own_width
+        segments, labels = self.segments, self.labels
+        painted = paint(image, ids, segments, labels, alpha, classes, scale, names=names)
         if self.counts is not None and alpha:
             draw_counts(painted, self.counts, scale)
         return painted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from pathlib import Path
 
@@ -27,6 +28,9 @@ def test_demo_writes_videos_and_a_page_that_stands_alone(
             assert sum(1 for _ in container.decode(video=0)) == 3
     page = (out / "report.html").read_text(encoding="utf-8")
     assert page.count("<img") == 2 * 2 + 3 * 3  # the real street has no labels to show
+    for video in written[1:]:  # the very files, as addresses that hold them
+        data = base64.b64encode((out / video).read_bytes()).decode()
+        assert f'src="data:video/mp4;base64,{data}"' in page
     assert not re.search(r"<script|<link|https?://|src=\"(?!data:)", page)
     model = open_bundle(default_bundle_path()).model_id
     words = ("mIoU", "do not say how well", "Udacity", "Bicyclist", "prefers-color-scheme")

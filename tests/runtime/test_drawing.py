@@ -136,3 +136,61 @@ def test_without_fonts_a_legend_shows_question_marks(monkeypatch: pytest.MonkeyP
     np.testing.assert_array_equal(
         drawn, legend_strip(LabelMap(("Stra?e", "??"), colours, 255), 300)
     )
+
+
+def borders_by_hand(ids: np.ndarray, near: int) -> np.ndarray:
+    height, width = ids.shape
+    found = np.zeros(ids.shape, bool)
+    for y in range(height):
+        for x in range(width):
+            rows = slice(max(0, y - near), y + near + 1)
+            found[y, x] = (ids[rows, max(0, x - near) : x + near + 1] != ids[y, x]).any()
+    return found
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("band", [60, 1 << 17])  # pixels; the first draws in bands of two rows
+def test_lines_follow_every_border_inside_of_the_coloured_regions(
+    monkeypatch: pytest.MonkeyPatch, deep: bool, band: int
+) -> None:
+    monkeypatch.setattr(drawing, "_BAND", band)
+    monkeypatch.setattr(drawing, "line_width", lambda _: 2)
+    random = np.random.default_rng(4)
+    ids = cv2.resize(random.integers(0, 4, (5, 6), np.uint8), (30, 25), interpolation=0)
+    if deep:
+        ids = np.where(ids == 3, 300, ids).astype(np.uint16)
+    image = random.integers(0, 256, (25, 30, 3), np.uint8)
+    colours = {0: (255, 0, 0), 1: (0, 255, 0), int(ids.max()): (0, 0, 255)}
+    lines = {**colours, 1: (255, 255, 255)}
+    drawn = drawing.lay(image, ids, colours, 0.4, lines)
+    plain = drawing.lay(image, ids, colours, 0.4)
+    border = borders_by_hand(ids, 2) & (ids != 2)  # 2 has no colour, and so no line
+    np.testing.assert_array_equal(drawn[~border], plain[~border])
+    np.testing.assert_array_equal(drawn[border], drawing.look_up(ids, lines)[border])
+    np.testing.assert_array_equal(drawn[ids == 2], image[ids == 2])
+    np.testing.assert_array_equal(drawing.lay(image, ids, colours, 0, lines), image)
+
+
+def test_one_region_to_the_edge_and_an_empty_image_have_no_line() -> None:
+    image = np.full((40, 50, 3), 100, np.uint8)
+    colours = {0: (0, 0, 200)}
+    drawn = drawing.lay(image, np.zeros((40, 50), np.uint8), colours, 0.4, colours)
+    assert len(np.unique(drawn.reshape(-1, 3), axis=0)) == 1
+    nothing = drawing.lay(image, np.full((40, 50), 255, np.uint8), colours, 0.4, colours)
+    np.testing.assert_array_equal(nothing, image)
+    assert drawing.lay(image[:0], np.zeros((0, 50), np.uint8), colours, 0.4, colours).size == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "letters"), [((240, 320), 8), ((720, 1280), 11), ((2160, 3840), 30)]
+)
+def test_text_and_lines_grow_with_the_image(size: tuple[int, int], letters: int) -> None:
+    _, tall, _ = drawing.text_size("Road", drawing.text_scale(size))
+    assert letters <= tall <= 1.6 * letters
+    assert drawing.line_width(size) == {240: 1, 720: 2, 2160: 4}[size[0]]
+
+
+def test_small_shares_are_not_said_to_be_nothing() -> None:
+    assert [drawing._percent(share) for share in (0, 0.001, 0.006, 0.5, 1)] == [
+        *("0%", "<1%", "1%", "50%", "100%")
+    ]

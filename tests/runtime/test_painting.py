@@ -51,9 +51,10 @@ def test_things_have_outlines_labels_and_fills_of_their_own(written: list[str]) 
     assert [text.replace("-", "·") for text in written] == ["car 2 · 0.91", "person 3 · 0.70"]
 
 
-def test_stuff_and_void_are_drawn_as_before() -> None:
+def test_stuff_is_blended_and_void_is_clear_with_a_line_of_the_stuff_between() -> None:
     drawn, plain = panoptic().overlay(IMAGE, 0.4), blend(IMAGE, panoptic().class_map, LABELS, 0.4)
-    np.testing.assert_array_equal(drawn[100:, :110], plain[100:, :110])
+    np.testing.assert_array_equal(drawn[101:109, :110], plain[101:109, :110])
+    assert (drawn[109, :110] == LABELS.palette[0]).all()
     np.testing.assert_array_equal(drawn[110:], IMAGE[110:])
 
 
@@ -114,7 +115,7 @@ def test_a_scaled_image_gets_the_result_at_its_size(written: list[str]) -> None:
 
 def test_results_without_things_and_images_without_pixels() -> None:
     road = Segmentation.from_panoptic(np.ones(HW, np.uint16), [0], [0.9], LABELS)
-    np.testing.assert_array_equal(road.overlay(IMAGE), blend(IMAGE, road.class_map, LABELS, 0.5))
+    np.testing.assert_array_equal(road.overlay(IMAGE), blend(IMAGE, road.class_map, LABELS, 0.4))
     none = Segmentation.from_instances([], HW, LABELS)
     np.testing.assert_array_equal(none.overlay(IMAGE), IMAGE)
     assert Segmentation.from_instances([], (0, 5), LABELS).overlay(IMAGE[:0, :5]).size == 0
@@ -127,5 +128,66 @@ def test_objects_of_classes_that_are_not_chosen_cover_nothing(written: list[str]
     found = [Instance(1, 0.9, 20, 30, car), Instance(2, 0.6, 30, 40, person)]
     drawn = Segmentation.from_instances(found, HW, LABELS).overlay(IMAGE, 1.0, [2])
     assert drawn[80, 60].tolist() == list(shade(LABELS.palette[2], 2))
-    np.testing.assert_array_equal(drawn[:, 100:], IMAGE[:, 100:])
+    np.testing.assert_array_equal(drawn[40:, 100:], IMAGE[40:, 100:])
     assert [text.split()[0] for text in written] == ["person"]
+
+
+NAMED = LabelMap(("Straße", "道路", "sky"), ((230, 159, 0), (0, 90, 160), (86, 180, 233)), 255)
+
+
+def test_names_stand_inside_their_large_regions(written: list[str]) -> None:
+    classes = np.full((200, 300), 255, np.uint8)
+    classes[:, :100], classes[100:, 120:], classes[:4, 120:] = 0, 1, 2  # the sky is too flat
+    result, image = Segmentation(classes, NAMED), np.full((200, 300, 3), 90, np.uint8)
+    plain = result.overlay(image)
+    assert written == []
+    named = result.overlay(image, names=True)
+    assert len(written) == 2
+    changed = (named != plain).any(2)
+    assert changed[:, :100].any()
+    assert changed[100:, 120:].any()
+    assert not changed[classes > 1].any()
+    np.testing.assert_array_equal(result.overlay(image, 0, names=True), image)
+
+
+def test_each_large_part_of_a_class_has_its_name_and_no_name_lies_over_another(
+    written: list[str],
+) -> None:
+    classes = np.full((90, 400), 2, np.uint8)
+    classes[20:70, 10:150] = classes[20:70, 200:390] = 0
+    Segmentation(classes, NAMED).overlay(np.zeros((90, 400, 3), np.uint8), names=True)
+    assert written.count(written[0]) >= 2
+
+
+def test_a_ring_has_its_name_on_itself() -> None:
+    classes = np.full((400, 400), 255, np.uint8)
+    cv2.circle(classes, (200, 200), 150, 0, 60)
+    image = np.zeros((400, 400, 3), np.uint8)
+    result = Segmentation(classes, LabelMap(("o",), ((255, 255, 255),), 255))
+    changed = (result.overlay(image, names=True) != result.overlay(image)).any(2)
+    assert changed.any()
+    assert (classes[changed] == 0).all()
+
+
+@pytest.mark.parametrize("size", [(0, 40), (1, 1), (3, 500), (40, 0)])
+def test_names_fit_images_of_every_shape(size: tuple[int, int]) -> None:
+    result = Segmentation(np.zeros(size, np.uint8), NAMED)
+    assert result.overlay(np.zeros((*size, 3), np.uint8), names=True).shape == (*size, 3)
+
+
+def test_names_are_of_stuff_where_things_have_labels(written: list[str]) -> None:
+    panoptic().overlay(IMAGE, names=True)
+    assert [text.split()[0] for text in written] == ["car", "person", "road"]
+
+
+def test_a_car_on_a_road_is_plainly_visible_in_the_packaged_models_colours() -> None:
+    from knet_runtime.bundle.store import open_bundle
+
+    labels = open_bundle().manifest.labels
+    road, car = labels.indices(["road"])[0], labels.indices(["car"])[0]
+    classes = np.full((60, 60), road, np.uint8)
+    classes[20:40, 20:40] = car
+    dark = np.full((60, 60, 3), 60, np.uint8)  # a dark car on a dark road
+    drawn = Segmentation(classes, labels).overlay(dark)
+    lab = cv2.cvtColor(drawn[[5, 30], [5, 30]][None].astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    assert np.linalg.norm(lab[0, 0] - lab[0, 1]) > 25

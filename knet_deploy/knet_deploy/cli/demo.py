@@ -1,5 +1,5 @@
 """``knet-deploy demo``: the packaged model on a real street and on a synthetic drive, with one page
-of numbers (``demo.html``) that carries its images and needs no network and no script."""
+of numbers (``demo.html``) that carries both videos and needs no network and no script."""
 
 from __future__ import annotations
 
@@ -108,7 +108,9 @@ def demo(
         frames=summary.frames,
         times=_times(summary),
         classes=_classes(scores, labels),
+        street_video=_film_uri(street_video),
         street=_figures(street, labels),
+        drive_video=_film_uri(drive_video),
         drive=_figures(driven, labels),
         model=escape(model),
         engine=escape(name),
@@ -170,7 +172,7 @@ def _film(
                 found.append(_Example(frame.index, frame.image, result.class_map, truth))
             advance()
 
-        feed = Feed(source, [OverlayVideo(video, source.info, legend=True)])
+        feed = Feed(source, [OverlayVideo(video, source.info, legend=True, names=True)])
         summary = run([feed], segmenter, max_frames=count, on_frame=collect)
     return summary, found
 
@@ -258,14 +260,27 @@ def _classes(scores: ConfusionMatrix, labels: LabelMap) -> str:
     )
 
 
+def _film_uri(video: Path) -> str:
+    """A video as an address that holds it. Raises OutputError."""
+    from knet_runtime.atomic import output_error
+
+    try:
+        data = video.read_bytes()
+    except OSError as error:
+        raise output_error(video, error) from error
+    return f"data:video/mp4;base64,{base64.b64encode(data).decode()}"
+
+
 def _figures(examples: list[_Example], labels: LabelMap) -> str:
     return "\n".join(_figure(example, labels) for example in examples)
 
 
 def _figure(example: _Example, labels: LabelMap) -> str:
-    from knet_runtime.drawing import blend, colourise, encode_jpeg
+    from knet_runtime.drawing import colourise, encode_jpeg
+    from knet_runtime.segmentation import Segmentation
 
-    views = {"frame": example.image, "K-Net": blend(example.image, example.prediction, labels, 0.6)}
+    drawn = Segmentation(example.prediction, labels).overlay(example.image)
+    views = {"frame": example.image, "K-Net": drawn}
     if example.truth is not None:
         views["exact labels"] = colourise(example.truth, labels)
     cells = "".join(

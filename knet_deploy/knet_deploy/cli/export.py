@@ -55,6 +55,13 @@ def export(
     card: Annotated[
         Path | None, typer.Option(help="Your MODEL_CARD.md, instead of a generated one.")
     ] = None,
+    palette: Annotated[
+        str,
+        typer.Option(
+            metavar="model|distinct|cityscapes|FILE",
+            help="Colours of the classes, as for run; the checkpoint's by default.",
+        ),
+    ] = "model",
     weights_licence: Annotated[
         str, typer.Option(help="Licence of the weights, for the manifest.")
     ] = "unstated",
@@ -100,6 +107,7 @@ def export(
         data=data,
         split=split,
         card=card,
+        palette=palette,
         licence=Licence("Apache-2.0", weights_licence, data_licence),
         replace=force,
         on_step=typer.echo,

@@ -6,13 +6,14 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import msgspec
 
 from knet_deploy.cli.choices import Codec
 from knet_deploy.cli.console import say, track
 from knet_deploy.cli.ending import bounds_itself
+from knet_runtime.drawing import OPACITY
 from knet_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,10 +29,19 @@ if TYPE_CHECKING:
     from knet_runtime.sources.base import SourceInfo
     from knet_runtime.types import Frame, Task
 
-ALPHA = 0.5
 _IMAGES = (".png", ".jpg", ".jpeg")
 _VIDEOS = (".mp4", ".mkv")
 _SHARED = "shm:"
+
+
+class _Look(TypedDict):
+    """The options that all overlays have."""
+
+    alpha: float
+    legend: bool
+    names: bool
+    side_by_side: bool
+    classes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,9 @@ class Outputs:
     push: str | None = None
     capture: tuple[str, Path] | None = None
     alpha: float | None = None
-    legend: bool = False
+    legend: bool | None = None
+    names: bool = False
+    side_by_side: bool = False
     classes: tuple[str, ...] = ()
     blur: tuple[str, ...] = ()
     page: bool = False
@@ -59,7 +71,12 @@ class Outputs:
     @property
     def opacity(self) -> float:
         """Of the overlay's colours, 0 to 1."""
-        return ALPHA if self.alpha is None else self.alpha
+        return OPACITY if self.alpha is None else self.alpha
+
+    @property
+    def overlay_folder(self) -> bool:
+        """Whether the overlay is a folder of images: what has no suffix, or is a folder now."""
+        return self.overlay is not None and (not self.overlay.suffix or self.overlay.is_dir())
 
     @property
     def is_summary_all(self) -> bool:
@@ -86,17 +103,18 @@ class Outputs:
     def check(self) -> None:
         """ConfigError for what cannot be, before anything that costs time."""
         suffix = None if self.overlay is None else self.overlay.suffix.lower()
-        if suffix is not None and suffix not in (*_VIDEOS, *_IMAGES):
+        folder = self.overlay_folder
+        if suffix is not None and not folder and suffix not in (*_VIDEOS, *_IMAGES):
             raise ConfigError(
                 f"{self.overlay}: let the overlay's name end in .mp4 or .mkv (or .png or .jpg for "
-                "a single image)"
+                "a single image, or in / for a folder of images)"
             )
-        if self.codec is not None and suffix not in _VIDEOS:
+        if self.codec is not None and (folder or suffix not in _VIDEOS):
             raise ConfigError("--codec is of the video that -o writes: name an .mp4 or .mkv")
-        if self.overwrite and self.masks is None and self.coco_panoptic is None:
+        if self.overwrite and not folder and self.masks is None and self.coco_panoptic is None:
             raise ConfigError(
-                "--overwrite is about masks: add --masks FOLDER or --coco-panoptic FOLDER, or "
-                "leave it out"
+                "--overwrite is about folders: add -o FOLDER, --masks FOLDER or --coco-panoptic "
+                "FOLDER, or leave it out"
             )
         shown = self.overlay is not None or self.push is not None
         if self.classes and not (shown or self.page or self.rle or self.coco):
@@ -106,7 +124,9 @@ class Outputs:
             )
         for option, given, used in (
             ("--alpha", self.alpha is not None, shown or self.page),
-            ("--legend", self.legend, shown),
+            ("--legend", self.legend is not None, shown),
+            ("--names", self.names, shown),
+            ("--side-by-side", self.side_by_side, shown),
             ("--blur", bool(self.blur), shown or self.page or self.capture is not None),
         ):
             if given and not used:
@@ -143,7 +163,11 @@ class Outputs:
             raise ConfigError(f"{option} - is for one source; {fix} with several")
         return replace(
             self,
-            overlay=_suffixed(self.overlay, name),
+            overlay=(
+                self.overlay / name
+                if self.overlay is not None and self.overlay_folder
+                else _suffixed(self.overlay, name)
+            ),
             masks=None if self.masks is None else self.masks / name,
             json=_suffixed(self.json, name),
             events=_suffixed(self.events, name),
@@ -176,10 +200,7 @@ class Outputs:
         if self.overlay is not None:
             made.append(conceal(self._overlay(self.overlay, info)))
         if self.push is not None:
-            pushed = sinks.RtspPush(
-                self.push, info, alpha=self.opacity, legend=self.legend, classes=self.classes
-            )
-            made.append(conceal(pushed))
+            made.append(conceal(sinks.RtspPush(self.push, info, **self._look)))
         if self.masks is not None:
             made.append(sinks.MaskFolder(self.masks, overwrite=self.overwrite))
         if self.json is not None:
@@ -209,19 +230,28 @@ class Outputs:
         return lambda sink: Concealed(sink, concealer)
 
     def _overlay(self, output: Path, info: SourceInfo) -> Sink:
-        from knet_runtime.sinks import OverlayImage, OverlayVideo
+        from knet_runtime.sinks import OverlayFolder, OverlayImage, OverlayVideo
 
-        alpha, legend, classes = self.opacity, self.legend, self.classes
+        if self.overlay_folder:
+            return OverlayFolder(output, overwrite=self.overwrite, **self._look)
         if output.suffix.lower() in _VIDEOS:
-            codec = self.codec or "h264"
-            return OverlayVideo(
-                output, info, alpha=alpha, legend=legend, classes=classes, codec=codec
-            )
+            return OverlayVideo(output, info, codec=self.codec or "h264", **self._look)
         if info.kind != "image":
             raise ConfigError(
-                f"{output}: an image file is for a single image; let the name end in .mp4"
+                f"{output}: an image file is for a single image; let the name end in .mp4, or name "
+                f"a folder: {output.stem}/"
             )
-        return OverlayImage(output, alpha=alpha, legend=legend, classes=classes)
+        return OverlayImage(output, **self._look)
+
+    @property
+    def _look(self) -> _Look:
+        return {
+            "alpha": self.opacity,
+            "legend": self.legend is not False,
+            "names": self.names,
+            "side_by_side": self.side_by_side,
+            "classes": self.classes,
+        }
 
 
 def needs_segments(

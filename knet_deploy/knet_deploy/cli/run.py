@@ -29,7 +29,6 @@ from knet_deploy.cli.choices import (
 )
 from knet_deploy.cli.console import needs_extra, parse_size, say
 from knet_deploy.cli.outputs import (
-    ALPHA,
     Outputs,
     Shares,
     feed_names,
@@ -38,6 +37,7 @@ from knet_deploy.cli.outputs import (
     segment_rules,
 )
 from knet_deploy.cli.streams import allow_closed_stdout
+from knet_runtime.drawing import OPACITY
 from knet_runtime.errors import ConfigError, ParityError
 from knet_runtime.golden import SelfTestPolicy
 
@@ -109,7 +109,8 @@ def run(
         _outputs(
             "-o",
             "--output",
-            help="Write the overlay: .mp4 or .mkv; for one image also .png or .jpg.",
+            help="Write the overlay: .mp4 or .mkv; for one image also .png or .jpg; or a folder "
+            "(overlays/) for an image per frame.",
         ),
     ] = None,
     codec: Annotated[
@@ -122,8 +123,8 @@ def run(
         bool,
         _outputs(
             "--overwrite",
-            help="Remove the masks of another run from the folder of --masks or --coco-panoptic, "
-            "which is refused otherwise.",
+            help="Remove what another run wrote into the folder of -o, --masks or "
+            "--coco-panoptic, which is refused otherwise.",
         ),
     ] = False,
     json: Annotated[
@@ -169,10 +170,29 @@ def run(
         ),
     ] = None,
     alpha: Annotated[
-        float | None, _look(help=f"Opacity of the overlay's colours, 0 to 1 ({ALPHA}).")
+        float | None, _look(help=f"Opacity of the overlay's colours, 0 to 1 ({OPACITY}).")
     ] = None,
+    palette: Annotated[
+        str,
+        _look(
+            metavar="model|distinct|cityscapes|FILE",
+            help="Colours of the classes: the bundle's; generated ones that are easily told apart; "
+            "Cityscapes'; or those of a file with a line such as: road #804080.",
+        ),
+    ] = "model",
     legend: Annotated[
-        bool, _look("--legend", help="Add class names and shares below the overlay.")
+        bool | None,
+        _look(
+            "--legend/--no-legend",
+            help="Name the classes that are seen, and their shares, below the overlay; on by "
+            "default.",
+        ),
+    ] = None,
+    name_regions: Annotated[
+        bool, _look("--names", help="Write the names of classes into their large regions.")
+    ] = False,
+    side_by_side: Annotated[
+        bool, _look("--side-by-side", help="Put the frame without colours to the left.")
     ] = False,
     classes: Annotated[
         str | None,
@@ -271,6 +291,8 @@ def run(
         capture=capture,
         alpha=alpha,
         legend=legend,
+        names=name_regions,
+        side_by_side=side_by_side,
         classes=names(classes),
         blur=names(blur),
         page=serve is not None,
@@ -287,7 +309,7 @@ def run(
         max_downtime=max_downtime,
         hwaccel=hwaccel,
     )
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle).with_palette(palette)
     if size is not None:
         opened = opened.with_input_size(parse_size(size))
     outputs.check_task(opened)

@@ -28,6 +28,7 @@ from knet_runtime.bundle.manifest import (
     encode_manifest,
 )
 from knet_runtime.errors import BundleError, ConfigError, OutputError
+from knet_runtime.palettes import recoloured
 from knet_runtime.types import Size
 
 _BLOCK = 1 << 20
@@ -81,6 +82,13 @@ class Bundle:
             )
         changed = msgspec.structs.replace(spec, height=size[0], width=size[1])
         return Bundle(self.path, msgspec.structs.replace(self.manifest, input=changed))
+
+    def with_palette(self, palette: str | Path) -> Bundle:
+        """This bundle with other colours for its classes: "model" (its own), "distinct",
+        "cityscapes", or a file of names and colours; see ``palettes.recoloured``. Raises
+        ConfigError."""
+        labels = recoloured(self.manifest.labels, palette)
+        return Bundle(self.path, msgspec.structs.replace(self.manifest, labels=labels))
 
     @property
     def model_id(self) -> str:

@@ -21,6 +21,7 @@ from knet_runtime.sinks.event_lines import EventLines as EventLines
 from knet_runtime.sinks.json_lines import JsonLines as JsonLines, RleLines as RleLines
 from knet_runtime.sinks.mask_folder import MaskFolder as MaskFolder
 from knet_runtime.sinks.overlay import OverlayImage as OverlayImage, OverlayVideo as OverlayVideo
+from knet_runtime.sinks.overlay_folder import OverlayFolder as OverlayFolder
 from knet_runtime.sinks.raw_masks import RawMasks as RawMasks
 from knet_runtime.sinks.rtsp import RtspPush as RtspPush
 from knet_runtime.sinks.shared_memory import SharedMasks as SharedMasks

@@ -205,5 +205,6 @@ class CocoPanoptic:
 
 
 class _Pictures(MaskFolder):
-    def _pictures(self, target: Path, result: Segmentation) -> dict[Path, bytes]:
+    def pictures(self, target: Path, frame: Frame, result: Segmentation) -> dict[Path, bytes]:
+        """The segments' ids as COCO paints them."""
         return {target: panoptic_png(result)}

@@ -7,16 +7,28 @@ both as well.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Collection, Sequence
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from time import monotonic
 
 import numpy as np
+from numpy.typing import NDArray
 
 from knet_runtime.atomic import AtomicFile, output_error
-from knet_runtime.drawing import encode_jpeg, encode_png, legend_strip, letterbox, mark_stale
+from knet_runtime.drawing import (
+    OPACITY,
+    LegendGrid,
+    encode_jpeg,
+    encode_png,
+    legend_classes,
+    legend_strip,
+    letterbox,
+    mark_stale,
+    text_scale,
+)
 from knet_runtime.errors import ConfigError, OutputError
 from knet_runtime.growing import GrowingFile
 from knet_runtime.segmentation import Segmentation
@@ -39,7 +51,11 @@ _MILLISECOND = Fraction(1, 1000)
 _SLIDESHOW_RATE = Fraction(2)
 _DEFAULT_RATE = Fraction(30)
 _FINEST_TICK = Fraction(1, 1_000_000_000)  # MP4 counts ticks per second in 31 bits
-_JPEG_QUALITY = 95
+_RECENT = 2  # seconds over which a video's legend takes the mean
+_PRESENT = 0.0005  # of an image: less of a class is not in its legend
+
+JPEG_QUALITY = 95
+"""Of overlays that are kept as JPEG."""
 
 INDEXED_FRAMES = 100_000
 """An MP4 of more frames than this stays in fragments: its index would be kept in memory, 72 bytes
@@ -47,45 +63,123 @@ a frame, until the end."""
 
 
 class OverlayPainter:
-    """Draws frames under their colours, all at the size of the first one.
+    """Draws frames under their colours, as ``OverlayVideo`` has it with the same options.
 
-    ``alpha``, ``legend`` and ``classes`` are those of ``OverlayVideo``. Frames of another size than
-    the first are letterboxed into it. Raises ConfigError for a wrong alpha.
+    ``steady`` drawings are a video's: all have the size of the first one, into which frames of
+    another size are letterboxed, and the legend tells of the last two seconds. Else each has its
+    frame's size, and the legend is its own. Raises ConfigError for a wrong alpha.
     """
 
-    def __init__(self, alpha: float, legend: bool, classes: Sequence[str]) -> None:
+    def __init__(
+        self,
+        *,
+        alpha: float,
+        legend: bool,
+        names: bool,
+        side_by_side: bool,
+        classes: Sequence[str],
+        steady: bool,
+    ) -> None:
         if not 0 <= alpha <= 1:
             raise ConfigError(f"alpha is {alpha}; the overlay's opacity lies between 0 and 1")
         self._alpha = alpha
-        self._legend = legend
-        self._names = tuple(classes)
+        self._names = names
+        self._side_by_side = side_by_side
+        self._classes = tuple(classes)
+        self._steady = steady
         self._hw: Size | None = None
+        self._legend = _RecentLegend() if legend and steady else None
+        self._own_legend = legend and not steady
         self._fresh = monotonic()
 
     def paint(self, frame: Frame, result: Segmentation) -> Rgb:
         """The drawing of one frame, uint8 [H, W, 3] RGB. Raises ConfigError for classes that
         ``result`` does not have."""
-        classes = result.labels.indices(self._names) if self._names else None
-        image = result.overlay(frame.image, self._alpha, classes)
-        if self._hw is None:
+        classes = result.labels.indices(self._classes) if self._classes else None
+        image = result.overlay(frame.image, self._alpha, classes, names=self._names)
+        if self._hw is None or not self._steady:
             self._hw = image.shape[:2]
         image = letterbox(image, self._hw)
+        if self._side_by_side:
+            image = np.concatenate([letterbox(frame.image, self._hw), image], axis=1)
         if frame.stale:
             image = mark_stale(image, monotonic() - self._fresh)
         else:
             self._fresh = monotonic()
-        if self._legend:
-            strip = legend_strip(result.labels, self._hw[1], result.shares(), classes)
+        width, scale = image.shape[1], text_scale(self._hw)
+        if self._legend is not None:
+            strip = self._legend.strip(frame, result, classes, width, scale)
+            image = np.concatenate([image, strip])
+        elif self._own_legend:
+            shares = result.shares()
+            shown = _present(result, np.array(list(shares.values())), classes)
+            strip = legend_strip(result.labels, width, shares, shown, scale)
             image = np.concatenate([image, strip])
         return image
+
+
+class _RecentLegend:
+    """The legend of a video: the classes of the last two seconds and their mean shares, so that
+    nothing flickers; of frames without a time, each one's own. A class keeps its place while it is
+    shown, and the strip its size."""
+
+    def __init__(self) -> None:
+        self._recent: deque[tuple[Fraction | None, NDArray[np.float64]]] = deque()
+        self._places: dict[int, int] = {}
+        self._grid: LegendGrid | None = None
+
+    def strip(
+        self,
+        frame: Frame,
+        result: Segmentation,
+        classes: Collection[int] | None,
+        width: int,
+        scale: float,
+    ) -> Rgb:
+        """uint8 [h, ``width``, 3] RGB, for a frame that comes after those before."""
+        labels = result.labels
+        shares = self._mean(frame, result)
+        by_name = dict(zip(labels.names, shares.tolist(), strict=True))
+        possible = range(labels.num_classes) if classes is None else classes
+        room = len(legend_classes(labels, by_name, possible))
+        shown = legend_classes(labels, by_name, _present(result, shares, classes))
+        self._places = {one: place for one, place in self._places.items() if one in shown}
+        free = iter(sorted(set(range(room)) - set(self._places.values())))
+        self._places |= {one: next(free) for one in shown if one not in self._places}
+        if self._grid is None:
+            self._grid = LegendGrid(labels, possible, width, scale)
+        return self._grid.draw(self._places, room, by_name)
+
+    def _mean(self, frame: Frame, result: Segmentation) -> NDArray[np.float64]:
+        recent, now = self._recent, frame.pts
+        while recent and not _is_recent(recent[0][0], now):
+            recent.popleft()
+        if not recent:
+            self._places = {}
+        if not frame.stale or not recent:
+            recent.append((now, np.array(list(result.shares().values()))))
+        return np.asarray(np.mean([shares for _, shares in recent], 0), np.float64)
+
+
+def _is_recent(then: Fraction | None, now: Fraction | None) -> bool:
+    return then is not None and now is not None and 0 <= now - then < _RECENT
+
+
+def _present(
+    result: Segmentation, shares: NDArray[np.float64], classes: Collection[int] | None
+) -> list[int]:
+    """Of ``classes`` (None: all) those that a legend has."""
+    possible = range(result.labels.num_classes) if classes is None else classes
+    return [index for index in possible if shares[index] >= _PRESENT]
 
 
 class OverlayImage:
     """Writes one frame under its colours to ``path``, a PNG or JPEG by its suffix.
 
-    ``alpha``, ``legend`` and ``classes`` are those of ``OverlayVideo``. The file appears whole at
-    the first ``write``; a second one is refused. Raises OutputError when it cannot be written,
-    ConfigError for another suffix, a wrong alpha or classes that the model does not have.
+    The options are those of ``OverlayVideo``; the legend names what is in the image. The file
+    appears whole at the first ``write``; a second one is refused. Raises OutputError when it cannot
+    be written, ConfigError for another suffix, a wrong alpha or classes that the model does not
+    have.
 
         >>> from knet_deploy import OverlayImage, Segmenter, open_source
         >>> with open_source("street.png") as source, Segmenter() as segment:
@@ -101,8 +195,10 @@ class OverlayImage:
         self,
         path: str | Path,
         *,
-        alpha: float = 0.5,
+        alpha: float = OPACITY,
         legend: bool = False,
+        names: bool = False,
+        side_by_side: bool = False,
         classes: Sequence[str] = (),
     ) -> None:
         target = Path(path)
@@ -110,7 +206,14 @@ class OverlayImage:
         self.name = str(path)
         if target.suffix.lower() not in self.SUFFIXES:
             raise ConfigError(f"{path}: let the image's name end in {' or '.join(self.SUFFIXES)}")
-        self._painter = OverlayPainter(alpha, legend, classes)
+        self._painter = OverlayPainter(
+            alpha=alpha,
+            legend=legend,
+            names=names,
+            side_by_side=side_by_side,
+            classes=classes,
+            steady=False,
+        )
         self._file: AtomicFile | None = AtomicFile(target)
 
     def write(self, frame: Frame, result: Segmentation) -> None:
@@ -121,7 +224,7 @@ class OverlayImage:
         image = self._painter.paint(frame, result)
         try:
             png = file.target.suffix.lower() == ".png"
-            data = encode_png(image) if png else encode_jpeg(image, _JPEG_QUALITY)
+            data = encode_png(image) if png else encode_jpeg(image, JPEG_QUALITY)
         except ValueError as error:
             raise OutputError(f"{self.name}: {error}; write a PNG, or a smaller image") from error
         file.write(data)
@@ -184,8 +287,11 @@ class FrameClock:
 class OverlayVideo:
     """Writes each frame under its colours to ``path``, an MP4 or MKV by its suffix.
 
-    ``info`` is the source's; ``alpha`` the colours' opacity (0 … 1); ``legend`` adds a strip of
-    class names and shares below the frame; ``classes`` names those that are drawn (none: all).
+    ``info`` is the source's; ``alpha`` the colours' opacity (0 … 1); ``legend`` adds a strip below
+    the frame with colours and names of the classes that covered at least 1/2000 of the last two
+    seconds, and their mean shares; ``names`` writes classes into their large regions;
+    ``side_by_side`` puts the frame without colours to the left; ``classes`` names those that are
+    drawn (none: all).
     The video is H.264, or HEVC by ``codec``; ``encoders`` are FFmpeg's names in the order in which
     they are tried.
 
@@ -217,8 +323,10 @@ class OverlayVideo:
         path: str | Path,
         info: SourceInfo,
         *,
-        alpha: float = 0.5,
+        alpha: float = OPACITY,
         legend: bool = False,
+        names: bool = False,
+        side_by_side: bool = False,
         classes: Sequence[str] = (),
         codec: Codec = "h264",
         encoders: Sequence[str] | None = None,
@@ -232,12 +340,21 @@ class OverlayVideo:
         if codec not in ENCODERS:
             raise ConfigError(f"the codec is {codec!r}; use h264 or hevc")
         self._format: VideoFormat = video_format
-        self._painter = OverlayPainter(alpha, legend, classes)
+        self._painter = OverlayPainter(
+            alpha=alpha,
+            legend=legend,
+            names=names,
+            side_by_side=side_by_side,
+            classes=classes,
+            steady=True,
+        )
         self._clock = FrameClock(info, _MILLISECOND if video_format == "matroska" else None)
         self._open = partial(
             VideoWriter,
             rate=self._clock.rate,
-            encoder=working_encoder(encoders or ENCODERS[codec], info.hw),
+            encoder=working_encoder(
+                encoders or ENCODERS[codec], (info.hw[0], info.hw[1] * (1 + side_by_side))
+            ),
             video_format=video_format,
             aspect=info.sample_aspect,
             live=info.live,

@@ -22,6 +22,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from knet_runtime.drawing import OPACITY
 from knet_runtime.labels import LabelMap
 from knet_runtime.pipeline.stats import RunSnapshot
 from knet_runtime.segmentation import Segmentation
@@ -241,7 +242,7 @@ class LivePage(Closeable):
         snapshot: Callable[[], RunSnapshot],
         *,
         feeds: list[str],
-        alpha: float = 0.5,
+        alpha: float = OPACITY,
         classes: Sequence[str] = (),
         model: str = "",
         engine: str = "",

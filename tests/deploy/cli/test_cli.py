@@ -196,7 +196,7 @@ def test_inspect_shows_the_bundle_and_prints_its_manifest(call: Call, copied_bun
     table = call("inspect", copied_bundle)
     assert table.code == 0
     for text in (
-        *("Bicyclist", "#0080c0", ".onnx", "sha256", "tolerance", "licence", "360×480"),
+        *("Bicyclist", "#4f03df", ".onnx", "sha256", "tolerance", "licence", "360×480"),
         *(
             "precision    fp32",
             "logits: float32 semantic logits, 11×90×120",

@@ -156,11 +156,57 @@ def test_one_image_gives_an_overlay_image(call: Call, tmp_path: Path) -> None:
     image = tmp_path / "street.png"
     cv2.imwrite(str(image), np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8))
     for name in ("o.png", "o.jpg"):
-        assert call("run", image, "-o", tmp_path / name, "--alpha", "0.7").code == 0
+        words = ["--alpha", "0.7", "--no-legend"]
+        assert call("run", image, "-o", tmp_path / name, *words).code == 0
         assert read_image(tmp_path / name).shape == (40, 60, 3)
-    assert call("run", image, "-o", tmp_path / "l.png", "--legend").code == 0
+    assert call("run", image, "-o", tmp_path / "l.png").code == 0
     assert read_image(tmp_path / "l.png").shape[0] > 40
+    words = ["--side-by-side", "--names", "--legend"]
+    assert call("run", image, "-o", tmp_path / "s.png", *words).code == 0
+    assert read_image(tmp_path / "s.png").shape[1] == 120
     assert call("run", image, "-o", image).code == 2
+
+
+def test_a_folder_of_photos_gives_a_folder_of_overlays(call: Call, tmp_path: Path) -> None:
+    photos, overlays = tmp_path / "photos", tmp_path / "overlays"
+    photos.mkdir()
+    random = np.random.default_rng(0)
+    for name, hw in (("Straße.png", (24, 32)), ("b.jpg", (50, 40))):
+        image = random.integers(0, 256, (*hw, 3), np.uint8)
+        (photos / name).write_bytes(cv2.imencode(name[-4:], image)[1].tobytes())
+    answer = call("run", photos, "-o", overlays, "--no-legend")
+    assert answer.code == 0, answer.err
+    assert f"written      {overlays}/\n" in answer.out
+    sizes = {path.name: read_image(path).shape for path in overlays.iterdir()}
+    assert sizes == {"Straße.jpg": (24, 32, 3), "b.jpg": (50, 40, 3)}
+    again = call("run", photos, "-o", overlays)
+    assert (again.code, again.err.count("\n")) == (2, 1)
+    assert "holds the overlays of another run" in again.err
+    assert call("run", photos, "-o", overlays, "--overwrite").code == 0
+    assert call("run", photos, "-o", photos, "--overwrite").code == 2
+    words = ["--source", photos / "b.jpg", "--source", photos, "-o", tmp_path / "two"]
+    assert call("run", *words).code == 0
+    assert sorted(path.name for path in (tmp_path / "two").glob("*/*.jpg")) == [
+        *("Straße.jpg", "b.jpg", "b.jpg")
+    ]
+
+
+def test_the_palette_colours_overlays_and_panoptic_files(call: Call, tmp_path: Path) -> None:
+    image, palette = tmp_path / "street.png", tmp_path / "palette.txt"
+    cv2.imwrite(str(image), np.zeros((40, 60, 3), np.uint8))
+    palette.write_text("\n".join(f"{index} #00ff0{index % 10}" for index in range(11)))
+    words = ["--alpha", "1", "--no-legend", "--palette", palette]
+    assert call("run", image, "-o", tmp_path / "o.png", *words).code == 0
+    drawn = read_image(tmp_path / "o.png")
+    assert (drawn[..., 1] == 255).all()
+    assert drawn[..., 2].max() < 10
+    words = ["--bundle", "street-panoptic", "--coco-panoptic", tmp_path / "coco"]
+    assert call("run", image, *words, "--palette", palette).code == 0
+    categories = json.loads((tmp_path / "coco/panoptic.json").read_text())["categories"]
+    assert [one["color"] for one in categories] == [[0, 255, index % 10] for index in range(11)]
+    answer = call("run", image, "-o", tmp_path / "p.png", "--palette", "cityskapes")
+    assert (answer.code, answer.err.count("\n")) == (2, 1)
+    assert "a palette is model, distinct, cityscapes or a file" in answer.err
 
 
 def _text_file(folder: Path) -> list[str]:
@@ -221,7 +267,7 @@ def test_a_source_that_is_none_is_refused(
         (["-o", "o.png"], "single image"),
         (["-o", "o.mp4", "--alpha", "2"], "between 0 and 1"),
         (["--legend"], "name it with -o"),
-        (["--overwrite"], "add --masks FOLDER"),
+        (["--overwrite"], "add -o FOLDER, --masks FOLDER"),
         (["--bundle", "gone.knet"], "there is no such bundle"),
         (["-o", "/dev/null/o.mp4"], "/dev/null/o.mp4"),
         (["--masks", "/dev/null/masks"], "/dev/null/masks"),

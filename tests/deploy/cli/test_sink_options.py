@@ -59,7 +59,7 @@ def test_everything_that_is_asked_for_is_written(tmp_path: Path) -> None:
             Outputs(classes=("road",), masks=Path("m")),
             "--classes changes the overlay, and what is written to --rle and --coco:",
         ),
-        (Outputs(overwrite=True), "add --masks FOLDER or --coco-panoptic FOLDER"),
+        (Outputs(overwrite=True), "add -o FOLDER, --masks FOLDER or --coco-panoptic FOLDER"),
         (Outputs(blur=("car",), rle=Path("o")), "--blur changes the overlay"),
         (Outputs(overlay=Path("o.mp4"), alpha=2), "between 0 and 1"),
         (Outputs(raw="out.raw"), "write - for stdout"),

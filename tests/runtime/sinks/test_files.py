@@ -16,7 +16,7 @@ import pytest
 from fakes import a_frame
 from numpy.typing import NDArray
 
-from knet_runtime.drawing import blend, legend_strip
+from knet_runtime.drawing import legend_strip, text_scale
 from knet_runtime.errors import ConfigError, OutputError
 from knet_runtime.labels import LabelMap, distinct_palette
 from knet_runtime.segmentation import Segmentation
@@ -61,7 +61,7 @@ def test_the_overlay_is_the_blend_of_each_frame(tmp_path: Path) -> None:
     times, images = read_video(tmp_path / "o.mp4")
     assert times == [Fraction(index, 25) for index in range(8)]
     for (frame, mask), image in zip(pairs, images, strict=True):
-        expected = blend(frame.image, mask.class_map, CAMVID11, 0.5).astype(int)
+        expected = mask.overlay(frame.image, 0.5).astype(int)
         assert np.abs(image - expected).mean() < 4
     assert files_in(tmp_path) == ["o.mp4"]
 
@@ -70,7 +70,7 @@ def test_the_legend_lies_below_the_frame(tmp_path: Path) -> None:
     sink = OverlayVideo(tmp_path / "o.mp4", VIDEO, legend=True)
     sink.write(*a_frame(0))
     sink.close()
-    height = 48 + legend_strip(CAMVID11, 64).shape[0]
+    height = 48 + legend_strip(CAMVID11, 64, scale=text_scale((48, 64))).shape[0]
     assert read_video(tmp_path / "o.mp4")[1][0].shape == (height + height % 2, 64, 3)
 
 
@@ -128,7 +128,7 @@ def test_odd_sizes_are_padded_to_even_ones(tmp_path: Path, hw: tuple[int, int]) 
     sink.close()
     image = read_video(tmp_path / "o.mp4")[1][0]
     assert image.shape == (hw[0] + hw[0] % 2, hw[1] + hw[1] % 2, 3)
-    expected = blend(frame.image, mask.class_map, CAMVID11, 0.5).astype(int)
+    expected = mask.overlay(frame.image).astype(int)
     assert np.abs(image[: hw[0], : hw[1]] - expected).mean() < 8
 
 

@@ -19,7 +19,7 @@ import pytest
 from numpy.typing import NDArray
 
 import knet_runtime
-from knet_runtime.drawing import blend, legend_strip
+from knet_runtime.drawing import legend_strip, text_scale
 from knet_runtime.errors import ConfigError, OutputError
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks import MaskFolder, OverlayImage, OverlayVideo
@@ -77,7 +77,7 @@ def test_each_format_holds_the_blend_and_the_times(
     seen, images = read(path)
     assert seen == pytest.approx(times, abs=0.0011 if suffix == "mkv" else 1e-6)
     for (frame, mask), image in zip(pairs, images, strict=True):
-        expected = blend(frame.image, mask.class_map, CAMVID11, 0.5).astype(int)
+        expected = mask.overlay(frame.image).astype(int)
         assert np.abs(image - expected).mean() < 4
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
@@ -95,7 +95,7 @@ def test_odd_sizes_and_sizes_that_change(tmp_path: Path, suffix: str, codec: Cod
     for index, hw in enumerate([(95, 127), (48, 200), (33, 31), (95, 127)]):
         sink.write(*a_frame(index, Fraction(index, 25), hw))
     sink.close()
-    height = 95 + legend_strip(CAMVID11, 127).shape[0]
+    height = 95 + legend_strip(CAMVID11, 127, scale=text_scale((95, 127))).shape[0]
     _, images = read(path)
     assert len(images) == 4
     assert {image.shape for image in images} == {(height + height % 2, 128, 3)}
@@ -175,11 +175,12 @@ def test_only_the_chosen_classes_are_drawn_and_listed(tmp_path: Path) -> None:
     sink.close()
     image = cv2.cvtColor(cv2.imread(str(tmp_path / "o.png")), cv2.COLOR_BGR2RGB)
     np.testing.assert_array_equal(image[:48], frame.image[:48])
-    whole = blend(frame.image, mask.class_map, CAMVID11, 0.5)
-    np.testing.assert_array_equal(image[48:96], whole[48:])
-    strip = legend_strip(CAMVID11, 128, mask.shares(), (3,))
+    # Of the border between the two only what lies in the drawn class.
+    np.testing.assert_array_equal(image[:96], mask.overlay(frame.image, classes=[3]))
+    assert (image[48:96] != frame.image[48:]).any(2).all()
+    strip = legend_strip(CAMVID11, 128, mask.shares(), (3,), text_scale((96, 128)))
     np.testing.assert_array_equal(image[96:], strip)
-    assert strip.shape[0] < legend_strip(CAMVID11, 128).shape[0]
+    assert strip.shape[0] < legend_strip(CAMVID11, 128, scale=text_scale((96, 128))).shape[0]
 
 
 def test_wrong_options_are_refused(tmp_path: Path) -> None:

@@ -128,8 +128,8 @@ def _decode(data: bytes) -> _Stated:
     return _Stated(labels, stated.palette_rgb is not None, stated.map)
 
 
-def _packaged(name: str) -> LabelMap:
-    return _decode((resources.files("knet_train.data") / name).read_bytes()).labels
+def _packaged(name: str, package: str = "knet_train.data") -> LabelMap:
+    return _decode((resources.files(package) / name).read_bytes()).labels
 
 
 # The 150 classes of the scene parsing benchmark (arXiv 1608.05442) in its order, with
@@ -138,7 +138,7 @@ ADE20K = _packaged("ade20k.json")
 
 # The 19 classes that Cityscapes (arXiv 1604.01685) scores, by train id, and which of them have
 # single objects; 255 is void.
-CITYSCAPES19 = _packaged("cityscapes.json")
+CITYSCAPES19 = _packaged("cityscapes.json", "knet_runtime")
 
 # COCO's 80 things, in the order of its instances, and its 53 classes of stuff after them, as the
 # published networks have them; and its things alone.

@@ -24,9 +24,9 @@ from knet_train.data.convert.source import (
     Size,
     Source,
     check_size,
-    hex_colour,
     some,
     split_of,
+    stated_colour,
     usual_split,
 )
 from knet_train.data.truth import IGNORED
@@ -62,7 +62,7 @@ def read_cvat(root: Path, _: Path) -> Source:
         names.append(name)
         if any(one.text == CROWD for one in label.iterfind("attributes/attribute/name")):
             things.append(name)
-        if (colour := hex_colour(label.findtext("color"), file)) is not None:
+        if (colour := stated_colour(label.findtext("color"), file)) is not None:
             palette[name] = colour
     items, empty, missing = [], [], []
     others: Counter[str] = Counter()

@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from knet_runtime.colours import Colour, hex_colour
 from knet_runtime.errors import DataError
-from knet_runtime.labels import Colour
 
 VOID = -1  # in maps of a source's classes: not labelled
 BACKGROUND = "background"  # what no outline covers, in formats of outlines
@@ -82,14 +82,14 @@ def usual_split(name: str) -> str | None:
     return _SPLITS.get(split_of(name) or "")
 
 
-def hex_colour(text: str | None, file: Path) -> Colour | None:
+def stated_colour(text: str | None, file: Path) -> Colour | None:
     """The colour ``#rrggbb`` that ``file`` states; None where it states none. Raises DataError."""
     if not text:
         return None
-    if not re.fullmatch(r"#[0-9a-fA-F]{6}", text):
+    colour = hex_colour(text)
+    if colour is None:
         raise DataError(f"{file} has the colour {text!r}: write it as #rrggbb, or take it out")
-    red, green, blue = bytes.fromhex(text[1:])
-    return red, green, blue
+    return colour
 
 
 def check_size(stated: Size, size: Size) -> None:

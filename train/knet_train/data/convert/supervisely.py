@@ -27,9 +27,9 @@ from knet_train.data.convert.source import (
     Size,
     Source,
     check_size,
-    hex_colour,
     read_json,
     some,
+    stated_colour,
     usual_split,
 )
 from knet_train.data.files import entries
@@ -86,7 +86,7 @@ def read_supervisely(root: Path, _: Path) -> Source:
     classes = with_background(one.title for one in meta.classes)
     palette: dict[str, Colour] = {}
     for one in meta.classes:
-        if (colour := hex_colour(one.color, root / _META)) is not None:
+        if (colour := stated_colour(one.color, root / _META)) is not None:
             palette[one.title] = colour
     items, empty, alone = [], [], []
     others: Counter[str] = Counter()

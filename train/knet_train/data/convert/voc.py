@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from knet_runtime.colours import Colour
 from knet_runtime.errors import DataError
-from knet_runtime.labels import Colour, distinct_palette
 from knet_runtime.sources.images import IMAGE_SUFFIXES
 from knet_train.data.convert.class_files import Classes, read_classes
 from knet_train.data.convert.label_images import Coding, numbered, numbers_of
@@ -29,7 +29,6 @@ _NAMES = (
     *("cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
     *("train", "tvmonitor"),
 )
-_BLACK: Colour = (0, 0, 0)
 _VOID_COLOUR: Colour = (224, 224, 192)  # of value 255 in VOC's palette
 _MASKS, _OBJECTS = "SegmentationClass", "SegmentationObject"
 
@@ -97,10 +96,23 @@ def _classes(root: Path) -> Classes:
             found = read_classes(root / name)
             names = tuple(BACKGROUND if one == "_background_" else one for one in found.names)
             return found._replace(names=names)
-    palette = (_BLACK, *distinct_palette(len(_NAMES) - 1))
+    palette = _colours(len(_NAMES))
     colours = {_VOID_COLOUR: VOID, **{colour: n for n, colour in enumerate(palette)}}
     named = dict(zip(_NAMES, palette, strict=True))
     return Classes(_NAMES, Coding(numbers_of(len(_NAMES)), colours), named)
+
+
+def _colours(count: int) -> tuple[Colour, ...]:
+    """VOC's colours of the values 0, 1, …: the bits of a value in turn are the highest bits of red,
+    green and blue, then the next ones."""
+    colours = []
+    for value in range(count):
+        colour = [0, 0, 0]
+        for bit in range(8):
+            for channel in range(3):
+                colour[channel] |= ((value >> (3 * bit + channel)) & 1) << (7 - bit)
+        colours.append((colour[0], colour[1], colour[2]))
+    return tuple(colours)
 
 
 def _splits(root: Path) -> dict[str, str | None]:
