@@ -14,6 +14,7 @@ PAGES = [
     REPOSITORY / "README.md",
     REPOSITORY / "CONTRIBUTING.md",
     *sorted(DOCS.rglob("*.md")),
+    REPOSITORY / "examples" / "README.md",
     *(REPOSITORY / package / "README.md" for package in PACKAGES),
 ]
 BENCHMARKS = REPOSITORY / "benchmarks" / "README.md"

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 ALPHA = 0.5
 _IMAGES = (".png", ".jpg", ".jpeg")
 _VIDEOS = (".mp4", ".mkv")
+_BAGS = (".mcap", ".bag")
 _SHARED = "shm:"
 
 
@@ -39,6 +40,7 @@ class Outputs:
     """What one feed writes, as it was asked for. ``check`` first, then ``sinks``."""
 
     overlay: Path | None = None
+    raw_output: str | None = None
     codec: Codec | None = None
     masks: Path | None = None
     overwrite: bool = False
@@ -77,6 +79,7 @@ class Outputs:
     @property
     def _on_stdout(self) -> list[str]:
         places = (
+            *(("-o", self.overlay), ("--masks", self.masks)),
             *(("--json", self.json), ("--events", self.events)),
             *(("--rle", self.rle), ("--raw", self.raw)),
         )
@@ -85,14 +88,15 @@ class Outputs:
     def check(self) -> None:
         """ConfigError for what cannot be, before anything that costs time."""
         suffix = None if self.overlay is None else self.overlay.suffix.lower()
-        if suffix is not None and suffix not in (*_VIDEOS, *_IMAGES):
+        if suffix and suffix not in (*_VIDEOS, *_IMAGES, *_BAGS):
+            raise ConfigError(_unknown(self.overlay))
+        if self.raw_output is not None and not {"-o", "--masks"} & {*self._on_stdout}:
             raise ConfigError(
-                f"{self.overlay}: let the overlay's name end in .mp4 or .mkv (or .png or .jpg for "
-                "a single image)"
+                "--raw-output is about frames on stdout: add -o - or --masks -, or leave it out"
             )
         if self.codec is not None and suffix not in _VIDEOS:
             raise ConfigError("--codec is of the video that -o writes: name an .mp4 or .mkv")
-        if self.overwrite and self.masks is None and self.coco_panoptic is None:
+        if self.overwrite and str(self.masks) in ("None", "-") and self.coco_panoptic is None:
             raise ConfigError(
                 "--overwrite is about masks: add --masks FOLDER or --coco-panoptic FOLDER, or "
                 "leave it out"
@@ -159,13 +163,15 @@ class Outputs:
         made: list[Sink] = []
         conceal = self.concealed(labels)
         if self.overlay is not None:
-            made.append(conceal(self._overlay(self.overlay, info)))
+            made.append(conceal(self._overlay(self.overlay, info, model)))
         if self.push is not None:
             pushed = sinks.RtspPush(
                 self.push, info, alpha=self.opacity, legend=self.legend, classes=self.classes
             )
             made.append(conceal(pushed))
-        if self.masks is not None:
+        if str(self.masks) == "-":
+            made.append(sinks.MaskPipe(info, form=self.raw_output or "y4m"))
+        elif self.masks is not None:
             made.append(sinks.MaskFolder(self.masks, overwrite=self.overwrite))
         if self.json is not None:
             made.append(sinks.JsonLines(self.json, model))
@@ -191,10 +197,17 @@ class Outputs:
         concealer = Concealer(labels, self.blur)
         return lambda sink: Concealed(sink, concealer)
 
-    def _overlay(self, output: Path, info: SourceInfo) -> Sink:
-        from knet_runtime.sinks import OverlayImage, OverlayVideo
+    def _overlay(self, output: Path, info: SourceInfo, model: str) -> Sink:
+        from knet_runtime.sinks import OverlayImage, OverlayPipe, OverlayVideo, RosBag
 
         alpha, legend, classes = self.opacity, self.legend, self.classes
+        if str(output) == "-":
+            form = self.raw_output or "y4m"
+            return OverlayPipe(info, form=form, alpha=alpha, legend=legend, classes=classes)
+        if output.suffix.lower() in _BAGS or (info.kind == "bag" and not output.suffix):
+            return RosBag(output, info, model, alpha=alpha, legend=legend, classes=classes)
+        if not output.suffix:
+            raise ConfigError(_unknown(output))
         if output.suffix.lower() in _VIDEOS:
             codec = self.codec or "h264"
             return OverlayVideo(
@@ -234,6 +247,13 @@ def segment_rules(bundle: Bundle, score: float | None, top_k: int | None) -> Seg
     if top_k is not None:
         rules = msgspec.structs.replace(rules, top_k=top_k)
     return None if score is None and top_k is None else rules
+
+
+def _unknown(output: Path | None) -> str:
+    return (
+        f"{output}: let the overlay's name end in .mp4 or .mkv (or .png or .jpg for a single "
+        "image, .mcap or .bag for a recording of ROS)"
+    )
 
 
 def _suffixed(place: Path | None, name: str) -> Path | None:
@@ -297,7 +317,7 @@ def feed_names(sources: Sequence[str]) -> list[str]:
         if scheme_of(source):
             text = redacted(source).partition("://")[2].partition("?")[0].rpartition("@")[2]
         else:
-            text = Path(source).stem or Path(source).resolve().name
+            text = "stdin" if source == "-" else Path(source).stem or Path(source).resolve().name
         plain = re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-") or "source"
         name, count = plain, 1
         while name in names:

@@ -103,13 +103,18 @@ def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
             )
         raise SourceError(f"{name}: cannot be decoded; copy or export the image again")
     if pixels.dtype == np.uint16:
-        # 257 is odd, so v / 257 never ends in one half: this is the rounded quotient.
-        pixels = (pixels.astype(np.uint32) + 128) // 257
+        pixels = in_8_bits(np.asarray(pixels, np.uint16))
     elif pixels.dtype != np.uint8:
         raise SourceError(
             f"{name}: has {pixels.dtype} samples; save it with 8 or 16 bits per channel"
         )
     return np.asarray(cv2.cvtColor(pixels.astype(np.uint8), cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def in_8_bits(pixels: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """Values v of 16 bits as round(v / 257)."""
+    # 257 is odd, so v / 257 never ends in one half: this is the rounded quotient.
+    return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 _NO_IMAGE = "is not a PNG, JPEG, BMP, TIFF or WebP image, whatever its name says"
@@ -299,6 +304,7 @@ _quiet_opencv = _Silence()
 
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+BAG_SUFFIXES = (".bag", ".mcap", ".db3")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".ts", ".mts", ".m2ts", ".m4v", ".webm", ".mpg")
 
 
@@ -329,6 +335,9 @@ def _instead(folder: Path) -> str:
     """What to do with a folder that holds no images."""
     if (folder / MANIFEST_NAME).is_file():
         return f"it is a bundle: name a video or images, and --bundle {folder}"
+    bags = sorted(path for path in folder.iterdir() if path.suffix.lower() in BAG_SUFFIXES)
+    if bags:  # of ROS 2 without its metadata, or of ROS 1
+        return f"name the recording in it: {shlex.quote(str(bags[0]))}"
     videos = [path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES]
     if videos:
         pattern = shlex.quote(f"{folder}/*{min(path.suffix for path in videos)}")
