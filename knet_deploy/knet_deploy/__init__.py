@@ -55,11 +55,14 @@ if TYPE_CHECKING:
         EventLines as EventLines,
         JsonLines as JsonLines,
         MaskFolder as MaskFolder,
+        MaskPipe as MaskPipe,
         OverlayFolder as OverlayFolder,
         OverlayImage as OverlayImage,
+        OverlayPipe as OverlayPipe,
         OverlayVideo as OverlayVideo,
         RawMasks as RawMasks,
         RleLines as RleLines,
+        RosBag as RosBag,
         RtspPush as RtspPush,
         SharedMasks as SharedMasks,
         Sink as Sink,
@@ -74,6 +77,7 @@ if TYPE_CHECKING:
         SourceInfo as SourceInfo,
         SourceOptions as SourceOptions,
     )
+    from knet_runtime.sources.ros_images import read_ros_image as read_ros_image
     from knet_runtime.tracking import Tracker as Tracker
     from knet_runtime.types import Frame as Frame
     from knet_runtime.web.auth import listen as listen
@@ -104,14 +108,16 @@ _MODULES = {
     "knet_runtime.segmentation": "Instance Segment Segmentation",
     "knet_runtime.segmenter": "Segmenter",
     "knet_runtime.sinks": (
-        "CocoPanoptic CocoResults EventLines JsonLines MaskFolder OverlayFolder OverlayImage "
-        "OverlayVideo RawMasks RleLines RtspPush SharedMasks Sink UncertainFrames"
+        "CocoPanoptic CocoResults EventLines JsonLines MaskFolder MaskPipe OverlayFolder "
+        "OverlayImage OverlayPipe OverlayVideo RawMasks RleLines RosBag RtspPush SharedMasks Sink "
+        "UncertainFrames"
     ),
     "knet_runtime.sinks.raw_masks": "read_masks",
     "knet_runtime.sinks.shared_memory": "SharedMaskReader",
     "knet_runtime.smoothing": "Smoother",
     "knet_runtime.sources.base": "Source SourceInfo SourceOptions",
     "knet_runtime.sources": "open_source",
+    "knet_runtime.sources.ros_images": "read_ros_image",
     "knet_runtime.tracking": "Tracker",
     "knet_runtime.types": "Frame",
     "knet_runtime.web.auth": "listen",

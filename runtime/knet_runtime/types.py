@@ -27,6 +27,21 @@ MAX_PIXELS = 200_000_000
 """A larger image is refused: as RGB it would take more than 600 MB, and a header can lie."""
 
 
+@dataclass(frozen=True)
+class RosHeader:
+    """What the ROS message of a frame says: ``stamp``, its header's time in nanoseconds since the
+    epoch (0 where nobody set it), ``frame_id``, and when it was ``logged``, in nanoseconds too."""
+
+    stamp: int
+    frame_id: str
+    logged: int
+
+    @property
+    def parts(self) -> tuple[int, int]:
+        """The stamp as ROS writes it: whole seconds, and nanoseconds."""
+        return divmod(self.stamp, 10**9)
+
+
 @dataclass(frozen=True, eq=False)
 class Frame:
     """One frame of a source.
@@ -36,7 +51,7 @@ class Frame:
     None where the source has no time (images) or left it out. ``name`` differs between all frames
     of a source: the image's stem (``as_utf8``), or the index with at least six digits. ``wall`` is
     when a live frame arrived, in seconds since the epoch. ``stale`` marks a frame that is handed on
-    again because no newer one came.
+    again because no newer one came. ``ros`` is there for frames out of a bag.
 
         >>> from knet_deploy import open_source
         >>> with open_source("drive.mp4") as source:
@@ -51,6 +66,7 @@ class Frame:
     name: str
     wall: float | None = None
     stale: bool = False
+    ros: RosHeader | None = None
 
 
 def as_utf8(name: str) -> str:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _IMAGES = (".png", ".jpg", ".jpeg")
 _VIDEOS = (".mp4", ".mkv")
+_BAGS = (".mcap", ".bag")
 _SHARED = "shm:"
 
 
@@ -49,6 +50,7 @@ class Outputs:
     """What one feed writes, as it was asked for. ``check`` first, then ``sinks``."""
 
     overlay: Path | None = None
+    raw_output: str | None = None
     codec: Codec | None = None
     masks: Path | None = None
     overwrite: bool = False
@@ -76,7 +78,9 @@ class Outputs:
     @property
     def overlay_folder(self) -> bool:
         """Whether the overlay is a folder of images: what has no suffix, or is a folder now."""
-        return self.overlay is not None and (not self.overlay.suffix or self.overlay.is_dir())
+        if self.overlay is None or str(self.overlay) == "-":
+            return False
+        return not self.overlay.suffix or self.overlay.is_dir()
 
     @property
     def is_summary_all(self) -> bool:
@@ -95,6 +99,7 @@ class Outputs:
     @property
     def _on_stdout(self) -> list[str]:
         places = (
+            *(("-o", self.overlay), ("--masks", self.masks)),
             *(("--json", self.json), ("--events", self.events)),
             *(("--rle", self.rle), ("--raw", self.raw)),
         )
@@ -104,14 +109,17 @@ class Outputs:
         """ConfigError for what cannot be, before anything that costs time."""
         suffix = None if self.overlay is None else self.overlay.suffix.lower()
         folder = self.overlay_folder
-        if suffix is not None and not folder and suffix not in (*_VIDEOS, *_IMAGES):
+        if suffix is not None and not (folder or self._on_stdout):
+            if suffix not in (*_VIDEOS, *_IMAGES, *_BAGS):
+                raise ConfigError(_unknown(self.overlay))
+        if self.raw_output is not None and not {"-o", "--masks"} & {*self._on_stdout}:
             raise ConfigError(
-                f"{self.overlay}: let the overlay's name end in .mp4 or .mkv (or .png or .jpg for "
-                "a single image, or in / for a folder of images)"
+                "--raw-output is about frames on stdout: add -o - or --masks -, or leave it out"
             )
         if self.codec is not None and (folder or suffix not in _VIDEOS):
             raise ConfigError("--codec is of the video that -o writes: name an .mp4 or .mkv")
-        if self.overwrite and not folder and self.masks is None and self.coco_panoptic is None:
+        masks = self.masks is not None and str(self.masks) != "-"
+        if self.overwrite and not (folder or masks) and self.coco_panoptic is None:
             raise ConfigError(
                 "--overwrite is about folders: add -o FOLDER, --masks FOLDER or --coco-panoptic "
                 "FOLDER, or leave it out"
@@ -198,10 +206,12 @@ class Outputs:
         made: list[Sink] = []
         conceal = self.concealed(labels)
         if self.overlay is not None:
-            made.append(conceal(self._overlay(self.overlay, info)))
+            made.append(conceal(self._overlay(self.overlay, info, model)))
         if self.push is not None:
             made.append(conceal(sinks.RtspPush(self.push, info, **self._look)))
-        if self.masks is not None:
+        if str(self.masks) == "-":
+            made.append(sinks.MaskPipe(info, form=self.raw_output or "y4m"))
+        elif self.masks is not None:
             made.append(sinks.MaskFolder(self.masks, overwrite=self.overwrite))
         if self.json is not None:
             made.append(sinks.JsonLines(self.json, model))
@@ -229,9 +239,21 @@ class Outputs:
         concealer = Concealer(labels, self.blur)
         return lambda sink: Concealed(sink, concealer)
 
-    def _overlay(self, output: Path, info: SourceInfo) -> Sink:
-        from knet_runtime.sinks import OverlayFolder, OverlayImage, OverlayVideo
+    def _overlay(self, output: Path, info: SourceInfo, model: str) -> Sink:
+        from knet_runtime.sinks import (
+            OverlayFolder,
+            OverlayImage,
+            OverlayPipe,
+            OverlayVideo,
+            RosBag,
+        )
 
+        # What programs read has the frame's size, unless a legend is asked for.
+        plain: _Look = {**self._look, "legend": self.legend is True}
+        if str(output) == "-":
+            return OverlayPipe(info, form=self.raw_output or "y4m", **plain)
+        if output.suffix.lower() in _BAGS or (info.kind == "bag" and not output.suffix):
+            return RosBag(output, info, model, **plain)
         if self.overlay_folder:
             return OverlayFolder(output, overwrite=self.overwrite, **self._look)
         if output.suffix.lower() in _VIDEOS:
@@ -281,6 +303,13 @@ def segment_rules(bundle: Bundle, score: float | None, top_k: int | None) -> Seg
     if top_k is not None:
         rules = msgspec.structs.replace(rules, top_k=top_k)
     return None if score is None and top_k is None else rules
+
+
+def _unknown(output: Path | None) -> str:
+    return (
+        f"{output}: let the overlay's name end in .mp4 or .mkv (or .png or .jpg for a single "
+        "image, .mcap or .bag for a recording of ROS, or in / for a folder of images)"
+    )
 
 
 def _suffixed(place: Path | None, name: str) -> Path | None:
@@ -344,7 +373,7 @@ def feed_names(sources: Sequence[str]) -> list[str]:
         if scheme_of(source):
             text = redacted(source).partition("://")[2].partition("?")[0].rpartition("@")[2]
         else:
-            text = Path(source).stem or Path(source).resolve().name
+            text = "stdin" if source == "-" else Path(source).stem or Path(source).resolve().name
         plain = re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-") or "source"
         name, count = plain, 1
         while name in names:

@@ -65,8 +65,8 @@ def run(
         str | None,
         typer.Argument(
             metavar="SOURCE",
-            help="A video, an image, a folder of images, a camera (0, /dev/video0), or an address "
-            "of rtsp:// or http(s)://.",
+            help="A video, an image, a folder of images, a recording of ROS, a camera (0, "
+            "/dev/video0), an address of rtsp:// or http(s)://, or - for frames on stdin.",
         ),
     ] = None,
     more: Annotated[
@@ -84,6 +84,16 @@ def run(
     every_seconds: Annotated[
         float | None,
         _input(help="Fetch the one image at an HTTP address again each so many seconds."),
+    ] = None,
+    raw_input: Annotated[
+        str | None,
+        _input(
+            metavar="WxH:FORMAT[@RATE]",
+            help="What raw frames come on stdin, such as 1280x720:rgb24@30; y4m says it itself.",
+        ),
+    ] = None,
+    topic: Annotated[
+        str | None, _input(help="Of a recording of ROS: the topic whose images are read.")
     ] = None,
     max_frames: Annotated[int | None, _input(min=1, help="Stop after so many frames.")] = None,
     policy: Annotated[
@@ -109,15 +119,24 @@ def run(
         _outputs(
             "-o",
             "--output",
-            help="Write the overlay: .mp4 or .mkv; for one image also .png or .jpg; or a folder "
-            "(overlays/) for an image per frame.",
+            help="Write the overlay: .mp4 or .mkv; for one image also .png or .jpg; a folder "
+            "(overlays/) for an image per frame; - is stdout. Or a recording of ROS, with masks: "
+            ".mcap, .bag; from one also a folder.",
+        ),
+    ] = None,
+    raw_output: Annotated[
+        str | None,
+        _outputs(
+            metavar="y4m|FORMAT",
+            help="What -o - and --masks - write: y4m by default, or raw frames, such as rgb24.",
         ),
     ] = None,
     codec: Annotated[
         Codec | None, _outputs(help="Codec of the video that -o writes; h264 by default.")
     ] = None,
     masks: Annotated[
-        Path | None, _outputs(help="Write each class map as a PNG into this folder.")
+        Path | None,
+        _outputs(help="Write each class map as a PNG into this folder; - is stdout, as frames."),
     ] = None,
     overwrite: Annotated[
         bool,
@@ -254,7 +273,7 @@ def run(
         ),
     ] = "refuse",
 ) -> None:
-    """Segment videos, images, cameras and streams.
+    """Segment videos, images, cameras, streams, pipes and recordings of ROS.
 
     Ends with a summary of frames per second, times per stage and class shares; without an output
     that summary is all there is. Ctrl-C, SIGTERM and SIGHUP end a run early and keep what is
@@ -275,9 +294,12 @@ def run(
     sources = [*([] if source is None else [source]), *(more or [])]
     if not sources:
         raise ConfigError("there is no source: knet-deploy run SOURCE, or --source for several")
+    if sources.count("-") > 1:
+        raise ConfigError("stdin (-) is one source: name it once")
     # What costs nothing is checked first, and the engine, which costs most, is loaded last.
     outputs = Outputs(
         overlay=output,
+        raw_output=raw_output,
         codec=codec,
         masks=masks,
         overwrite=overwrite,
@@ -305,6 +327,8 @@ def run(
         end=end,
         every=every,
         every_seconds=every_seconds,
+        raw_input=raw_input,
+        topic=topic,
         transport=transport,
         max_downtime=max_downtime,
         hwaccel=hwaccel,

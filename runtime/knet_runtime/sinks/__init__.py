@@ -1,4 +1,4 @@
-"""Where results go: overlays as video, image or stream, masks, lines of JSON, frames to label.
+"""Where results go: overlays, masks, lines of JSON, frames to label, recordings of ROS.
 
 All have the same two steps. ``write`` takes one frame and its result. ``close`` ends the output:
 ``complete`` gives it its final name; without it (the source or a stage failed) a name or mark says
@@ -7,7 +7,7 @@ so, and an output without frames leaves nothing. Closing twice does nothing.
 Neither step waits for ever. A full disk is an OutputError at once. A disk that is slow holds up
 ``write``, and the pipeline's bounded queue before it makes a file wait and a live feed drop and
 count. What another process or machine takes has a patience of its own: see ``RawMasks``,
-``SharedMasks`` and ``RtspPush``.
+``OverlayPipe``, ``SharedMasks`` and ``RtspPush``.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Protocol
 
 from knet_runtime.segmentation import Segmentation
+from knet_runtime.sinks.bag import RosBag as RosBag
 from knet_runtime.sinks.coco import CocoPanoptic as CocoPanoptic, CocoResults as CocoResults
 from knet_runtime.sinks.event_lines import EventLines as EventLines
+from knet_runtime.sinks.frame_pipe import MaskPipe as MaskPipe, OverlayPipe as OverlayPipe
 from knet_runtime.sinks.json_lines import JsonLines as JsonLines, RleLines as RleLines
 from knet_runtime.sinks.mask_folder import MaskFolder as MaskFolder
 from knet_runtime.sinks.overlay import OverlayImage as OverlayImage, OverlayVideo as OverlayVideo

@@ -21,6 +21,9 @@ from knet_runtime.types import Frame, Size
 
 _BLOCK = 1 << 16
 
+Stamp = tuple[int, int]
+"""A time of ROS since the epoch: seconds and nanoseconds."""
+
 
 class SegmentRecord(msgspec.Struct, frozen=True, rename={"label": "class"}):
     """One segment of an instance or panoptic result; see ``segmentation.Segment``. ``label`` is
@@ -52,12 +55,13 @@ class _FrameRecord(msgspec.Struct, frozen=True):
 
 class Record(_FrameRecord, frozen=True):
     """One line of ``JsonLines``. ``shares`` are 0 … 1; ``segments`` are there for instance and
-    panoptic results."""
+    panoptic results, and ``stamp`` for frames out of a recording of ROS."""
 
     shares: dict[str, float]
     timings_ms: dict[str, float]
     model: str
     segments: tuple[SegmentRecord, ...] | UnsetType = UNSET
+    stamp: Stamp | UnsetType = UNSET
 
 
 class ClassRecord(msgspec.Struct, frozen=True):
@@ -70,11 +74,12 @@ class ClassRecord(msgspec.Struct, frozen=True):
 
 class RleRecord(_FrameRecord, frozen=True):
     """One line of ``RleLines``. ``classes`` holds those that are in the frame of a semantic result;
-    the other tasks have ``segments`` instead, each with its mask."""
+    the other tasks have ``segments`` instead, each with its mask; ``stamp`` as in ``Record``."""
 
     classes: dict[str, ClassRecord] | UnsetType
     model: str
     segments: tuple[SegmentRecord, ...] | UnsetType = UNSET
+    stamp: Stamp | UnsetType = UNSET
 
 
 class LineSink:
@@ -130,7 +135,8 @@ class JsonLines(LineSink):
             shares={name: round(share, 6) for name, share in result.shares().items()},
             timings_ms={stage: round(value, 3) for stage, value in result.timings.items()},
             model=self._model,
-            segments=UNSET if semantic else tuple(map(_segment, result.segments)),
+            segments=UNSET if semantic else tuple(map(segment_record, result.segments)),
+            stamp=_stamp(frame),
         )
         self._add(record)
 
@@ -168,6 +174,7 @@ class RleLines(LineSink):
             classes=_by_class(result, wanted) if semantic else UNSET,
             model=self._model,
             segments=UNSET if semantic else _by_segment(result, wanted),
+            stamp=_stamp(frame),
         )
         self._add(record)
 
@@ -175,6 +182,10 @@ class RleLines(LineSink):
 def _about(frame: Frame, size: Size) -> tuple[int, str, float | None, float | None, bool, Size]:
     pts = None if frame.pts is None else float(frame.pts)
     return frame.index, frame.name, pts, frame.wall, frame.stale, size
+
+
+def _stamp(frame: Frame) -> Stamp | UnsetType:
+    return UNSET if frame.ros is None else frame.ros.parts
 
 
 def _by_class(result: Segmentation, wanted: Sequence[int]) -> dict[str, ClassRecord]:
@@ -187,10 +198,11 @@ def _by_class(result: Segmentation, wanted: Sequence[int]) -> dict[str, ClassRec
 def _by_segment(result: Segmentation, wanted: Sequence[int]) -> tuple[SegmentRecord, ...]:
     rles = result.rle()
     shown = (segment for segment in result.segments if segment.class_id in wanted)
-    return tuple(_segment(segment, rles[segment.id]) for segment in shown)
+    return tuple(segment_record(segment, rles[segment.id]) for segment in shown)
 
 
-def _segment(one: Segment, rle: Rle | UnsetType = UNSET) -> SegmentRecord:
+def segment_record(one: Segment, rle: Rle | UnsetType = UNSET) -> SegmentRecord:
+    """What is written of a segment."""
     score = None if one.score is None else round(one.score, 6)
     return SegmentRecord(one.id, one.label, score, one.area, one.box, one.track, rle)
 

@@ -1,4 +1,5 @@
-"""The one entry point to what frames come from: videos, images, folders, cameras, streams."""
+"""The one entry point to what frames come from: videos, images, folders, cameras, streams, pipes
+and recordings of ROS."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from pathlib import Path
 from av.container import InputContainer
 
 from knet_runtime.errors import ConfigError, SourceError
+from knet_runtime.sources.bag import BagSource, is_bag
 from knet_runtime.sources.base import Source, SourceLost, SourceOptions
 from knet_runtime.sources.container import (
     SCHEMES,
@@ -22,17 +24,20 @@ from knet_runtime.sources.container import (
 )
 from knet_runtime.sources.images import IMAGE_SUFFIXES, ImageSource, decode_image
 from knet_runtime.sources.live import LiveSource
+from knet_runtime.sources.pipe import STDIN, PipeSource
 from knet_runtime.sources.snapshot import SnapshotSource
 from knet_runtime.sources.video import VideoSource
 
 
 def open_source(source: str | Path, options: SourceOptions | None = None) -> Source:
-    """Open a video, an image, a folder of images, a camera or a stream; a context manager.
+    """Open a video, an image, a folder of images, a camera, a stream, a recording of ROS or stdin;
+    a context manager.
 
     A camera is "0", "camera:0" or "/dev/video0" (Linux); a file of such a name is reached as
     "./0". An address of rtsp, rtsps, http or https is a live stream, unless what is found there
-    is one image or states how long it is. A live source that cannot be reached now is an error; one
-    that is lost later is opened again (``LiveSource``).
+    is one image or states how long it is. "-" is stdin (``PipeSource``); what ends in .bag, .mcap
+    or .db3, and a folder of ROS 2, is a recording (``BagSource``). A live source that cannot be
+    reached now is an error; one that is lost later is opened again (``LiveSource``).
 
     Raises SourceError, naming the source and what to do, when it is missing, damaged from the
     start, or nothing that can be read, and ConfigError for options that do not fit it. No message
@@ -52,6 +57,17 @@ def open_source(source: str | Path, options: SourceOptions | None = None) -> Sou
             f"{redacted(text)}: every_seconds asks an HTTP address for its image again and again; "
             "leave it out here (every takes each n-th frame)"
         )
+    if options.raw_input is not None and source != STDIN:
+        raise ConfigError(
+            f"{redacted(text)}: --raw-input says what comes on stdin; write - for it, or leave "
+            "--raw-input out"
+        )
+    if options.topic is not None and not is_bag(Path(source)):
+        raise ConfigError(
+            f"{redacted(text)}: --topic is of recordings of ROS, and this is none; leave it out"
+        )
+    if source == STDIN:
+        return PipeSource(options)
     if isinstance(source, str) and (number := re.fullmatch(r"(?:camera:)?(\d+)", source)):
         return _camera(Path(f"/dev/video{int(number[1])}"), options)
     if re.fullmatch(r"/dev/video\d+", text):
@@ -69,6 +85,8 @@ def open_source(source: str | Path, options: SourceOptions | None = None) -> Sou
             f"{text}: no file has that name; knet-deploy batch {shlex.quote(text)} --out RESULTS "
             "takes patterns"
         )
+    if is_bag(path):
+        return BagSource(path, options)
     if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
         _refuse_part(text, options)
         return ImageSource(path, options)

@@ -18,7 +18,7 @@ from knet_runtime.errors import ConfigError
 from knet_runtime.types import Frame, Size
 
 Transport = Literal["tcp", "udp"]
-SourceKind = Literal["video", "image", "images", "camera", "stream"]
+SourceKind = Literal["video", "image", "images", "bag", "camera", "stream"]
 
 _FIRST_DELAY, _LONGEST_DELAY, _REFUSED_DELAY = 0.25, 5.0, 60.0
 
@@ -26,10 +26,13 @@ _FIRST_DELAY, _LONGEST_DELAY, _REFUSED_DELAY = 0.25, 5.0, 60.0
 class SourceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What ``open_source`` is told besides the name. Raises ConfigError for what cannot be.
 
-    For video files: ``start`` and ``end``, seconds on the clock of ``Frame.pts``; frames with
-    start <= pts < end are read. For any source: ``every``, each n-th frame, counted from the first
-    one read. For videos: ``hwaccel`` tries the hardware decoders that FFmpeg has, and decodes in
-    software where none works.
+    For video files, stdin and bags: ``start`` and ``end``, seconds on the clock of ``Frame.pts``;
+    frames with start <= pts < end are read. For any source: ``every``, each n-th frame, counted
+    from the first one read. For videos: ``hwaccel`` tries the hardware decoders that FFmpeg has,
+    and decodes in software where none works.
+
+    For stdin: ``raw_input`` says what frames come, as "1280x720:rgb24" or "1280x720:rgb24@30".
+    For a bag: ``topic`` is the one whose images are read; without it there must be just one.
 
     For an HTTP(S) address that gives one image: ``every_seconds`` makes a live source of it, which
     asks for the image again and again.
@@ -48,6 +51,8 @@ class SourceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     end: float | None = None
     every: int = 1
     every_seconds: float | None = None
+    raw_input: str | None = None
+    topic: str | None = None
     transport: Transport = "tcp"
     connect_timeout: float = 5.0
     read_timeout: float = 3.0
@@ -94,6 +99,7 @@ class SourceInfo:
     ``time_base`` is the unit in seconds of which every ``Frame.pts`` is a multiple. ``path`` is the
     file, folder or device that is read. ``sample_aspect`` is how much wider than high a pixel of an
     upright frame is to be shown, as in the anamorphic video of a DVD; arrays keep the coded size.
+    ``topic`` is that of a bag.
 
         >>> from knet_deploy import open_source
         >>> with open_source("drive.mp4") as source:
@@ -108,6 +114,7 @@ class SourceInfo:
     time_base: Fraction | None = None
     path: Path | None = None
     sample_aspect: Fraction = Fraction(1)
+    topic: str | None = None
 
     @property
     def period(self) -> float:

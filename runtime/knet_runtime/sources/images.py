@@ -304,6 +304,7 @@ _quiet_opencv = _Silence()
 
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+BAG_SUFFIXES = (".bag", ".mcap", ".db3")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".ts", ".mts", ".m2ts", ".m4v", ".webm", ".mpg")
 
 
@@ -334,6 +335,9 @@ def _instead(folder: Path) -> str:
     """What to do with a folder that holds no images."""
     if (folder / MANIFEST_NAME).is_file():
         return f"it is a bundle: name a video or images, and --bundle {folder}"
+    bags = sorted(path for path in folder.iterdir() if path.suffix.lower() in BAG_SUFFIXES)
+    if bags:  # of ROS 2 without its metadata, or of ROS 1
+        return f"name the recording in it: {shlex.quote(str(bags[0]))}"
     videos = [path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES]
     if videos:
         pattern = shlex.quote(f"{folder}/*{min(path.suffix for path in videos)}")

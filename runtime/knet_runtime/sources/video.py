@@ -147,8 +147,11 @@ class VideoSource(Closeable):
                 yield Frame(self._decoder.rgb(decoded), index, time, f"{index:06d}")
                 index += 1
         if not self._stop.is_set():
-            transport = self._path if self._container.format.name == "mpegts" else None
-            self._damage.report(self._name, transport, self._decoder.stream)
+            self._report()
+
+    def _report(self) -> None:
+        transport = self._path if self._container.format.name == "mpegts" else None
+        self._damage.report(self._name, transport, self._decoder.stream)
 
     def _part(self) -> Iterator[TimedFrame]:
         """The frames from start to end, with their times."""
@@ -259,14 +262,17 @@ class VideoSource(Closeable):
             yield from held
         if self._path is None:
             if self._broken:  # raised here, as FFmpeg's error holds the address with its password
-                raise SourceError(
-                    f"{self._name}: the connection broke off after {damage.frames} frames; "
-                    "run it again, or download the video first"
-                )
+                raise SourceError(self._broke_off())
         elif self._broken:
             damage.began()
         elif damage.at is None and "mp4" in self._container.format.name and is_cut_off(self._path):
             damage.at = damage.frames
+
+    def _broke_off(self) -> str:
+        return (
+            f"{self._name}: the connection broke off after {self._damage.frames} frames; "
+            "run it again, or download the video first"
+        )
 
     def _next(self, packets: Iterator[Packet]) -> Packet | None:
         try:
