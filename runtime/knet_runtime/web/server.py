@@ -12,6 +12,7 @@ from functools import partial
 from importlib import resources
 from pathlib import Path
 from socket import socket
+from time import monotonic
 
 import msgspec
 import uvicorn
@@ -78,6 +79,7 @@ class App:
         self._in_pool = partial(asyncio.get_running_loop().run_in_executor, pool)
         self._in_teller = partial(asyncio.get_running_loop().run_in_executor, teller)
         self._viewers = 0
+        self._began = monotonic()
         self._closing = asyncio.Event()
         self._registry = registry(self._read)
         self._overlay = partial(overlay_jpeg, alpha=set_up.alpha, classes=set_up.shown)
@@ -103,7 +105,7 @@ class App:
         """Let every stream end; in the event loop."""
         self._closing.set()
         for latest in self._latest.values():
-            latest.end()
+            latest.close()
 
     async def _file(self, name: str, request: Request) -> Response:
         return Response(self._files[name], media_type=_MEDIA_TYPES[Path(name).suffix])
@@ -146,7 +148,8 @@ class App:
         return name
 
     def _read(self) -> RunStatus:
-        return read_run_status(self._snapshot_run(), self._latest, self._viewers)
+        seconds = monotonic() - self._began
+        return read_run_status(self._snapshot_run(), self._latest, self._viewers, seconds)
 
     async def _numbers(self) -> RunStatus:
         return await self._in_teller(self._read)  # sensors are files that may take their time
@@ -167,6 +170,8 @@ class App:
                 await asyncio.wait_for(self._closing.wait(), 1)
             except asyncio.TimeoutError:
                 continue
+        # By these a viewer knows a run that has ended from one that was lost.
+        yield _event("numbers", await self._numbers())
 
 
 def _stream(request: Request, body: AsyncIterator[bytes], kind: str) -> Response:
@@ -210,7 +215,7 @@ class PageSink:
 
     def close(self, *, complete: bool = True) -> None:
         """Nothing comes any more; the last frame can be seen until the page closes."""
-        self._latest.end()
+        self._latest.end(complete=complete)
 
 
 class LivePage(Closeable):

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import Literal, TypeVar, cast
 
 import cv2
 import msgspec
@@ -60,6 +60,9 @@ class Latest:
     def __init__(self) -> None:
         self.shot: FrameShot | None = None
         self.ended = False
+        """Whether nothing comes any more."""
+        self.outcome: Literal["ended", "failed"] | None = None
+        """How the feed came to its end; None while it has not."""
         self._seq = 0
         self._fresh_at = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -78,8 +81,13 @@ class Latest:
         self.shot = FrameShot(self._seq, frame, result, self._fresh_at)
         self._wake()
 
-    def end(self) -> None:
-        """Nothing comes any more; whoever waits is told. From any thread."""
+    def end(self, *, complete: bool = True) -> None:
+        """The feed has ended, or failed unless it is complete. From any thread."""
+        self.outcome = "ended" if complete else "failed"
+        self.close()
+
+    def close(self) -> None:
+        """Nothing comes any more, whether the feed has ended or not; whoever waits is told."""
         self.ended = True
         self._wake()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -327,13 +328,30 @@ def test_frames_that_stop_while_numbers_go_on_are_stale(
     wait_for_state(page, "running")
 
 
-def test_an_ended_run_says_so(site: Any, open_page: Open) -> None:
-    site.gate.step()
+def test_an_ended_run_says_so_also_when_nobody_answers_any_more(
+    make_site: Any, open_page: Open
+) -> None:
+    site = make_site()
+    for _ in range(3):
+        site.gate.step()
     page = open_page(site.port)
     wait_for_state(page, "running")
     site.gate.sink.close()
+    site.page.close()
     wait_for_state(page, "ended")
+    page.wait_for_timeout(4500)  # longer than the silence of a connection that is lost
+    assert page.evaluate(STATE) == "ended"
     assert page.inner_text("#state") == "The run has ended"
+    assert page.title().startswith("The run has ended")
+    alarm = page.locator(".alarm").first
+    assert alarm.is_visible()
+    assert re.fullmatch(r"The run has ended\n3 frames in \d+ s", alarm.inner_text())
+    again = make_site(port=site.port)
+    again.gate.step()
+    wait_for_state(page, "running")
+    again.gate.sink.close(complete=False)
+    wait_for_state(page, "failed")
+    assert page.inner_text("#state") == "The run has failed"
 
 
 def test_feeds_are_chosen_with_the_keyboard(make_site: Any, move: Any, open_page: Open) -> None:

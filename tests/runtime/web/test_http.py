@@ -192,6 +192,14 @@ def test_one_sick_feed_makes_the_whole_unhealthy_and_an_ended_one_does_not(make_
     assert site.ask("/healthz")[0] == 503
 
 
+def test_a_feed_that_failed_makes_the_whole_unhealthy(make_site: Any) -> None:
+    site = make_site(feeds=("a", "b"))
+    for gate in site.gates:
+        gate.step()
+    site.gates[0].sink.close(complete=False)
+    assert site.ask("/healthz")[::2] == (503, b"a: failed\nb: running\n")
+
+
 def test_metrics_are_what_the_run_counted(make_site: Any) -> None:
     site = make_site(feeds=("front", "rear"))
     site.gate.step()
@@ -279,6 +287,25 @@ def test_streams_end_with_the_run(site: Any) -> None:
     assert next(images)["frame"] == 1
     site.gate.sink.close()
     assert list(images) == []
+
+
+def test_the_last_numbers_say_how_the_run_ended(make_site: Any) -> None:
+    site = make_site(feeds=("front", "rear", "side"))
+    events = numbers(site.open("/events"))
+    assert [next(events)[0], next(events)[0]] == ["setup", "numbers"]
+    front, rear, _ = site.gates
+    front.step()
+    front.sink.close()
+    rear.sink.close(complete=False)
+    assert site.ask("/healthz")[2] == b"front: ended\nrear: failed\nside: waiting\n"
+    closing = threading.Thread(target=site.page.close)
+    closing.start()
+    *_, (kind, last) = events  # which end
+    closing.join()
+    assert kind == "numbers"
+    assert [feed["state"] for feed in last["feeds"]] == ["ended", "failed", "waiting"]
+    assert last["feeds"][0]["frames"] == 1
+    assert 0 < last["seconds"] < 60
 
 
 def sockets_and_threads() -> tuple[int, int]:

@@ -28,6 +28,8 @@ let seenFrames = 0;
 const numbersOf = (name) => latest?.feeds.find((one) => one.name === name);
 const state = (name) => numbersOf(name)?.state ?? "waiting";
 const silent = () => performance.now() - heardAt > SILENCE;
+const isOver = ({ state }) => state === "ended" || state === "failed";
+const runIsOver = () => latest !== null && latest.feeds.every(isOver); // no silence is a loss then
 const stuck = () =>
   performance.now() - seenAt > SILENCE && (numbersOf(feed)?.frames ?? 0) > seenFrames + 1;
 
@@ -103,7 +105,8 @@ async function follow() {
     } catch {
       // Told by judge(), which misses the numbers too.
     }
-    const pause = state(feed) === "ended" ? RETRY.at(-1) : RETRY[failures++] ?? RETRY.at(-1);
+    const over = numbersOf(feed) && isOver(numbersOf(feed));
+    const pause = over ? RETRY.at(-1) : RETRY[failures++] ?? RETRY.at(-1);
     await new Promise((done) => setTimeout(done, pause));
   }
 }
@@ -112,7 +115,7 @@ async function follow() {
 function judge() {
   const shown = mixer.shown?.head;
   const age = shown ? Math.max(0, Date.now() / 1000 + clockOffset - shown.at) : null;
-  let now = silent() ? "lost" : state(feed);
+  let now = silent() && !runIsOver() ? "lost" : state(feed);
   if (now === "running" && !shown) now = "waiting";
   if (now === "running" && (shown.stale || stuck())) now = "stale";
   const old = age === null ? "" : `\nframe ${duration(age)} old`;
@@ -120,14 +123,24 @@ function judge() {
     lost: `NO CONNECTION to knet-deploy${old}`,
     stale: `STALE${old}`,
     disconnected: `STALE: source not connected${old}`,
-    ended: "The run has ended",
+    ended: runIsOver() ? `The run has ended\n${totals()}` : "This feed has ended",
+    failed: `${latest?.feeds.length > 1 ? "This feed" : "The run"} has failed${
+      runIsOver() ? `\n${totals()}` : ""}`,
     waiting: "Waiting for the first frame",
     running: "Live",
   }[now];
   document.body.dataset.state = now;
-  document.title = `${now === "running" ? "Live" : text.split("\n")[0]} – knet-deploy`;
-  setText(get("state"), { stale: "STALE", disconnected: "STALE", lost: "NO CONNECTION" }[now] ?? text);
+  const [first] = text.split("\n");
+  document.title = `${first} – knet-deploy`;
+  setText(get("state"), { stale: "STALE", disconnected: "STALE", lost: "NO CONNECTION" }[now] ?? first);
   for (const alarm of document.querySelectorAll(".alarm")) setText(alarm, text);
+}
+
+// What a run that is over has done.
+function totals() {
+  const frames = latest.feeds.reduce((sum, one) => sum + one.frames, 0);
+  const feeds = latest.feeds.length > 1 ? ` of ${latest.feeds.length} feeds` : "";
+  return `${frames.toLocaleString("en")} frames${feeds} in ${duration(latest.seconds)}`;
 }
 
 function setText(element, text) {
@@ -157,16 +170,17 @@ get("opacity").addEventListener("input", ({ target }) => {
 get("all").addEventListener("click", () => legend.toggleAll(true));
 get("none").addEventListener("click", () => legend.toggleAll(false));
 
-// A page that nobody sees asks for nothing.
+// A page that nobody sees asks for no frames; it goes on listening, or it would miss the end.
 document.addEventListener("visibilitychange", () => {
   if (document.hidden) {
     stream?.abort();
-    events?.close();
-  } else {
+    return;
+  }
+  if (silent()) { // it was put to sleep
     heardAt = performance.now();
     listen();
-    if (feed !== null) follow();
   }
+  if (feed !== null) follow();
 });
 
 setInterval(() => {
