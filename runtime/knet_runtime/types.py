@@ -36,7 +36,8 @@ class Frame:
     None where the source has no time (images) or left it out. ``name`` differs between all frames
     of a source: the image's stem (``as_utf8``), or the index with at least six digits. ``wall`` is
     when a live frame arrived, in seconds since the epoch. ``stale`` marks a frame that is handed on
-    again because no newer one came.
+    again because no newer one came. ``scene`` counts how often the source has begun anew, as a file
+    does that is played in a loop: of what was in another scene nothing goes on.
 
         >>> from knet_deploy import open_source
         >>> with open_source("drive.mp4") as source:
@@ -51,6 +52,7 @@ class Frame:
     name: str
     wall: float | None = None
     stale: bool = False
+    scene: int = 0
 
 
 def as_utf8(name: str) -> str:

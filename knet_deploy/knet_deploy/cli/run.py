@@ -85,6 +85,12 @@ def run(
         float | None,
         _input(help="Fetch the one image at an HTTP address again each so many seconds."),
     ] = None,
+    loop: Annotated[
+        bool, _input("--loop", help="Play files again and again, until they are stopped.")
+    ] = False,
+    realtime: Annotated[
+        bool, _input("--realtime", help="Play videos no faster than they were recorded.")
+    ] = False,
     max_frames: Annotated[int | None, _input(min=1, help="Stop after so many frames.")] = None,
     policy: Annotated[
         Policy | None,
@@ -274,6 +280,8 @@ def run(
         end=end,
         every=every,
         every_seconds=every_seconds,
+        loop=loop,
+        realtime=realtime,
         transport=transport,
         max_downtime=max_downtime,
         hwaccel=hwaccel,
