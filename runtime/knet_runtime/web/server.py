@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from importlib import resources
+from math import ceil, sqrt
 from pathlib import Path
 from socket import socket
 from time import monotonic
@@ -85,7 +86,14 @@ class App:
         self._overlay = partial(overlay_jpeg, alpha=set_up.alpha, classes=set_up.shown)
         small = partial(self._overlay, side=PAGE_SIDE)
         self._overlays = {name: Channel(slot, small, pool) for name, slot in latest.items()}
-        self._encoded = {name: Channel(slot, page_frame, pool) for name, slot in latest.items()}
+        # All tiles of the grid have together as many pixels as one feed's own view.
+        tile = PAGE_SIDE // max(1, ceil(sqrt(len(latest))))
+        self._encoded: dict[str, Channel] = {}
+        self._tiles: list[Channel] = []
+        for name, slot in latest.items():
+            whole = partial(page_frame, feed=name)
+            self._encoded[name] = Channel(slot, whole, pool)
+            self._tiles.append(Channel(slot, partial(whole, side=tile), pool))
         static = (resources.files(__package__) / "static").iterdir()
         self._files = {file.name: file.read_bytes() for file in static}
         self.routes = Starlette(
@@ -93,6 +101,7 @@ class App:
                 Route("/", partial(self._file, "index.html")),
                 *(Route(f"/{name}", partial(self._file, name)) for name in self._files),
                 Route("/live", self._live),
+                Route("/grid", self._grid),
                 Route("/stream.mjpg", self._mjpg),
                 Route("/snapshot.jpg", self._snapshot),
                 Route("/events", self._events),
@@ -113,6 +122,10 @@ class App:
     async def _live(self, request: Request) -> Response:
         channel = self._encoded[self._feed(request)]
         return _stream(request, self._watched(_encoded(channel)), "application/octet-stream")
+
+    async def _grid(self, request: Request) -> Response:
+        body = self._watched(_merged(self._tiles))
+        return _stream(request, body, "application/octet-stream")
 
     async def _mjpg(self, request: Request) -> Response:
         channel = self._overlays[self._feed(request)]
@@ -187,6 +200,28 @@ async def _encoded(channel: Channel) -> AsyncIterator[bytes]:
     while (made := await channel.newer(seq)) is not None:
         seq = made.seq
         yield made.data
+
+
+async def _merged(channels: Sequence[Channel]) -> AsyncIterator[bytes]:
+    """Frames of all channels, each when it is there; of one that is slow to take them, the newest.
+
+    Browsers open six connections to a server at most, so all feeds come by one.
+    """
+    waiting = {asyncio.ensure_future(one.newer(one.start())): one for one in channels}
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                channel, made = waiting.pop(task), task.result()
+                if made is None:  # that feed has ended
+                    continue
+                # While another's was sent there may have come a newer one, which is there at once.
+                made = await channel.newer(made.seq - 1) or made
+                waiting[asyncio.ensure_future(channel.newer(made.seq))] = channel
+                yield made.data
+    finally:
+        for task in waiting:
+            task.cancel()
 
 
 async def _parts(channel: Channel) -> AsyncIterator[bytes]:

@@ -75,7 +75,7 @@ def test_the_page_loads_nothing_from_elsewhere(site: Any) -> None:
     for name in list(files):
         imported = re.findall(r'from "\./([^"]+)"', site.ask(f"/{name}")[2].decode())
         files.update(imported)
-    assert len(files) == 7
+    assert len(files) == 10
     for name in files:
         status, headers, body = site.ask(f"/{name}")
         assert status == 200
@@ -153,6 +153,32 @@ def test_several_feeds_are_told_apart(make_site: Any) -> None:
     rear.step()
     answer = site.open("/live?feed=rear+%26+side")
     assert next(live_frames(answer))["frame"] == 2
+
+
+def test_the_grid_brings_the_newest_frames_of_all_feeds_by_one_stream(make_site: Any) -> None:
+    site = make_site(feeds=("front", "rear", "side"))
+    front, rear, side = site.gates
+    frames = live_frames(site.open("/grid"))
+    front.step()
+    head = next(frames)
+    assert (head["feed"], head["frame"], head["width"]) == ("front", 1, 160)
+    for _ in range(3):
+        rear.step()
+    side.step()
+    side.sink.close()
+    seen = {"front": 1}
+    while seen != {"front": 1, "rear": 3, "side": 1}:
+        head = next(frames)
+        assert head["frame"] > seen.get(head["feed"], 0)
+        seen[head["feed"]] = head["frame"]
+    step_large(site, 1)  # of the first feed
+    head = next(frames)
+    assert (head["feed"], head["width"], head["height"]) == ("front", 640, 360)
+    front.sink.close()
+    rear.step()
+    assert next(frames)["frame"] == 4  # the others go on
+    rear.sink.close()
+    assert list(frames) == []
 
 
 def test_health_follows_the_feed(site: Any) -> None:
@@ -275,7 +301,7 @@ def test_events_bring_the_classes_once_and_then_numbers_each_second(site: Any) -
 
 def test_head_of_a_stream_ends(site: Any) -> None:
     site.gate.step()
-    for route in ("stream.mjpg", "live", "events"):
+    for route in ("stream.mjpg", "live", "grid", "events"):
         status, _, body = site.ask(f"/{route}", "HEAD")
         assert (status, body) == (200, b"")
 
