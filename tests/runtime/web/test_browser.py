@@ -423,6 +423,38 @@ def test_all_feeds_are_seen_at_once_each_with_its_own_state(
     assert page.locator("#frames").is_hidden()
 
 
+def test_the_frame_or_the_grid_fills_the_screen(make_site: Any, move: Any, open_page: Open) -> None:
+    site = make_site(feeds=("front", "rear"))
+    movers = [move(gate) for gate in site.gates]
+    page = open_page(site.port)
+    wait_for_state(page, "running")
+    full = "(document.fullscreenElement?.querySelector('canvas') ?? {}).id"
+    page.get_by_role("button", name="Full screen").click()
+    until(page, "document.fullscreenElement?.id === 'grid'")
+    for tile in page.locator(".tile").all():
+        box = tile.bounding_box()
+        assert box["height"] > 700
+        assert box["x"] + box["width"] <= 1280
+    page.locator(".tile").first.click()  # which leads to its feed, still over the whole screen
+    until(page, f"{full} === 'overlay'")
+    wait_for_state(page, "running")
+    canvas = page.locator("#overlay")
+    until(page, "document.getElementById('overlay').clientHeight === innerHeight")
+    assert canvas.bounding_box()["width"] == 1280
+    page.mouse.move(1270, 400)  # the road, on the right
+    assert page.locator(".hover:visible").inner_text() == "Road"
+    movers[0].gone.set()
+    wait_for_state(page, "stale", "disconnected")
+    alarm = page.locator("#frames figure:last-child .alarm")
+    assert alarm.bounding_box()["y"] == 0
+    assert alarm.inner_text().startswith("STALE")
+    page.keyboard.press("f")
+    until(page, "document.fullscreenElement === null")
+    page.keyboard.press("Control+f")
+    page.keyboard.press("f")
+    until(page, f"{full} === 'overlay'")
+
+
 def test_sixteen_feeds_come_by_one_connection(make_site: Any, open_page: Open) -> None:
     site = make_site(feeds=tuple(f"camera {number}" for number in range(16)))
     for gate in site.gates:

@@ -75,7 +75,7 @@ def test_the_page_loads_nothing_from_elsewhere(site: Any) -> None:
     for name in list(files):
         imported = re.findall(r'from "\./([^"]+)"', site.ask(f"/{name}")[2].decode())
         files.update(imported)
-    assert len(files) == 10
+    assert len(files) == 11
     for name in files:
         status, headers, body = site.ask(f"/{name}")
         assert status == 200

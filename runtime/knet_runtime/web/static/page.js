@@ -1,5 +1,6 @@
 // What ties the page together: which feed is looked at, or all of them, and what there is to see.
 
+import { FullScreen } from "./fullscreen.js";
 import { Grid } from "./grid.js";
 import { Hover } from "./hover.js";
 import { Legend } from "./legend.js";
@@ -18,6 +19,8 @@ const legend = new Legend(get("legend"), () => {
 });
 const numbers = new Numbers(get("tiles"), get("stages"), get("counts"));
 const hover = new Hover(mixer, () => legend.classes, document.querySelectorAll("#frames .screen"));
+const full = new FullScreen(get("full"), () =>
+  feed === null ? get("grid") : get("overlay").parentElement);
 
 let feeds = [];
 let feed = null; // the name of the one that is looked at; null: all of them
@@ -80,6 +83,7 @@ function look() {
   get("frame").textContent = "";
   for (const id of ["frames", "numbers"]) get(id).hidden = feed === null;
   get("grid").hidden = feed !== null;
+  full.moved();
   document.body.classList.toggle("all", feed === null);
   for (const button of get("feeds").querySelectorAll("input")) {
     button.checked = button.value === address(feed);
