@@ -62,9 +62,10 @@ class ZoneCounter:
     counts as having entered or left a zone, or crossed a line, when it was on the other side for
     ``zones.frames`` frames running, so that one who lingers at a border is counted once; the
     event is of the first of these frames. Who is first seen inside a zone enters it, too, and
-    who is not seen for more than ``patience`` frames leaves the zones that it was last seen in; the
-    ``patience`` is to be the tracker's. A stale frame counts for nothing. What is kept grows with
-    the objects that are followed at one time, not with the length of the video.
+    who is not seen for more than ``patience`` frames, or was in another scene, leaves the zones
+    that it was last seen in; the ``patience`` is to be the tracker's. A stale frame counts for
+    nothing. What is kept grows with the objects that are followed at one time, not with the length
+    of the video.
 
         >>> import numpy as np
         >>> from knet_deploy import Instance, LabelMap, Line, Segmentation, Tracker, ZoneCounter
@@ -85,6 +86,7 @@ class ZoneCounter:
     def __init__(self, zones: Zones, patience: int = PATIENCE) -> None:
         self._given = zones
         self._patience = patience
+        self._scene = 0
         self._zones: Zones | None = None  # in pixels of the newest frame
         self._classes: dict[str, tuple[int, ...]] = {}
         self._tracked: dict[int, _Tracked] = {}
@@ -113,6 +115,9 @@ class ZoneCounter:
 
     def _advance(self, frame: Frame, result: Segmentation, zones: Zones) -> Iterator[ZoneEvent]:
         now = frame.index, None if frame.pts is None else float(frame.pts), frame.wall
+        if frame.scene != self._scene:
+            self._scene = frame.scene
+            yield from self._lose(list(self._tracked.values()))
         for tracked in self._tracked.values():
             tracked.missed += 1
         for segment in result.segments:
@@ -129,13 +134,16 @@ class ZoneCounter:
             for line in zones.lines:
                 if segment.class_id in self._classes[line.name]:
                     yield from self._cross(line, tracked, _foot(segment))
-        for tracked in list(self._tracked.values()):
-            if tracked.missed > self._patience:
-                del self._tracked[tracked.id]
-                for name, stay in tracked.stays.items():
-                    if stay.inside:
-                        about = *tracked.seen, tracked.id, tracked.label
-                        yield ZoneEvent("left", *about, zone=name, how="lost")
+        gone = [one for one in self._tracked.values() if one.missed > self._patience]
+        yield from self._lose(gone)
+
+    def _lose(self, gone: list[_Tracked]) -> Iterator[ZoneEvent]:
+        for tracked in gone:
+            del self._tracked[tracked.id]
+            for name, stay in tracked.stays.items():
+                if stay.inside:
+                    about = *tracked.seen, tracked.id, tracked.label
+                    yield ZoneEvent("left", *about, zone=name, how="lost")
 
     def _stay(self, zone: Zone, tracked: _Tracked, point: Point) -> Iterator[ZoneEvent]:
         stay = tracked.stays.setdefault(zone.name, _Stay(tracked.seen))

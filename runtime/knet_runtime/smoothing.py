@@ -35,8 +35,8 @@ class Smoother:
     a class without confidence is replaced. So a class that has stood for ``strength`` frames is
     replaced when the new one has been seen in ``strength`` + 1. Pixels whose look does not fit
     where they came from (uncovered, or lit anew) take the new map at once, and so does everything
-    after a cut or a change of size. A stale frame gets the last result again. The same frames give
-    the same results.
+    after a cut, in another scene or after a change of size. A stale frame gets the last result
+    again. The same frames give the same results.
 
     Of instance and panoptic results each object counts as a class of its own, so they need a
     ``Tracker`` before: one that is not found in a frame stays for that long, with its last score,
@@ -62,6 +62,7 @@ class Smoother:
         self._grey: NDArray[np.uint8] | None = None
         self._classes: ClassMap | None = None
         self._confidence: NDArray[np.uint8] = np.empty((0, 0), np.uint8)
+        self._scene = 0
         self._shown: dict[int, Segment] = {}  # what the values of a map of segments mean
 
     def __call__(self, frame: Frame, result: Segmentation) -> Segmentation:
@@ -71,8 +72,10 @@ class Smoother:
         known = {} if semantic else _identities(result)
         new = result.class_map if semantic else _identity_map(result, known)
         same_size = self._classes is not None and self._classes.shape == new.shape
-        if not (frame.stale and same_size):
-            self._advance(frame.image, new, same_size)
+        goes_on = same_size and frame.scene == self._scene
+        self._scene = frame.scene
+        if not (frame.stale and goes_on):
+            self._advance(frame.image, new, goes_on)
             self._shown = {**self._shown, **known}
             if not semantic:
                 self._drop_remains(new, known)
@@ -94,11 +97,11 @@ class Smoother:
         left = np.bincount(self._classes.ravel(), minlength=_VALUES)
         self._shown = {value: one for value, one in self._shown.items() if left[value]}
 
-    def _advance(self, image: Rgb, new: ClassMap, same_size: bool) -> None:
+    def _advance(self, image: Rgb, new: ClassMap, goes_on: bool) -> None:
         grey = _small(image)
         before, self._grey = self._grey, grey
         moved = None
-        if same_size and before is not None and min(grey.shape) >= _LEAST_SIDE:
+        if goes_on and before is not None and min(grey.shape) >= _LEAST_SIDE:
             moved = self._move(before, grey, new.shape)
         if moved is None:
             self._classes, self._confidence = new, np.zeros(new.shape, np.uint8)

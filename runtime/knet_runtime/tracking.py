@@ -84,8 +84,8 @@ class Tracker:
     track, the best fits first. What is left goes to the nearest track within one and a half times
     its own size, if it is not more than four times as large or small; or it begins a new one. A
     track that finds no segment is kept for ``patience`` frames, unless it has left the image. Ids
-    count from 1 and are never given again. A stale frame gets the last result again; after a change
-    of size all tracks are new.
+    count from 1 and are never given again. A stale frame gets the last result again; in another
+    scene, and after a change of size, all tracks are new.
 
     Raises ConfigError for a negative patience.
 
@@ -108,6 +108,7 @@ class Tracker:
         self._patience = patience
         self._tracks: list[_Track] = []
         self._given = 0
+        self._scene = 0
         self._last: Segmentation | None = None
 
     def __call__(self, frame: Frame, result: Segmentation) -> Segmentation:
@@ -119,8 +120,9 @@ class Tracker:
                 "--track out"
             )
         last = self._last
-        if last is not None and last.size != result.size:
-            self._tracks, last = [], None
+        resized = last is not None and last.size != result.size
+        if resized or frame.scene != self._scene:
+            self._tracks, last, self._scene = [], None, frame.scene
         if last is None or not frame.stale:
             self._last = last = result.with_tracks(self._advance(result))
         return last

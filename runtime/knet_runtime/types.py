@@ -51,7 +51,9 @@ class Frame:
     None where the source has no time (images) or left it out. ``name`` differs between all frames
     of a source: the image's stem (``as_utf8``), or the index with at least six digits. ``wall`` is
     when a live frame arrived, in seconds since the epoch. ``stale`` marks a frame that is handed on
-    again because no newer one came. ``ros`` is there for frames out of a bag.
+    again because no newer one came. ``ros`` is there for frames out of a bag. ``scene`` counts how
+    often the source has begun anew, as a file does that is played in a loop: of what was in another
+    scene nothing goes on.
 
         >>> from knet_deploy import open_source
         >>> with open_source("drive.mp4") as source:
@@ -67,6 +69,7 @@ class Frame:
     wall: float | None = None
     stale: bool = False
     ros: RosHeader | None = None
+    scene: int = 0
 
 
 def as_utf8(name: str) -> str:

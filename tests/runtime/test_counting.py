@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 import cv2
@@ -121,6 +122,21 @@ def test_who_is_not_seen_again_leaves_with_its_track() -> None:
     assert result.counts.totals.zones["yard"]["car"] == ZoneCount(1, 2, 1, 2, 1)
     # Who is lost outside has left nothing.
     assert walk(Zones((YARD,)), [(10, 50)] * 4 + [None] * 9)[0] == []
+
+
+def test_who_is_in_another_scene_left_with_the_last_one() -> None:
+    count = ZoneCounter(Zones((YARD,), (GATE,)))
+    events: list[ZoneEvent] = []
+    for index, scene in enumerate((0, 0, 0, 1, 1, 1)):
+        x, track = (90, 7) if scene == 0 else (110, 8)
+        result = count(replace(a_frame(index), scene=scene), a_result({track: (x, 50)}))
+        assert result.counts is not None
+        events += result.counts.events
+    assert said(events) == [
+        *(("entered", 0, "appeared"), ("left", 2, "lost"), ("entered", 3, "appeared"))
+    ]
+    assert result.counts is not None
+    assert result.counts.totals.zones["yard"]["car"].present == 1
 
 
 def test_who_was_out_of_sight_while_crossing_has_crossed() -> None:

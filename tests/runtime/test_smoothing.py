@@ -27,10 +27,15 @@ def texture(hw: tuple[int, int] = HW, seed: int = 0) -> Rgb:
 
 
 def put(
-    smoother: Smoother, image: Rgb, class_map: NDArray[np.generic], *, stale: bool = False
+    smoother: Smoother,
+    image: Rgb,
+    class_map: NDArray[np.generic],
+    *,
+    stale: bool = False,
+    scene: int = 0,
 ) -> NDArray[np.generic]:
     kept = class_map.copy()
-    frame = Frame(image, 0, None, "0", stale=stale)
+    frame = Frame(image, 0, None, "0", stale=stale, scene=scene)
     result = smoother(frame, Segmentation(class_map, CAMVID11, {})).class_map  # type: ignore[arg-type]
     np.testing.assert_array_equal(class_map, kept)
     assert result.dtype == class_map.dtype
@@ -87,6 +92,16 @@ def test_another_scene_and_another_size_take_the_new_map_at_once() -> None:
     for _ in range(6):
         put(smoother, texture(), flat(3))
     assert (put(smoother, texture((90, 200)), flat(1, (90, 200))) == 1).all()
+
+
+def test_a_scene_of_the_same_look_takes_the_new_map_at_once() -> None:
+    smoother = Smoother(4)
+    for _ in range(6):
+        put(smoother, texture(), flat(3))
+    assert (put(smoother, texture(), flat(8)) == 3).all()
+    for _ in range(2):
+        assert (put(smoother, texture(), flat(8), scene=1) == 8).all()
+    assert (put(smoother, texture(), flat(5), stale=True, scene=1) == 8).all()
 
 
 def test_what_comes_into_view_takes_the_new_map() -> None:

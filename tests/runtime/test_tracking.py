@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -198,6 +198,14 @@ def test_a_change_of_size_begins_anew() -> None:
     track = Tracker()
     track(a_frame(0), one(10, 10))
     assert tracks(track(a_frame(1), one(10, 10, size=(240, 400)))) == [2]
+
+
+def test_another_scene_begins_anew() -> None:
+    track = Tracker()
+    assert tracks(track(a_frame(0), one(10, 10))) == [1]
+    assert tracks(track(replace(a_frame(1), scene=1), one(10, 10))) == [2]
+    assert tracks(track(replace(a_frame(2), scene=1), one(11, 10))) == [2]
+    assert tracks(track(replace(a_frame(2, stale=True), scene=1), one(90, 10))) == [2]
 
 
 def test_stuff_has_no_track_and_the_given_result_is_not_changed() -> None:

@@ -109,9 +109,9 @@ class Outputs:
         """ConfigError for what cannot be, before anything that costs time."""
         suffix = None if self.overlay is None else self.overlay.suffix.lower()
         folder = self.overlay_folder
-        if suffix is not None and not (folder or self._on_stdout):
-            if suffix not in (*_VIDEOS, *_IMAGES, *_BAGS):
-                raise ConfigError(_unknown(self.overlay))
+        named = suffix is None or folder or str(self.overlay) == "-"
+        if not named and suffix not in (*_VIDEOS, *_IMAGES, *_BAGS):
+            raise ConfigError(_unknown(self.overlay))
         if self.raw_output is not None and not {"-o", "--masks"} & {*self._on_stdout}:
             raise ConfigError(
                 "--raw-output is about frames on stdout: add -o - or --masks -, or leave it out"

@@ -95,6 +95,12 @@ def run(
     topic: Annotated[
         str | None, _input(help="Of a recording of ROS: the topic whose images are read.")
     ] = None,
+    loop: Annotated[
+        bool, _input("--loop", help="Play files again and again, until they are stopped.")
+    ] = False,
+    realtime: Annotated[
+        bool, _input("--realtime", help="Play videos no faster than they were recorded.")
+    ] = False,
     max_frames: Annotated[int | None, _input(min=1, help="Stop after so many frames.")] = None,
     policy: Annotated[
         Policy | None,
@@ -329,6 +335,8 @@ def run(
         every_seconds=every_seconds,
         raw_input=raw_input,
         topic=topic,
+        loop=loop,
+        realtime=realtime,
         transport=transport,
         max_downtime=max_downtime,
         hwaccel=hwaccel,

@@ -82,9 +82,9 @@ class RosBag:
     those of live frames' arrival, or else count from the start of the run by the frames' times; the
     topics are then /segmentation/…. Stale frames are left out.
 
-    ``info`` is the source's, ``model`` the id of the model. ``alpha``, ``legend``,
-    ``names``, ``side_by_side`` and ``classes`` are those of ``OverlayVideo``. An MCAP file is compressed by zstd, a ROS 1 bag by LZ4; a folder
-    has its source's storage (SQLite or MCAP), MCAP by default.
+    ``info`` is the source's, ``model`` the id of the model. ``alpha``, ``legend``, ``names``,
+    ``side_by_side`` and ``classes`` are those of ``OverlayVideo``. An MCAP file is compressed by
+    zstd, a ROS 1 bag by LZ4; a folder has its source's storage (SQLite or MCAP), MCAP by default.
 
     The recording has its name when it is closed. Raises ConfigError without the extra ``ros`` and
     for another suffix, OutputError when it cannot be written, or when a folder of that name is no

@@ -70,8 +70,9 @@ class OverlayPipe(_FramePipe):
 
     ``form`` is "y4m" (4:2:0, BT.601, with a header that players and encoders know) or the name of
     a pixel format, such as "rgb24" or "nv12", for bare pixels, row by row. ``info`` is the
-    source's: y4m states its rate (30 a second where there is none). ``alpha``, ``legend``, ``names``,
-    ``side_by_side`` and ``classes`` are those of ``OverlayVideo``; frames of another size than the first are letterboxed
+    source's: y4m states its rate (30 a second where there is none). ``alpha``, ``legend``,
+    ``names``, ``side_by_side`` and ``classes`` are those of ``OverlayVideo``; frames of another
+    size than the first are letterboxed
     into it. ``raw_masks.Pipe`` says what becomes of a slow reader. Raises ConfigError for another
     form, and for a terminal.
 

@@ -300,8 +300,8 @@ class OverlayVideo:
     the frames' own, counted from the first frame, to the tick of ``info.time_base`` (MKV: to the
     millisecond), so that gaps stay gaps; a missing one follows the last at the source's rate, or at
     30 a second. Images become a slideshow of two a second. A live source is encoded at low latency;
-    a stale frame is marked in red, at the time it is shown. The MP4 of a live source, or of more
-    than 100,000 frames, stays in fragments: its index would grow in memory.
+    a stale frame is marked in red, at the time it is shown. The MP4 of a source without an end, or
+    of more than 100,000 frames, stays in fragments: its index would grow in memory.
 
     Until ``close`` the file has a hidden name beside ``path``; what a killed run left is kept, from
     the next start on, as ``NAME.partial.SUFFIX``. Raises OutputError when it cannot be written or
@@ -358,7 +358,7 @@ class OverlayVideo:
             video_format=video_format,
             aspect=info.sample_aspect,
             live=info.live,
-            endless=info.live or (info.frames or 0) > INDEXED_FRAMES,
+            endless=info.endless or (info.frames or 0) > INDEXED_FRAMES,
         )
         self._failed = False
         self._writer: VideoWriter | None = None

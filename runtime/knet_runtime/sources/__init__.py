@@ -25,6 +25,7 @@ from knet_runtime.sources.container import (
 from knet_runtime.sources.images import IMAGE_SUFFIXES, ImageSource, decode_image
 from knet_runtime.sources.live import LiveSource
 from knet_runtime.sources.pipe import STDIN, PipeSource
+from knet_runtime.sources.playback import play
 from knet_runtime.sources.snapshot import SnapshotSource
 from knet_runtime.sources.video import VideoSource
 
@@ -67,6 +68,7 @@ def open_source(source: str | Path, options: SourceOptions | None = None) -> Sou
             f"{redacted(text)}: --topic is of recordings of ROS, and this is none; leave it out"
         )
     if source == STDIN:
+        _refuse_playback("stdin", options)
         return PipeSource(options)
     if isinstance(source, str) and (number := re.fullmatch(r"(?:camera:)?(\d+)", source)):
         return _camera(Path(f"/dev/video{int(number[1])}"), options)
@@ -86,15 +88,21 @@ def open_source(source: str | Path, options: SourceOptions | None = None) -> Sou
             "takes patterns"
         )
     if is_bag(path):
+        _refuse_playback(text, options)
         return BagSource(path, options)
     if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
         _refuse_part(text, options)
-        return ImageSource(path, options)
-    return VideoSource(open_file(path, hwaccel=options.hwaccel), text, options, path)
+        return play(lambda: ImageSource(path, options), text, options)
+
+    def open_video() -> Source:
+        return VideoSource(open_file(path, hwaccel=options.hwaccel), text, options, path)
+
+    return play(open_video, text, options)
 
 
 def _camera(path: Path, options: SourceOptions) -> LiveSource:
     _refuse_part(str(path), options)
+    _refuse_playback(str(path), options)
     link = CameraConnector(path, options)
     try:
         container = link.open()
@@ -107,6 +115,7 @@ def _camera(path: Path, options: SourceOptions) -> LiveSource:
 
 def _stream(address: str, options: SourceOptions) -> Source:
     link = NetworkConnector(address, options)
+    _refuse_playback(link.name, options)
     if options.every_seconds is not None:
         _refuse_part(link.name, options)
         return SnapshotSource(link, options)
@@ -146,3 +155,8 @@ def _video_at(link: NetworkConnector, container: InputContainer, options: Source
 def _refuse_part(name: str, options: SourceOptions) -> None:
     if options.start is not None or options.end is not None:
         raise ConfigError(f"{name}: start and end choose a part of a video; leave them out here")
+
+
+def _refuse_playback(name: str, options: SourceOptions) -> None:
+    if options.loop or options.realtime:
+        raise ConfigError(f"{name}: loop and realtime are for videos and images in files; leave them out here")

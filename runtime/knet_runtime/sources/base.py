@@ -34,6 +34,10 @@ class SourceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     For stdin: ``raw_input`` says what frames come, as "1280x720:rgb24" or "1280x720:rgb24@30".
     For a bag: ``topic`` is the one whose images are read; without it there must be just one.
 
+    For files: ``loop`` plays them again and again, until they are stopped. For video files:
+    ``realtime`` hands on no frame before it is due by its time, counted from the first one; one
+    that is late comes at once, and more than a second is not made up for.
+
     For an HTTP(S) address that gives one image: ``every_seconds`` makes a live source of it, which
     asks for the image again and again.
 
@@ -53,6 +57,8 @@ class SourceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     every_seconds: float | None = None
     raw_input: str | None = None
     topic: str | None = None
+    loop: bool = False
+    realtime: bool = False
     transport: Transport = "tcp"
     connect_timeout: float = 5.0
     read_timeout: float = 3.0
@@ -99,7 +105,7 @@ class SourceInfo:
     ``time_base`` is the unit in seconds of which every ``Frame.pts`` is a multiple. ``path`` is the
     file, folder or device that is read. ``sample_aspect`` is how much wider than high a pixel of an
     upright frame is to be shown, as in the anamorphic video of a DVD; arrays keep the coded size.
-    ``topic`` is that of a bag.
+    ``topic`` is that of a bag, and ``loops`` says that it begins anew at its end.
 
         >>> from knet_deploy import open_source
         >>> with open_source("drive.mp4") as source:
@@ -115,6 +121,7 @@ class SourceInfo:
     path: Path | None = None
     sample_aspect: Fraction = Fraction(1)
     topic: str | None = None
+    loops: bool = False
 
     @property
     def period(self) -> float:
@@ -125,6 +132,11 @@ class SourceInfo:
     def live(self) -> bool:
         """Whether frames come when they come, and wait for nobody."""
         return self.kind in ("camera", "stream")
+
+    @property
+    def endless(self) -> bool:
+        """Whether frames come until somebody stops them."""
+        return self.live or self.loops
 
 
 class Source(Iterable[Frame], AbstractContextManager["Source"], Protocol):

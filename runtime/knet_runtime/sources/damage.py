@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import av
@@ -139,9 +140,14 @@ def _filled(packets: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 def is_cut_off(path: Path) -> bool:
-    """Whether an MP4's boxes end after the file does: its demuxer then just reports the end."""
-    length = path.stat().st_size
-    with path.open("rb") as file:
+    """Whether an MP4's boxes end after the file does: its demuxer then just reports the end. Not
+    known, and so not said, of a file that was removed meanwhile."""
+    try:
+        file = path.open("rb")
+    except OSError:
+        return False
+    with file:
+        length = os.fstat(file.fileno()).st_size
         offset = 0
         while offset + 8 <= length:
             file.seek(offset)

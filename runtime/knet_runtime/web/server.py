@@ -10,8 +10,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from importlib import resources
+from math import ceil, sqrt
 from pathlib import Path
 from socket import socket
+from time import monotonic
 
 import msgspec
 import uvicorn
@@ -79,12 +81,20 @@ class App:
         self._in_pool = partial(asyncio.get_running_loop().run_in_executor, pool)
         self._in_teller = partial(asyncio.get_running_loop().run_in_executor, teller)
         self._viewers = 0
+        self._began = monotonic()
         self._closing = asyncio.Event()
         self._registry = registry(self._read)
         self._overlay = partial(overlay_jpeg, alpha=set_up.alpha, classes=set_up.shown)
         small = partial(self._overlay, side=PAGE_SIDE)
         self._overlays = {name: Channel(slot, small, pool) for name, slot in latest.items()}
-        self._encoded = {name: Channel(slot, page_frame, pool) for name, slot in latest.items()}
+        # All tiles of the grid have together as many pixels as one feed's own view.
+        tile = PAGE_SIDE // max(1, ceil(sqrt(len(latest))))
+        self._encoded: dict[str, Channel] = {}
+        self._tiles: list[Channel] = []
+        for name, slot in latest.items():
+            whole = partial(page_frame, feed=name)
+            self._encoded[name] = Channel(slot, whole, pool)
+            self._tiles.append(Channel(slot, partial(whole, side=tile), pool))
         static = (resources.files(__package__) / "static").iterdir()
         self._files = {file.name: file.read_bytes() for file in static}
         self.routes = Starlette(
@@ -92,6 +102,7 @@ class App:
                 Route("/", partial(self._file, "index.html")),
                 *(Route(f"/{name}", partial(self._file, name)) for name in self._files),
                 Route("/live", self._live),
+                Route("/grid", self._grid),
                 Route("/stream.mjpg", self._mjpg),
                 Route("/snapshot.jpg", self._snapshot),
                 Route("/events", self._events),
@@ -104,7 +115,7 @@ class App:
         """Let every stream end; in the event loop."""
         self._closing.set()
         for latest in self._latest.values():
-            latest.end()
+            latest.close()
 
     async def _file(self, name: str, request: Request) -> Response:
         return Response(self._files[name], media_type=_MEDIA_TYPES[Path(name).suffix])
@@ -112,6 +123,10 @@ class App:
     async def _live(self, request: Request) -> Response:
         channel = self._encoded[self._feed(request)]
         return _stream(request, self._watched(_encoded(channel)), "application/octet-stream")
+
+    async def _grid(self, request: Request) -> Response:
+        body = self._watched(_merged(self._tiles))
+        return _stream(request, body, "application/octet-stream")
 
     async def _mjpg(self, request: Request) -> Response:
         channel = self._overlays[self._feed(request)]
@@ -147,7 +162,8 @@ class App:
         return name
 
     def _read(self) -> RunStatus:
-        return read_run_status(self._snapshot_run(), self._latest, self._viewers)
+        seconds = monotonic() - self._began
+        return read_run_status(self._snapshot_run(), self._latest, self._viewers, seconds)
 
     async def _numbers(self) -> RunStatus:
         return await self._in_teller(self._read)  # sensors are files that may take their time
@@ -168,6 +184,8 @@ class App:
                 await asyncio.wait_for(self._closing.wait(), 1)
             except asyncio.TimeoutError:
                 continue
+        # By these a viewer knows a run that has ended from one that was lost.
+        yield _event("numbers", await self._numbers())
 
 
 def _stream(request: Request, body: AsyncIterator[bytes], kind: str) -> Response:
@@ -183,6 +201,28 @@ async def _encoded(channel: Channel) -> AsyncIterator[bytes]:
     while (made := await channel.newer(seq)) is not None:
         seq = made.seq
         yield made.data
+
+
+async def _merged(channels: Sequence[Channel]) -> AsyncIterator[bytes]:
+    """Frames of all channels, each when it is there; of one that is slow to take them, the newest.
+
+    Browsers open six connections to a server at most, so all feeds come by one.
+    """
+    waiting = {asyncio.ensure_future(one.newer(one.start())): one for one in channels}
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                channel, made = waiting.pop(task), task.result()
+                if made is None:  # that feed has ended
+                    continue
+                # While another's was sent there may have come a newer one, which is there at once.
+                made = await channel.newer(made.seq - 1) or made
+                waiting[asyncio.ensure_future(channel.newer(made.seq))] = channel
+                yield made.data
+    finally:
+        for task in waiting:
+            task.cancel()
 
 
 async def _parts(channel: Channel) -> AsyncIterator[bytes]:
@@ -211,7 +251,7 @@ class PageSink:
 
     def close(self, *, complete: bool = True) -> None:
         """Nothing comes any more; the last frame can be seen until the page closes."""
-        self._latest.end()
+        self._latest.end(complete=complete)
 
 
 class LivePage(Closeable):

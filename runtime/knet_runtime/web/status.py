@@ -63,7 +63,7 @@ def _text(file: Path) -> str:
         return ""
 
 
-State = Literal["waiting", "running", "stale", "disconnected", "ended"]
+State = Literal["waiting", "running", "stale", "disconnected", "ended", "failed"]
 
 STALE_SECONDS = 3.0
 """A live feed without a new frame for so long is stale, even if the run itself has not said so:
@@ -93,9 +93,11 @@ class FeedStatus(msgspec.Struct, frozen=True):
 
 
 class RunStatus(msgspec.Struct, frozen=True):
-    """All feeds at one moment; ``time`` in seconds since the epoch."""
+    """All feeds at one moment; ``time`` in seconds since the epoch, ``seconds`` since the page was
+    there."""
 
     time: float
+    seconds: float
     viewers: int
     machine: Sensors
     feeds: list[FeedStatus]
@@ -110,8 +112,8 @@ class RunStatus(msgspec.Struct, frozen=True):
 def _state(feed: FeedSnapshot, latest: Latest) -> State:
     """One word for whether the frames of a feed are now."""
     shot = latest.shot
-    if latest.ended:
-        return "ended"
+    if latest.outcome is not None:
+        return latest.outcome
     if not feed.connected:
         return "disconnected"
     if shot is None:
@@ -129,7 +131,9 @@ def _stuck_after(feed: FeedSnapshot) -> float:
     return max(STUCK_SECONDS, 2 * usual / 1000, 2 * feed.period)
 
 
-def read_run_status(snapshot: RunSnapshot, latest: Mapping[str, Latest], viewers: int) -> RunStatus:
+def read_run_status(
+    snapshot: RunSnapshot, latest: Mapping[str, Latest], viewers: int, seconds: float
+) -> RunStatus:
     """What there is to tell of the feeds in ``latest``, by name, at this moment."""
     feeds = []
     for name, slot in latest.items():
@@ -139,7 +143,7 @@ def read_run_status(snapshot: RunSnapshot, latest: Mapping[str, Latest], viewers
         counted = None if slot.shot is None else slot.shot.result.counts
         totals = None if counted is None else counted.totals
         feeds.append(FeedStatus(name, state, *counts, feed.last_frame_age, feed.stages, totals))
-    return RunStatus(time.time(), viewers, read_sensors(), feeds)
+    return RunStatus(time.time(), seconds, viewers, read_sensors(), feeds)
 
 
 _COUNTERS = (  # by the name of the count in ``FeedStatus``

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import Literal, TypeVar, cast
 
 import cv2
 import msgspec
@@ -60,6 +60,9 @@ class Latest:
     def __init__(self) -> None:
         self.shot: FrameShot | None = None
         self.ended = False
+        """Whether nothing comes any more."""
+        self.outcome: Literal["ended", "failed"] | None = None
+        """How the feed came to its end; None while it has not."""
         self._seq = 0
         self._fresh_at = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -78,8 +81,13 @@ class Latest:
         self.shot = FrameShot(self._seq, frame, result, self._fresh_at)
         self._wake()
 
-    def end(self) -> None:
-        """Nothing comes any more; whoever waits is told. From any thread."""
+    def end(self, *, complete: bool = True) -> None:
+        """The feed has ended, or failed unless it is complete. From any thread."""
+        self.outcome = "ended" if complete else "failed"
+        self.close()
+
+    def close(self) -> None:
+        """Nothing comes any more, whether the feed has ended or not; whoever waits is told."""
         self.ended = True
         self._wake()
 
@@ -179,11 +187,12 @@ class PageSegment(msgspec.Struct, frozen=True, rename={"class_id": "class"}):
 class FrameHead(msgspec.Struct, frozen=True):
     """What stands before the bytes of a page's frame: ``jpeg`` bytes, then ``runs`` runs.
 
-    ``at`` is when the frame arrived, in seconds since the epoch. ``segments`` is None for a
-    semantic result. ``marks`` are the zones and lines with what was counted there, in pixels of the
-    JPEG.
+    ``feed`` names whose frame it is. ``at`` is when the frame arrived, in seconds since the epoch.
+    ``segments`` is None for a semantic result. ``marks`` are the zones and lines with what was
+    counted there, in pixels of the JPEG.
     """
 
+    feed: str
     seq: int
     frame: int
     pts: float | None
@@ -197,18 +206,19 @@ class FrameHead(msgspec.Struct, frozen=True):
     marks: list[Mark]
 
 
-def page_frame(shot: FrameShot) -> bytes:
-    """The camera's frame and the result apart, so that each viewer mixes them as it likes.
+def page_frame(shot: FrameShot, feed: str = "", *, side: int = PAGE_SIDE) -> bytes:
+    """The camera's frame and the result apart, so that each viewer mixes them as it likes, scaled
+    down to ``side``.
 
     A uint32 length, a ``FrameHead`` as JSON of that length, the JPEG, and the class map (in other
     results than semantic ones the segment map) as runs in reading order: the end of each (uint32),
     then the class or segment of each (uint16), little-endian.
     """
     frame, result = shot.frame, shot.result
-    image = shrink(frame.image, PAGE_SIDE, cv2.INTER_AREA)
+    image = shrink(frame.image, side, cv2.INTER_AREA)
     semantic = result.task == "semantic"
     ids = result.class_map if semantic else result.segment_map
-    ends, values = runs(shrink(ids, PAGE_SIDE, cv2.INTER_NEAREST))
+    ends, values = runs(shrink(ids, side, cv2.INTER_NEAREST))
     segments = None if semantic else [_for_page(one, result.labels) for one in result.segments]
     jpeg = encode_jpeg(image, _QUALITY)
     height, width = image.shape[:2]
@@ -216,7 +226,7 @@ def page_frame(shot: FrameShot) -> bytes:
     drawn = [] if result.counts is None else marks(result.counts, width / result.size[1])
     sizes = width, height, len(jpeg), len(ends)
     head = msgspec.json.encode(
-        FrameHead(shot.seq, frame.index, pts, shot.at, frame.stale, *sizes, segments, drawn)
+        FrameHead(feed, shot.seq, frame.index, pts, shot.at, frame.stale, *sizes, segments, drawn)
     )
     parts = len(head).to_bytes(4, "little"), head, jpeg, ends.tobytes(), values.tobytes()
     return b"".join(parts)

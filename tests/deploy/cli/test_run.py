@@ -136,6 +136,20 @@ def test_a_part_of_the_frames_is_taken(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
+def test_a_file_is_played_again_and_again_as_a_video_that_goes_on(
+    call: Call, video: Path, tmp_path: Path
+) -> None:
+    places = tmp_path / "o.mp4", tmp_path / "o.jsonl"
+    playing = ["--loop", "--realtime", "--max-frames", "7"]
+    answer = call("run", video, *playing, "-o", places[0], "--json", places[1])
+    assert (answer.code, answer.err) == (0, "")
+    assert count_frames(places[0]) == 7
+    lines = [json.loads(line) for line in places[1].read_text().splitlines()]
+    assert [line["name"] for line in lines] == [f"{index:06d}" for index in range(7)]
+    times = [line["pts"] for line in lines]
+    assert np.allclose(np.diff(times), times[1] - times[0], atol=0.001)
+
+
 def test_names_that_are_no_utf8_are_escaped_in_every_output(call: Call, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -261,6 +275,7 @@ def test_a_source_that_is_none_is_refused(
         (["--transport", "pigeon"], "'pigeon' is not one of 'tcp', 'udp'"),
         (["-o", "o.mp4", "--codec", "av1"], "'av1' is not one of 'h264', 'hevc'"),
         (["--every", "2", "--start", "3", "--end", "1"], "is not after start"),
+        (["--source", "rtsp://127.0.0.1:1/x", "--loop"], "loop and realtime are for files"),
         (["--size", "big"], "write HEIGHTxWIDTH"),
         (["--size", "384x480"], "was exported for 360×480 only"),
         (["-o", "o.avi"], "end in .mp4"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -64,6 +65,7 @@ def open_page(browser: Any) -> Iterator[Open]:
         width: int = 1280,
         height: int = 800,
         password: str | None = None,
+        view: str = "",
         route: tuple[str, Callable[[Any], None]] | None = None,
     ) -> Any:
         context = browser.new_context(
@@ -76,7 +78,7 @@ def open_page(browser: Any) -> Iterator[Open]:
         if route is not None:
             page.route(*route)
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto(f"http://127.0.0.1:{port}/", wait_until="domcontentloaded")
+        page.goto(f"http://127.0.0.1:{port}/{view}", wait_until="domcontentloaded")
         return page
 
     yield go
@@ -270,14 +272,14 @@ def test_a_source_that_goes_away_is_seen_at_once_and_its_return_too(
         wait_for_state(page, "stale", "disconnected")
         assert page.inner_text("#state") == "STALE"
         assert page.title().startswith("STALE")
-        for alarm in page.locator(".alarm").all():
+        for alarm in page.locator("#frames .alarm").all():
             assert alarm.is_visible()
             assert alarm.inner_text().startswith("STALE")
         frozen = page.evaluate(ALL_PIXELS, "camera")
         mover.gone.clear()
         wait_for_state(page, "running")
         until(page, f"before => ({ALL_PIXELS})('camera') !== before", frozen)
-        assert not page.locator(".alarm").first.is_visible()
+        assert not page.locator("#frames .alarm").first.is_visible()
     assert page.evaluate("window.sameDocument") is True
     assert site.gate.reconnects == 2
 
@@ -294,7 +296,7 @@ def test_a_server_that_goes_away_is_seen_and_its_return_too(
     first.page.close()
     wait_for_state(page, "lost")
     assert page.inner_text("#state") == "NO CONNECTION"
-    assert page.locator(".alarm").first.is_visible()
+    assert page.locator("#frames .alarm").first.is_visible()
     again = make_site(port=first.port)
     move(again.gate)
     wait_for_state(page, "running")
@@ -327,13 +329,30 @@ def test_frames_that_stop_while_numbers_go_on_are_stale(
     wait_for_state(page, "running")
 
 
-def test_an_ended_run_says_so(site: Any, open_page: Open) -> None:
-    site.gate.step()
+def test_an_ended_run_says_so_also_when_nobody_answers_any_more(
+    make_site: Any, open_page: Open
+) -> None:
+    site = make_site()
+    for _ in range(3):
+        site.gate.step()
     page = open_page(site.port)
     wait_for_state(page, "running")
     site.gate.sink.close()
+    site.page.close()
     wait_for_state(page, "ended")
+    page.wait_for_timeout(4500)  # longer than the silence of a connection that is lost
+    assert page.evaluate(STATE) == "ended"
     assert page.inner_text("#state") == "The run has ended"
+    assert page.title().startswith("The run has ended")
+    alarm = page.locator("#frames .alarm").first
+    assert alarm.is_visible()
+    assert re.fullmatch(r"The run has ended\n3 frames in \d+ s", alarm.inner_text())
+    again = make_site(port=site.port)
+    again.gate.step()
+    wait_for_state(page, "running")
+    again.gate.sink.close(complete=False)
+    wait_for_state(page, "failed")
+    assert page.inner_text("#state") == "The run has failed"
 
 
 def test_feeds_are_chosen_with_the_keyboard(make_site: Any, move: Any, open_page: Open) -> None:
@@ -343,8 +362,9 @@ def test_feeds_are_chosen_with_the_keyboard(make_site: Any, move: Any, open_page
     rear.step()
     rear.sink.write(*wide(400))
     page = open_page(site.port)
+    page.get_by_role("radio", name="All").focus()
+    page.keyboard.press("ArrowRight")
     until(page, "document.getElementById('camera').width === 160")
-    page.get_by_label("front").focus()
     page.keyboard.press("ArrowRight")
     until(page, "document.getElementById('camera').width === 400")
     assert page.locator("footer a").first.get_attribute("href").endswith("jpg?feed=rear")
@@ -353,7 +373,98 @@ def test_feeds_are_chosen_with_the_keyboard(make_site: Any, move: Any, open_page
     page.get_by_label("front").check()
     wait_for_state(page, "running")
     labels = page.locator("#feeds label")
-    assert labels.nth(1).get_attribute("data-feed-state") == "disconnected"
+    assert labels.nth(2).get_attribute("data-feed-state") == "disconnected"
+
+
+def test_all_feeds_are_seen_at_once_each_with_its_own_state(
+    make_site: Any, move: Any, open_page: Open
+) -> None:
+    names = ("front", "rear & side", "yard", "gate", "roof")
+    site = make_site(feeds=names)
+    front, rear, yard, gate, _ = site.gates
+    mover = move(front)
+    move(rear)
+    yard.step()
+    yard.sink.close()
+    gate.step()
+    gate.sink.close(complete=False)
+    page = open_page(site.port, width=1280)
+    states = "[...document.querySelectorAll('.tile')].map((one) => one.dataset.state)"
+    until(page, f"({states}).join() === 'running,running,ended,failed,waiting'")
+    assert page.evaluate(STATE) == "failed"
+    assert page.inner_text("#state") == "2 of 5 live"
+    pixel = """number => {
+      const canvas = document.querySelectorAll('.tile canvas')[number];
+      return [...canvas.getContext('2d').getImageData(60, 40, 1, 1).data].slice(0, 3);
+    }"""
+    assert near(page.evaluate(pixel, 2), tuple(30 + value / 2 for value in SKY))
+    page.get_by_role("checkbox", name="Sky", exact=True).uncheck()
+    assert near(page.evaluate(pixel, 2), (60, 60, 60))
+    page.get_by_role("checkbox", name="Sky", exact=True).check()
+    tops = [box.bounding_box()["y"] for box in page.locator(".tile").all()]
+    assert (len(set(tops)), tops[0], tops[3]) == (2, tops[2], tops[4])
+    assert page.evaluate(OVERFLOW) == 0
+    until(page, "/^[0-9.]+ frames.s$/.test(document.querySelector('.tile .soft').textContent)")
+    mover.gone.set()
+    until(page, f"['stale', 'disconnected'].includes(({states})[0])")
+    assert page.locator(".tile .alarm").first.inner_text().startswith("STALE")
+
+    page.locator(".tile", has_text="rear & side").focus()
+    page.keyboard.press("Enter")
+    wait_for_state(page, "running")
+    assert page.evaluate("location.hash") == "#feed=rear%20%26%20side"
+    assert page.locator("#grid").is_hidden()
+    assert page.get_by_label("rear & side").is_checked()
+    page.reload(wait_until="domcontentloaded")
+    wait_for_state(page, "running")
+    assert page.locator("#camera").is_visible()
+    page.go_back()
+    until(page, f"({states})[1] === 'running'")
+    assert page.locator("#frames").is_hidden()
+
+
+def test_the_frame_or_the_grid_fills_the_screen(make_site: Any, move: Any, open_page: Open) -> None:
+    site = make_site(feeds=("front", "rear"))
+    movers = [move(gate) for gate in site.gates]
+    page = open_page(site.port)
+    wait_for_state(page, "running")
+    full = "(document.fullscreenElement?.querySelector('canvas') ?? {}).id"
+    page.get_by_role("button", name="Full screen").click()
+    until(page, "document.fullscreenElement?.id === 'grid'")
+    for tile in page.locator(".tile").all():
+        box = tile.bounding_box()
+        assert box["height"] > 700
+        assert box["x"] + box["width"] <= 1280
+    page.locator(".tile").first.click()  # which leads to its feed, still over the whole screen
+    until(page, f"{full} === 'overlay'")
+    wait_for_state(page, "running")
+    canvas = page.locator("#overlay")
+    until(page, "document.getElementById('overlay').clientHeight === innerHeight")
+    assert canvas.bounding_box()["width"] == 1280
+    page.mouse.move(1270, 400)  # the road, on the right
+    assert page.locator(".hover:visible").inner_text() == "Road"
+    movers[0].gone.set()
+    wait_for_state(page, "stale", "disconnected")
+    alarm = page.locator("#frames figure:last-child .alarm")
+    assert alarm.bounding_box()["y"] == 0
+    assert alarm.inner_text().startswith("STALE")
+    page.keyboard.press("f")
+    until(page, "document.fullscreenElement === null")
+    page.keyboard.press("Control+f")
+    page.keyboard.press("f")
+    until(page, f"{full} === 'overlay'")
+
+
+def test_sixteen_feeds_come_by_one_connection(make_site: Any, open_page: Open) -> None:
+    site = make_site(feeds=tuple(f"camera {number}" for number in range(16)))
+    for gate in site.gates:
+        gate.step()
+    page = open_page(site.port, width=400, view="#all")
+    wait_for_state(page, "running")
+    assert page.locator(".tile[data-state=running]").count() == 16
+    assert page.evaluate("fetch('healthz').then((answer) => answer.status)") == 200
+    assert page.evaluate(OVERFLOW) == 0
+    assert b"\nknet_viewers 1.0\n" in site.ask("/metrics")[2]
 
 
 @pytest.mark.parametrize(("width", "height"), [(360, 740), (1280, 800)])
@@ -362,7 +473,8 @@ def test_it_fits_a_phone_and_a_desk(
 ) -> None:
     site = make_site(feeds=("a-camera-with-a-name-that-does-not-want-to-end", "rear"))
     mover = move(site.gate)
-    page = open_page(site.port, width=width, height=height)
+    name = site.gate.name
+    page = open_page(site.port, width=width, height=height, view=f"#feed={name}")
     wait_for_state(page, "running")
     page.wait_for_selector("#stages tr")
     assert page.evaluate(OVERFLOW) == 0

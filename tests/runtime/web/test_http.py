@@ -75,7 +75,7 @@ def test_the_page_loads_nothing_from_elsewhere(site: Any) -> None:
     for name in list(files):
         imported = re.findall(r'from "\./([^"]+)"', site.ask(f"/{name}")[2].decode())
         files.update(imported)
-    assert len(files) == 7
+    assert len(files) == 11
     for name in files:
         status, headers, body = site.ask(f"/{name}")
         assert status == 200
@@ -155,6 +155,32 @@ def test_several_feeds_are_told_apart(make_site: Any) -> None:
     assert next(live_frames(answer))["frame"] == 2
 
 
+def test_the_grid_brings_the_newest_frames_of_all_feeds_by_one_stream(make_site: Any) -> None:
+    site = make_site(feeds=("front", "rear", "side"))
+    front, rear, side = site.gates
+    frames = live_frames(site.open("/grid"))
+    front.step()
+    head = next(frames)
+    assert (head["feed"], head["frame"], head["width"]) == ("front", 1, 160)
+    for _ in range(3):
+        rear.step()
+    side.step()
+    side.sink.close()
+    seen = {"front": 1}
+    while seen != {"front": 1, "rear": 3, "side": 1}:
+        head = next(frames)
+        assert head["frame"] > seen.get(head["feed"], 0)
+        seen[head["feed"]] = head["frame"]
+    step_large(site, 1)  # of the first feed
+    head = next(frames)
+    assert (head["feed"], head["width"], head["height"]) == ("front", 640, 360)
+    front.sink.close()
+    rear.step()
+    assert next(frames)["frame"] == 4  # the others go on
+    rear.sink.close()
+    assert list(frames) == []
+
+
 def test_health_follows_the_feed(site: Any) -> None:
     def health() -> tuple[int, bytes]:
         status, _, body = site.ask("/healthz")
@@ -190,6 +216,14 @@ def test_one_sick_feed_makes_the_whole_unhealthy_and_an_ended_one_does_not(make_
     assert site.ask("/healthz")[0] == 200
     site.gates[1].connected = False
     assert site.ask("/healthz")[0] == 503
+
+
+def test_a_feed_that_failed_makes_the_whole_unhealthy(make_site: Any) -> None:
+    site = make_site(feeds=("a", "b"))
+    for gate in site.gates:
+        gate.step()
+    site.gates[0].sink.close(complete=False)
+    assert site.ask("/healthz")[::2] == (503, b"a: failed\nb: running\n")
 
 
 def test_metrics_are_what_the_run_counted(make_site: Any) -> None:
@@ -267,7 +301,7 @@ def test_events_bring_the_classes_once_and_then_numbers_each_second(site: Any) -
 
 def test_head_of_a_stream_ends(site: Any) -> None:
     site.gate.step()
-    for route in ("stream.mjpg", "live", "events"):
+    for route in ("stream.mjpg", "live", "grid", "events"):
         status, _, body = site.ask(f"/{route}", "HEAD")
         assert (status, body) == (200, b"")
 
@@ -279,6 +313,25 @@ def test_streams_end_with_the_run(site: Any) -> None:
     assert next(images)["frame"] == 1
     site.gate.sink.close()
     assert list(images) == []
+
+
+def test_the_last_numbers_say_how_the_run_ended(make_site: Any) -> None:
+    site = make_site(feeds=("front", "rear", "side"))
+    events = numbers(site.open("/events"))
+    assert [next(events)[0], next(events)[0]] == ["setup", "numbers"]
+    front, rear, _ = site.gates
+    front.step()
+    front.sink.close()
+    rear.sink.close(complete=False)
+    assert site.ask("/healthz")[2] == b"front: ended\nrear: failed\nside: waiting\n"
+    closing = threading.Thread(target=site.page.close)
+    closing.start()
+    *_, (kind, last) = events  # which end
+    closing.join()
+    assert kind == "numbers"
+    assert [feed["state"] for feed in last["feeds"]] == ["ended", "failed", "waiting"]
+    assert last["feeds"][0]["frames"] == 1
+    assert 0 < last["seconds"] < 60
 
 
 def sockets_and_threads() -> tuple[int, int]:

@@ -133,7 +133,7 @@ def test_frames_that_take_long_are_not_taken_for_a_hang(monkeypatch: pytest.Monk
         times = {"read": read, "latency": latency}
         stages = {name: StageSnapshot(value, value, value) for name, value in times.items()}
         feed = FeedSnapshot(9, 0, 0, 0, True, since, stages, since)
-        shown = status.read_run_status(RunSnapshot({"gate": feed}), {"gate": latest}, 0)
+        shown = status.read_run_status(RunSnapshot({"gate": feed}), {"gate": latest}, 0, 0.0)
         return shown.feeds[0].state
 
     latest = Latest()
@@ -147,6 +147,8 @@ def test_frames_that_take_long_are_not_taken_for_a_hang(monkeypatch: pytest.Monk
     assert state(None, 0, 0) == "stale"  # the first frame is shown, but another output hangs
     latest.end()
     assert state(99) == "ended"
+    latest.end(complete=False)
+    assert state(99) == "failed"
 
 
 def test_health_and_frames_follow_the_run() -> None:

@@ -34,6 +34,7 @@ function drawMarks(context, { marks, width, height }) {
 }
 
 export class Mixer {
+  // Without a `camera` (null) there is the overlay alone.
   constructor(camera, overlay) {
     this.camera = camera;
     this.overlay = overlay;
@@ -56,15 +57,19 @@ export class Mixer {
     this.draw();
   }
 
+  screens() {
+    return this.camera === null ? [this.overlay] : [this.camera, this.overlay];
+  }
+
   show(shown) {
     this.shown?.bitmap.close();
     this.shown = shown;
     const { width, height } = shown.head;
-    for (const canvas of [this.camera, this.overlay, this.mask]) {
+    for (const canvas of [...this.screens(), this.mask]) {
       if (canvas.width !== width) canvas.width = width;
       if (canvas.height !== height) canvas.height = height;
     }
-    this.camera.getContext("2d").drawImage(shown.bitmap, 0, 0);
+    this.camera?.getContext("2d").drawImage(shown.bitmap, 0, 0);
     this.draw();
   }
 
@@ -72,7 +77,7 @@ export class Mixer {
   clear() {
     this.shown?.bitmap.close();
     this.shown = null;
-    for (const canvas of [this.camera, this.overlay]) {
+    for (const canvas of this.screens()) {
       canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
     }
   }

@@ -1,33 +1,26 @@
 // Numbers of the run, as the server's events bring them once a second.
 
-const KEPT_SECONDS = 5;
-
 export class Numbers {
   constructor(tiles, stages, counts) {
     this.tiles = tiles;
     this.stages = stages;
     this.counts = counts;
-    this.history = [];
   }
 
-  show(numbers, feed) {
-    this.history = this.history.filter((old) =>
-      old.frames[feed.name] <= feed.frames && numbers.time - old.time <= KEPT_SECONDS);
-    this.history.push({
-      time: numbers.time,
-      frames: Object.fromEntries(numbers.feeds.map((one) => [one.name, one.frames])),
-    });
+  // Those of one feed of the run.
+  show(run, feed) {
+    const { viewers, machine } = run.numbers;
     const latency = feed.stages.latency;
     const rows = [
-      ["frames/s", this.rate(feed.name)],
+      ["frames/s", run.rate(feed.name)],
       ["latency p95", latency && milliseconds(latency.p95), "ms"],
       ["frames", feed.frames.toLocaleString("en")],
       ["dropped", feed.dropped.toLocaleString("en")],
       ["stale shown", feed.stale_frames.toLocaleString("en")],
       ["reconnects", feed.reconnects.toLocaleString("en")],
-      ["viewers", numbers.viewers],
+      ["viewers", viewers],
     ];
-    const { temperatures, clock, clock_limit: limit } = numbers.machine;
+    const { temperatures, clock, clock_limit: limit } = machine;
     const warmest = Object.entries(temperatures).sort((a, b) => b[1] - a[1])[0];
     if (warmest) rows.push([`warmest: ${warmest[0]}`, warmest[1].toFixed(0), "°C"]);
     if (clock) rows.push(["clock", gigahertz(clock), limit ? `of ${gigahertz(limit)} GHz` : "GHz"]);
@@ -35,12 +28,6 @@ export class Numbers {
     this.stages.replaceChildren(...Object.entries(feed.stages).map(stage));
     this.counts.hidden = feed.totals === null;
     this.counts.tBodies[0].replaceChildren(...counted(feed.totals ?? { zones: {}, lines: {} }));
-  }
-
-  rate(name) {
-    const [first, last] = [this.history[0], this.history.at(-1)];
-    if (last.time - first.time < 0.5) return "–";
-    return ((last.frames[name] - first.frames[name]) / (last.time - first.time)).toFixed(1);
   }
 }
 

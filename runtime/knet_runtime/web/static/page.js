@@ -1,153 +1,149 @@
-// What ties the page together: one feed's frames, everybody's numbers, and whether to trust them.
+// What ties the page together: which feed is looked at, or all of them, and what there is to see.
 
+import { FullScreen } from "./fullscreen.js";
+import { Grid } from "./grid.js";
 import { Hover } from "./hover.js";
 import { Legend } from "./legend.js";
 import { Mixer } from "./mixer.js";
 import { Numbers } from "./numbers.js";
-import { watch } from "./stream.js";
-
-const SILENCE = 3500; // milliseconds without numbers, which come once a second
-const RETRY = [500, 1000, 2000, 4000];
+import { Run } from "./run.js";
+import { follow } from "./stream.js";
+import { setText, Trust } from "./trust.js";
 
 const get = (id) => document.getElementById(id);
+const run = new Run(setUp, told);
 const mixer = new Mixer(get("camera"), get("overlay"));
-const legend = new Legend(get("legend"), () => mixer.setClasses(legend.classes, legend.shown));
+const grid = new Grid(get("grid"), run);
+const legend = new Legend(get("legend"), () => {
+  for (const one of [mixer, grid]) one.setClasses(legend.classes, legend.shown);
+});
 const numbers = new Numbers(get("tiles"), get("stages"), get("counts"));
-const hover = new Hover(mixer, () => legend.classes, document.querySelectorAll(".screen"));
+const hover = new Hover(mixer, () => legend.classes, document.querySelectorAll("#frames .screen"));
+const full = new FullScreen(get("full"), () =>
+  feed === null ? get("grid") : get("overlay").parentElement);
 
-let feed = null; // the name of the one that is shown
-let latest = null; // the latest numbers
-let heardAt = performance.now();
-let clockOffset = 0; // the server's clock less ours, in seconds
-let events = null;
+let feeds = [];
+let feed = null; // the name of the one that is looked at; null: all of them
+let trust = null; // in what is shown of it
 let stream = null;
 
-let seenAt = 0; // when the frame that is shown came, and what the run had counted by then
-let seenFrames = 0;
-
-const numbersOf = (name) => latest?.feeds.find((one) => one.name === name);
-const state = (name) => numbersOf(name)?.state ?? "waiting";
-const silent = () => performance.now() - heardAt > SILENCE;
-const stuck = () =>
-  performance.now() - seenAt > SILENCE && (numbersOf(feed)?.frames ?? 0) > seenFrames + 1;
-
-function listen() {
-  events?.close();
-  events = new EventSource("events");
-  events.addEventListener("setup", ({ data }) => setUp(JSON.parse(data)));
-  events.addEventListener("numbers", ({ data }) => {
-    latest = JSON.parse(data);
-    heardAt = performance.now();
-    clockOffset = latest.time - Date.now() / 1000;
-    if (numbersOf(feed)) numbers.show(latest, numbersOf(feed));
-    for (const label of get("feeds").querySelectorAll("label")) {
-      label.dataset.feedState = state(label.dataset.feed);
-    }
-    judge();
-  });
-}
-
-function setUp({ feeds, classes, shown, alpha, model, engine }) {
+function setUp({ feeds: names, classes, shown, alpha, model, engine }) {
+  const changed = names.join("\n") !== feeds.join("\n");
+  if (changed) {
+    feeds = names;
+    grid.set(feeds);
+    get("feeds").replaceChildren(
+      get("feeds").querySelector("legend"), feedChoice(null), ...feeds.map(feedChoice));
+    get("feeds").hidden = feeds.length < 2;
+  }
   legend.set(classes, shown);
+  grid.setClasses(legend.classes, legend.shown);
   get("model").textContent = [model, engine].filter(Boolean).join(" on ");
   const slider = get("opacity");
   if (!slider.dataset.touched) slider.value = Math.round(100 * alpha);
   showOpacity();
-  const labels = [...get("feeds").querySelectorAll("label")];
-  if (feeds.join("\n") === labels.map((label) => label.dataset.feed).join("\n")) return;
-  for (const label of labels) label.remove();
-  get("feeds").append(...feeds.map(feedChoice));
-  get("feeds").hidden = feeds.length < 2;
-  choose(feeds.includes(feed) ? feed : feeds[0]);
+  if (changed) look();
+}
+
+function told() {
+  if (run.feed(feed)) numbers.show(run, run.feed(feed));
+  for (const label of get("feeds").querySelectorAll("[data-feed]")) {
+    label.dataset.feedState = run.state(label.dataset.feed);
+  }
+  judge();
+}
+
+// A view is an address, so that it can be gone back to, and a reload keeps it.
+const address = (name) => (name === null ? "#all" : `#feed=${encodeURIComponent(name)}`);
+
+function addressed() {
+  const named = feeds.find((name) => address(name) === location.hash);
+  return named ?? (feeds.length > 1 ? null : feeds[0]);
 }
 
 function feedChoice(name) {
   const button = document.createElement("input");
   button.type = "radio";
   button.name = "feed";
-  button.value = name;
-  button.addEventListener("change", () => choose(name));
+  button.value = address(name);
+  button.addEventListener("change", () => location.replace(button.value));
   const label = document.createElement("label");
-  label.dataset.feed = name;
-  label.append(button, name);
+  if (name !== null) label.dataset.feed = name;
+  label.append(button, name ?? "All");
   return label;
 }
 
-function choose(name) {
-  feed = name;
+// Show what the address names.
+function look() {
+  feed = addressed();
+  trust = new Trust(run, feed);
   mixer.clear();
+  grid.clear();
   hover.update();
   get("frame").textContent = "";
-  for (const button of get("feeds").querySelectorAll("input")) button.checked = button.value === name;
+  for (const id of ["frames", "numbers"]) get(id).hidden = feed === null;
+  get("grid").hidden = feed !== null;
+  full.moved();
+  document.body.classList.toggle("all", feed === null);
+  for (const button of get("feeds").querySelectorAll("input")) {
+    button.checked = button.value === address(feed);
+  }
   for (const link of document.querySelectorAll("footer a")) {
-    if (/\.(jpg|mjpg)$/.test(link.pathname)) link.search = `?feed=${encodeURIComponent(name)}`;
+    if (!/\.(jpg|mjpg)$/.test(link.pathname)) continue;
+    link.hidden = feed === null;
+    link.search = feed === null ? "" : `?feed=${encodeURIComponent(feed)}`;
   }
-  follow();
+  if (run.feed(feed)) numbers.show(run, run.feed(feed));
+  judge();
+  watch();
 }
 
-// Keep watching `feed`, whatever happens to the connection, until another is chosen.
-async function follow() {
+function watch() {
   stream?.abort();
-  const mine = (stream = new AbortController());
-  for (let failures = 0; !mine.signal.aborted; ) {
-    try {
-      await watch(feed, (shown) => {
-        failures = 0;
-        seenAt = performance.now();
-        seenFrames = numbersOf(feed)?.frames ?? 0;
-        mixer.show(shown);
-        hover.update();
-        showFrame();
-        judge();
-      }, mine.signal);
-    } catch {
-      // Told by judge(), which misses the numbers too.
-    }
-    const pause = state(feed) === "ended" ? RETRY.at(-1) : RETRY[failures++] ?? RETRY.at(-1);
-    await new Promise((done) => setTimeout(done, pause));
+  stream = new AbortController();
+  if (feed === null) {
+    follow("grid", (shown) => grid.show(shown), stream.signal, () => run.over);
+  } else {
+    const path = `live?feed=${encodeURIComponent(feed)}`;
+    follow(path, show, stream.signal, () => run.hasEnded(feed));
   }
 }
 
-// One answer to whether these frames are now, on every part of the page that shows them.
-function judge() {
-  const shown = mixer.shown?.head;
-  const age = shown ? Math.max(0, Date.now() / 1000 + clockOffset - shown.at) : null;
-  let now = silent() ? "lost" : state(feed);
-  if (now === "running" && !shown) now = "waiting";
-  if (now === "running" && (shown.stale || stuck())) now = "stale";
-  const old = age === null ? "" : `\nframe ${duration(age)} old`;
-  const text = {
-    lost: `NO CONNECTION to knet-deploy${old}`,
-    stale: `STALE${old}`,
-    disconnected: `STALE: source not connected${old}`,
-    ended: "The run has ended",
-    waiting: "Waiting for the first frame",
-    running: "Live",
-  }[now];
-  document.body.dataset.state = now;
-  document.title = `${now === "running" ? "Live" : text.split("\n")[0]} – knet-deploy`;
-  setText(get("state"), { stale: "STALE", disconnected: "STALE", lost: "NO CONNECTION" }[now] ?? text);
-  for (const alarm of document.querySelectorAll(".alarm")) setText(alarm, text);
-}
-
-function setText(element, text) {
-  if (element.textContent !== text) element.textContent = text; // else it would be read out again
-}
-
-function duration(seconds) {
-  if (seconds < 100) return `${seconds.toFixed(0)} s`;
-  return seconds < 6000 ? `${(seconds / 60).toFixed(0)} min` : `${(seconds / 3600).toFixed(0)} h`;
-}
-
-function showFrame() {
-  const { frame, pts } = mixer.shown.head;
+function show(shown) {
+  trust.saw(shown.head);
+  mixer.show(shown);
+  hover.update();
+  const { frame, pts } = shown.head;
   get("frame").textContent = `frame ${frame}${pts === null ? "" : ` · ${pts.toFixed(2)} s`}`;
+  judge();
+}
+
+function judge() {
+  if (trust === null) return;
+  const { state, text } = feed === null ? ofAll(grid.judge(legend.classes)) : trust.judge();
+  const [first] = text.split("\n");
+  document.body.dataset.state = state;
+  document.title = `${first} – knet-deploy`;
+  setText(get("state"), { stale: "STALE", disconnected: "STALE", lost: "NO CONNECTION" }[state] ?? first);
+  if (feed === null) return;
+  get("frames").dataset.state = state;
+  for (const alarm of get("frames").querySelectorAll(".alarm")) setText(alarm, text);
+}
+
+// The gravest of the feeds' states, and what to say of them together.
+function ofAll(states) {
+  const state = ["lost", "failed", "disconnected", "stale", "waiting", "running", "ended"].find(
+    (one) => states.includes(one));
+  const live = states.filter((one) => one === "running").length;
+  if (run.lost) return { state, text: "NO CONNECTION" };
+  if (run.over) return { state, text: `The run has ended: ${run.totals()}` };
+  return { state, text: live === states.length ? "Live" : `${live} of ${states.length} live` };
 }
 
 function showOpacity() {
   const slider = get("opacity");
   get("opacity-value").textContent = `${slider.value} %`;
-  mixer.setOpacity(slider.value / 100);
+  for (const one of [mixer, grid]) one.setOpacity(slider.value / 100);
 }
 
 get("opacity").addEventListener("input", ({ target }) => {
@@ -156,17 +152,18 @@ get("opacity").addEventListener("input", ({ target }) => {
 });
 get("all").addEventListener("click", () => legend.toggleAll(true));
 get("none").addEventListener("click", () => legend.toggleAll(false));
+window.addEventListener("hashchange", () => {
+  if (feeds.length) look();
+});
 
-// A page that nobody sees asks for nothing.
+// A page that nobody sees asks for no frames; it goes on listening, or it would miss the end.
 document.addEventListener("visibilitychange", () => {
   if (document.hidden) {
     stream?.abort();
-    events?.close();
-  } else {
-    heardAt = performance.now();
-    listen();
-    if (feed !== null) follow();
+    return;
   }
+  run.wake();
+  if (feeds.length) watch();
 });
 
 setInterval(() => {
@@ -176,7 +173,8 @@ setInterval(() => {
 // A connection that died without a word (a phone that changed networks) never ends by itself.
 setInterval(() => {
   if (document.hidden) return;
-  if (silent()) listen();
-  if (feed !== null && (silent() || stuck())) follow();
+  const stuck = feed === null ? grid.stuck : trust?.stuck;
+  if (run.silent) run.listen();
+  if (feeds.length && (run.silent || stuck)) watch();
 }, 5000);
-listen();
+run.listen();

@@ -1,6 +1,7 @@
 // Frames as they come: the bytes that knet_runtime/web/streams.py page_frame describes.
 
 const NO_CLASS = 65535;
+const RETRY = [500, 1000, 2000, 4000]; // milliseconds
 
 class ByteReader {
   constructor(stream) {
@@ -32,10 +33,27 @@ class ByteReader {
   }
 }
 
+// Keeps watching `path`, whatever happens to the connection, until `signal` says otherwise. Where
+// nothing `isOver` it soon tries again.
+export async function follow(path, show, signal, isOver) {
+  for (let failures = 0; !signal.aborted; ) {
+    try {
+      await watch(path, (shown) => {
+        failures = 0;
+        show(shown);
+      }, signal);
+    } catch {
+      // Told by the numbers that are missed, too.
+    }
+    const pause = isOver() ? RETRY.at(-1) : RETRY[failures++] ?? RETRY.at(-1);
+    await new Promise((done) => setTimeout(done, pause));
+  }
+}
+
 // Calls `show` with each frame {head, bitmap, ends, classes, segments} until the stream ends or
 // breaks: for each run where it ends, its class, and its segment (none in a semantic result).
-export async function watch(feed, show, signal) {
-  const answer = await fetch(`live?feed=${encodeURIComponent(feed)}`, { signal });
+async function watch(path, show, signal) {
+  const answer = await fetch(path, { signal });
   if (answer.status === 401) location.reload(); // to the form that asks for the token
   if (!answer.ok) throw new Error(`the server answered ${answer.status}`);
   const reader = new ByteReader(answer.body);
