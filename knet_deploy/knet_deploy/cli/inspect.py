@@ -11,8 +11,9 @@ import typer
 from knet_deploy.cli.console import say
 
 if TYPE_CHECKING:
-    from knet_runtime.bundle.manifest import Graph, Parity
+    from knet_runtime.bundle.manifest import Graph, Parity, SegmentRules
     from knet_runtime.bundle.store import Bundle
+    from knet_runtime.types import Metric, Task
 
 
 def inspect(
@@ -39,6 +40,8 @@ def inspect(
 
 
 def _rows(bundle: Bundle) -> Iterator[tuple[str, str]]:
+    from knet_runtime.types import METRICS
+
     manifest = bundle.manifest
     spec = manifest.input
     yield "bundle", str(bundle.path)
@@ -69,11 +72,13 @@ def _rows(bundle: Bundle) -> Iterator[tuple[str, str]]:
         text = f"{index:>3}  #{red:02x}{green:02x}{blue:02x}  {name}"
         yield "" if index else "classes", text
     yield "ignored", str(manifest.labels.ignore_index)
+    if manifest.task != "semantic":
+        yield "segments", _rules_line(manifest.task, manifest.segment_rules)
     for path, record in sorted(manifest.files.items()):
         # open_bundle has read and hashed them all, or there would be nothing to show.
         yield "file", f"{path}  {record.bytes:,} bytes  sha256 {record.sha256[:12]}  ok"
     for graph in manifest.graphs:
-        yield from _graph_rows(graph)
+        yield from _graph_rows(graph, METRICS[manifest.task])
     yield from _plan_rows(bundle)
     origin, licence = manifest.provenance, manifest.licence
     yield "preset", origin.preset
@@ -82,20 +87,30 @@ def _rows(bundle: Bundle) -> Iterator[tuple[str, str]]:
     yield "licence", f"code {licence.code}; weights {licence.weights}; data {licence.data}"
 
 
-def _graph_rows(graph: Graph) -> Iterator[tuple[str, str]]:
+def _rules_line(task: Task, rules: SegmentRules) -> str:
+    kept = (
+        f"best {rules.top_k} pairs of a kernel and a class"
+        if task == "instance"
+        else f"won at least {rules.overlap:g} of its own mask"
+    )
+    twins = f", no two masks with an IoU above {rules.nms:g}" if rules.nms < 1 else ""
+    return f"score ≥ {rules.score:g}, mask > {rules.mask:g}, {kept}{twins}"
+
+
+def _graph_rows(graph: Graph, metric: Metric) -> Iterator[tuple[str, str]]:
     weights = f", weights in {', '.join(graph.external_data)}" if graph.external_data else ""
     yield "graph", f"{graph.path} ({graph.kind}, {graph.format}, {graph.precision}{weights})"
     limits = graph.tolerance
     yield (
         "tolerance",
-        f"mIoU ±{limits.delta_miou:g} points, worst class ±{limits.worst_class_delta_iou:g} "
+        f"{metric} ±{limits.delta_miou:g} points, worst class ±{limits.worst_class_delta_iou:g} "
         f"points, agreement ≥ {100 * limits.agreement:g} %, logits ±{limits.max_logit_diff:g} of "
         "the largest",
     )
     if not graph.parity:
         yield "parity", "not measured: knet-deploy verify measures it"
     for parity in graph.parity:
-        yield "parity", _parity_line(parity)
+        yield "parity", _parity_line(parity, metric)
 
 
 def _plan_rows(bundle: Bundle) -> Iterator[tuple[str, str]]:
@@ -118,10 +133,10 @@ def _plan_rows(bundle: Bundle) -> Iterator[tuple[str, str]]:
         )
 
 
-def _parity_line(parity: Parity) -> str:
+def _parity_line(parity: Parity, metric: Metric) -> str:
     scores = ""
     if parity.miou_reference is not None and parity.miou_measured is not None:
-        scores = f"mIoU {parity.miou_reference:.2f} → {parity.miou_measured:.2f} %, "
+        scores = f"{metric} {parity.miou_reference:.2f} → {parity.miou_measured:.2f} %, "
     if parity.worst_class_delta_iou is not None:
         scores += f"worst class {parity.worst_class_delta_iou:+.3f} points, "
     scores += f"agreement {100 * parity.agreement:.4f} %, "
