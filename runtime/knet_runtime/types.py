@@ -23,6 +23,10 @@ Size = tuple[int, int]
 Task = Literal["semantic", "instance", "panoptic"]
 """What a network finds: the class of each pixel, single objects, or both."""
 
+Metric = Literal["mIoU", "AP", "PQ"]
+METRICS: dict[Task, Metric] = {"semantic": "mIoU", "instance": "AP", "panoptic": "PQ"}
+"""The score of each task, in percent."""
+
 MAX_PIXELS = 200_000_000
 """A larger image is refused: as RGB it would take more than 600 MB, and a header can lie."""
 

@@ -128,6 +128,7 @@ class DataConfig(_Section, frozen=True):
     photometric: Share  # probability of a change of colour, each kind of which then has 1/2
     jitter: tuple[Share, Share, Share, Half]  # brightness, contrast, saturation (±), hue (turns)
     synthetic_share: Share  # share of samples that are synthetic street scenes
+    copy_paste: Share = 0.0  # probability of another image's objects on top, where there are any
 
     def __post_init__(self) -> None:
         if self.eval_scale[0] < self.eval_scale[1]:

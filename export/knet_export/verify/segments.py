@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from knet_export.verify.measure import Delta, bootstrap
 from knet_runtime.labels import LabelMap
 from knet_runtime.panoptic_quality import PanopticQuality, SegmentIds, segment_ids
 from knet_runtime.segmentation import Segmentation
-from knet_runtime.types import Task
+from knet_runtime.types import METRICS, Task
 from knet_train.segment_pairs import partners
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class SegmentMeter:
 
     def __init__(self, labels: LabelMap, task: Task) -> None:
         self.labels = labels
-        self.metric: Literal["PQ", "AP"] = "PQ" if task == "panoptic" else "AP"
+        self.metric = METRICS[task]
         self._pairs, self._segments, self._images = 0, 0, 0
         self._quality = [PanopticQuality(labels), PanopticQuality(labels)]
         self._per_image: list[list[NDArray[np.float64]]] = []

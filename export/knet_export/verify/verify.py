@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import msgspec
@@ -47,14 +47,10 @@ from knet_runtime.postprocess import (
 )
 from knet_runtime.preprocess import Geometry, fit_to_input
 from knet_runtime.segmentation import Segmentation
-from knet_runtime.types import ClassMap, Rgb, Size
+from knet_runtime.types import METRICS, ClassMap, Metric, Rgb, Size
 
 if TYPE_CHECKING:
     from knet_train.data.truth import Truth
-
-
-Metric = Literal["mIoU", "PQ", "AP"]
-"""The score of a task: semantic, panoptic, instance."""
 
 
 class ClassRow(msgspec.Struct, frozen=True):
@@ -336,7 +332,7 @@ def _report(
 ) -> VerifyReport:
     manifest, graph = bundle.manifest, bundle.graph(engine.kind)
     names, delta = manifest.labels.names, meter.delta() if segments is None else segments.delta()
-    metric: Metric = "mIoU" if segments is None else segments.metric
+    metric = METRICS[bundle.manifest.task]
     largest, mean = meter.logit_differences() or (None, None)
     worst_class, worst = None, None
     classes: tuple[ClassRow, ...] = ()

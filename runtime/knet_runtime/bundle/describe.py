@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from knet_runtime.bundle.manifest import Graph, Parity
+from knet_runtime.bundle.manifest import Graph, Parity, SegmentRules
 from knet_runtime.markup import card, facts, legend
+from knet_runtime.types import METRICS, Metric, Task
 
 if TYPE_CHECKING:
     from knet_runtime.bundle.store import Bundle
@@ -49,11 +50,13 @@ def rows(bundle: Bundle) -> Iterator[Row]:
         text = f"{index:>3}  #{red:02x}{green:02x}{blue:02x}  {name}"
         yield "" if index else "classes", text
     yield "ignored", str(manifest.labels.ignore_index)
+    if manifest.task != "semantic":
+        yield "segments", _rules_line(manifest.task, manifest.segment_rules)
     for path, record in sorted(manifest.files.items()):
         # open_bundle has read and hashed them all, or there would be nothing to show.
         yield "file", f"{path}  {record.bytes:,} bytes  sha256 {record.sha256[:12]}  ok"
     for graph in manifest.graphs:
-        yield from _graph_rows(graph)
+        yield from _graph_rows(graph, METRICS[manifest.task])
     origin, licence = manifest.provenance, manifest.licence
     yield "preset", origin.preset
     yield "checkpoint", f"sha256 {origin.checkpoint_sha256[:12]}"
@@ -74,26 +77,36 @@ def bundle_card(bundle: Bundle) -> str:
     return card(bundle.model_id, body)
 
 
-def _graph_rows(graph: Graph) -> Iterator[Row]:
+def _rules_line(task: Task, rules: SegmentRules) -> str:
+    kept = (
+        f"best {rules.top_k} pairs of a kernel and a class"
+        if task == "instance"
+        else f"won at least {rules.overlap:g} of its own mask"
+    )
+    twins = f", no two masks with an IoU above {rules.nms:g}" if rules.nms < 1 else ""
+    return f"score ≥ {rules.score:g}, mask > {rules.mask:g}, {kept}{twins}"
+
+
+def _graph_rows(graph: Graph, metric: Metric) -> Iterator[Row]:
     weights = f", weights in {', '.join(graph.external_data)}" if graph.external_data else ""
     yield "graph", f"{graph.path} ({graph.kind}, {graph.format}, {graph.precision}{weights})"
     limits = graph.tolerance
     yield (
         "tolerance",
-        f"mIoU ±{limits.delta_miou:g} points, worst class ±{limits.worst_class_delta_iou:g} "
+        f"{metric} ±{limits.delta_miou:g} points, worst class ±{limits.worst_class_delta_iou:g} "
         f"points, agreement ≥ {100 * limits.agreement:g} %, logits ±{limits.max_logit_diff:g} of "
         "the largest",
     )
     if not graph.parity:
         yield "parity", "not measured: knet-deploy verify measures it"
     for parity in graph.parity:
-        yield "parity", _parity_line(parity)
+        yield "parity", _parity_line(parity, metric)
 
 
-def _parity_line(parity: Parity) -> str:
+def _parity_line(parity: Parity, metric: Metric) -> str:
     scores = ""
     if parity.miou_reference is not None and parity.miou_measured is not None:
-        scores = f"mIoU {parity.miou_reference:.2f} → {parity.miou_measured:.2f} %, "
+        scores = f"{metric} {parity.miou_reference:.2f} → {parity.miou_measured:.2f} %, "
     if parity.worst_class_delta_iou is not None:
         scores += f"worst class {parity.worst_class_delta_iou:+.3f} points, "
     scores += f"agreement {100 * parity.agreement:.4f} %, "

@@ -48,7 +48,8 @@ def distinct_kernels(
     Raises ValueError for NaN."""
     count = len(class_logits) - labels.num_classes + len(labels.things)
     scores = _probabilities(class_logits[:count, list(labels.things)]).max(1, initial=0)
-    masks = (sigmoid(mask_logits[:count]) > rules.mask).reshape(count, -1).astype(np.float32)
+    level = np.log(rules.mask / (1 - rules.mask)) if rules.mask else -np.inf
+    masks = (mask_logits[:count] > np.float32(level)).reshape(count, -1).astype(np.float32)
     both = masks @ masks.T
     areas = both.diagonal()
     twins = both > rules.nms * (areas[:, None] + areas - both)

@@ -159,4 +159,6 @@ def _refuse_part(name: str, options: SourceOptions) -> None:
 
 def _refuse_playback(name: str, options: SourceOptions) -> None:
     if options.loop or options.realtime:
-        raise ConfigError(f"{name}: loop and realtime are for videos and images in files; leave them out here")
+        raise ConfigError(
+            f"{name}: loop and realtime are for videos and images in files; leave them out here"
+        )

@@ -19,7 +19,8 @@ import typer
 
 from knet_deploy.cli import console
 from knet_deploy.cli.main import app, main
-from knet_runtime.bundle.store import Bundle, open_bundle, record_parity
+from knet_runtime.bundle.manifest import SegmentRules
+from knet_runtime.bundle.store import Bundle, open_bundle, record_parity, write_bundle
 from knet_runtime.engines import engine_specs
 from knet_runtime.engines.plan_store import (
     BuildOptions,
@@ -206,6 +207,23 @@ def test_inspect_shows_the_bundle_and_prints_its_manifest(call: Call, copied_bun
         assert text in table.out
     manifest = call("inspect", copied_bundle, "--json").out
     assert manifest == (copied_bundle / "manifest.json").read_text(encoding="utf-8")
+
+
+def test_inspect_shows_how_masks_become_segments(
+    call: Call, segment_bundle: Bundle, copied_bundle: Path, tmp_path: Path
+) -> None:
+    panoptic = segment_bundle.manifest.task == "panoptic"
+    table = call("inspect", segment_bundle.path).out
+    assert ("won at least 0.6" in table, "best 100 pairs" in table) == (panoptic, not panoptic)
+    assert ("PQ ±" in table, "AP ±" in table) == (panoptic, not panoptic)
+    assert "IoU above" not in table
+    rules = SegmentRules(score=0.25, nms=0.7)
+    manifest = msgspec.structs.replace(segment_bundle.manifest, rules=rules)
+    files = {name: segment_bundle.file(name) for name in manifest.files}
+    table = call("inspect", write_bundle(tmp_path / "own.knet", manifest, files).path).out
+    assert "score ≥ 0.25" in table
+    assert "no two masks with an IoU above 0.7" in table
+    assert "\nsegments " not in call("inspect", copied_bundle).out
 
 
 def test_inspect_shows_sizes_kinds_parity_by_engine_and_plans(

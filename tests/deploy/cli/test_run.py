@@ -275,7 +275,10 @@ def test_a_source_that_is_none_is_refused(
         (["--transport", "pigeon"], "'pigeon' is not one of 'tcp', 'udp'"),
         (["-o", "o.mp4", "--codec", "av1"], "'av1' is not one of 'h264', 'hevc'"),
         (["--every", "2", "--start", "3", "--end", "1"], "is not after start"),
-        (["--source", "rtsp://127.0.0.1:1/x", "--loop"], "loop and realtime are for files"),
+        (
+            ["--source", "rtsp://127.0.0.1:1/x", "--loop"],
+            "loop and realtime are for videos and images in files",
+        ),
         (["--size", "big"], "write HEIGHTxWIDTH"),
         (["--size", "384x480"], "was exported for 360×480 only"),
         (["-o", "o.avi"], "end in .mp4"),

@@ -186,6 +186,8 @@ def test_what_states_no_times_has_no_pace(tmp_path: Path, make: Callable[[Path],
 @pytest.mark.parametrize("option", ["loop", "realtime"])
 @pytest.mark.parametrize("source", ["0", "/dev/video7", "rtsp://u:p@127.0.0.1:1/x", "http://h/x"])
 def test_live_sources_are_refused(source: str, option: str) -> None:
-    with pytest.raises(ConfigError, match="loop and realtime are for files; leave") as refused:
+    with pytest.raises(
+        ConfigError, match="loop and realtime are for videos and images in files; leave"
+    ) as refused:
         open_source(source, SourceOptions(**{option: True}))  # type: ignore[arg-type]
     assert "u:p" not in str(refused.value)

@@ -14,7 +14,7 @@ from PIL import Image
 from knet_runtime.labels import LabelMap, distinct_palette
 from knet_synthetic import CAMVID11, Street
 from knet_train.config import DataConfig, load_config, override_config
-from knet_train.data.batches import Samples, SegmentSamples, street_truth
+from knet_train.data.batches import Augmented, Samples, SegmentSamples, pasted, street_truth
 from knet_train.data.segments import open_segments
 from knet_train.data.targets import segment_targets
 from knet_train.data.truth import Truth
@@ -143,6 +143,78 @@ def test_a_sample_is_a_function_of_seed_and_index(tmp_path: Path) -> None:
             assert torch.equal(a, b)
 
 
+def test_copy_paste_lays_things_of_another_image_on_top(tmp_path: Path) -> None:
+    write_panoptic(tmp_path, images=2)
+    json_path = tmp_path / "annotations" / "panoptic_train.json"
+    json_path.write_text(json_path.read_text().replace(".jpg", ".png"))
+    for number, grey in enumerate((40, 200)):
+        ids = np.full((64, 96), 300)
+        ids[:, :8] = 0
+        ids[16:32, 16:40] = 11 + number
+        ids[40:56, 48:80] = 1_000_000
+        ids[16:32, 64:80] = 5  # the crowd
+        save_ids(tmp_path / "annotations" / "panoptic_train" / f"p{number}.png", ids)
+        path = tmp_path / "train" / f"p{number}.png"
+        Image.fromarray(np.full((64, 96, 3), grey, np.uint8)).save(path)
+    folder = open_segments(tmp_path, "train", "panoptic")
+    still = ["data.scale=[1, 1]", "data.aspect=1", "data.flip=0", "data.photometric=0"]
+    settings = data_config(*still, "data.copy_paste=1")
+    samples = SegmentSamples(folder, settings, 7, 40, ignore_void=True)
+    plain = SegmentSamples(folder, data_config(*still), 7, 40, ignore_void=True)
+    areas = set()
+    for index in range(40):
+        (image, targets), (before, own) = samples[index], plain[index]
+        foreign = image[..., 0] != before[..., 0]
+        masks = targets.masks
+        assert len(masks) == len(own.masks)  # both images' objects lie at the same places
+        assert foreign.sum() in (0, 16 * 24, 16 * 32, 16 * 56)
+        assert not foreign[16:32, 64:80].any()
+        assert not foreign[:, :8].any()
+        assert (masks.sum(0) <= 1).all()
+        assert torch.equal(masks.sum(0), own.masks.sum(0))
+        assert torch.equal(targets.stuff, own.stuff)
+        assert targets.void is not None
+        assert own.void is not None
+        assert torch.equal(targets.void, own.void)
+        assert torch.equal(image, samples[index][0])
+        areas.add(int(foreign.sum()))
+    assert areas == {0, 16 * 24, 16 * 32, 16 * 56}
+
+
+def test_a_pasted_object_is_known_and_hides_what_was_there() -> None:
+    ids = torch.zeros((2, 32, 32), dtype=torch.int32)
+    ids[0, :, :16], ids[1, :16, :8] = 1, 2
+    void = torch.zeros((32, 32), dtype=torch.bool)
+    void[:, 16:] = True
+    below = Augmented(
+        torch.zeros((32, 32, 3), dtype=torch.uint8),
+        ids,
+        void,
+        truth_of(ids, (2, 0), frozenset({1})),
+    )
+    others = torch.zeros((1, 32, 32), dtype=torch.int32)
+    others[0, 8:24, 4:28], others[0, 24:] = 1, 2
+    above = Augmented(
+        torch.full((32, 32, 3), 9, dtype=torch.uint8), others, void, truth_of(others, (0, 3))
+    )
+
+    class Always:
+        def random(self) -> float:
+            return 0.9
+
+    image, moved, unknown, truth = pasted(below, above, (0, 1, 2), Always())  # type: ignore[arg-type]
+    on_top = others[0] == 1
+    assert truth.classes == (2, 0, 0)
+    assert truth.crowds == {1}
+    assert torch.equal(image[..., 1] == 9, on_top)
+    assert torch.equal((moved == 3).any(0), on_top)
+    assert not (moved[:, on_top] != 3)[0].any()
+    assert not moved[1][on_top].any()
+    assert torch.equal(unknown, void & ~on_top)
+    assert torch.equal(moved[:, ~on_top], ids[:, ~on_top])
+    assert ids[0, 10, 10] == 1  # the sample itself is as it was
+
+
 @pytest.mark.parametrize("names", [CAMVID11.names, ("Bicyclist", "Car"), ("Car", "Road")])
 def test_synthetic_streets_in_the_classes_of_the_data(names: tuple[str, ...]) -> None:
     things = tuple(i for i, name in enumerate(names) if name in ("Car", "Pedestrian", "Bicyclist"))
@@ -192,7 +264,7 @@ def test_pixels_classes_and_objects_stay_in_step(
         "data.photometric=0",
     )
     planes = np.stack([classes[ids], ids])
-    image, moved = Samples(1, config, 0, 1001).augmented(index, pixels, planes, -1)
+    image, moved = Samples(1, config, 0, 1001).augmented((3, index), pixels, planes, -1)
     assert image.shape == (*crop, 3)
     assert moved.shape == (2, *crop)
     found = moved[1].numpy()

@@ -11,7 +11,7 @@ parts. So a run on many devices sees the same batches as on one.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache, partial
 from types import FrameType
 from typing import Any, NamedTuple
@@ -76,14 +76,15 @@ class Samples(Dataset[Any]):
         return int(order[place])
 
     def augmented(
-        self, index: int, pixels: NDArray[np.uint8], planes: NDArray[Any], nothing: int
+        self, key: tuple[int, int], pixels: NDArray[np.uint8], planes: NDArray[Any], nothing: int
     ) -> tuple[Tensor, Tensor]:
         """The image uint8 [H, W, 3] and its planes [P, H, W] of whole numbers, the first of them
-        classes, augmented alike. ``nothing`` is no class, and what pads the planes."""
+        classes, augmented alike. ``nothing`` is no class, and what pads the planes; ``key`` is
+        what the random numbers are drawn for."""
         image = tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
         mask = tv_tensors.Mask(torch.from_numpy(planes))
         with torch.random.fork_rng(devices=[]):
-            (state,) = np.random.SeedSequence((self.seed, 3, index)).generate_state(1)
+            (state,) = np.random.SeedSequence((self.seed, *key)).generate_state(1)
             torch.manual_seed(int(state))
             image, mask = self._augment(image, mask, nothing)
         return image.as_subclass(Tensor).permute(1, 2, 0), mask.as_subclass(Tensor)
@@ -150,7 +151,7 @@ class TrainingSamples(Samples):
             case int(number):
                 pixels, classes = self.folder.read(number)
         ignored = self.folder.labels.ignore_index
-        image, planes = self.augmented(index, pixels, classes[None], ignored)
+        image, planes = self.augmented((3, index), pixels, classes[None], ignored)
         return image, planes[0]
 
 
@@ -177,12 +178,51 @@ class SegmentSamples(Samples):
                 pixels, truth = street_truth(street, frame, self.folder.labels)
             case int(number):
                 pixels, truth = self.folder.read(number)
+        sample = self._augmented((3, index), pixels, truth)
+        rng = np.random.default_rng((self.seed, 4, index))
+        if rng.random() < self.config.copy_paste:
+            donor = self.folder.read(int(rng.integers(self.images)))
+            sample = pasted(sample, self._augmented((5, index), *donor), things, rng)
+        void = sample.void if self.ignore_void else None
+        return sample.image, segment_targets(sample.ids, sample.truth, things, void)
+
+    def _augmented(
+        self, key: tuple[int, int], pixels: NDArray[np.uint8], truth: Truth
+    ) -> Augmented:
         classes = np.array([_NOTHING, *truth.classes], np.int32)
         unknown = truth.void | np.isin(truth.ids, list(truth.crowds)).any(0)
         planes = np.concatenate([classes[truth.flat().ids][None], unknown[None], truth.ids])
-        image, moved = self.augmented(index, pixels, planes, _NOTHING)
-        void = moved[1] != 0 if self.ignore_void else None
-        return image, segment_targets(moved[2:].clamp(min=0), truth, things, void)
+        image, moved = self.augmented(key, pixels, planes, _NOTHING)
+        return Augmented(image, moved[2:].clamp(min=0), moved[1] != 0, truth)
+
+
+class Augmented(NamedTuple):
+    """An image and its objects after augmentation."""
+
+    image: Tensor  # uint8 [H, W, 3]
+    ids: Tensor  # [L, H, W] of ``truth``
+    void: Tensor  # bool [H, W]
+    truth: Truth  # of the whole image
+
+
+def pasted(
+    sample: Augmented, donor: Augmented, things: Collection[int], rng: np.random.Generator
+) -> Augmented:
+    """About half of the donor's objects on top of the sample: simple copy-paste, arXiv 2012.07177.
+    Only ``things`` are pasted, and no crowds."""
+    image, ids, void = sample.image.clone(), sample.ids.clone(), sample.void.clone()
+    classes = list(sample.truth.classes)
+    for number in torch.unique(donor.ids).tolist():
+        class_id = donor.truth.classes[number - 1] if number else _NOTHING
+        if class_id not in things or number in donor.truth.crowds or rng.random() < 0.5:
+            continue
+        mask = (donor.ids == number).any(0)
+        classes.append(class_id)
+        image[mask] = donor.image[mask]
+        ids[:, mask] = 0
+        ids[0, mask] = len(classes)
+        void &= ~mask
+    return Augmented(image, ids, void, sample.truth._replace(classes=tuple(classes)))
 
 
 def street_truth(street: Street, frame: int, labels: LabelMap) -> tuple[NDArray[np.uint8], Truth]:
