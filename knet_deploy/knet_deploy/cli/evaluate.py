@@ -20,7 +20,6 @@ from knet_runtime.bundle.store import open_bundle
 from knet_runtime.errors import ConfigError
 from knet_runtime.labels import LabelMap
 from knet_runtime.segmentation import Segmentation
-from knet_runtime.segmenter import Segmenter
 from knet_runtime.types import Task
 
 if TYPE_CHECKING:
@@ -108,6 +107,8 @@ def evaluate(
 
 @contextmanager
 def _bundle(path: Path, engine: str, task: Task | None) -> Iterator[_Model]:
+    from knet_runtime.segmenter import Segmenter
+
     bundle = open_bundle(path)
     manifest, rules = bundle.manifest, None
     scored = _scored_task(path, manifest.task, task)

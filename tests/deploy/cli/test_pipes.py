@@ -182,8 +182,7 @@ def test_a_cut_off_end_is_a_warning_and_the_rest_is_written(
         (["--raw-input", "8x8:gray"], "--raw-input says what comes on stdin"),
         (["--topic", "/image"], "--topic is of recordings of ROS"),
         (["-o", "-", "--source", "x.mp4"], "-o - is for one source"),
-        (["--masks", "-", "--overwrite"], "add --masks FOLDER"),
-        (["-o", "folder"], "let the overlay's name end in .mp4 or .mkv"),
+        (["--masks", "-", "--overwrite"], "add -o FOLDER, --masks FOLDER"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(

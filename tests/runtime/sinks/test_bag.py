@@ -83,7 +83,9 @@ def test_masks_overlay_and_labels_have_the_stamps_of_their_images(
         assert (mask.encoding, mask.step, mask.is_bigendian) == ("mono8", 64, 0)
         np.testing.assert_array_equal(mask.data.reshape(48, 64), result.class_map)
         image = decode_image(painted.data.tobytes(), "overlay")
-        assert np.abs(image.astype(int) - result.overlay(frame.image)).max() <= 12
+        differences = np.abs(image.astype(int) - result.overlay(frame.image))
+        assert differences.max() <= 40  # at a line between regions: JPEG's colours are coarse
+        assert np.quantile(differences, 0.9) <= 6
     ((logged, text),) = labels
     said = json.loads(text.data)
     assert (logged, said["task"], said["model"]) == (START + 1000, "semantic", "m@1")
