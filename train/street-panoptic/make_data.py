@@ -12,6 +12,8 @@ SOURCE.md describes it. The eleven classes are CamVid's; Car, Pedestrian and Bic
 - COCO's categories are mapped to the classes (``CATEGORIES``); a rider and what he rides are one
   Bicyclist. What has no class is void.
 - coco_street_mini's labels are objects alone: stuff is there where a teacher is sure of it.
+- The motorway's cars are those of ``motorway_cars.json``, boxes (left, top, right, bottom; far ones
+  first) drawn by hand; all else there is what the teacher is sure of.
 
 Split ``val`` is CamVid's, ``streets`` are synthetic; both are for scores.
 """
@@ -54,7 +56,11 @@ RIDDEN = ("bicycle", "motorcycle")
 SURE = 0.8  # of the teacher, to be believed
 UNSEEN = 2**31  # the first seed of the streets that score
 SMALLEST = 40  # pixels at 360 × 480 of an object that a shape can be seen of
-SMALLEST_OF_TEACHER = 400  # the same where a teacher draws it: of smaller ones he sees a part
+TIMES = 4  # that each picture of a motorway is among the training images: there are few
+FARTHEST = 130  # pixels of a car on the motorway that still counts as one
+# The outline of a car seen from behind, in shares of its box.
+BEHIND = [(0.2, 0), (0.8, 0), (0.95, 0.35), (1, 0.5), (1, 0.95), (0.9, 1), (0.1, 1), (0, 0.95)]
+BEHIND += [(0, 0.5), (0.05, 0.35)]
 # Of one object: the least share of its convex hull that it fills, and widths by heights.
 SHAPES = {CAR: (0.85, 0.5, 3.5), PEDESTRIAN: (0.65, 0.15, 0.9), BICYCLIST: (0.65, 0.25, 1.9)}
 
@@ -77,7 +83,7 @@ def _read(path: Path, flags: int = cv2.IMREAD_COLOR) -> Array:
 
 
 def regions(
-    labels: Array, smallest: int = SMALLEST, several: Sequence[tuple[int, int]] = ()
+    labels: Array, several: Sequence[tuple[int, int]] = ()
 ) -> Iterator[tuple[int, bool, Array]]:
     """The segments of a class map [H, W]: stuff, and the regions of things, of which those with one
     of the points (x, y) of ``several`` are crowds."""
@@ -100,7 +106,7 @@ def regions(
                 continue
             whole = areas.max() >= 0.95 * areas.sum()
             named = any(own[y, x] for x, y in several)
-            one = whole and not named and _one_object(own, value, smallest * scale**2)
+            one = whole and not named and _one_object(own, value, SMALLEST * scale**2)
             yield value, not one, own.astype(bool)
 
 
@@ -128,20 +134,39 @@ def camvid(root: Path, split: str) -> Iterator[Picture]:
 
 
 def extra(root: Path) -> Iterator[Picture]:
-    """Motorway pictures that only the teacher has labelled."""
+    """Motorway pictures: stuff that the teacher is sure of, and cars drawn by hand."""
+    cars = json.loads(Path(__file__).with_name("motorway_cars.json").read_text())
     for file in sorted((root / "extra").glob("*.jpg")):
         size = _read(file).shape[:2]
-        labels = _sure(file.with_suffix(".png"), (180, 240), size)
-        segments = list(regions(labels, SMALLEST_OF_TEACHER))
-        yield Picture(f"extra_{file.stem}", file, size, segments)
+        labels, sure = _teacher(file.with_suffix(".png"), (180, 240), size)
+        stuff = np.where(sure & ~np.isin(labels, THINGS), labels, VOID)
+        segments = list(regions(stuff))
+        for box in cars[file.stem]:
+            mask = _car(box, labels == CAR)
+            segments.append((CAR, mask.sum() < FARTHEST, mask))
+        for copy in range(TIMES):
+            yield Picture(f"extra_{file.stem}_{copy}", file, size, segments)
 
 
-def _sure(png: Path, shape: tuple[int, int], size: tuple[int, int]) -> Array:
-    """The teacher's class map at ``size``, ``VOID`` where it is not sure."""
+def _car(box: Sequence[int], seen: Array) -> Array:
+    """One car's mask [H, W]: where the teacher has ``seen`` cars in its box, if he saw most of it;
+    else the outline of a car seen from behind."""
+    left, top, right, bottom = box
+    inside = np.zeros(seen.shape, bool)
+    inside[top:bottom, left:right] = True
+    if (seen & inside).sum() >= 0.7 * inside.sum():
+        return seen & inside
+    points = [(left + x * (right - left), top + y * (bottom - top)) for x, y in BEHIND]
+    mask = np.zeros(seen.shape, np.uint8)
+    cv2.fillPoly(mask, [np.round(points).astype(np.int32)], 1)
+    return (mask > 0) & inside
+
+
+def _teacher(png: Path, shape: tuple[int, int], size: tuple[int, int]) -> tuple[Array, Array]:
+    """The teacher's class map at ``size``, and where it is sure."""
     maps = _read(png, cv2.IMREAD_GRAYSCALE).reshape(-1, *shape).astype(np.float32)
     maps = np.stack([cv2.resize(one, size[::-1], interpolation=cv2.INTER_LINEAR) for one in maps])
-    sure: Array = maps.max(0) >= SURE * maps.sum(0)
-    return np.where(sure, maps.argmax(0), VOID)
+    return maps.argmax(0), maps.max(0) >= SURE * maps.sum(0)
 
 
 def _riders(objects: list[tuple[str, bool, Array]]) -> list[tuple[str, bool, Array]]:
@@ -218,9 +243,9 @@ def coco_street(root: Path, teacher: Path) -> Iterator[Picture]:
             if png.exists():
                 covered: Array = np.uint8(truth.ids > 0).max(0)
                 covered = cv2.dilate(covered, np.ones((9, 9), np.uint8))
-                labels = np.where(covered > 0, VOID, _sure(png, (90, 120), size))
-                labels[np.isin(labels, THINGS)] = VOID
-                segments = [*regions(labels), *segments]
+                labels, sure = _teacher(png, (90, 120), size)
+                stuff = sure & (covered == 0) & ~np.isin(labels, THINGS)
+                segments = [*regions(np.where(stuff, labels, VOID)), *segments]
             yield Picture(f"street_{file.stem}", file, size, segments)
 
 
