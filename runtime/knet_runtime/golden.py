@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from knet_runtime.atomic import write_atomic
 from knet_runtime.bundle.manifest import Meaning, Tolerance
 from knet_runtime.bundle.store import Bundle
-from knet_runtime.engines import Engine, engine_spec, open_engine
+from knet_runtime.engines import Engine, engine_spec, engine_specs, open_engine
 from knet_runtime.engines.hardware import this_gpu
 from knet_runtime.engines.plan_store import plans_digest
 from knet_runtime.errors import BundleError, ParityError
@@ -314,7 +314,8 @@ def check_at_start(bundle: Bundle, engine: Engine, policy: SelfTestPolicy) -> Se
     if GOLDEN_NAME not in bundle.manifest.files:
         _log.warning("%s holds no golden tensors, so its results were not checked", bundle.path)
         return None
-    folder = cache_folder()
+    # What an engine of the user's own depends on is not known: it is tested at every start.
+    folder = cache_folder() if engine.name in engine_specs() else None
     place = folder and folder / f"{_key(bundle, engine)}.json"
     if place is not None and (known := _remembered(place)) is not None:
         return known

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from knet_runtime.bundle.manifest import Kind, Meaning, SegmentRules
 from knet_runtime.bundle.store import Bundle, open_bundle
-from knet_runtime.engines import open_engine, unverified_reason
+from knet_runtime.engines import Engine, open_engine, unverified_reason
 from knet_runtime.errors import ConfigError, EngineError
 from knet_runtime.golden import SelfTest, SelfTestPolicy, check_at_start
 from knet_runtime.labels import LabelMap
@@ -43,7 +43,8 @@ class Segmenter(Closeable):
         ((360, 480), 2)
 
     ``bundle`` is an opened bundle, its folder, or None for the packaged model; ``engine`` is one of
-    ``knet_runtime.engines.engine_specs`` or "auto"; ``rules`` say how the masks of an instance or
+    ``knet_runtime.engines.engine_specs``, "auto", or an ``Engine`` of your own, then closed
+    with the segmenter (``examples/own_engine.py``); ``rules`` say how the masks of an instance or
     panoptic network become segments, where it is not as the bundle says. With ``uncertainty`` each
     result says how unsure the network was, for which a semantic one's logits are computed, whatever
     the engine's usual graph. Raises BundleError for a bundle that cannot be trusted, EngineError
@@ -54,7 +55,7 @@ class Segmenter(Closeable):
     def __init__(
         self,
         bundle: Bundle | Path | str | None = None,
-        engine: str = "auto",
+        engine: str | Engine = "auto",
         *,
         rules: SegmentRules | None = None,
         uncertainty: bool = False,
@@ -69,7 +70,12 @@ class Segmenter(Closeable):
         self._rules = rules or manifest.segment_rules
         self._uncertainty = uncertainty
         kind: Kind | None = "logits" if uncertainty and manifest.task == "semantic" else None
-        self._engine = open_engine(self.bundle, engine, kind)
+        if isinstance(engine, str):
+            self._engine = open_engine(self.bundle, engine, kind)
+        elif kind is None or engine.kind == kind:
+            self._engine = engine
+        else:
+            raise ConfigError(f"uncertainty needs logits, and {engine.name} gives a class map")
         self._graph = self.bundle.graph(self._engine.kind)
 
     @property

@@ -29,6 +29,7 @@ _LIVE, _ENDED, _REPLACED = range(3)
 _SLOTS = 4  # a reader that copies one has the time of three frames for it
 _FOLDER = Path("/dev/shm")
 _POLL_SECONDS = 0.002
+_REPLACING_SECONDS = 1.0  # that it may take to make a larger memory; then it came and went
 
 
 class SharedMasks:
@@ -141,6 +142,7 @@ class SharedMaskReader(Closeable):
     def __init__(self, name: str) -> None:
         self._name = name
         self._seen = 0
+        self._missing_since: float | None = None
         self._ring = _Ring.attach(name)
         if self._ring is None:
             raise SourceError(
@@ -150,6 +152,8 @@ class SharedMaskReader(Closeable):
     @property
     def ended(self) -> bool:
         """Whether nothing follows: the writer has closed it, or was killed."""
+        if self._missing_since is not None:
+            return monotonic() - self._missing_since > _REPLACING_SECONDS
         return self._ring is None or self._ring.ended
 
     def latest(self, timeout: float = 0.0) -> RawMask | None:
@@ -177,7 +181,9 @@ class SharedMaskReader(Closeable):
             larger = _Ring.attach(self._name)
             if larger is not None:
                 ring.close()
-                self._ring = larger
+                self._ring, self._missing_since = larger, None
+            elif self._missing_since is None:
+                self._missing_since = monotonic()
             return None
         if written <= self._seen:
             return None

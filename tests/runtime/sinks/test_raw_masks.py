@@ -175,6 +175,23 @@ def test_a_larger_frame_makes_a_larger_ring(name: str) -> None:
 
 
 @linux
+def test_a_larger_ring_that_came_and_went_is_an_end(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("knet_runtime.sinks.shared_memory._REPLACING_SECONDS", 0.05)
+    sink = SharedMasks(name)
+    sink.write(*a_frame(0))
+    with SharedMaskReader(name) as reader:
+        assert reader.latest() is not None
+        sink.write(*a_frame(1, (90, 120)))
+        sink.close()
+        assert reader.latest() is None
+        assert not reader.ended  # the larger one may be coming
+        assert reader.latest(timeout=5) is None
+        assert reader.ended
+
+
+@linux
 def test_masks_are_whole_while_they_are_written_over(name: str) -> None:
     """A mask is of one value throughout, its frame's index: a torn one would show two."""
     sink = SharedMasks(name)
