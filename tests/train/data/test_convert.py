@@ -444,8 +444,9 @@ def test_masks_without_a_list_are_named_by_their_values(tmp_path: Path) -> None:
     assert done.void == 128
 
 
-def test_converted_folders_are_trained_on(
-    tmp_path: Path, tiny_config: Callable[..., Config], backbone_file: Path
+@pytest.mark.parametrize("name", (*EXACT, "yolo"))
+def test_what_was_converted_is_trained_on(
+    name: str, tmp_path: Path, tiny_config: Callable[..., Config], backbone_file: Path
 ) -> None:
     from knet_train.fit import train
 
@@ -453,17 +454,19 @@ def test_converted_folders_are_trained_on(
         *("data.train_split=train", "data.val_split=val", "optim.steps=3", "trainer.val_every=3"),
         *("data.crop=[32, 32]", "data.eval_size=[32, 32]", "optim.warmup_steps=1"),
     )
-    for name in ("voc", "cvat"):
-        root, words = EXACT[name](tmp_path / name, labelled())
-        run(root, tmp_path / f"{name}-knet", classes=classes_of(words), shares=(0.7, 0.3))
-        result = train(
-            config,
-            tmp_path / f"{name}-knet",
-            tmp_path / f"run-{name}",
-            backbone_weights=backbone_file,
-        )
-        assert result.last.is_file()
-        assert np.isfinite(result.best_score)
+    root, out = tmp_path / "source", tmp_path / "out"
+    if name == "yolo":
+        yolo_tree(root)
+        for part, ending in (("images", "png"), ("labels", "txt")):
+            (root / part / "val").mkdir()
+            shutil.copy(root / part / "train" / f"a.{ending}", root / part / "val" / f"b.{ending}")
+        run(root, out)
+    else:
+        root, words = EXACT[name](root, labelled())
+        run(root, out, classes=classes_of(words), shares=(0.7, 0.3))
+    result = train(config, out, tmp_path / "run", backbone_weights=backbone_file)
+    assert result.last.is_file()
+    assert np.isfinite(result.best_score)
 
 
 # What is wrong, in what tree, and what the error or the problem says.
