@@ -78,6 +78,8 @@ def test_soft_labels_change_what_is_learnt_and_a_run_repeats_itself(
     assert different(first.last, go("hard", SHORT).last)
     with pytest.raises(KeyboardInterrupt):
         go("parts", SHORT, **folders, callbacks=[Watch(stop=1)])
+    with pytest.raises(DataError, match="with soft labels of 6 training images and of 2 images"):
+        go("parts", SHORT, soft_labels=[soft], resume=True)
     assert not different(first.last, go("parts", SHORT, **folders, resume=True).last)
 
 

@@ -173,6 +173,13 @@ def train(
         notices += soft.notices
     state = state_to_resume(run, config, resume)
     _check_same_classes(run, state, train_folder)
+    counts = soft.counts if soft else (0, 0)
+    if state is not None and state.soft_labels != counts:
+        raise DataError(
+            f"{run} was started with soft labels of {state.soft_labels[0]} training images and of "
+            f"{state.soft_labels[1]} images without labels, not of {counts[0]} and {counts[1]}: "
+            "resume with the same --soft-labels and --unlabelled"
+        )
     census = None
     if isinstance(train_folder, LabelledFolder) and isinstance(val_folder, LabelledFolder):
         # Class weights count all labels; to read all of a large split takes minutes for nothing.
@@ -229,6 +236,7 @@ def train(
             kind = PanopticModule if config.model.task == "panoptic" else InstanceModule
             module = kind(model, config, train_folder)
         module.train()
+        module.soft_labels = counts
         if state is not None:
             module.saved_step = state.step
         images = SegmentationData(train_folder, val_folder, config, left_out, soft)

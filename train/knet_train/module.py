@@ -67,6 +67,7 @@ class TrainingModule(pl.LightningModule, ABC):
         # At the end of the last evaluation: of the validation split, and of the drives left out,
         # if any. The last of them chooses the best weights.
         self.evaluated: list[Scores] = []
+        self.soft_labels = (0, 0)  # ``SoftLabels.counts`` of the run
 
     @abstractmethod
     def scores(self) -> list[Scores]:
@@ -110,6 +111,7 @@ class TrainingModule(pl.LightningModule, ABC):
         checkpoint[RUN_KEY] = {
             "config": msgspec.json.encode(self.config).decode(),
             "class_names": list(self.label_map.names),
+            "soft_labels": list(self.soft_labels),
         }
 
     def configure_optimizers(self) -> Any:

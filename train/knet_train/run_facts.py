@@ -53,8 +53,8 @@ def run_facts(trainer: pl.Trainer, module: TrainingModule) -> dict[str, str]:
 def _soft_labels(soft: SoftLabels | None) -> dict[str, str]:
     if soft is None:
         return {}
-    known = sum(path is not None for path in soft.labelled)
-    return {"soft labels": f"of {known} of them, and {len(soft.unlabelled)} images without labels"}
+    labelled, unlabelled = soft.counts
+    return {"soft labels": f"of {labelled} of them, and of {unlabelled} images without labels"}
 
 
 def _free_memory() -> str:

@@ -43,6 +43,7 @@ class SavedState:
     step: int
     class_names: tuple[str, ...]
     config: Config
+    soft_labels: tuple[int, int] = (0, 0)  # ``SoftLabels.counts`` of the run
     instead_of: str | None = None  # why it is the one before the last, in words
 
 
@@ -101,7 +102,14 @@ def read_state(path: Path) -> SavedState | str:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         about = state[RUN_KEY]
         config = msgspec.json.decode(about["config"], type=Config)
-        found = SavedState(path, int(state["global_step"]), tuple(about["class_names"]), config)
+        labelled, unlabelled = about.get("soft_labels", (0, 0))
+        found = SavedState(
+            path,
+            int(state["global_step"]),
+            tuple(about["class_names"]),
+            config,
+            (labelled, unlabelled),
+        )
     except Exception as error:  # and so does a foreign one
         _log.info("%s: %s", path, error)
         return "this version of train has not written it"

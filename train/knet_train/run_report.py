@@ -128,14 +128,15 @@ class RunReport(pl.Callback):
         done = last.step >= steps
         data = module.config.data
         drives = ", ".join(data.leave_out)
-        summary = f"The best {'of the run' if done else 'so far'}, at step {best.step:,}"
-        if best.left_out is not None:
-            summary += f", on {drives}, left out; {100 * best.score:.2f} % on {data.val_split}"
+        on = f" on {drives}, which is left out" if drives else ""
+        summary = f"The best {'of the run' if done else 'so far'}{on}, at step {best.step:,}"
         if best.step != last.step:
             summary += f"; {100 * last.chosen_by:.2f} % at step {last.step:,}"
         summary += (
             f" of {steps:,}." if done else f". The run was at step {last.step:,} of {steps:,}."
         )
+        if drives:
+            summary += f" On {data.val_split} these weights score {100 * best.score:.2f} %."
         facts = {"run": str(self.run), "data": str(self.data), **self._facts}
         shares, scores = self.shares, module.evaluated[0]
         about = f"The mean is over {last.scored} of {labels.num_classes} classes. "

@@ -52,6 +52,11 @@ class SoftLabels:
         """One file's values uint8 [C, h, w]; raises DataError."""
         return read_soft_label(path, self.classes)
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Labelled images with soft labels, and images without a label."""
+        return sum(path is not None for path in self.labelled), len(self.unlabelled)
+
     def files(self) -> list[Path]:
         """All files of soft labels."""
         own = [path for path in self.labelled if path is not None]
@@ -156,31 +161,41 @@ def open_soft_labels(
 
 def check_soft_labels(found: SoftLabels, on_file: Callable[[], None] = lambda: None) -> SoftLabels:
     """Read every file, and every image without a label: what is wrong with them as further
-    ``problems``."""
+    ``problems``, and files with pixels that have no probability in ``notices``."""
 
-    def fault(pair: tuple[Path, Path | None]) -> str | None:
+    def empty(pair: tuple[Path, Path | None]) -> float | str:
+        """The share of pixels that teach nothing, or what is wrong."""
         soft, image = pair
         try:
             if image is not None:
                 read_image(image)
-            empty = int((found.read(soft).max(0) == 0).sum())
+            share = float((found.read(soft).max(0) == 0).mean())
         except (DataError, SourceError) as error:
             return str(error)
         return (
-            f"{soft} has {empty} pixels without any probability: write it anew" if empty else None
+            f"{soft} holds nothing but 0: write it anew, or take it away" if share == 1 else share
         )
 
     pairs: list[tuple[Path, Path | None]] = [
         *((path, None) for path in found.labelled if path is not None),
         *((one.soft, one.image) for one in found.unlabelled),
     ]
-    problems = list(found.problems)
+    problems, shares, partly = list(found.problems), [], []
     with ThreadPoolExecutor() as pool:
-        for text in pool.map(fault, pairs):
+        for (soft, _), share in zip(pairs, pool.map(empty, pairs), strict=True):
             on_file()
-            if text is not None:
-                problems.append(text)
-    return replace(found, problems=tuple(problems))
+            if isinstance(share, str):
+                problems.append(share)
+            elif share:
+                partly.append(soft.stem)
+                shares.append(share)
+    notices = list(found.notices)
+    if partly:
+        notices.append(
+            f"{len(partly)} soft labels have pixels without a probability, {100 * max(shares):.2g} "
+            f"% at most ({names(partly)}): they teach nothing"
+        )
+    return replace(found, problems=tuple(problems), notices=tuple(notices))
 
 
 def read_soft_label(path: Path, classes: int) -> NDArray[np.uint8]:
