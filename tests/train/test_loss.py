@@ -8,7 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from knet_train.config import LossConfig
-from knet_train.loss import class_weights, loss_divisors, training_loss
+from knet_train.loss import (
+    class_weights,
+    distillation_divisor,
+    distillation_loss,
+    loss_divisors,
+    training_loss,
+)
 
 PLAIN = LossConfig(
     stage_weights=(1.0, 1.0, 1.0),
@@ -190,3 +196,96 @@ def test_the_mean_of_the_parts_is_the_loss_of_the_whole(mean_over: str) -> None:
         for i in range(2)
     ]
     torch.testing.assert_close((parts[0] + parts[1]) / 2, whole)
+
+
+def soft_labels(size: tuple[int, int] = (6, 8)) -> Tensor:
+    torch.manual_seed(1)
+    soft = (255 * torch.softmax(2 * torch.randn(2, 4, *size), 1)).round().to(torch.uint8)
+    soft[0, :, 2] = 0  # outside of the image
+    return soft
+
+
+@pytest.mark.parametrize("weights", [torch.ones(4), torch.tensor([0.5, 2.0, 1.0, 3.0])])
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_distillation_is_the_divergence_from_weighted_probabilities(
+    weights: Tensor, temperature: float
+) -> None:
+    logits, _ = made()
+    soft = soft_labels()
+    config = msgspec.structs.replace(PLAIN, distill_temperature=temperature)
+    expected, pixels = torch.zeros(()), torch.zeros(())
+    for number in range(2):
+        for y in range(6):
+            for x in range(8):
+                values = soft[number, :, y, x].float()
+                if not values.any():
+                    continue
+                mass = weights * values / values.sum()
+                target = torch.softmax(mass.log() / temperature, 0)
+                for stage in logits:
+                    full = F.interpolate(stage, (6, 8), mode="bilinear", align_corners=False)
+                    learnt = torch.log_softmax(full[number, :, y, x] / temperature, 0)
+                    terms = torch.special.xlogy(target, target) - target * learnt
+                    expected = expected + mass.sum() * temperature**2 * terms.sum()
+                pixels = pixels + mass.sum()
+    found = distillation_loss(logits, soft, config, weights)
+    torch.testing.assert_close(found, expected / pixels)
+    gradients = [torch.autograd.grad(one, logits) for one in (found, expected / pixels)]
+    for ours, theirs in zip(*gradients, strict=True):
+        assert ours.abs().max() > 0
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_with_one_certain_class_distillation_is_the_cross_entropy() -> None:
+    logits, labels = made()
+    weights = torch.tensor([0.5, 2.0, 1.0, 3.0])
+    soft = 255 * (labels[:, None] == torch.arange(4)[:, None, None]).to(torch.uint8)
+    torch.testing.assert_close(
+        distillation_loss(logits, soft, PLAIN, weights),
+        training_loss(logits, None, labels, PLAIN, weights, 255),
+    )
+
+
+def test_a_student_that_is_its_teacher_learns_nothing_whatever_the_temperature() -> None:
+    soft, weights = soft_labels(), torch.tensor([0.5, 2.0, 1.0, 3.0])
+    mass = weights[:, None, None] * soft / soft.sum(1, keepdim=True).clamp(min=1)
+    for temperature in (1.0, 2.5):
+        logits = mass.clamp(min=1e-30).log().requires_grad_()
+        config = msgspec.structs.replace(
+            PLAIN, stage_weights=(1.0,), distill_temperature=temperature
+        )
+        loss = distillation_loss([logits], soft, config, weights)
+        assert abs(float(loss.detach())) < 1e-4
+        (gradient,) = torch.autograd.grad(loss, logits)
+        assert gradient.abs().max() < 1e-4
+
+
+def test_distillation_teaches_the_stages_that_are_asked_for() -> None:
+    for stages, learn in (("all", [True, True, True]), ("last", [False, False, True])):
+        logits, _ = made()
+        config = msgspec.structs.replace(PLAIN, distill_stages=stages)
+        distillation_loss(logits, soft_labels(), config, torch.ones(4)).backward()
+        assert [stage.grad is not None for stage in logits] == learn
+    logits, _ = made()
+    config = msgspec.structs.replace(PLAIN, stage_weights=(0.0, 0.5, 1.0))
+    distillation_loss(logits, soft_labels(), config, torch.ones(4)).backward()
+    assert logits[0].grad is None
+    assert logits[1].grad is not None
+
+
+def test_parts_of_a_distilled_step_add_up() -> None:
+    logits, _ = made()
+    soft, weights = soft_labels(), torch.tensor([0.5, 2.0, 1.0, 3.0])
+    whole = distillation_loss(logits, soft, PLAIN, weights)
+    divisor = distillation_divisor(soft, weights) / 2
+    parts = [
+        distillation_loss([s[i : i + 1] for s in logits], soft[i : i + 1], PLAIN, weights, divisor)
+        for i in range(2)
+    ]
+    torch.testing.assert_close((parts[0] + parts[1]) / 2, whole)
+
+
+def test_without_any_soft_label_nothing_is_distilled() -> None:
+    logits, _ = made()
+    loss = distillation_loss(logits, torch.zeros_like(soft_labels()), PLAIN, torch.ones(4))
+    assert float(loss.detach()) == 0

@@ -10,6 +10,8 @@ import contextlib
 import gc
 import logging
 import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,20 @@ from knet_runtime.errors import ConfigError
 from knet_train.config import Config
 from knet_train.data.batches import Part, SegmentPart
 from knet_train.devices import process_count
-from knet_train.fit import MemoryRanOut, train
+from knet_train.fit import MemoryRanOut, RunResult, train
 from knet_train.module import TrainingModule
 
 _STEPS = 2  # the first one makes the optimizer's state, and the second one meets it
 
 
 def fit_accumulate(
-    config: Config, data: Path, *, backbone_weights: Path | None = None, init: Path | None = None
+    config: Config,
+    data: Path,
+    *,
+    backbone_weights: Path | None = None,
+    init: Path | None = None,
+    soft_labels: Sequence[Path] = (),
+    unlabelled: Sequence[Path] = (),
 ) -> Config:
     """The configuration with the smallest ``optim.accumulate`` whose parts fit into the GPU.
 
@@ -46,13 +54,22 @@ def fit_accumulate(
             "--batch auto tries a run on one device: pass --set trainer.devices=1 --set "
             "trainer.nodes=1, or set optim.accumulate"
         )
+    begin = partial(
+        train,
+        data=data,
+        backbone_weights=backbone_weights,
+        init=init,
+        soft_labels=soft_labels,
+        unlabelled=unlabelled,
+        loggers=(),
+    )
     size = config.optim.batch_size
     for parts in [count for count in range(1, size + 1) if size % count == 0]:
         tried = msgspec.structs.replace(
             config, optim=msgspec.structs.replace(config.optim, accumulate=parts)
         )
         try:
-            _try(tried, data, backbone_weights, init)
+            _try(tried, begin)
         except MemoryRanOut:
             if parts == size:
                 raise
@@ -64,7 +81,7 @@ def fit_accumulate(
     raise AssertionError("the last number of parts fits, or raises")
 
 
-def _try(config: Config, data: Path, backbone_weights: Path | None, init: Path | None) -> None:
+def _try(config: Config, begin: Callable[..., RunResult]) -> None:
     optim = msgspec.structs.replace(config.optim, steps=max(config.optim.steps, _STEPS + 1))
     trainer = msgspec.structs.replace(config.trainer, val_every=_STEPS + 1, save_every=_STEPS + 1)
     tried = msgspec.structs.replace(config, optim=optim, trainer=trainer)
@@ -73,15 +90,7 @@ def _try(config: Config, data: Path, backbone_weights: Path | None, init: Path |
     log.setLevel(logging.ERROR)  # the run itself says it again
     try:
         with tempfile.TemporaryDirectory(prefix="knet-batch-") as run, contextlib.suppress(_Fits):
-            train(
-                tried,
-                data,
-                Path(run),
-                backbone_weights=backbone_weights,
-                init=init,
-                callbacks=[_Enough()],
-                loggers=(),
-            )
+            begin(tried, run=Path(run), callbacks=[_Enough()])
     finally:
         log.setLevel(level)
 

@@ -43,6 +43,7 @@ Colour = Annotated[float, msgspec.Meta(ge=-1000, le=1000)]
 Spread = Annotated[float, msgspec.Meta(ge=1e-3, le=1000)]
 Scale = Annotated[float, msgspec.Meta(gt=0, le=8)]
 Factor = Annotated[float, msgspec.Meta(ge=1, le=8)]
+Temperature = Annotated[float, msgspec.Meta(ge=0.1, le=100)]
 Exponent = Annotated[float, msgspec.Meta(ge=0, le=10)]
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
@@ -129,6 +130,8 @@ class DataConfig(_Section, frozen=True):
     jitter: tuple[Share, Share, Share, Half]  # brightness, contrast, saturation (±), hue (turns)
     synthetic_share: Share  # share of samples that are synthetic street scenes
     copy_paste: Share = 0.0  # probability of another image's objects on top, where there are any
+    leave_out: tuple[str, ...] = ()  # drives of train_split that choose the best, instead of val
+    unlabelled_share: Share = 0.25  # of the other samples, of train --unlabelled's images
 
     def __post_init__(self) -> None:
         if self.eval_scale[0] < self.eval_scale[1]:
@@ -138,7 +141,7 @@ class DataConfig(_Section, frozen=True):
 
 
 class LossConfig(_Section, frozen=True):
-    """Cross-entropy on the logits of every stage."""
+    """Cross-entropy on the logits of every stage, and what they learn from soft labels."""
 
     stage_weights: tuple[NotNegative, ...]  # initial kernels first, then every update stage
     auxiliary_weight: NotNegative  # of the auxiliary classifier's cross-entropy
@@ -149,6 +152,9 @@ class LossConfig(_Section, frozen=True):
     class_weight: NotNegative = 2.0  # of the loss of kernels' classes, where there are objects
     rank_weight: NotNegative = 0.1  # of which kernel is the highest at a pixel, if panoptic
     negative_iou: Share = 1.0  # a kernel without an object is told so up to this IoU with any
+    distill_weight: NotNegative = 1.0  # of the divergence from soft labels, where there are any
+    distill_temperature: Temperature = 1.0  # that softens both sides of it
+    distill_stages: Literal["all", "last"] = "all"  # which stages' logits learn from soft labels
 
     def __post_init__(self) -> None:
         if self.stage_weights and not any(self.stage_weights):

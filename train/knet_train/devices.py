@@ -46,10 +46,10 @@ def process_count(settings: TrainerConfig) -> int:
     return device_count(settings) * settings.nodes
 
 
-def check_processes(config: Config, images: int) -> None:
+def check_processes(config: Config, images: int, left_out: int | None = None) -> None:
     """Refuse, with ConfigError, what the processes of this run cannot share out.
 
-    ``images`` is the number of validation images.
+    ``images`` is the number of validation images, ``left_out`` that of the drives left out.
     """
     settings, optim = config.trainer, config.optim
     devices, ranks = device_count(settings), process_count(settings)
@@ -73,6 +73,11 @@ def check_processes(config: Config, images: int) -> None:
         raise ConfigError(
             f"split {config.data.val_split} has {images} images for {ranks} processes: "
             "lower trainer.devices, or pass a larger data.val_split"
+        )
+    if left_out is not None and left_out < ranks:
+        raise ConfigError(
+            f"data.leave_out has {left_out} images for {ranks} processes: lower trainer.devices, "
+            "or name more drives"
         )
     launched = any(kind.detect() for kind in (TorchElasticEnvironment, SLURMEnvironment))
     if settings.nodes > 1 and not launched:  # Lightning would wait for the others for ever

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -43,7 +44,13 @@ class Estimate(msgspec.Struct, frozen=True):
 
 
 def estimate(
-    config: Config, data: Path, *, backbone_weights: Path | None = None, init: Path | None = None
+    config: Config,
+    data: Path,
+    *,
+    backbone_weights: Path | None = None,
+    init: Path | None = None,
+    soft_labels: Sequence[Path] = (),
+    unlabelled: Sequence[Path] = (),
 ) -> Estimate:
     """Begin the run that ``train`` would do, in a folder of its own that is removed again.
 
@@ -67,6 +74,8 @@ def estimate(
                 Path(folder),
                 backbone_weights=backbone_weights,
                 init=init,
+                soft_labels=soft_labels,
+                unlabelled=unlabelled,
                 callbacks=[probe],
             )
     evaluations = -(-config.optim.steps // config.trainer.val_every)
@@ -127,11 +136,12 @@ class _Probe(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        images = sum(map(int, trainer.num_val_batches))
-        if batch_idx + 1 < min(_IMAGES, images):
+        counts = [int(count) for count in trainer.num_val_batches]
+        done, images = sum(counts[:dataloader_idx]) + batch_idx + 1, sum(counts)
+        if done < min(_IMAGES, images):
             return
         assert isinstance(pl_module, TrainingModule)
-        self.evaluation = (_now() - self._began) / (batch_idx + 1) * images
+        self.evaluation = (_now() - self._began) / done * images
         self.memory = peak_memory()
         weights = self.run / "weights.safetensors"
         save_checkpoint(weights, pl_module.model, pl_module.config, pl_module.label_map)

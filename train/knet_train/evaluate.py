@@ -6,7 +6,8 @@ no PyTorch; nor does this module.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -19,6 +20,7 @@ from knet_runtime.labels import LabelMap
 from knet_runtime.metrics import ConfusionMatrix
 from knet_runtime.segmentation import Segmentation
 from knet_train.data.dataset import LabelledFolder
+from knet_train.data.drives import drive
 
 Find = Callable[[NDArray[np.uint8]], Segmentation]
 """An image uint8 [H, W, 3] RGB to its result at its own size."""
@@ -45,6 +47,15 @@ class ClassRow(msgspec.Struct, frozen=True):
     pixels: int
 
 
+class DriveRow(msgspec.Struct, frozen=True):
+    """One drive, see ``knet_train.data.drives``; scores in percent, as of the whole."""
+
+    name: str
+    images: int
+    miou: float | None = msgspec.field(name="mIoU")
+    iou: tuple[float | None, ...]  # of each class
+
+
 class EvalReport(Scored, frozen=True, kw_only=True):
     """What ``knet-deploy eval`` measured; scores in percent, None where nothing was labelled."""
 
@@ -53,19 +64,42 @@ class EvalReport(Scored, frozen=True, kw_only=True):
     aacc: float | None = msgspec.field(name="aAcc")
     classes: tuple[ClassRow, ...]
     confusion: list[list[int]]  # pixels; rows are labels, columns predictions
+    drives: tuple[DriveRow, ...] = ()  # where they were asked for
 
 
 def evaluate(
     find: Find, folder: LabelledFolder, on_image: Callable[[], None] = lambda: None
-) -> ConfusionMatrix:
-    """Confusion matrix over a split, at the images' own sizes: Raises what ``find`` and
+) -> dict[str, ConfusionMatrix]:
+    """Confusion matrices over a split, by drive, at the images' own sizes. Raises what ``find`` and
     ``LabelledFolder.read`` raise."""
-    confusion = ConfusionMatrix(folder.labels.num_classes, folder.labels.ignore_index)
-    for index in range(len(folder)):
+    found: dict[str, ConfusionMatrix] = {}
+    for index, sample in enumerate(folder.samples):
         image, label = folder.read(index)
-        confusion.update(find(image).class_map, label)
+        name = drive(sample.image)
+        if name not in found:
+            found[name] = ConfusionMatrix(folder.labels.num_classes, folder.labels.ignore_index)
+        found[name].update(find(image).class_map, label)
         on_image()
-    return confusion
+    return found
+
+
+def together(by_drive: Mapping[str, ConfusionMatrix], labels: LabelMap) -> ConfusionMatrix:
+    """The confusion matrix of all drives."""
+    total = ConfusionMatrix(labels.num_classes, labels.ignore_index)
+    for one in by_drive.values():
+        total.matrix = total.matrix + one.matrix
+    return total
+
+
+def drive_rows(
+    by_drive: Mapping[str, ConfusionMatrix], folder: LabelledFolder
+) -> tuple[DriveRow, ...]:
+    """The scores of each drive of a split, by name."""
+    images = Counter(drive(sample.image) for sample in folder.samples)
+    return tuple(
+        DriveRow(name, images[name], percent(one.miou), tuple(map(percent, one.iou.tolist())))
+        for name, one in sorted(by_drive.items())
+    )
 
 
 def check_classes(wanted: Sequence[str], found: Sequence[str], root: Path) -> None:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -24,10 +24,12 @@ from knet_synthetic import CAMVID11
 from knet_train.checkpoint import load_initial, load_pretrained
 from knet_train.config import Config, ModelConfig
 from knet_train.data.batches import AnyFolder, SegmentationData
-from knet_train.data.census import doubts
+from knet_train.data.census import doubts, names
 from knet_train.data.dataset import LabelledFolder, check_pairs, open_folder
+from knet_train.data.drives import divide
 from knet_train.data.segment_folder import SegmentFolder
 from knet_train.data.segments import open_segments
+from knet_train.data.soft_labels import SoftLabels, open_soft_labels
 from knet_train.devices import (
     check_processes,
     check_single_images,
@@ -126,6 +128,8 @@ def train(
     *,
     backbone_weights: Path | None = None,
     init: Path | None = None,
+    soft_labels: Sequence[Path] = (),
+    unlabelled: Sequence[Path] = (),
     resume: bool = False,
     resume_command: str | None = None,
     callbacks: Sequence[Callback] = (),
@@ -133,11 +137,14 @@ def train(
     build: Callable[[ModelConfig, int], KNet] = build_model,
 ) -> RunResult:
     """Train on ``data`` into ``run``: ``config.json``, ``best.safetensors`` (highest mIoU, PQ or AP
-    on the validation split), ``last.safetensors`` (the end), ``resume.ckpt`` (and, until the end,
-    the state before it), ``report.html``, and what ``loggers`` write. ``init`` starts from one of
-    our checkpoints instead of ImageNet's weights. ``resume`` continues from ``resume.ckpt``, or
-    where that is damaged from the state before it, or starts where there is none yet;
-    ``resume_command`` is what a person types for that, as the report says.
+    on ``data.leave_out``'s drives, else on the validation split), ``last.safetensors`` (the end),
+    ``resume.ckpt`` (and, until the end, the state before it), ``report.html``, and what ``loggers``
+    write. ``init`` starts from one of our checkpoints instead of ImageNet's weights.
+    ``soft_labels`` are folders of a teacher's probabilities (see ``knet_train.data.soft_labels``)
+    of the training images, and of the images without labels in the folders ``unlabelled``.
+    ``resume`` continues from ``resume.ckpt``, or where that is damaged from the state before it, or
+    starts where there is none yet; ``resume_command`` is what a person types for that, as the
+    report says.
 
     Ctrl-C, SIGTERM or SIGHUP ends the step, saves ``resume.ckpt`` and raises Stopped, a
     KeyboardInterrupt. Progress bars and the like come as ``callbacks``. In a run of many processes
@@ -155,15 +162,31 @@ def train(
     train_folder, val_folder = (
         _open(data, split, config) for split in (config.data.train_split, config.data.val_split)
     )
+    left_out: AnyFolder | None = None
+    if config.data.leave_out:
+        train_folder, left_out = divide(train_folder, config.data.leave_out)
     config, notices = _fit_to_classes(config, train_folder)
-    check_processes(config, len(val_folder))
+    check_processes(config, len(val_folder), None if left_out is None else len(left_out))
+    soft = None
+    if soft_labels or unlabelled:
+        soft = _soft_labels(config, train_folder, val_folder, soft_labels, unlabelled)
+        notices += soft.notices
     state = state_to_resume(run, config, resume)
     _check_same_classes(run, state, train_folder)
+    counts = soft.counts if soft else (0, 0)
+    if state is not None and state.soft_labels != counts:
+        raise DataError(
+            f"{run} was started with soft labels of {state.soft_labels[0]} training images and of "
+            f"{state.soft_labels[1]} images without labels, not of {counts[0]} and {counts[1]}: "
+            "resume with the same --soft-labels and --unlabelled"
+        )
     census = None
     if isinstance(train_folder, LabelledFolder) and isinstance(val_folder, LabelledFolder):
         # Class weights count all labels; to read all of a large split takes minutes for nothing.
         census = check_pairs(train_folder, every_label=config.loss.class_balance != 0)
         looked = {train_folder.split: census, val_folder.split: check_pairs(val_folder)}
+        if isinstance(left_out, LabelledFolder):
+            looked["data.leave_out"] = check_pairs(left_out)
         notices += doubts(train_folder.layout, looked)
 
     pl.seed_everything(config.trainer.seed, verbose=False)
@@ -213,9 +236,10 @@ def train(
             kind = PanopticModule if config.model.task == "panoptic" else InstanceModule
             module = kind(model, config, train_folder)
         module.train()
+        module.soft_labels = counts
         if state is not None:
             module.saved_step = state.step
-        images = SegmentationData(train_folder, val_folder, config)
+        images = SegmentationData(train_folder, val_folder, config, left_out, soft)
         logging_it = logged(logs, config, run)
         with closing(images), states.interruptible(), _plain_errors(trainer), logging_it:
             trainer.fit(module, datamodule=images, ckpt_path=None if state is None else state.path)
@@ -237,6 +261,31 @@ def train(
 def _open(data: Path, split: str, config: Config) -> AnyFolder:
     task = config.model.task
     return open_folder(data, split) if task == "semantic" else open_segments(data, split, task)
+
+
+def _soft_labels(
+    config: Config, train: AnyFolder, val: AnyFolder, roots: Sequence[Path], images: Sequence[Path]
+) -> SoftLabels:
+    """The soft labels of a run, which are of the classes and of readable files by their headers."""
+    if not isinstance(train, LabelledFolder):
+        raise ConfigError(
+            "--soft-labels is for semantic networks, and this is for "
+            f"{config.model.task} segmentation: leave it out"
+        )
+    if not roots:
+        raise ConfigError(
+            "--unlabelled names images to learn from by their soft labels alone: pass "
+            "--soft-labels too"
+        )
+    found = open_soft_labels(train, roots, images, config.data.leave_out)
+    scored = {sample.image.stem for sample in val.samples}
+    if both := [one.image.stem for one in found.unlabelled if one.image.stem in scored]:
+        notice = (
+            f"{len(both)} images of --unlabelled have the names of images of split {val.split} "
+            f"({names(both)}): a score on images that were learnt says nothing"
+        )
+        return replace(found, notices=(*found.notices, notice))
+    return found
 
 
 def _check_segments(config: Config, train: SegmentFolder, val: AnyFolder) -> ClassShares:

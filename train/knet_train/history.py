@@ -12,19 +12,33 @@ import numpy as np
 import pytorch_lightning as pl
 
 from knet_train.data.batches import Part, SegmentPart
-from knet_train.module import TrainingModule
+from knet_train.module import Scores, TrainingModule
 
 _POINTS = 500  # of a curve, at the most
 
 
+class LeftOut(msgspec.Struct, frozen=True):
+    """The scores of the drives that are left out, as ``Evaluation`` has those of the split."""
+
+    score: float
+    scored: int
+    classes: tuple[float | None, ...]
+
+
 class Evaluation(msgspec.Struct, frozen=True):
-    """The scores after one ``step``, 0 … 1: the metric that chooses the best weights, the mean of
-    ``scored`` classes, and the same of each class, None where it counts in no mean."""
+    """The scores of the validation split after one ``step``, 0 … 1: the metric, which is the mean
+    of ``scored`` classes, and the same of each class, None where it counts in no mean."""
 
     step: int
     score: float
     scored: int
     classes: tuple[float | None, ...]
+    left_out: LeftOut | None = None
+
+    @property
+    def chosen_by(self) -> float:
+        """The score that chooses the best weights: of the drives left out, if any."""
+        return self.score if self.left_out is None else self.left_out.score
 
 
 class Point(msgspec.Struct, frozen=True):
@@ -49,7 +63,7 @@ class History(pl.Callback):
     @property
     def best(self) -> Evaluation | None:
         """The evaluation that ``best.safetensors`` is of: the first with the highest score."""
-        return max(self.evaluations, key=lambda one: one.score, default=None)
+        return max(self.evaluations, key=lambda one: one.chosen_by, default=None)
 
     def on_train_batch_end(
         self,
@@ -71,11 +85,9 @@ class History(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
-        scores = pl_module.evaluated
-        assert scores is not None
-        score, scored, *_ = scores.logged.values()
-        classes = tuple(None if np.isnan(one) else one for one in scores.classes.tolist())
-        self.evaluations.append(Evaluation(trainer.global_step, score, int(scored), classes))
+        val, *others = (_numbers(scores) for scores in pl_module.evaluated)
+        left_out = [LeftOut(*numbers) for numbers in others]
+        self.evaluations.append(Evaluation(trainer.global_step, *val, *left_out))
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -88,6 +100,12 @@ class History(pl.Callback):
         self.points = msgspec.convert(state_dict["points"], list[Point])
         self.evaluations = msgspec.convert(state_dict["evaluations"], list[Evaluation])
         self._losses = list(state_dict["losses"])
+
+
+def _numbers(scores: Scores) -> tuple[float, int, tuple[float | None, ...]]:
+    score, scored, *_ = scores.logged.values()
+    classes = tuple(None if np.isnan(one) else one for one in scores.classes.tolist())
+    return score, int(scored), classes
 
 
 def learning_rate(trainer: pl.Trainer) -> float:

@@ -27,19 +27,22 @@ from knet_train.config import Config, OptimConfig
 from knet_train.data.batches import Pair, Part, SegmentPart
 from knet_train.data.dataset import LabelledFolder
 from knet_train.inference import predict
-from knet_train.loss import loss_divisors, training_loss
+from knet_train.loss import distillation_divisor, distillation_loss, loss_divisors, training_loss
 from knet_train.models.knet import KNet
 
 RUN_KEY = "knet-deploy run"  # what a saved state says of the run that it is of
 
 
+SCORED = ("val", "left_out")  # what is scored, by the names that logs have: the split, the drives
+
+
 class Scores(NamedTuple):
-    """What the images of all processes score, 0 … 1.
+    """What the images of a split score in all processes, 0 … 1.
 
     ``logged`` is first the metric that chooses the best weights, then the classes that it is the
-    mean of, by the names that logs have for them. ``classes`` float64 [N] is the same metric of
-    each class, NaN where it counts in no mean. ``confusion`` int64 [N, N] (rows are labels) is
-    there in semantic segmentation.
+    mean of, by the names that logs have for them, behind one of ``SCORED``. ``classes`` float64 [N]
+    is the same metric of each class, NaN where it counts in no mean. ``confusion`` int64 [N, N]
+    (rows are labels) is there in semantic segmentation.
     """
 
     logged: dict[str, float]
@@ -61,11 +64,14 @@ class TrainingModule(pl.LightningModule, ABC):
         self.label_map = labels
         self.held = HeldStatistics()
         self.saved_step: int | None = None  # of the state that the run folder holds
-        self.evaluated: Scores | None = None  # at the end of the last evaluation
+        # At the end of the last evaluation: of the validation split, and of the drives left out,
+        # if any. The last of them chooses the best weights.
+        self.evaluated: list[Scores] = []
+        self.soft_labels = (0, 0)  # ``SoftLabels.counts`` of the run
 
     @abstractmethod
-    def scores(self) -> Scores:
-        """What the images of all processes score, which must all ask for it."""
+    def scores(self) -> list[Scores]:
+        """What each of the splits scores, in all processes, which must all ask for it."""
 
     def ends_step(self, batch: Part | SegmentPart) -> bool:
         """Whether a batch is the last part of its step."""
@@ -105,6 +111,7 @@ class TrainingModule(pl.LightningModule, ABC):
         checkpoint[RUN_KEY] = {
             "config": msgspec.json.encode(self.config).decode(),
             "class_names": list(self.label_map.names),
+            "soft_labels": list(self.soft_labels),
         }
 
     def configure_optimizers(self) -> Any:
@@ -121,7 +128,7 @@ class KNetModule(TrainingModule):
     metric = "mIoU"
     model: KNet
     weights: Tensor
-    confusion: ConfusionMatrix
+    confusions: list[ConfusionMatrix]
 
     def __init__(
         self, model: KNet, config: Config, folder: LabelledFolder, weights: NDArray[np.float32]
@@ -131,37 +138,58 @@ class KNetModule(TrainingModule):
 
     def training_step(self, batch: Part, _: int) -> Tensor:
         logits, auxiliary = self.model.training_logits(batch.images)
-        divisors, ignored = self._divisors(batch.share_labels), self.label_map.ignore_index
+        settings, ignored = self.config.loss, self.label_map.ignore_index
+        divisors = self._of_step(self._divisors(batch.share_labels, batch.share_soft))
         loss = training_loss(
-            logits, auxiliary, batch.labels, self.config.loss, self.weights, ignored, divisors
+            logits, auxiliary, batch.labels, settings, self.weights, ignored, divisors
         )
+        if batch.soft is not None and settings.distill_weight:
+            assert batch.share_soft is not None
+            divisor = self._of_step(distillation_divisor(batch.share_soft, self.weights))
+            distilled = distillation_loss(logits, batch.soft, settings, self.weights, divisor)
+            self.log("distillation", distilled.detach(), sync_dist=True, batch_size=len(logits))
+            loss = loss + settings.distill_weight * distilled
         self.log_loss(loss, len(batch.images))
         return loss
 
-    def _divisors(self, labels: Tensor) -> Tensor:
-        """``loss_divisors`` of the whole step, divided by its number of parts: as gradients are
-        averaged over parts and processes, they are those of one process with the whole batch."""
-        own = loss_divisors(labels, self.config.loss, self.weights, self.label_map.ignore_index)
+    def _divisors(self, labels: Tensor, soft: Tensor | None) -> Tensor:
+        """``loss_divisors`` of this process's share of the step."""
+        ignored = self.label_map.ignore_index
+        if soft is not None:  # an image without labels is no image with ignored pixels
+            labels = labels[(labels != ignored).flatten(1).any(1)]
+        return loss_divisors(labels, self.config.loss, self.weights, ignored)
+
+    def _of_step(self, own: Tensor) -> Tensor:
+        """A divisor of the whole step, divided by its number of parts: as gradients are averaged
+        over parts and processes, they are those of one process with the whole batch."""
         mean = self.trainer.strategy.reduce(own, reduce_op="mean")
         assert isinstance(mean, Tensor)
         return mean / self.config.optim.accumulate
 
     def on_validation_epoch_start(self) -> None:
-        self.confusion = ConfusionMatrix(self.label_map.num_classes, self.label_map.ignore_index)
+        self.confusions = [self._confusion() for _ in self.trainer.num_val_batches]
 
-    def validation_step(self, batch: Pair, _: int) -> dict[str, Segmentation]:
+    def validation_step(
+        self, batch: Pair, _: int, dataloader_idx: int = 0
+    ) -> dict[str, Segmentation]:
         image, label = batch
         found = Segmentation(predict(self.model, image, self.config), self.label_map)
-        self.confusion.update(found.class_map, label)
+        self.confusions[dataloader_idx].update(found.class_map, label)
         return {"found": found}
 
-    def scores(self) -> Scores:
-        total = ConfusionMatrix(self.label_map.num_classes, self.label_map.ignore_index)
-        total.matrix = self.sum_over_processes(self.confusion.matrix)
+    def scores(self) -> list[Scores]:
+        return [self._scores(own) for own in self.confusions]
+
+    def _confusion(self) -> ConfusionMatrix:
+        return ConfusionMatrix(self.label_map.num_classes, self.label_map.ignore_index)
+
+    def _scores(self, own: ConfusionMatrix) -> Scores:
+        total = self._confusion()
+        total.matrix = self.sum_over_processes(own.matrix)
         logged = {
-            "val_miou": total.miou,
-            "val_classes": float(total.scored_classes),
-            "val_pixel_accuracy": total.pixel_accuracy,
+            "miou": total.miou,
+            "classes": float(total.scored_classes),
+            "pixel_accuracy": total.pixel_accuracy,
         }
         return Scores(logged, total.iou, total.matrix)
 

@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 
 from knet_runtime.engines.hardware import processor_name
+from knet_train.data.soft_labels import SoftLabels
 from knet_train.module import TrainingModule
 
 _GIB = 2**30
@@ -31,6 +32,8 @@ def run_facts(trainer: pl.Trainer, module: TrainingModule) -> dict[str, str]:
         f"{len(images.train)} to learn from ({data.train_split}), "
         f"{len(images.val)} to score ({data.val_split})"
     )
+    if images.left_out is not None:
+        counts += f", {len(images.left_out)} left out and scored ({', '.join(data.leave_out)})"
     sizes = [(one.numel(), one.requires_grad) for one in module.parameters()]
     whole, learnt = sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
     parameters = f"{whole / 1e6:.2f} M"
@@ -40,10 +43,18 @@ def run_facts(trainer: pl.Trainer, module: TrainingModule) -> dict[str, str]:
         "device": named,
         "precision": str(trainer.precision),
         "images": counts,
+        **_soft_labels(images.soft),
         "classes": str(module.label_map.num_classes),
         "parameters": parameters,
         "memory": memory,
     }
+
+
+def _soft_labels(soft: SoftLabels | None) -> dict[str, str]:
+    if soft is None:
+        return {}
+    labelled, unlabelled = soft.counts
+    return {"soft labels": f"of {labelled} of them, and of {unlabelled} images without labels"}
 
 
 def _free_memory() -> str:

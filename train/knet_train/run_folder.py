@@ -26,7 +26,7 @@ from knet_train.checkpoint import save_checkpoint
 from knet_train.config import Config
 from knet_train.data.batches import Part, SegmentPart
 from knet_train.finite import all_finite
-from knet_train.module import RUN_KEY, TrainingModule
+from knet_train.module import RUN_KEY, SCORED, TrainingModule
 
 BEST, LAST = "best.safetensors", "last.safetensors"
 STATE, PREVIOUS, CONFIG = "resume.ckpt", "resume.previous.ckpt", "config.json"
@@ -43,6 +43,7 @@ class SavedState:
     step: int
     class_names: tuple[str, ...]
     config: Config
+    soft_labels: tuple[int, int] = (0, 0)  # ``SoftLabels.counts`` of the run
     instead_of: str | None = None  # why it is the one before the last, in words
 
 
@@ -101,7 +102,14 @@ def read_state(path: Path) -> SavedState | str:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         about = state[RUN_KEY]
         config = msgspec.json.decode(about["config"], type=Config)
-        found = SavedState(path, int(state["global_step"]), tuple(about["class_names"]), config)
+        labelled, unlabelled = about.get("soft_labels", (0, 0))
+        found = SavedState(
+            path,
+            int(state["global_step"]),
+            tuple(about["class_names"]),
+            config,
+            (labelled, unlabelled),
+        )
     except Exception as error:  # and so does a foreign one
         _log.info("%s: %s", path, error)
         return "this version of train has not written it"
@@ -148,7 +156,8 @@ def prepare(run: Path, config: Config, state: SavedState | None) -> None:
 
 
 class SaveBest(pl.Callback):
-    """Writes ``best.safetensors`` whenever the averaged weights score higher than before, and
+    """Writes ``best.safetensors`` whenever the averaged weights score higher than before (on the
+    drives left out, if there are any, else on the validation split), and
     ``last.safetensors`` with the last step; the first of the processes does.
 
     It must stand before the weight averaging in the list of callbacks: it then still sees the
@@ -162,10 +171,12 @@ class SaveBest(pl.Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
-        scores = pl_module.evaluated = pl_module.scores()
-        for place, (name, score) in enumerate(scores.logged.items()):
-            pl_module.log(name, score, prog_bar=place == 0, sync_dist=True, batch_size=1)
-        best, scored, *_ = scores.logged.values()
+        evaluated = pl_module.evaluated = pl_module.scores()
+        for of, scores in zip(SCORED, evaluated, strict=False):
+            for place, (name, score) in enumerate(scores.logged.items()):
+                first = place == 0
+                pl_module.log(f"{of}_{name}", score, prog_bar=first, sync_dist=True, batch_size=1)
+        best, scored, *_ = evaluated[-1].logged.values()
         if best > self.best:
             self.best, self.scored = best, int(scored)
             self._save(pl_module, BEST)

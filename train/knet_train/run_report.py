@@ -98,9 +98,9 @@ class RunReport(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        count = sum(map(int, trainer.num_val_batches))
+        count = int(trainer.num_val_batches[0])
         places = np.linspace(0, count - 1, _IMAGES).round().astype(int).tolist()
-        if not trainer.is_global_zero or batch_idx not in places:
+        if not trainer.is_global_zero or dataloader_idx or batch_idx not in places:
             return
         assert isinstance(pl_module, TrainingModule)
         images = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it in fit
@@ -126,20 +126,21 @@ class RunReport(pl.Callback):
         assert best is not None
         steps, metric, labels = module.config.optim.steps, module.metric, module.label_map
         done = last.step >= steps
-        summary = f"The best {'of the run' if done else 'so far'}, at step {best.step:,}"
+        data = module.config.data
+        drives = ", ".join(data.leave_out)
+        on = f" on {drives}, which is left out" if drives else ""
+        summary = f"The best {'of the run' if done else 'so far'}{on}, at step {best.step:,}"
         if best.step != last.step:
-            summary += f"; {100 * last.score:.2f} % at step {last.step:,}"
+            summary += f"; {100 * last.chosen_by:.2f} % at step {last.step:,}"
         summary += (
             f" of {steps:,}." if done else f". The run was at step {last.step:,} of {steps:,}."
         )
+        if drives:
+            summary += f" On {data.val_split} these weights score {100 * best.score:.2f} %."
         facts = {"run": str(self.run), "data": str(self.data), **self._facts}
-        shares, scores = self.shares, module.evaluated
-        assert scores is not None
+        shares, scores = self.shares, module.evaluated[0]
         about = f"The mean is over {last.scored} of {labels.num_classes} classes. "
-        about += (
-            "All in percent; shares are of the labelled pixels of split "
-            + module.config.data.train_split
-        )
+        about += "All in percent; shares are of the labelled pixels of split " + data.train_split
         if shares.files < shares.total:
             about += f", in {shares.files} of its {shares.total} images"
         confusion = ""
@@ -151,7 +152,7 @@ class RunReport(pl.Callback):
             )
         return Template(_TEMPLATE.read_text("utf-8")).substitute(
             style=STYLE,
-            title=f"{metric} {100 * best.score:.2f} %",
+            title=f"{metric} {100 * best.chosen_by:.2f} %",
             run=escape(self.run.name),
             summary=escape(summary),
             facts="\n".join(
@@ -159,6 +160,7 @@ class RunReport(pl.Callback):
             ),
             charts="\n".join(self._charts(metric, steps)),
             about=escape(f"{about}."),
+            left_out=f"<th>now, {escape(drives)}</th>" if drives else "",
             metric=_of_class(metric),
             classes="\n".join(self._classes(labels, steps)),
             legend=legend(labels, {one for shown in self._shown for one in shown.classes}),
@@ -183,7 +185,7 @@ class RunReport(pl.Callback):
 
     def _logged(self, module: TrainingModule) -> tuple[dict[str, float], dict[str, Rgb]]:
         """What the loggers show of the last evaluation."""
-        last, scores, labels = self.history.evaluations[-1], module.evaluated, module.label_map
+        last, scores, labels = self.history.evaluations[-1], module.evaluated[0], module.label_map
         numbers = {
             f"{_of_class(module.metric)}/{name}": score
             for name, score in zip(labels.names, last.classes, strict=True)
@@ -196,7 +198,7 @@ class RunReport(pl.Callback):
             )
             half: Any = cv2.resize(row, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
             images[f"images/{shown.name}"] = half
-        if scores is not None and scores.confusion is not None:
+        if scores.confusion is not None:
             images["confusion"] = _confusion(scores.confusion, labels, last.step)
         return numbers, images
 
@@ -209,6 +211,11 @@ class RunReport(pl.Callback):
         yield f"<div><h3>Loss</h3>{chart('Loss', loss, steps)}</div>"
         dot = (best.step, 100 * best.score)
         yield f"<div><h3>{metric}, %</h3>{chart(metric, score, steps, dot)}</div>"
+        left = [(one.step, 100 * one.chosen_by) for one in history.evaluations if one.left_out]
+        if left:
+            name = f"{metric} of the drives left out"
+            dot = (best.step, 100 * best.chosen_by)
+            yield f"<div><h3>{name}, %</h3>{chart(name, left, steps, dot)}</div>"
         yield f"<div><h3>Learning rate</h3>{chart('Learning rate', rate, steps)}</div>"
 
     def _classes(self, labels: LabelMap, steps: int) -> Iterator[str]:
@@ -219,9 +226,11 @@ class RunReport(pl.Callback):
                 for one in self.history.evaluations
                 if (score := one.classes[index]) is not None
             ]
-            now = self.history.evaluations[-1].classes[index]
+            last = self.history.evaluations[-1]
             best = max((score for _, score in curve), default=None)
-            cells = ("–" if one is None else f"{100 * one:.1f}" for one in (now, best))
+            shown = [last.classes[index], best]
+            shown += [last.left_out.classes[index]] if last.left_out else []
+            cells = ("–" if one is None else f"{100 * one:.1f}" for one in shown)
             yield (
                 f"<tr><th scope='row'>{swatch(colour)}{escape(name)}</th>"
                 f"<td>{100 * shares[index]:.2f}</td><td>{small_line(curve, steps)}</td>"

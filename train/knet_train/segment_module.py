@@ -28,7 +28,7 @@ class PanopticModule(TrainingModule):
 
     metric = "PQ"
     model: SegmentKNet
-    quality: PanopticQuality
+    qualities: list[PanopticQuality]
 
     def __init__(self, model: SegmentKNet, config: Config, folder: SegmentFolder) -> None:
         super().__init__(model, config, folder.labels)
@@ -37,25 +37,28 @@ class PanopticModule(TrainingModule):
         return _loss(self, batch)
 
     def on_validation_epoch_start(self) -> None:
-        self.quality = PanopticQuality(self.label_map)
+        self.qualities = [PanopticQuality(self.label_map) for _ in self.trainer.num_val_batches]
 
     def validation_step(
-        self, batch: tuple[NDArray[np.uint8], Truth], _: int
+        self, batch: tuple[NDArray[np.uint8], Truth], _: int, dataloader_idx: int = 0
     ) -> dict[str, Segmentation]:
         image, truth = batch
         rules = segment_rules(self.config)
         found = predict_segments(self.model, image, self.config, self.label_map, rules)
-        self.quality.update(segment_ids(found), truth.flat())
+        self.qualities[dataloader_idx].update(segment_ids(found), truth.flat())
         return {"found": found}
 
-    def scores(self) -> Scores:
-        total, own = PanopticQuality(self.label_map), self.quality
+    def scores(self) -> list[Scores]:
+        return [self._scores(own) for own in self.qualities]
+
+    def _scores(self, own: PanopticQuality) -> Scores:
+        total = PanopticQuality(self.label_map)
         total.iou = self.sum_over_processes(own.iou)
         counts = np.stack([own.tp, own.fp, own.fn])
         total.tp, total.fp, total.fn = self.sum_over_processes(counts)
         found = {"": total.all, "_things": total.things, "_stuff": total.stuff}
-        pq, *others = ((f"val_pq{of}", _zero(one.pq)) for of, one in found.items())
-        logged = dict([pq, ("val_classes", float(total.all.count)), *others])
+        pq, *others = ((f"pq{of}", _zero(one.pq)) for of, one in found.items())
+        logged = dict([pq, ("classes", float(total.all.count)), *others])
         return Scores(logged, np.array([one.pq for one in total.per_class()]))
 
 
@@ -64,7 +67,7 @@ class InstanceModule(TrainingModule):
 
     metric = "AP"
     model: SegmentKNet
-    precision: AveragePrecision
+    precisions: list[AveragePrecision]
 
     def __init__(self, model: SegmentKNet, config: Config, folder: SegmentFolder) -> None:
         super().__init__(model, config, folder.labels)
@@ -73,35 +76,34 @@ class InstanceModule(TrainingModule):
         return _loss(self, batch)
 
     def on_validation_epoch_start(self) -> None:
-        self.precision = AveragePrecision(self.label_map)
+        self.precisions = [AveragePrecision(self.label_map) for _ in self.trainer.num_val_batches]
 
     def validation_step(
-        self, batch: tuple[NDArray[np.uint8], Truth], index: int
+        self, batch: tuple[NDArray[np.uint8], Truth], index: int, dataloader_idx: int = 0
     ) -> dict[str, Segmentation]:
         image, truth = batch
         # Average precision ranks all objects by their scores.
         rules = msgspec.structs.replace(segment_rules(self.config), score=0.0)
         found = predict_segments(self.model, image, self.config, self.label_map, rules)
         number = index * self.trainer.world_size + self.global_rank
-        self.precision.update(number, found.to_coco(), truth)
+        self.precisions[dataloader_idx].update(number, found.to_coco(), truth)
         return {"found": found}
 
-    def scores(self) -> Scores:
-        parts: list[Any] = [self.precision]
+    def scores(self) -> list[Scores]:
+        return [self._scores(own) for own in self.precisions]
+
+    def _scores(self, own: AveragePrecision) -> Scores:
+        parts: list[Any] = [own]
         if self.trainer.world_size > 1:
             parts = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(parts, self.precision)
+            torch.distributed.all_gather_object(parts, own)
         total = AveragePrecision(self.label_map)
         for part in parts:
             total.found += part.found
             total.truth += part.truth
             total.images += part.images
         score, each = total.scores()
-        logged = {
-            "val_ap": _zero(score.ap),
-            "val_classes": float(score.count),
-            "val_ap50": _zero(score.ap50),
-        }
+        logged = {"ap": _zero(score.ap), "classes": float(score.count), "ap50": _zero(score.ap50)}
         return Scores(logged, np.array([one.ap for one in each]))
 
 

@@ -48,6 +48,17 @@ def check(
             show_default=False,
         ),
     ] = None,
+    soft_labels: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Check these soft labels too, of split train or --split; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    unlabelled: Annotated[
+        list[Path] | None,
+        typer.Option(help="And those of these images; repeatable.", show_default=False),
+    ] = None,
     preset: Annotated[
         str | None,
         typer.Option(
@@ -68,9 +79,14 @@ def check(
         from knet_train.data.check_segments import check_segments, survey_segments
         from knet_train.data.dataset import LabelledFolder
         from knet_train.data.segments import usual_task
+        from knet_train.data.soft_labels import check_soft_labels, find_soft_labels
         from knet_train.figures import draw_sheet
     sheet_file, json_file = result_file(sheet, ".png"), result_file(json)
     task = task or usual_task(folder)
+    if unlabelled and not soft_labels:
+        raise ConfigError("--unlabelled names images that have soft labels: pass --soft-labels too")
+    if soft_labels and task != "semantic":
+        raise ConfigError(f"--soft-labels is for semantic segmentation, and this is for {task}")
     good: LabelledFolder | SegmentFolder
     if task == "semantic":
         if preset is not None:
@@ -78,6 +94,11 @@ def check(
         survey = data_check.survey(folder, split)
         with track("checking", len(survey.samples)) as advance:
             report, pairs = data_check.check(survey, advance)
+        if soft_labels:
+            learnt = survey.folder(split or "train")
+            soft = find_soft_labels(learnt, soft_labels, unlabelled or ())
+            with track("checking soft labels", len(soft.files())) as advance:
+                report = data_check.with_soft_labels(report, check_soft_labels(soft, advance))
         good = LabelledFolder(survey.layout, "", pairs)
     else:
         config = load_config(preset or f"knet-edge-{task}")
@@ -118,6 +139,8 @@ def _show(report: DataReport, task: Task) -> None:
         say_table(("class", "pixels %", "images", "objects"), cells)
     else:
         say_table(("class", "pixels %", "images"), table)
+    if report.soft_labels is not None:
+        say("soft labels", f"{report.soft_labels} files")
     for line in report.warnings:
         say("warning", line)
     for line in report.problems:

@@ -67,6 +67,14 @@ def evaluate(
         list[str] | None,
         typer.Option("--set", help="Override, such as data.eval_scale=[2048,640]."),
     ] = None,
+    by_drive: Annotated[
+        bool,
+        typer.Option(
+            "--by-drive",
+            help="Score each drive too: images whose names are the same but for a number at the "
+            "end; for semantic models.",
+        ),
+    ] = False,
     json: Annotated[Path | None, typer.Option(help="Write all numbers as JSON.")] = None,
     confusion: Annotated[
         Path | None, typer.Option(help="Draw the confusion matrix: FILE.png.")
@@ -94,8 +102,10 @@ def evaluate(
     with opening as opened, needs_extra("train", "knet-deploy eval"):
         if drawing_file is not None and opened.task != "semantic":
             raise ConfigError(f"--confusion is for semantic models, {model} is {opened.task}")
+        if by_drive and opened.task != "semantic":
+            raise ConfigError(f"--by-drive is for semantic models, {model} is {opened.task}")
         if opened.task == "semantic":
-            report, drawing = _semantic(opened, data, split or opened.split)
+            report, drawing = _semantic(opened, data, split or opened.split, by_drive=by_drive)
         else:
             report, drawing = _segments(opened, data, split or opened.split), None
         from knet_train.evaluate import encode_report
@@ -191,14 +201,17 @@ def _scored(opened: _Model, folder: str, images: int) -> Scored:
     )
 
 
-def _semantic(opened: _Model, data: Path, split: str) -> tuple[Scored, Callable[[], bytes]]:
+def _semantic(
+    opened: _Model, data: Path, split: str, *, by_drive: bool
+) -> tuple[Scored, Callable[[], bytes]]:
     from knet_train import evaluate as scores
     from knet_train.data.dataset import open_folder
 
     folder = open_folder(data, split)
     scores.check_classes(opened.labels.names, folder.labels.names, folder.root)
     with track("evaluating", len(folder)) as advance:
-        counts = scores.evaluate(opened.find, folder, on_image=advance)
+        drives = scores.evaluate(opened.find, folder, on_image=advance)
+    counts = scores.together(drives, opened.labels)
     scored = _scored(opened, f"{folder.root.resolve().name}, split {folder.split}", len(folder))
     report = scores.make_report(counts, opened.labels, scored)
     say_table(
@@ -215,6 +228,12 @@ def _semantic(opened: _Model, data: Path, split: str) -> tuple[Scored, Callable[
     say("mIoU", f"{_percent(report.miou)} % {over}")
     say("mAcc", f"{_percent(report.macc)} %")
     say("aAcc", f"{_percent(report.aacc)} %")
+    if by_drive:
+        report = msgspec.structs.replace(report, drives=scores.drive_rows(drives, folder))
+        say_table(
+            ("drive", "images", "mIoU"),
+            [(one_line(row.name), str(row.images), _percent(row.miou)) for row in report.drives],
+        )
 
     def drawing() -> bytes:
         from knet_runtime.drawing import encode_png

@@ -33,6 +33,7 @@ from knet_deploy.cli.import_knet import import_knet
 from knet_deploy.cli.import_mmseg import import_mmseg
 from knet_deploy.cli.inspect import inspect
 from knet_deploy.cli.run import run
+from knet_deploy.cli.soft_labels import soft_labels
 from knet_deploy.cli.train import train
 from knet_deploy.cli.verify import verify
 
@@ -57,7 +58,7 @@ class _Command(TyperCommand):
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 commands = (
     *(demo, run, batch, inspect, doctor, bench),
-    *(train, import_mmseg, import_knet, export, build, verify),
+    *(train, soft_labels, import_mmseg, import_knet, export, build, verify),
 )
 for command in commands:
     more = {"allow_extra_args": command is run}  # it says what to do with several files

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -35,6 +35,21 @@ def train(
         Path | None,
         typer.Option(help="Checkpoint of the same architecture to start from; classes may differ."),
     ] = None,
+    soft_labels: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Folder of a teacher's probabilities, as soft-labels writes them, for training "
+            "images and --unlabelled ones; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    unlabelled: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Folder of images to learn from by their soft labels alone; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume the run in --out, or begin it.")
     ] = False,
@@ -61,8 +76,9 @@ def train(
         ),
     ] = False,
 ) -> None:
-    """Train a K-Net. Leaves best.safetensors (highest mIoU, PQ or AP on the validation
-    split), last.safetensors, report.html, and logs in the folder --out."""
+    """Train a K-Net. Leaves best.safetensors (highest mIoU, PQ or AP on the drives of
+    data.leave_out, else on the validation split), last.safetensors, report.html, and logs in the
+    folder --out."""
     chosen: list[LoggerName] = [one.value for one in loggers or []]
     with needs_extra("train"):
         from pytorch_lightning.utilities import rank_zero_only
@@ -86,14 +102,30 @@ def train(
             parts = began_with(out).optim.accumulate
             config = override_config(config, [f"optim.accumulate={parts}"])
         else:
-            config = fit_accumulate(config, data, backbone_weights=backbone_weights, init=init)
+            config = fit_accumulate(
+                config,
+                data,
+                backbone_weights=backbone_weights,
+                init=init,
+                soft_labels=soft_labels or (),
+                unlabelled=unlabelled or (),
+            )
         size, parts = config.optim.batch_size, config.optim.accumulate
         say("batch", f"{size} images a step, {size // parts} at once (optim.accumulate={parts})")
     if estimate:
-        _say_estimate(try_run(config, data, backbone_weights=backbone_weights, init=init), out)
+        found = try_run(
+            config,
+            data,
+            backbone_weights=backbone_weights,
+            init=init,
+            soft_labels=soft_labels or (),
+            unlabelled=unlabelled or (),
+        )
+        _say_estimate(found, out)
         return
     lines = Lines()
-    resuming = _resuming(data, out, preset, settings or [], chosen, batch)
+    folders = {"--soft-labels": soft_labels or [], "--unlabelled": unlabelled or []}
+    resuming = _resuming(data, out, preset, settings or [], folders, chosen, batch)
     try:
         result = fit(
             config,
@@ -101,6 +133,8 @@ def train(
             out,
             backbone_weights=backbone_weights,
             init=init,
+            soft_labels=soft_labels or (),
+            unlabelled=unlabelled or (),
             resume=resume,
             resume_command=resuming,
             callbacks=[lines],
@@ -121,7 +155,8 @@ def train(
         return
     score = f"{result.metric} {100 * result.best_score:.2f} %"
     over = f"over {result.scored_classes} of {result.classes} classes"
-    typer.echo(f"best {result.best}  {score} {over} on {config.data.val_split}")
+    on = ", ".join(config.data.leave_out) or config.data.val_split
+    typer.echo(f"best {result.best}  {score} {over} on {on}")
     typer.echo(f"last {result.last}")
     typer.echo(f"report {out / REPORT}")
 
@@ -143,12 +178,16 @@ def _resuming(
     out: Path,
     preset: str,
     settings: list[str],
+    folders: Mapping[str, Sequence[Path]],
     loggers: Sequence[LoggerName],
     batch: str | None,
 ) -> str:
     words = ["knet-deploy", "train", "--data", str(data), "--out", str(out), "--preset", preset]
     for setting in settings:
         words += ["--set", setting]
+    for option, paths in folders.items():
+        for path in paths:
+            words += [option, str(path)]
     for name in loggers:
         words += ["--logger", name]
     if batch is not None:

@@ -14,7 +14,7 @@ from typer import echo
 
 from knet_deploy.cli.console import clock, one_line, say
 from knet_train.data.batches import Part, SegmentPart
-from knet_train.history import Evaluation, History, learning_rate
+from knet_train.history import Evaluation, History, LeftOut, learning_rate
 from knet_train.module import TrainingModule
 from knet_train.run_facts import run_facts
 
@@ -41,7 +41,9 @@ class Lines(pl.Callback):
         at = f"step {step} of {steps}"
         if self.best is None:
             return f"{at}, before the first evaluation"
-        return f"{at}, best {self._metric} {100 * self.best.score:.2f} % at step {self.best.step}"
+        return (
+            f"{at}, best {self._metric} {100 * self.best.chosen_by:.2f} % at step {self.best.step}"
+        )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
@@ -96,7 +98,7 @@ class Lines(pl.Callback):
                 left += self._evaluation * (-(-config.optim.steps // every) - step // every)
             parts += [f"{config.optim.batch_size / each:.3g} img/s", f"ETA {clock(left)}"]
         if self.best is not None:
-            parts.append(f"best {self._metric} {100 * self.best.score:.1f} @ {self.best.step}")
+            parts.append(f"best {self._metric} {100 * self.best.chosen_by:.1f} @ {self.best.step}")
         return " · ".join(parts)
 
     def on_validation_start(self, *_: object) -> None:
@@ -112,8 +114,9 @@ class Lines(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         if self.live is not None and trainer.is_global_zero:
-            total = sum(map(int, trainer.num_val_batches))
-            self.live.update(_text(f"{self._line} · evaluating {batch_idx + 1}/{total}"))
+            counts = [int(count) for count in trainer.num_val_batches]
+            done = sum(counts[:dataloader_idx]) + batch_idx + 1
+            self.live.update(_text(f"{self._line} · evaluating {done}/{sum(counts)}"))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
@@ -122,8 +125,11 @@ class Lines(pl.Callback):
         if not trainer.is_global_zero:
             return
         last, steps = self._history.evaluations[-1], pl_module.config.optim.steps
-        over = f"over {last.scored} of {pl_module.label_map.num_classes} classes"
-        line = f"step {last.step}/{steps} · {self._metric} {100 * last.score:.2f} % {over}"
+        classes = pl_module.label_map.num_classes
+        line = f"step {last.step}/{steps} · {self._metric} {_score(last, classes)}"
+        if last.left_out is not None:
+            drives = ", ".join(pl_module.config.data.leave_out)
+            line += f" · {drives}, left out: {_score(last.left_out, classes)}"
         if self.live is None:
             echo(line)
         else:  # above the live line
@@ -138,6 +144,10 @@ class Lines(pl.Callback):
     def _end(self) -> None:
         if self.live is not None:
             self.live.stop()
+
+
+def _score(found: Evaluation | LeftOut, classes: int) -> str:
+    return f"{100 * found.score:.2f} % over {found.scored} of {classes} classes"
 
 
 def _short(rate: float) -> str:

@@ -108,7 +108,7 @@ def test_eval_says_of_how_many_classes_the_mean_is(
 ) -> None:
     counts = ConfusionMatrix(3, 255)
     counts.matrix[0, 0] = 10
-    monkeypatch.setattr(scores, "evaluate", lambda *_, **__: counts)
+    monkeypatch.setattr(scores, "evaluate", lambda *_, **__: {"": counts})
     answer = call("eval", checkpoint, "--data", data)
     assert answer.code == 0, answer.err
     line = "mIoU         100.00 % over 1 of 3 classes; neither labelled nor predicted: sky, car\n"
@@ -261,3 +261,24 @@ def test_data_check_has_help(call: Call) -> None:
     assert answer.code == 0
     for option in ("--split", "--sheet", "--json"):
         assert option in answer.out
+
+
+def test_each_drive_is_scored_too(call: Call, checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    for folder in ("images", "labels"):
+        for number, name in enumerate(("north_f01", "north_f02", "south_f01")):
+            (data / folder / "val" / f"{number}.png").rename(data / folder / "val" / f"{name}.png")
+    words = ("eval", checkpoint, "--data", data, "--json", tmp_path / "eval.json")
+    assert "north" not in call(*words).out
+    answer = call(*words, "--by-drive")
+    assert answer.code == 0, answer.err
+    report = json.loads((tmp_path / "eval.json").read_text())
+    north, south = report["drives"]
+    assert (north["name"], north["images"]) == ("north", 2)
+    assert (south["name"], south["images"], len(south["iou"])) == ("south", 1, 3)
+    assert f"north       2  {north['mIoU']:.2f}" in answer.out
+    for name in ("north_f01", "north_f02"):
+        (data / "images" / "val" / f"{name}.png").unlink()
+    call(*words)
+    alone = json.loads((tmp_path / "eval.json").read_text())
+    assert alone["mIoU"] == south["mIoU"]
+    assert alone["drives"] == []

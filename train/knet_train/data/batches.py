@@ -16,6 +16,7 @@ from functools import lru_cache, partial
 from types import FrameType
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import pytorch_lightning as pl
 import torch
@@ -27,10 +28,12 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as tvf
 
 from knet_runtime.labels import LabelMap
+from knet_runtime.sources.images import read_image
 from knet_synthetic import CAMVID11, Street
 from knet_train.config import Config, DataConfig
 from knet_train.data.dataset import LabelledFolder
 from knet_train.data.segment_folder import SegmentFolder
+from knet_train.data.soft_labels import SoftLabels
 from knet_train.data.targets import segment_targets
 from knet_train.data.truth import Truth
 from knet_train.segment_loss import SegmentTargets, image_counts
@@ -39,6 +42,7 @@ Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 AnyFolder = LabelledFolder | SegmentFolder
 _NOTHING = -1  # no class, in planes of objects
 _FRAMES_PER_STREET = 16  # a street costs more to build than a frame to draw
+SOFT_STRIDE = 2  # pixels of a crop to one of its soft labels
 _FILL = 128  # grey, which is near zero after normalisation
 
 
@@ -46,12 +50,16 @@ class Samples(Dataset[Any]):
     """``length`` augmented samples of the crop size, each of an image and of planes that say what
     its pixels are.
 
-    A ``data.synthetic_share`` of them, evenly spread, are synthetic streets; the others go through
-    the folder in a new order every time round.
+    A ``data.synthetic_share`` of them, evenly spread, are synthetic streets, and a
+    ``data.unlabelled_share`` of the others are of the ``unlabelled`` images, if there are any; the
+    rest goes through the folder. Both are gone through in a new order every time round.
     """
 
-    def __init__(self, images: int, config: DataConfig, seed: int, length: int) -> None:
+    def __init__(
+        self, images: int, config: DataConfig, seed: int, length: int, unlabelled: int = 0
+    ) -> None:
         self.images = images
+        self.unlabelled = unlabelled
         self.config = config
         self.seed = seed
         self.length = length
@@ -63,7 +71,8 @@ class Samples(Dataset[Any]):
         return self.length
 
     def source(self, index: int) -> tuple[Street, int] | int:
-        """What a sample is made of: a frame of a street, or an image of the folder."""
+        """What a sample is made of: a frame of a street, or an image: one of the folder, or, with
+        numbers from ``images`` on, one without labels."""
         synthetic = int(index * self.config.synthetic_share)
         if int((index + 1) * self.config.synthetic_share) > synthetic:
             street = _street(
@@ -71,27 +80,35 @@ class Samples(Dataset[Any]):
             )
             rng = np.random.default_rng((self.seed, 1, index))
             return street, int(rng.integers(0, 3000))
-        turn, place = divmod(index - synthetic, self.images)
-        order = np.random.default_rng((self.seed, 2, turn)).permutation(self.images)
+        other = index - synthetic
+        share = self.config.unlabelled_share if self.unlabelled else 0.0
+        before = int(other * share)
+        if int((other + 1) * share) > before:
+            return self.images + self._in_turn(before, self.unlabelled, 6)
+        return self._in_turn(other - before, self.images, 2)
+
+    def _in_turn(self, index: int, images: int, key: int) -> int:
+        turn, place = divmod(index, images)
+        order = np.random.default_rng((self.seed, key, turn)).permutation(images)
         return int(order[place])
 
     def augmented(
         self, key: tuple[int, int], pixels: NDArray[np.uint8], planes: NDArray[Any], nothing: int
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Window]:
         """The image uint8 [H, W, 3] and its planes [P, H, W] of whole numbers, the first of them
-        classes, augmented alike. ``nothing`` is no class, and what pads the planes; ``key`` is
-        what the random numbers are drawn for."""
+        classes, augmented alike, and what part of the whole image is seen. ``nothing`` is no class,
+        and what pads the planes; ``key`` is what the random numbers are drawn for."""
         image = tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
         mask = tv_tensors.Mask(torch.from_numpy(planes))
         with torch.random.fork_rng(devices=[]):
             (state,) = np.random.SeedSequence((self.seed, *key)).generate_state(1)
             torch.manual_seed(int(state))
-            image, mask = self._augment(image, mask, nothing)
-        return image.as_subclass(Tensor).permute(1, 2, 0), mask.as_subclass(Tensor)
+            image, mask, window = self._augment(image, mask, nothing)
+        return image.as_subclass(Tensor).permute(1, 2, 0), mask.as_subclass(Tensor), window
 
     def _augment(
         self, image: tv_tensors.Image, planes: tv_tensors.Mask, nothing: int
-    ) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+    ) -> tuple[tv_tensors.Image, tv_tensors.Mask, Window]:
         config, full = self.config, planes.shape[-2:]
         scale = _uniform(*config.scale) * self._evaluation_scale(*full)
         stretch = _uniform(-1.0, 1.0) * np.log(config.aspect)
@@ -103,6 +120,7 @@ class Samples(Dataset[Any]):
         planes = tvf.resize(planes, size, InterpolationMode.NEAREST_EXACT)
         height, width = config.crop
         pad_y, pad_x = max(0, height - size[0]), max(0, width - size[1])
+        before_y = before_x = 0
         if pad_y or pad_x:
             before_y, before_x = _integer(pad_y + 1), _integer(pad_x + 1)
             sides = [before_x, before_y, pad_x - before_x, pad_y - before_y]
@@ -111,11 +129,13 @@ class Samples(Dataset[Any]):
         top, left = self._crop_corner(planes[0], nothing)
         image = tvf.crop(image, top, left, height, width)
         planes = tvf.crop(planes, top, left, height, width)
-        if _uniform(0, 1) < config.flip:
+        mirrored = _uniform(0, 1) < config.flip
+        if mirrored:
             image, planes = tvf.horizontal_flip(image), tvf.horizontal_flip(planes)
         if _uniform(0, 1) < config.photometric:
             image = self.jitter(image)
-        return image, planes
+        corner = (top - before_y, left - before_x)
+        return image, planes, Window((size[0], size[1]), corner, config.crop, mirrored)
 
     def _evaluation_scale(self, height: int, width: int) -> float:
         """Scale 1 is the size at which the network will see the whole image."""
@@ -137,22 +157,86 @@ class Samples(Dataset[Any]):
         return top, left
 
 
+class Window(NamedTuple):
+    """What part of an image is seen: the image was resized to ``size``, (height, width), cropped to
+    ``crop`` from ``corner`` (top, left) on, which may lie outside, and ``mirrored`` then."""
+
+    size: tuple[int, int]
+    corner: tuple[int, int]
+    crop: tuple[int, int]
+    mirrored: bool
+
+    def of(self, maps: NDArray[np.uint8]) -> Tensor:
+        """Maps [C, h, w] that are stretched over the whole image -> what of them is seen, uint8
+        [C, H / 2, W / 2] (rounded up), bilinear; 0 outside of the image."""
+        target, slopes, starts, inside = [], [], [], []
+        for axis, source in enumerate(maps.shape[1:]):
+            crop, size = self.crop[axis], self.size[axis]
+            count = -(-crop // SOFT_STRIDE)
+            step, first = crop / count, crop / count / 2  # places of pixels in the crop
+            if axis == 1 and self.mirrored:
+                step, first = -step, crop - first
+            first += self.corner[axis]
+            places = first + step * np.arange(count)
+            inside.append((places >= 0) & (places < size))
+            target.append(count)
+            slopes.append(step * source / size)
+            starts.append(first * source / size - 0.5)
+        way = np.array([[slopes[1], 0, starts[1]], [0, slopes[0], starts[0]]])
+        seen = np.stack(
+            [
+                cv2.warpAffine(
+                    one,
+                    way,
+                    (target[1], target[0]),
+                    flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                    borderMode=cv2.BORDER_REPLICATE,
+                )
+                for one in maps
+            ]
+        )
+        seen[:, ~np.outer(*inside)] = 0
+        return torch.from_numpy(seen)
+
+
 class TrainingSamples(Samples):
-    """Samples of a folder of class maps: image uint8 [H, W, 3] and label uint8 [H, W]."""
+    """Samples of a folder of class maps: image uint8 [H, W, 3] and label uint8 [H, W]; with soft
+    labels also their values uint8 [C, H / 2, W / 2], 0 where there are none. An image without
+    labels has a label of ignored pixels."""
 
-    def __init__(self, folder: LabelledFolder, config: DataConfig, seed: int, length: int) -> None:
-        super().__init__(len(folder), config, seed, length)
-        self.folder = folder
+    def __init__(
+        self,
+        folder: LabelledFolder,
+        config: DataConfig,
+        seed: int,
+        length: int,
+        soft: SoftLabels | None = None,
+    ) -> None:
+        super().__init__(len(folder), config, seed, length, len(soft.unlabelled) if soft else 0)
+        self.folder, self.soft = folder, soft
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        ignored, path = self.folder.labels.ignore_index, None
         match self.source(index):
             case (street, frame):
                 pixels, classes = street.frame(frame)
-            case int(number):
+            case int(number) if number < self.images:
                 pixels, classes = self.folder.read(number)
-        ignored = self.folder.labels.ignore_index
-        image, planes = self.augmented((3, index), pixels, classes[None], ignored)
-        return image, planes[0]
+                path = self.soft.labelled[number] if self.soft else None
+            case int(number):
+                assert self.soft is not None
+                image_file, path = self.soft.unlabelled[number - self.images]
+                pixels = read_image(image_file)
+                classes = np.full(pixels.shape[:2], ignored, np.uint8)
+        image, planes, window = self.augmented((3, index), pixels, classes[None], ignored)
+        if self.soft is None:
+            return image, planes[0]
+        if path is None:
+            height, width = (-(-side // SOFT_STRIDE) for side in self.config.crop)
+            values = torch.zeros((self.soft.classes, height, width), dtype=torch.uint8)
+        else:
+            values = window.of(self.soft.read(path))
+        return image, planes[0], values
 
 
 class SegmentSamples(Samples):
@@ -192,7 +276,7 @@ class SegmentSamples(Samples):
         classes = np.array([_NOTHING, *truth.classes], np.int32)
         unknown = truth.void | np.isin(truth.ids, list(truth.crowds)).any(0)
         planes = np.concatenate([classes[truth.flat().ids][None], unknown[None], truth.ids])
-        image, moved = self.augmented(key, pixels, planes, _NOTHING)
+        image, moved, _ = self.augmented(key, pixels, planes, _NOTHING)
         return Augmented(image, moved[2:].clamp(min=0), moved[1] != 0, truth)
 
 
@@ -275,6 +359,8 @@ class Part(NamedTuple):
     labels: Tensor  # uint8 [b, H, W]
     share_labels: Tensor  # labels of the process's whole share of the step: the loss is their mean
     part: int  # 0 … accumulate - 1
+    soft: Tensor | None = None  # uint8 [b, C, H / 2, W / 2], values of soft labels
+    share_soft: Tensor | None = None  # those of the whole share
 
 
 class SegmentPart(NamedTuple):
@@ -316,11 +402,13 @@ class Parts:
         return len(self.loader) * self.count
 
     def __iter__(self) -> Iterator[Part | SegmentPart]:
-        for images, truth in self.loader:
+        for images, truth, *soft in self.loader:
             chunks = images.chunk(self.count)
             for part, image in enumerate(chunks):
                 if isinstance(truth, Tensor):
-                    yield Part(image, truth.chunk(self.count)[part], truth, part)
+                    own_soft = [one.chunk(self.count)[part] for one in soft]
+                    label = truth.chunk(self.count)[part]
+                    yield Part(image, label, truth, part, *own_soft, *soft)
                 else:
                     targets, counts = truth
                     own = targets[part * len(chunks[0]) : part * len(chunks[0]) + len(image)]
@@ -340,11 +428,20 @@ class Parts:
 
 
 class SegmentationData(pl.LightningDataModule):
-    """Training samples from the step that the run has reached, and the images that score it."""
+    """Training samples from the step that the run has reached, and the images that score it: those
+    of the validation split and, if any, those of the drives that are left out."""
 
-    def __init__(self, train: AnyFolder, val: AnyFolder, config: Config) -> None:
+    def __init__(
+        self,
+        train: AnyFolder,
+        val: AnyFolder,
+        config: Config,
+        left_out: AnyFolder | None = None,
+        soft: SoftLabels | None = None,
+    ) -> None:
         super().__init__()
         self.train, self.val, self.config = train, val, config
+        self.left_out, self.soft = left_out, soft
         self.parts: Parts | None = None
 
     def train_dataloader(self) -> Parts:
@@ -353,7 +450,7 @@ class SegmentationData(pl.LightningDataModule):
         step, rank, ranks = trainer.global_step, trainer.global_rank, trainer.world_size
         length = optim.steps * optim.batch_size
         objects = isinstance(self.train, SegmentFolder)
-        samples: Any = TrainingSamples
+        samples: Any = partial(TrainingSamples, soft=self.soft)
         if objects:
             samples = partial(SegmentSamples, ignore_void=self.config.loss.void == "ignored")
         loader: DataLoader[Any] = DataLoader(
@@ -374,12 +471,17 @@ class SegmentationData(pl.LightningDataModule):
         if self.parts is not None:
             self.parts.close()
 
-    def val_dataloader(self) -> DataLoader[int]:
-        """The images of this process as they are, each as its folder's ``read`` gives it."""
+    def val_dataloader(self) -> list[DataLoader[int]]:
+        """The images of this process as they are, each as its folder's ``read`` gives it: those of
+        ``val``, then those of ``left_out``."""
         assert self.trainer is not None
-        own: Any = range(self.trainer.global_rank, len(self.val), self.trainer.world_size)
-        read: Any = self.val.read  # without a batch, collate_fn gets what `own` holds: an index
-        return DataLoader(own, batch_size=None, collate_fn=read)
+        loaders = []
+        folders = [self.val] if self.left_out is None else [self.val, self.left_out]
+        for folder in folders:
+            own: Any = range(self.trainer.global_rank, len(folder), self.trainer.world_size)
+            read: Any = folder.read  # without a batch, collate_fn gets what `own` holds: an index
+            loaders.append(DataLoader(own, batch_size=None, collate_fn=read))
+        return loaders
 
 
 def _collate(

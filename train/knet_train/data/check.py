@@ -16,7 +16,7 @@ from knet_runtime.atomic import json_bytes
 from knet_runtime.errors import DataError, SourceError
 from knet_runtime.sources.images import read_image
 from knet_train.data.census import SHOWN, Census, doubts, pixels_by_class, single_class
-from knet_train.data.dataset import sizes_differ
+from knet_train.data.dataset import LabelledFolder, sizes_differ
 from knet_train.data.label_files import (
     LabelCount,
     Palettes,
@@ -26,6 +26,7 @@ from knet_train.data.label_files import (
     outside_values,
 )
 from knet_train.data.layouts import Layout, Listing, Sample, find_layout, list_split, split_names
+from knet_train.data.soft_labels import SoftLabels
 
 WORKERS = 8  # images in memory at a time
 
@@ -81,6 +82,7 @@ class DataReport(msgspec.Struct, frozen=True, kw_only=True):
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
     objects: ObjectCount | None = None  # of labelled objects; None for class maps
+    soft_labels: int | None = None  # files of them, where they were asked for
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,10 @@ class Survey:
         """The pairs of all splits, each once."""
         every = (sample for listing in self.listings.values() for sample in listing.samples)
         return tuple(dict.fromkeys(every))
+
+    def folder(self, split: str) -> LabelledFolder:
+        """The pairs of a split. Raises DataError when there is no such split."""
+        return LabelledFolder(self.layout, split, list_split(self.layout, split).samples)
 
 
 def survey(root: Path, split: str | None = None) -> Survey:
@@ -175,6 +181,16 @@ def check(
         ),
     )
     return report, tuple(good)
+
+
+def with_soft_labels(report: DataReport, soft: SoftLabels) -> DataReport:
+    """The report with what ``check_soft_labels`` found."""
+    return msgspec.structs.replace(
+        report,
+        soft_labels=len(soft.files()),
+        problems=(*report.problems, *soft.problems),
+        warnings=(*report.warnings, *soft.notices),
+    )
 
 
 def encode_report(report: DataReport) -> bytes:

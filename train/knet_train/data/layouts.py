@@ -26,7 +26,7 @@ import difflib
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path, PurePosixPath
@@ -180,6 +180,11 @@ class Layout:
     painted: bool = True  # whether the colours are the data set's own, or were made here
 
     @property
+    def images(self) -> Path:
+        """The folder that all images are below."""
+        return self.root / ("leftImg8bit" if self.kind == "Cityscapes" else "images")
+
+    @property
     def void_first(self) -> bool:
         """Whether a label PNG holds 0 for void and v for class v - 1."""
         return self.kind == "ADE20K"
@@ -327,14 +332,14 @@ def list_split(layout: Layout, split: str, maps: str | None = None) -> Listing:
 
 def _trees(root: Path, split: str, maps: str) -> Listing:
     folder = root / maps
-    images, problems = _by_key(root / "images", IMAGE_SUFFIXES)
-    masks, mask_problems = _by_key(folder, (".png",))
+    images, problems = files_by_key(root / "images", IMAGE_SUFFIXES)
+    masks, mask_problems = files_by_key(folder, (".png",))
     problems += mask_problems
-    stems, mask_stems = _by_stem(images), _by_stem(masks)
+    stems, mask_stems = keys_by_stem(images), keys_by_stem(masks)
     samples = []
     keys, unnamed = _keys(root, split, images, stems)
     problems += unnamed
-    pairs = {key: _partner(key, images, masks, stems, mask_stems) for key in images}
+    pairs = {key: partner(key, masks, stems, mask_stems) for key in images}
     for key, times in Counter(keys).items():
         name, label = PurePosixPath(key).name, pairs[key]
         if times > 1:
@@ -353,15 +358,15 @@ def _trees(root: Path, split: str, maps: str) -> Listing:
     return Listing(tuple(samples), tuple(problems), unused)
 
 
-def _partner(
+def partner(
     key: str,
-    images: dict[str, Path],
-    masks: dict[str, Path],
-    stems: dict[str, list[str]],
-    mask_stems: dict[str, list[str]],
+    masks: Mapping[str, Path],
+    stems: Mapping[str, Sequence[str]],
+    mask_stems: Mapping[str, Sequence[str]],
 ) -> str | None:
     """The label of an image: at the same path, or, where both trees have the stem once, anywhere
-    (labels may lie flat beside images in folders)."""
+    (labels may lie flat beside images in folders). ``stems`` are ``keys_by_stem`` of the images,
+    ``mask_stems`` those of the labels ``masks``."""
     if key in masks:
         return key
     stem = PurePosixPath(key).name
@@ -445,21 +450,30 @@ def _named(line: str, images: dict[str, Path], stems: dict[str, list[str]]) -> l
     return stems.get(text) or stems.get(plain, [])
 
 
-def _by_key(folder: Path, suffixes: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
-    """The files with one of the suffixes, by their path below ``folder`` without it."""
+def files_by_key(
+    folder: Path, suffixes: Sequence[str], without: Collection[Path] = ()
+) -> tuple[dict[str, Path], list[str]]:
+    """The files with one of the suffixes, by their path below ``folder`` without it, but for those
+    of ``without``; and, a line each, what is wrong there. Raises DataError."""
     found: dict[str, Path] = {}
     problems: list[str] = []
     for path in walk(folder, problems):
-        if path.suffix.lower() in suffixes:
-            # A Mac writes "é" as two characters, and its zip files keep them.
-            key = unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
+        if path.suffix.lower() in suffixes and path not in without:
+            key = file_key(path, folder)
             if key in found:
                 problems.append(f"{path} and {found[key]} share a name: rename one of them")
             found[key] = path
     return found, problems
 
 
-def _by_stem(keys: Iterable[str]) -> dict[str, list[str]]:
+def file_key(path: Path, folder: Path) -> str:
+    """A file's path below ``folder``, without its suffix."""
+    # A Mac writes "é" as two characters, and its zip files keep them.
+    return unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
+
+
+def keys_by_stem(keys: Iterable[str]) -> dict[str, list[str]]:
+    """Keys by their last part."""
     found: dict[str, list[str]] = {}
     for key in keys:
         found.setdefault(PurePosixPath(key).name, []).append(key)

@@ -8,12 +8,10 @@ from collections.abc import Sequence
 
 from knet_runtime.errors import ConfigError
 from knet_train.data.convert.source import Item
+from knet_train.data.drives import sequence
 
 SPLITS = ("train", "val", "test")
 USUAL_SHARES = (0.8, 0.2)
-# What exports add to the name of one image: Roboflow's copies, the number of a frame.
-_COPY = re.compile(r"_(jpe?g|png)\.rf\.[0-9a-z]+$", re.I)
-_NUMBER = re.compile(r"[\s_.(-]*\d+\)?$")
 
 
 def parse_shares(text: str) -> tuple[float, ...]:
@@ -53,11 +51,6 @@ def divide(items: Sequence[Item], shares: Sequence[float] | None) -> tuple[dict[
         how = f"{why}{text} in the order of names, as all images are of {len(groups)} sequence(s)"
         return kept | _in_order(rest, used), how
     return kept | _by_group(groups, used), f"{why}{text} by {len(groups)} sequences"
-
-
-def sequence(name: str) -> str:
-    """What the frames of one sequence share: the name without its number."""
-    return _NUMBER.sub("", _COPY.sub("", name))
 
 
 def _in_order(items: Sequence[Item], shares: Sequence[float]) -> dict[Item, str]:
