@@ -2,8 +2,8 @@
 
 ``golden.npz`` holds ``images`` uint8 [K, H, W, 3] RGB, already at the model's input size, and
 ``logits`` float32 [K, N, h, w]; of an instance or panoptic network ``class_logits`` float32
-[K, N, C] and ``mask_logits`` float16 [K, N, h, w]. A device without labels or PyTorch can still
-show with them that what it runs is the model that was trained.
+[K, N, C] and ``mask_logits`` float16 [K, N, h, w], of which the signs count. A device without
+labels or PyTorch can still show with them that what it runs is the model that was trained.
 
 Logits are compared, and what is made of them: the class maps of a semantic network. A mask of the
 others is where its logit is above 0 (a probability of one half), so for them that is compared, in

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knet_runtime.bundle.manifest import Meaning
-from knet_runtime.bundle.store import Bundle, open_bundle
+from knet_runtime.bundle.store import Bundle, find_bundle, open_bundle
 from knet_runtime.engines import open_engine
 from knet_runtime.errors import BundleError, CheckpointError, ParityError
 from knet_runtime.types import Closeable
@@ -52,10 +52,12 @@ class Reference(Protocol):
 
 @contextmanager
 def open_reference(against: Path, bundle: Bundle) -> Iterator[Reference]:
-    """What ``bundle`` is to be compared with: a checkpoint, or the folder of another bundle.
+    """What ``bundle`` is to be compared with: a checkpoint, or another bundle: its folder or
+    the name of a packaged model.
 
     Raises CheckpointError or BundleError, and ImportError for a checkpoint without PyTorch.
     """
+    against = find_bundle(against)
     if against.is_dir():
         with BundleReference(open_bundle(against), bundle) as other:
             yield other

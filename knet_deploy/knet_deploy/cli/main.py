@@ -32,6 +32,7 @@ from knet_deploy.cli.export import export
 from knet_deploy.cli.import_knet import import_knet
 from knet_deploy.cli.import_mmseg import import_mmseg
 from knet_deploy.cli.inspect import inspect
+from knet_deploy.cli.models import models
 from knet_deploy.cli.run import run
 from knet_deploy.cli.soft_labels import soft_labels
 from knet_deploy.cli.train import train
@@ -57,7 +58,7 @@ class _Command(TyperCommand):
 # Plain help: no markup is read out of texts and file names, and no colour goes into a pipe.
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 commands = (
-    *(demo, run, batch, inspect, doctor, bench),
+    *(demo, models, run, batch, inspect, doctor, bench),
     *(train, soft_labels, import_mmseg, import_knet, export, build, verify),
 )
 for command in commands:

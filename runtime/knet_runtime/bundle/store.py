@@ -158,7 +158,7 @@ def open_bundle(path: Path | str | None = None) -> Bundle:
     path = find_bundle(path)
     root = path.absolute()
     if not root.exists():
-        known = ", ".join(_packaged()) or "none"
+        known = ", ".join(packaged_models()) or "none"
         raise BundleError(
             f"{path}: there is no such bundle; check the path (packaged models: {known})"
         )
@@ -218,18 +218,18 @@ def find_bundle(path: Path | str | None = None) -> Path:
         return default_bundle_path()
     if os.path.lexists(path):
         return Path(path)
-    return _packaged().get(str(path), Path(path))
+    return packaged_models().get(str(path), Path(path))
 
 
-def _packaged() -> dict[str, Path]:
-    """The models that are packaged with knet-deploy, by name."""
+def packaged_models() -> dict[str, Path]:
+    """The folders of the models that are packaged with knet-deploy, by name."""
     return {path.stem: path for path in sorted(Path(__file__).parents[1].glob("*.knet"))}
 
 
 def default_bundle_path() -> Path:
     """The folder of the semantic model that is packaged with knet-deploy; BundleError if there is
     none."""
-    if (path := _packaged().get("default")) is None:
+    if (path := packaged_models().get("default")) is None:
         raise BundleError(
             "this build of knet-deploy carries no model of its own: name a bundle, "
             "the folder NAME.knet that the export wrote"

@@ -444,7 +444,7 @@ def test_masks_without_a_list_are_named_by_their_values(tmp_path: Path) -> None:
     assert done.void == 128
 
 
-@pytest.mark.parametrize("name", (*EXACT, "yolo"))
+@pytest.mark.parametrize("name", [*EXACT, "yolo"])
 def test_what_was_converted_is_trained_on(
     name: str, tmp_path: Path, tiny_config: Callable[..., Config], backbone_file: Path
 ) -> None:
