@@ -516,7 +516,7 @@ def _live_page(
         segmenter.labels,
         stats.snapshot,
         feeds=[feed.name for feed in feeds],
-        alpha=outputs.opacity,
+        alpha=outputs.look.alpha,
         classes=outputs.classes,
         model=segmenter.model_id,
         engine=segmenter.engine,
