@@ -26,7 +26,7 @@ from knet_runtime.engines.hardware import cpu_budget
 from knet_runtime.pipeline import Feed, run
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.segmenter import Segmenter
-from knet_runtime.sinks import OverlayVideo
+from knet_runtime.sinks import Look, OverlayVideo
 from knet_runtime.sources import open_source
 from knet_runtime.sources.base import SourceInfo
 from knet_runtime.types import Frame
@@ -48,7 +48,7 @@ def make_video(path: Path, segmenter: Segmenter, frames: int) -> None:
     """A drive through a synthetic street, drawn small and enlarged: drawing is not measured."""
     street = Street(7, (SIZE[0] // 2, SIZE[1] // 2))
     info = SourceInfo("video", SIZE, RATE, frames, 1 / RATE)
-    sink = OverlayVideo(path, info, alpha=0.0)
+    sink = OverlayVideo(path, info, Look(alpha=0.0))
     for index in range(frames):
         image, _ = street.frame(index)
         large = np.asarray(cv2.resize(image, (SIZE[1], SIZE[0])), np.uint8)
@@ -59,7 +59,7 @@ def make_video(path: Path, segmenter: Segmenter, frames: int) -> None:
 
 def overlay(path: Path, info: SourceInfo) -> OverlayVideo:
     path.unlink(missing_ok=True)
-    return OverlayVideo(path, info, alpha=0.5)
+    return OverlayVideo(path, info, Look(alpha=0.5))
 
 
 def times(frames: int, work: Callable[[], object]) -> tuple[float, float]:

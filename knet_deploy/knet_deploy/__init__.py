@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         CocoResults as CocoResults,
         EventLines as EventLines,
         JsonLines as JsonLines,
+        Look as Look,
         MaskFolder as MaskFolder,
         MaskPipe as MaskPipe,
         OverlayFolder as OverlayFolder,
@@ -108,7 +109,7 @@ _MODULES = {
     "knet_runtime.segmentation": "Instance Segment Segmentation",
     "knet_runtime.segmenter": "Segmenter",
     "knet_runtime.sinks": (
-        "CocoPanoptic CocoResults EventLines JsonLines MaskFolder MaskPipe OverlayFolder "
+        "CocoPanoptic CocoResults EventLines JsonLines Look MaskFolder MaskPipe OverlayFolder "
         "OverlayImage OverlayPipe OverlayVideo RawMasks RleLines RosBag RtspPush SharedMasks Sink "
         "UncertainFrames"
     ),

@@ -45,6 +45,12 @@ class RosHeader:
         """The stamp as ROS writes it: whole seconds, and nanoseconds."""
         return divmod(self.stamp, 10**9)
 
+    def later(self, seconds: Fraction) -> RosHeader:
+        """The header of the same frame so much later; a stamp that nobody set stays 0."""
+        shift = round(seconds * 10**9)
+        stamp = self.stamp and self.stamp + shift
+        return RosHeader(stamp, self.frame_id, self.logged + shift)
+
 
 @dataclass(frozen=True, eq=False)
 class Frame:

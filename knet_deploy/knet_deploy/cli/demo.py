@@ -160,7 +160,7 @@ def _film(
 ) -> tuple[RunSummary, list[_Example]]:
     """Segment ``count`` frames into ``video``; so many of them, evenly spread, are for the page."""
     from knet_runtime.pipeline import Feed, run
-    from knet_runtime.sinks import OverlayVideo
+    from knet_runtime.sinks import Look, OverlayVideo
 
     shown = {round((i + 0.5) * count / examples - 0.5) for i in range(examples)}
     found: list[_Example] = []
@@ -172,7 +172,7 @@ def _film(
                 found.append(_Example(frame.index, frame.image, result.class_map, truth))
             advance()
 
-        feed = Feed(source, [OverlayVideo(video, source.info, legend=True, names=True)])
+        feed = Feed(source, [OverlayVideo(video, source.info, Look(legend=True, names=True))])
         summary = run([feed], segmenter, max_frames=count, on_frame=collect)
     return summary, found
 

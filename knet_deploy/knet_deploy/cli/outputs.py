@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from knet_runtime.pipeline.stats import StageSnapshot
     from knet_runtime.segmentation import Segmentation
     from knet_runtime.segmenter import Segmenter
-    from knet_runtime.sinks import Sink
+    from knet_runtime.sinks import Look, Sink
     from knet_runtime.sources.base import SourceInfo
     from knet_runtime.types import Frame, Task
 
@@ -33,16 +33,6 @@ _IMAGES = (".png", ".jpg", ".jpeg")
 _VIDEOS = (".mp4", ".mkv")
 _BAGS = (".mcap", ".bag")
 _SHARED = "shm:"
-
-
-class _Look(TypedDict):
-    """The options that all overlays have."""
-
-    alpha: float
-    legend: bool
-    names: bool
-    side_by_side: bool
-    classes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -71,9 +61,17 @@ class Outputs:
     page: bool = False
 
     @property
-    def opacity(self) -> float:
-        """Of the overlay's colours, 0 to 1."""
-        return OPACITY if self.alpha is None else self.alpha
+    def look(self) -> Look:
+        """How overlays are drawn. Raises ConfigError for an opacity that cannot be."""
+        from knet_runtime.sinks import Look
+
+        return Look(
+            alpha=OPACITY if self.alpha is None else self.alpha,
+            legend=self.legend is not False,
+            names=self.names,
+            side_by_side=self.side_by_side,
+            classes=self.classes,
+        )
 
     @property
     def overlay_folder(self) -> bool:
@@ -141,8 +139,7 @@ class Outputs:
                 raise ConfigError(
                     f"{option} changes the overlay: name it with -o, or leave {option} out"
                 )
-        if self.alpha is not None and not 0 <= self.alpha <= 1:
-            raise ConfigError(f"--alpha is {self.alpha}; opacity lies between 0 and 1")
+        _ = self.look  # refuses an opacity that cannot be
         if len(self._on_stdout) > 1:
             raise ConfigError(
                 f"{' and '.join(self._on_stdout)} would mix on stdout; let one be a file"
@@ -208,7 +205,7 @@ class Outputs:
         if self.overlay is not None:
             made.append(conceal(self._overlay(self.overlay, info, model)))
         if self.push is not None:
-            made.append(conceal(sinks.RtspPush(self.push, info, **self._look)))
+            made.append(conceal(sinks.RtspPush(self.push, info, self.look)))
         if str(self.masks) == "-":
             made.append(sinks.MaskPipe(info, form=self.raw_output or "y4m"))
         elif self.masks is not None:
@@ -248,32 +245,23 @@ class Outputs:
             RosBag,
         )
 
+        look = self.look
         # What programs read has the frame's size, unless a legend is asked for.
-        plain: _Look = {**self._look, "legend": self.legend is True}
+        plain = msgspec.structs.replace(look, legend=self.legend is True)
         if str(output) == "-":
-            return OverlayPipe(info, form=self.raw_output or "y4m", **plain)
+            return OverlayPipe(info, plain, form=self.raw_output or "y4m")
         if output.suffix.lower() in _BAGS or (info.kind == "bag" and not output.suffix):
-            return RosBag(output, info, model, **plain)
+            return RosBag(output, info, model, plain)
         if self.overlay_folder:
-            return OverlayFolder(output, overwrite=self.overwrite, **self._look)
+            return OverlayFolder(output, look, overwrite=self.overwrite)
         if output.suffix.lower() in _VIDEOS:
-            return OverlayVideo(output, info, codec=self.codec or "h264", **self._look)
+            return OverlayVideo(output, info, look, codec=self.codec or "h264")
         if info.kind != "image":
             raise ConfigError(
                 f"{output}: an image file is for a single image; let the name end in .mp4, or name "
                 f"a folder: {output.stem}/"
             )
-        return OverlayImage(output, **self._look)
-
-    @property
-    def _look(self) -> _Look:
-        return {
-            "alpha": self.opacity,
-            "legend": self.legend is not False,
-            "names": self.names,
-            "side_by_side": self.side_by_side,
-            "classes": self.classes,
-        }
+        return OverlayImage(output, look)
 
 
 def needs_segments(

@@ -99,7 +99,8 @@ def run(
         bool, _input("--loop", help="Play files again and again, until they are stopped.")
     ] = False,
     realtime: Annotated[
-        bool, _input("--realtime", help="Play videos no faster than they were recorded.")
+        bool,
+        _input("--realtime", help="Play videos and recordings no faster than they were recorded."),
     ] = False,
     max_frames: Annotated[int | None, _input(min=1, help="Stop after so many frames.")] = None,
     policy: Annotated[
@@ -516,7 +517,7 @@ def _live_page(
         segmenter.labels,
         stats.snapshot,
         feeds=[feed.name for feed in feeds],
-        alpha=outputs.opacity,
+        alpha=outputs.look.alpha,
         classes=outputs.classes,
         model=segmenter.model_id,
         engine=segmenter.engine,

@@ -21,6 +21,7 @@ from knet_runtime.sinks.coco import CocoPanoptic as CocoPanoptic, CocoResults as
 from knet_runtime.sinks.event_lines import EventLines as EventLines
 from knet_runtime.sinks.frame_pipe import MaskPipe as MaskPipe, OverlayPipe as OverlayPipe
 from knet_runtime.sinks.json_lines import JsonLines as JsonLines, RleLines as RleLines
+from knet_runtime.sinks.look import Look as Look
 from knet_runtime.sinks.mask_folder import MaskFolder as MaskFolder
 from knet_runtime.sinks.overlay import OverlayImage as OverlayImage, OverlayVideo as OverlayVideo
 from knet_runtime.sinks.overlay_folder import OverlayFolder as OverlayFolder

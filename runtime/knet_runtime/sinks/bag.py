@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,11 +19,11 @@ from knet_runtime.atomic import (
     publish,
     sync,
 )
-from knet_runtime.drawing import OPACITY, encode_jpeg
+from knet_runtime.drawing import encode_jpeg
 from knet_runtime.errors import ConfigError, KnetError, OutputError
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks.json_lines import SegmentRecord, Stamp, segment_record
-from knet_runtime.sinks.overlay import OverlayPainter
+from knet_runtime.sinks.look import Look, OverlayPainter
 from knet_runtime.sources.bag import METADATA, ROS1_SUFFIX, SECOND, need_rosbags
 from knet_runtime.sources.base import SourceInfo
 from knet_runtime.types import Frame, RosHeader
@@ -82,9 +81,9 @@ class RosBag:
     those of live frames' arrival, or else count from the start of the run by the frames' times; the
     topics are then /segmentation/…. Stale frames are left out.
 
-    ``info`` is the source's, ``model`` the id of the model. ``alpha``, ``legend``, ``names``,
-    ``side_by_side`` and ``classes`` are those of ``OverlayVideo``. An MCAP file is compressed by
-    zstd, a ROS 1 bag by LZ4; a folder has its source's storage (SQLite or MCAP), MCAP by default.
+    ``info`` is the source's, ``model`` the id of the model, ``look`` is the overlay's. An MCAP file
+    is compressed by zstd, a ROS 1 bag by LZ4; a folder has its source's storage (SQLite or MCAP),
+    MCAP by default.
 
     The recording has its name when it is closed. Raises ConfigError without the extra ``ros`` and
     for another suffix, OutputError when it cannot be written, or when a folder of that name is no
@@ -104,18 +103,7 @@ class RosBag:
 
     SUFFIXES = (".mcap", ROS1_SUFFIX)
 
-    def __init__(
-        self,
-        path: str | Path,
-        info: SourceInfo,
-        model: str,
-        *,
-        alpha: float = OPACITY,
-        legend: bool = False,
-        names: bool = False,
-        side_by_side: bool = False,
-        classes: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, path: str | Path, info: SourceInfo, model: str, look: Look = Look()) -> None:
         target = Path(path)
         self.path: Path | None = target
         self.name = str(path)
@@ -135,14 +123,7 @@ class RosBag:
         self._kind: _Kind = "ros1" if ros1 else "sqlite3" if sqlite else "mcap"
         self._topic = info.topic or ""
         self._model = model
-        self._painter = OverlayPainter(
-            alpha=alpha,
-            legend=legend,
-            names=names,
-            side_by_side=side_by_side,
-            classes=classes,
-            steady=True,
-        )
+        self._painter = OverlayPainter(look, steady=True)
         self._folder: AtomicFolder | None = None
         self._recording: _Recording | None = None
         self._topics: dict[str, Connection] = {}

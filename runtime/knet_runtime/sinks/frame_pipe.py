@@ -5,17 +5,16 @@ What they write is what ``sources.pipe`` reads. Neither form holds times: a fram
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 
-from knet_runtime.drawing import OPACITY
 from knet_runtime.errors import ConfigError, OutputError
 from knet_runtime.segmentation import Segmentation
-from knet_runtime.sinks.overlay import FrameClock, OverlayPainter
+from knet_runtime.sinks.look import Look, OverlayPainter
+from knet_runtime.sinks.overlay import FrameClock
 from knet_runtime.sinks.raw_masks import Pipe
 from knet_runtime.sources.base import SourceInfo
 from knet_runtime.sources.pipe import Y4M, Y4M_MAGIC, pixel_format
@@ -70,11 +69,9 @@ class OverlayPipe(_FramePipe):
 
     ``form`` is "y4m" (4:2:0, BT.601, with a header that players and encoders know) or the name of
     a pixel format, such as "rgb24" or "nv12", for bare pixels, row by row. ``info`` is the
-    source's: y4m states its rate (30 a second where there is none). ``alpha``, ``legend``,
-    ``names``, ``side_by_side`` and ``classes`` are those of ``OverlayVideo``; frames of another
-    size than the first are letterboxed
-    into it. ``raw_masks.Pipe`` says what becomes of a slow reader. Raises ConfigError for another
-    form, and for a terminal.
+    source's: y4m states its rate (30 a second where there is none). Frames of another size than the
+    first are letterboxed into it. ``raw_masks.Pipe`` says what becomes of a slow reader. Raises
+    ConfigError for another form, and for a terminal.
 
         >>> from knet_deploy import OverlayPipe, Segmenter, open_source
         >>> with open("overlay.y4m", "wb") as file, open_source("drive.mp4") as source:
@@ -91,26 +88,15 @@ class OverlayPipe(_FramePipe):
     def __init__(
         self,
         info: SourceInfo,
+        look: Look = Look(),
         *,
         form: str = Y4M,
-        alpha: float = OPACITY,
-        legend: bool = False,
-        names: bool = False,
-        side_by_side: bool = False,
-        classes: Sequence[str] = (),
         descriptor: int | None = None,
     ) -> None:
         super().__init__("frames", info, form, descriptor)
         if self._form == "gray16le":  # of FFmpeg's ways there, the threaded one leaves holes
             raise ConfigError(f"--raw-output is {form!r}, and frames have 8 bits: take gray")
-        self._painter = OverlayPainter(
-            alpha=alpha,
-            legend=legend,
-            names=names,
-            side_by_side=side_by_side,
-            classes=classes,
-            steady=True,
-        )
+        self._painter = OverlayPainter(look, steady=True)
         self._encoder: av.VideoCodecContext | None = None
 
     def write(self, frame: Frame, result: Segmentation) -> None:

@@ -1,34 +1,19 @@
 """The sinks for the overlay: frames under their colours, as one image or as a video.
 
-``OverlayPainter`` draws and ``FrameClock`` says when each frame is shown; the push to a server uses
-both as well.
+``FrameClock`` says when each frame of a video is shown, also of one that is pushed to a server.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from time import monotonic
 
-import numpy as np
-from numpy.typing import NDArray
-
 from knet_runtime.atomic import AtomicFile, output_error
-from knet_runtime.drawing import (
-    OPACITY,
-    LegendGrid,
-    encode_jpeg,
-    encode_png,
-    legend_classes,
-    legend_strip,
-    letterbox,
-    mark_stale,
-    text_scale,
-)
+from knet_runtime.drawing import encode_jpeg, encode_png
 from knet_runtime.errors import ConfigError, OutputError
 from knet_runtime.growing import GrowingFile
 from knet_runtime.segmentation import Segmentation
@@ -41,8 +26,9 @@ from knet_runtime.sinks.encoder import (
     is_playable,
     working_encoder,
 )
+from knet_runtime.sinks.look import Look, OverlayPainter
 from knet_runtime.sources.base import SourceInfo
-from knet_runtime.types import Frame, Rgb, Size
+from knet_runtime.types import Frame
 
 _log = logging.getLogger(__name__)
 
@@ -51,8 +37,6 @@ _MILLISECOND = Fraction(1, 1000)
 _SLIDESHOW_RATE = Fraction(2)
 _DEFAULT_RATE = Fraction(30)
 _FINEST_TICK = Fraction(1, 1_000_000_000)  # MP4 counts ticks per second in 31 bits
-_RECENT = 2  # seconds over which a video's legend takes the mean
-_PRESENT = 0.0005  # of an image: less of a class is not in its legend
 
 JPEG_QUALITY = 95
 """Of overlays that are kept as JPEG."""
@@ -62,128 +46,15 @@ INDEXED_FRAMES = 100_000
 a frame, until the end."""
 
 
-class OverlayPainter:
-    """Draws frames under their colours, as ``OverlayVideo`` has it with the same options.
-
-    ``steady`` drawings are a video's: all have the size of the first one, into which frames of
-    another size are letterboxed, and the legend tells of the last two seconds. Else each has its
-    frame's size, and the legend is its own. Raises ConfigError for a wrong alpha.
-    """
-
-    def __init__(
-        self,
-        *,
-        alpha: float,
-        legend: bool,
-        names: bool,
-        side_by_side: bool,
-        classes: Sequence[str],
-        steady: bool,
-    ) -> None:
-        if not 0 <= alpha <= 1:
-            raise ConfigError(f"alpha is {alpha}; the overlay's opacity lies between 0 and 1")
-        self._alpha = alpha
-        self._names = names
-        self._side_by_side = side_by_side
-        self._classes = tuple(classes)
-        self._steady = steady
-        self._hw: Size | None = None
-        self._legend = _RecentLegend() if legend and steady else None
-        self._own_legend = legend and not steady
-        self._fresh = monotonic()
-
-    def paint(self, frame: Frame, result: Segmentation) -> Rgb:
-        """The drawing of one frame, uint8 [H, W, 3] RGB. Raises ConfigError for classes that
-        ``result`` does not have."""
-        classes = result.labels.indices(self._classes) if self._classes else None
-        image = result.overlay(frame.image, self._alpha, classes, names=self._names)
-        if self._hw is None or not self._steady:
-            self._hw = image.shape[:2]
-        image = letterbox(image, self._hw)
-        if self._side_by_side:
-            image = np.concatenate([letterbox(frame.image, self._hw), image], axis=1)
-        if frame.stale:
-            image = mark_stale(image, monotonic() - self._fresh)
-        else:
-            self._fresh = monotonic()
-        width, scale = image.shape[1], text_scale(self._hw)
-        if self._legend is not None:
-            strip = self._legend.strip(frame, result, classes, width, scale)
-            image = np.concatenate([image, strip])
-        elif self._own_legend:
-            shares = result.shares()
-            shown = _present(result, np.array(list(shares.values())), classes)
-            strip = legend_strip(result.labels, width, shares, shown, scale)
-            image = np.concatenate([image, strip])
-        return image
-
-
-class _RecentLegend:
-    """The legend of a video: the classes of the last two seconds and their mean shares, so that
-    nothing flickers; of frames without a time, each one's own. A class keeps its place while it is
-    shown, and the strip its size."""
-
-    def __init__(self) -> None:
-        self._recent: deque[tuple[Fraction | None, NDArray[np.float64]]] = deque()
-        self._places: dict[int, int] = {}
-        self._grid: LegendGrid | None = None
-
-    def strip(
-        self,
-        frame: Frame,
-        result: Segmentation,
-        classes: Collection[int] | None,
-        width: int,
-        scale: float,
-    ) -> Rgb:
-        """uint8 [h, ``width``, 3] RGB, for a frame that comes after those before."""
-        labels = result.labels
-        shares = self._mean(frame, result)
-        by_name = dict(zip(labels.names, shares.tolist(), strict=True))
-        possible = range(labels.num_classes) if classes is None else classes
-        room = len(legend_classes(labels, by_name, possible))
-        shown = legend_classes(labels, by_name, _present(result, shares, classes))
-        self._places = {one: place for one, place in self._places.items() if one in shown}
-        free = iter(sorted(set(range(room)) - set(self._places.values())))
-        self._places |= {one: next(free) for one in shown if one not in self._places}
-        if self._grid is None:
-            self._grid = LegendGrid(labels, possible, width, scale)
-        return self._grid.draw(self._places, room, by_name)
-
-    def _mean(self, frame: Frame, result: Segmentation) -> NDArray[np.float64]:
-        recent, now = self._recent, frame.pts
-        while recent and not _is_recent(recent[0][0], now):
-            recent.popleft()
-        if not recent:
-            self._places = {}
-        if not frame.stale or not recent:
-            recent.append((now, np.array(list(result.shares().values()))))
-        return np.asarray(np.mean([shares for _, shares in recent], 0), np.float64)
-
-
-def _is_recent(then: Fraction | None, now: Fraction | None) -> bool:
-    return then is not None and now is not None and 0 <= now - then < _RECENT
-
-
-def _present(
-    result: Segmentation, shares: NDArray[np.float64], classes: Collection[int] | None
-) -> list[int]:
-    """Of ``classes`` (None: all) those that a legend has."""
-    possible = range(result.labels.num_classes) if classes is None else classes
-    return [index for index in possible if shares[index] >= _PRESENT]
-
-
 class OverlayImage:
     """Writes one frame under its colours to ``path``, a PNG or JPEG by its suffix.
 
-    The options are those of ``OverlayVideo``; the legend names what is in the image. The file
-    appears whole at the first ``write``; a second one is refused. Raises OutputError when it cannot
-    be written, ConfigError for another suffix, a wrong alpha or classes that the model does not
-    have.
+    The file appears whole at the first ``write``; a second one is refused. Raises OutputError when
+    it cannot be written, ConfigError for another suffix or classes that the model does not have.
 
-        >>> from knet_deploy import OverlayImage, Segmenter, open_source
+        >>> from knet_deploy import Look, OverlayImage, Segmenter, open_source
         >>> with open_source("street.png") as source, Segmenter() as segment:
-        ...     sink = OverlayImage("overlay.png", legend=True)
+        ...     sink = OverlayImage("overlay.png", Look(legend=True))
         ...     for frame in source:
         ...         sink.write(frame, segment(frame.image))
         ...     sink.close()
@@ -191,29 +62,13 @@ class OverlayImage:
 
     SUFFIXES = (".png", ".jpg", ".jpeg")
 
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        alpha: float = OPACITY,
-        legend: bool = False,
-        names: bool = False,
-        side_by_side: bool = False,
-        classes: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, path: str | Path, look: Look = Look()) -> None:
         target = Path(path)
         self.path: Path | None = target
         self.name = str(path)
         if target.suffix.lower() not in self.SUFFIXES:
             raise ConfigError(f"{path}: let the image's name end in {' or '.join(self.SUFFIXES)}")
-        self._painter = OverlayPainter(
-            alpha=alpha,
-            legend=legend,
-            names=names,
-            side_by_side=side_by_side,
-            classes=classes,
-            steady=False,
-        )
+        self._painter = OverlayPainter(look, steady=False)
         self._file: AtomicFile | None = AtomicFile(target)
 
     def write(self, frame: Frame, result: Segmentation) -> None:
@@ -287,13 +142,8 @@ class FrameClock:
 class OverlayVideo:
     """Writes each frame under its colours to ``path``, an MP4 or MKV by its suffix.
 
-    ``info`` is the source's; ``alpha`` the colours' opacity (0 … 1); ``legend`` adds a strip below
-    the frame with colours and names of the classes that covered at least 1/2000 of the last two
-    seconds, and their mean shares; ``names`` writes classes into their large regions;
-    ``side_by_side`` puts the frame without colours to the left; ``classes`` names those that are
-    drawn (none: all).
-    The video is H.264, or HEVC by ``codec``; ``encoders`` are FFmpeg's names in the order in which
-    they are tried.
+    ``info`` is the source's. The video is H.264, or HEVC by ``codec``; ``encoders`` are FFmpeg's
+    names in the order in which they are tried.
 
     The first frame sets the size: odd sides are padded to even ones, and frames of another size
     are letterboxed. Pixels are shown as wide as the source's (``info.sample_aspect``). Times are
@@ -305,12 +155,11 @@ class OverlayVideo:
 
     Until ``close`` the file has a hidden name beside ``path``; what a killed run left is kept, from
     the next start on, as ``NAME.partial.SUFFIX``. Raises OutputError when it cannot be written or
-    no encoder works, ConfigError for another suffix, a wrong alpha or classes that the model does
-    not have.
+    no encoder works, ConfigError for another suffix or classes that the model does not have.
 
-        >>> from knet_deploy import OverlayVideo, Segmenter, open_source
+        >>> from knet_deploy import Look, OverlayVideo, Segmenter, open_source
         >>> with open_source("drive.mp4") as source, Segmenter() as segment:
-        ...     sink = OverlayVideo("overlay.mp4", source.info, legend=True)
+        ...     sink = OverlayVideo("overlay.mp4", source.info, Look(legend=True))
         ...     for frame in source:
         ...         sink.write(frame, segment(frame.image))
         ...     sink.close()
@@ -322,12 +171,8 @@ class OverlayVideo:
         self,
         path: str | Path,
         info: SourceInfo,
+        look: Look = Look(),
         *,
-        alpha: float = OPACITY,
-        legend: bool = False,
-        names: bool = False,
-        side_by_side: bool = False,
-        classes: Sequence[str] = (),
         codec: Codec = "h264",
         encoders: Sequence[str] | None = None,
     ) -> None:
@@ -340,21 +185,12 @@ class OverlayVideo:
         if codec not in ENCODERS:
             raise ConfigError(f"the codec is {codec!r}; use h264 or hevc")
         self._format: VideoFormat = video_format
-        self._painter = OverlayPainter(
-            alpha=alpha,
-            legend=legend,
-            names=names,
-            side_by_side=side_by_side,
-            classes=classes,
-            steady=True,
-        )
+        self._painter = OverlayPainter(look, steady=True)
         self._clock = FrameClock(info, _MILLISECOND if video_format == "matroska" else None)
         self._open = partial(
             VideoWriter,
             rate=self._clock.rate,
-            encoder=working_encoder(
-                encoders or ENCODERS[codec], (info.hw[0], info.hw[1] * (1 + side_by_side))
-            ),
+            encoder=working_encoder(encoders or ENCODERS[codec], self._painter.size(info.hw)),
             video_format=video_format,
             aspect=info.sample_aspect,
             live=info.live,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from knet_runtime.drawing import OPACITY, encode_jpeg
+from knet_runtime.drawing import encode_jpeg
 from knet_runtime.segmentation import Segmentation
-from knet_runtime.sinks.overlay import JPEG_QUALITY, OverlayPainter
+from knet_runtime.sinks.look import Look, OverlayPainter
+from knet_runtime.sinks.overlay import JPEG_QUALITY
 from knet_runtime.sinks.picture_folder import PictureFolder
 from knet_runtime.types import Frame
 
@@ -17,15 +17,14 @@ _TEXT = b"knet-deploy overlays"
 class OverlayFolder(PictureFolder):
     """Writes each frame under its colours as ``FRAME_NAME.jpg`` into a folder, at its own size.
 
-    The options are those of ``OverlayVideo``; the legend names what is in the image. A stale frame
-    is not written again. What is said of ``MaskFolder`` holds here, too: files appear whole, an
-    early end is marked by ``PARTIAL.txt``, and overlays of another run are an OutputError unless
-    ``overwrite`` has them removed. Raises ConfigError for a wrong alpha or classes that the model
-    does not have.
+    A stale frame is not written again. What is said of ``MaskFolder`` holds here, too: files appear
+    whole, an early end is marked by ``PARTIAL.txt``, and overlays of another run are an OutputError
+    unless ``overwrite`` has them removed. Raises ConfigError for classes that the model does not
+    have.
 
-        >>> from knet_deploy import OverlayFolder, Segmenter, open_source
+        >>> from knet_deploy import Look, OverlayFolder, Segmenter, open_source
         >>> with open_source("photos") as source, Segmenter() as segment:
-        ...     sink = OverlayFolder("overlays", legend=True)
+        ...     sink = OverlayFolder("overlays", Look(legend=True))
         ...     for frame in source:
         ...         sink.write(frame, segment(frame.image))
         ...     sink.close()
@@ -39,25 +38,8 @@ class OverlayFolder(PictureFolder):
     head = 20  # JPEG's marker and JFIF's segment, which is the first one
     sign = b"\xff\xfe" + (2 + len(_TEXT)).to_bytes(2, "big") + _TEXT  # a comment
 
-    def __init__(
-        self,
-        folder: str | Path,
-        *,
-        alpha: float = OPACITY,
-        legend: bool = False,
-        names: bool = False,
-        side_by_side: bool = False,
-        classes: Sequence[str] = (),
-        overwrite: bool = False,
-    ) -> None:
-        self._painter = OverlayPainter(
-            alpha=alpha,
-            legend=legend,
-            names=names,
-            side_by_side=side_by_side,
-            classes=classes,
-            steady=False,
-        )
+    def __init__(self, folder: str | Path, look: Look = Look(), *, overwrite: bool = False) -> None:
+        self._painter = OverlayPainter(look, steady=False)
         super().__init__(folder, overwrite=overwrite)
 
     def pictures(self, target: Path, frame: Frame, result: Segmentation) -> dict[Path, bytes]:

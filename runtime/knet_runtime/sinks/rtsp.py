@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Sequence
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -22,11 +21,11 @@ from time import monotonic
 import msgspec
 import numpy as np
 
-from knet_runtime.drawing import OPACITY
 from knet_runtime.errors import ConfigError, OutputError
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.sinks.encoder import ENCODERS, working_encoder
-from knet_runtime.sinks.overlay import FrameClock, OverlayPainter
+from knet_runtime.sinks.look import Look, OverlayPainter
+from knet_runtime.sinks.overlay import FrameClock
 from knet_runtime.sinks.rtsp_child import FAILED, OK, TIME_BYTES, Push
 from knet_runtime.sources.base import Backoff, SourceInfo, Transport
 from knet_runtime.sources.container import redacted, scheme_of
@@ -141,12 +140,11 @@ class PushProcess:
 class RtspPush:
     """Pushes each frame under its colours to the RTSP server at ``url``, as H.264.
 
-    ``alpha``, ``legend``, ``names``, ``side_by_side`` and ``classes`` are those of
-    ``OverlayVideo``. A child process encodes and sends; two frames may wait for it. A live source
-    never waits: the older frame is dropped and counted. A file is sent at its own speed and waits,
-    while there is a connection. A server that takes nothing for ``patience`` seconds costs the
-    child its life. A lost connection is made again after a growing pause, for as long as it takes;
-    frames are dropped and counted meanwhile.
+    A child process encodes and sends; two frames may wait for it. A live source never waits: the
+    older frame is dropped and counted. A file is sent at its own speed and waits, while there is a
+    connection. A server that takes nothing for ``patience`` seconds costs the child its life. A
+    lost connection is made again after a growing pause, for as long as it takes; frames are dropped
+    and counted meanwhile.
 
     ``connected`` says whether there is a connection, ``dropped`` counts the frames that were not
     sent, ``reconnects`` how often a lost connection was made again; they may be read at any time.
@@ -169,12 +167,8 @@ class RtspPush:
         self,
         url: str,
         info: SourceInfo,
+        look: Look = Look(),
         *,
-        alpha: float = OPACITY,
-        legend: bool = False,
-        names: bool = False,
-        side_by_side: bool = False,
-        classes: Sequence[str] = (),
         transport: Transport = "tcp",
         patience: float = 5.0,
     ) -> None:
@@ -182,17 +176,10 @@ class RtspPush:
             raise ConfigError(f"{redacted(url)}: push to an address of rtsp:// or rtsps://")
         self.name = redacted(url)
         self._live = info.live
-        self._painter = OverlayPainter(
-            alpha=alpha,
-            legend=legend,
-            names=names,
-            side_by_side=side_by_side,
-            classes=classes,
-            steady=True,
-        )
+        self._painter = OverlayPainter(look, steady=True)
         self._clock = FrameClock(info, _TICK)
         rate, tick = self._clock.rate.as_integer_ratio(), _TICK.as_integer_ratio()
-        encoder = working_encoder(ENCODERS["h264"], (info.hw[0], info.hw[1] * (1 + side_by_side)))
+        encoder = working_encoder(ENCODERS["h264"], self._painter.size(info.hw))
         self._push = partial(
             Push,
             url,

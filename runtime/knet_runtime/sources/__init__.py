@@ -68,7 +68,7 @@ def open_source(source: str | Path, options: SourceOptions | None = None) -> Sou
             f"{redacted(text)}: --topic is of recordings of ROS, and this is none; leave it out"
         )
     if source == STDIN:
-        _refuse_playback("stdin", options)
+        _refuse_playback("stdin", options)  # whoever writes has the pace
         return PipeSource(options)
     if isinstance(source, str) and (number := re.fullmatch(r"(?:camera:)?(\d+)", source)):
         return _camera(Path(f"/dev/video{int(number[1])}"), options)
@@ -88,8 +88,7 @@ def open_source(source: str | Path, options: SourceOptions | None = None) -> Sou
             "takes patterns"
         )
     if is_bag(path):
-        _refuse_playback(text, options)
-        return BagSource(path, options)
+        return play(lambda: BagSource(path, options), text, options)
     if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
         _refuse_part(text, options)
         return play(lambda: ImageSource(path, options), text, options)
@@ -160,5 +159,5 @@ def _refuse_part(name: str, options: SourceOptions) -> None:
 def _refuse_playback(name: str, options: SourceOptions) -> None:
     if options.loop or options.realtime:
         raise ConfigError(
-            f"{name}: loop and realtime are for videos and images in files; leave them out here"
+            f"{name}: loop and realtime are for files, and this is none; leave them out here"
         )

@@ -34,9 +34,9 @@ class SourceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     For stdin: ``raw_input`` says what frames come, as "1280x720:rgb24" or "1280x720:rgb24@30".
     For a bag: ``topic`` is the one whose images are read; without it there must be just one.
 
-    For files: ``loop`` plays them again and again, until they are stopped. For video files:
-    ``realtime`` hands on no frame before it is due by its time, counted from the first one; one
-    that is late comes at once, and more than a second is not made up for.
+    For files: ``loop`` plays them again and again, until they are stopped. For files of videos and
+    bags: ``realtime`` hands on no frame before it is due by its time, counted from the first one;
+    one that is late comes at once, and more than a second is not made up for.
 
     For an HTTP(S) address that gives one image: ``every_seconds`` makes a live source of it, which
     asks for the image again and again.

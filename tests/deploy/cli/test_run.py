@@ -277,7 +277,7 @@ def test_a_source_that_is_none_is_refused(
         (["--every", "2", "--start", "3", "--end", "1"], "is not after start"),
         (
             ["--source", "rtsp://127.0.0.1:1/x", "--loop"],
-            "loop and realtime are for videos and images in files",
+            "loop and realtime are for files, and this is none",
         ),
         (["--size", "big"], "write HEIGHTxWIDTH"),
         (["--size", "384x480"], "was exported for 360×480 only"),

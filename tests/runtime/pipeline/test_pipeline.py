@@ -17,7 +17,7 @@ from waiting import wait_until
 from knet_runtime.errors import OutputError, SourceError
 from knet_runtime.pipeline import Feed, RunSummary, SegmentCall, run as run_feeds
 from knet_runtime.segmentation import Segmentation
-from knet_runtime.sinks import JsonLines, MaskFolder, OverlayVideo, Sink
+from knet_runtime.sinks import JsonLines, Look, MaskFolder, OverlayVideo, Sink
 from knet_runtime.sources import open_source
 from knet_runtime.sources.base import Source
 from knet_runtime.types import Frame
@@ -178,7 +178,7 @@ def test_files_from_end_to_end_leave_no_thread_and_no_file_open(
     try:
         with open_source(place) as source:
             sinks: list[Sink] = [
-                OverlayVideo(out / "o.mp4", source.info, legend=True),
+                OverlayVideo(out / "o.mp4", source.info, Look(legend=True)),
                 MaskFolder(out / "masks"),
                 JsonLines(out / "o.jsonl", "m@1"),
             ]

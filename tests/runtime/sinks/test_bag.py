@@ -23,7 +23,7 @@ from knet_runtime.labels import LabelMap
 from knet_runtime.pipeline import Feed, run
 from knet_runtime.privacy import Concealed, Concealer
 from knet_runtime.segmentation import Instance, Segmentation
-from knet_runtime.sinks import RosBag
+from knet_runtime.sinks import Look, RosBag
 from knet_runtime.sinks.bag import _Recording
 from knet_runtime.sources import open_source
 from knet_runtime.sources.base import SourceInfo, SourceOptions
@@ -238,8 +238,6 @@ def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"end in \.mcap or \.bag"):
         RosBag(tmp_path / "o.txt", INFO, "m@1")
-    with pytest.raises(ConfigError, match="alpha is 2"):
-        RosBag(tmp_path / "o.mcap", INFO, "m@1", alpha=2)
     with pytest.raises(OutputError, match="/dev/null/o"):
         RosBag("/dev/null/o.mcap", INFO, "m@1")
     monkeypatch.setitem(sys.modules, "rosbags.rosbag2", None)
@@ -263,7 +261,7 @@ def test_a_recording_that_cannot_begin_leaves_what_is_there(
 
 
 def test_classes_that_the_model_does_not_have_are_named(tmp_path: Path) -> None:
-    sink = RosBag(tmp_path / "o.bag", INFO, "m@1", classes=["bus"])
+    sink = RosBag(tmp_path / "o.bag", INFO, "m@1", Look(classes=("bus",)))
     with pytest.raises(ConfigError, match="no class 'bus'"):
         sink.write(*a_frame(0))
     sink.close(complete=False)
@@ -272,7 +270,7 @@ def test_classes_that_the_model_does_not_have_are_named(tmp_path: Path) -> None:
 def test_a_concealed_recording_shows_nothing_of_what_is_hidden(tmp_path: Path) -> None:
     frame, result = a_frame(0)
     sink = Concealed(
-        RosBag(tmp_path / "o.mcap", INFO, "m@1", alpha=0), Concealer(result.labels, ["Road"])
+        RosBag(tmp_path / "o.mcap", INFO, "m@1", Look(alpha=0)), Concealer(result.labels, ["Road"])
     )
     image = np.zeros((48, 64, 3), np.uint8)
     image[24:] = 255
@@ -292,7 +290,7 @@ def test_a_thousand_images_go_through_without_loss_or_drift(
     place = tmp_path / ("in.bag" if kind == "bag" else "in")
     record(place, kind, stamps, {"bag": "lz4", "mcap": "storage", "db3": None}[kind])
     with open_source(place) as source:
-        sink = RosBag(tmp_path / name, source.info, "m@1", alpha=0)
+        sink = RosBag(tmp_path / name, source.info, "m@1", Look(alpha=0))
         summary = run([Feed(source, [sink])], fakes.segment_one)
     assert summary.frames == 1000
     for topic in ("classes", "overlay/compressed"):

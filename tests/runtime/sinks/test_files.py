@@ -20,7 +20,7 @@ from knet_runtime.drawing import legend_strip, text_scale
 from knet_runtime.errors import ConfigError, OutputError
 from knet_runtime.labels import LabelMap, distinct_palette
 from knet_runtime.segmentation import Segmentation
-from knet_runtime.sinks import JsonLines, MaskFolder, OverlayVideo, Sink
+from knet_runtime.sinks import JsonLines, Look, MaskFolder, OverlayVideo, Sink
 from knet_runtime.sources.base import SourceInfo
 from knet_synthetic import CAMVID11
 
@@ -53,7 +53,7 @@ def write_times(
 
 
 def test_the_overlay_is_the_blend_of_each_frame(tmp_path: Path) -> None:
-    sink = OverlayVideo(tmp_path / "o.mp4", VIDEO, alpha=0.5)
+    sink = OverlayVideo(tmp_path / "o.mp4", VIDEO, Look(alpha=0.5))
     pairs = [a_frame(index, Fraction(index, 25)) for index in range(8)]
     for frame, mask in pairs:
         sink.write(frame, mask)
@@ -67,7 +67,7 @@ def test_the_overlay_is_the_blend_of_each_frame(tmp_path: Path) -> None:
 
 
 def test_the_legend_lies_below_the_frame(tmp_path: Path) -> None:
-    sink = OverlayVideo(tmp_path / "o.mp4", VIDEO, legend=True)
+    sink = OverlayVideo(tmp_path / "o.mp4", VIDEO, Look(legend=True))
     sink.write(*a_frame(0))
     sink.close()
     height = 48 + legend_strip(CAMVID11, 64, scale=text_scale((48, 64))).shape[0]
@@ -318,11 +318,9 @@ def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
         MaskFolder(tmp_path / "masks")
 
 
-def test_a_wrong_suffix_and_alpha_are_refused(tmp_path: Path) -> None:
+def test_a_wrong_suffix_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"o\.avi: .*end in \.mp4"):
         OverlayVideo(tmp_path / "o.avi", VIDEO)
-    with pytest.raises(ConfigError, match="between 0 and 1"):
-        OverlayVideo(tmp_path / "o.mp4", VIDEO, alpha=2)
 
 
 def test_the_next_encoder_is_tried_and_none_is_an_error(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from knet_runtime.errors import ConfigError, OutputClosed, OutputError
 from knet_runtime.labels import LabelMap
 from knet_runtime.segmentation import Segmentation
-from knet_runtime.sinks import MaskPipe, OverlayPipe
+from knet_runtime.sinks import Look, MaskPipe, OverlayPipe
 from knet_runtime.sources import open_source
 from knet_runtime.sources.base import SourceInfo, SourceOptions
 from knet_runtime.sources.pipe import PIXEL_FORMATS, PipeSource
@@ -57,7 +57,7 @@ def test_y4m_is_read_again_as_it_was(tmp_path: Path) -> None:
 )
 def test_raw_frames_of_every_format_are_read_again(tmp_path: Path, name: str) -> None:
     path = tmp_path / "o.raw"
-    written(path, lambda fd: OverlayPipe(INFO, form=name, alpha=0, descriptor=fd), pairs())
+    written(path, lambda fd: OverlayPipe(INFO, Look(alpha=0), form=name, descriptor=fd), pairs())
     with path.open("rb") as file:
         options = SourceOptions(raw_input=f"33x17:{name}")
         with PipeSource(options, file.fileno()) as source:
@@ -106,7 +106,6 @@ def test_frames_of_another_size_are_letterboxed_and_masks_refused(tmp_path: Path
         (lambda fd: OverlayPipe(INFO, form="png", descriptor=fd), "no pixel format 'png'"),
         (lambda fd: OverlayPipe(INFO, form="gray16_le", descriptor=fd), "8 bits: take gray"),
         (lambda fd: MaskPipe(INFO, form="rgb24", descriptor=fd), "take y4m or gray"),
-        (lambda fd: OverlayPipe(INFO, alpha=2, descriptor=fd), "alpha is 2"),
     ],
 )
 def test_other_forms_are_refused(tmp_path: Path, make: Make, text: str) -> None:
@@ -140,7 +139,7 @@ def test_a_slow_reader_gets_every_frame() -> None:
 
     thread = threading.Thread(target=read)
     thread.start()
-    sink = OverlayPipe(INFO, form="rgb24", alpha=0, descriptor=writing)
+    sink = OverlayPipe(INFO, Look(alpha=0), form="rgb24", descriptor=writing)
     for index in range(300):
         sink.write(*fakes.a_frame(index % 200, hw=(17, 33)))
     sink.close()

@@ -22,7 +22,7 @@ import knet_runtime
 from knet_runtime.drawing import legend_strip, text_scale
 from knet_runtime.errors import ConfigError, OutputError
 from knet_runtime.segmentation import Segmentation
-from knet_runtime.sinks import MaskFolder, OverlayImage, OverlayVideo
+from knet_runtime.sinks import Look, MaskFolder, OverlayImage, OverlayVideo
 from knet_runtime.sinks.encoder import ENCODERS, Codec, add_stream, video_frame, working_encoder
 from knet_runtime.sources.base import SourceInfo
 from knet_runtime.types import Frame
@@ -91,7 +91,7 @@ def test_each_format_holds_the_blend_and_the_times(
 def test_odd_sizes_and_sizes_that_change(tmp_path: Path, suffix: str, codec: Codec) -> None:
     skip_without(codec)
     path = tmp_path / f"o.{suffix}"
-    sink = OverlayVideo(path, replace(VIDEO, hw=(95, 127)), codec=codec, legend=True)
+    sink = OverlayVideo(path, replace(VIDEO, hw=(95, 127)), Look(legend=True), codec=codec)
     for index, hw in enumerate([(95, 127), (48, 200), (33, 31), (95, 127)]):
         sink.write(*a_frame(index, Fraction(index, 25), hw))
     sink.close()
@@ -170,7 +170,7 @@ def test_a_stale_mask_is_not_written_again(tmp_path: Path) -> None:
 
 def test_only_the_chosen_classes_are_drawn_and_listed(tmp_path: Path) -> None:
     frame, mask = a_frame(0, None)
-    sink = OverlayImage(tmp_path / "o.png", classes=["road"], legend=True)
+    sink = OverlayImage(tmp_path / "o.png", Look(classes=("road",), legend=True))
     sink.write(frame, mask)
     sink.close()
     image = cv2.cvtColor(cv2.imread(str(tmp_path / "o.png")), cv2.COLOR_BGR2RGB)
@@ -188,7 +188,7 @@ def test_wrong_options_are_refused(tmp_path: Path) -> None:
         OverlayVideo(tmp_path / "o.avi", VIDEO)
     with pytest.raises(ConfigError, match="use h264 or hevc"):
         OverlayVideo(tmp_path / "o.mp4", VIDEO, codec="av1")  # type: ignore[arg-type]
-    sink = OverlayVideo(tmp_path / "o.mp4", VIDEO, classes=["bus"])
+    sink = OverlayVideo(tmp_path / "o.mp4", VIDEO, Look(classes=("bus",)))
     with pytest.raises(ConfigError, match="no class 'bus'; this model's are Sky"):
         sink.write(*a_frame(0, None))
     sink.close()
@@ -238,7 +238,7 @@ def test_pixels_are_shown_as_wide_as_the_sources(
 ) -> None:
     skip_without(codec)
     path = tmp_path / f"o.{suffix}"
-    sink = OverlayVideo(path, replace(VIDEO, sample_aspect=aspect), codec=codec, legend=True)
+    sink = OverlayVideo(path, replace(VIDEO, sample_aspect=aspect), Look(legend=True), codec=codec)
     for index in range(3):
         sink.write(*a_frame(index, Fraction(index, 25)))
     sink.close()

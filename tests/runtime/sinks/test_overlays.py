@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from knet_runtime.drawing import legend_strip, text_scale
 from knet_runtime.errors import ConfigError, OutputError
 from knet_runtime.segmentation import Segmentation
-from knet_runtime.sinks import OverlayFolder, OverlayImage, OverlayVideo
-from knet_runtime.sinks.overlay import OverlayPainter
+from knet_runtime.sinks import Look, OverlayFolder, OverlayImage, OverlayVideo
+from knet_runtime.sinks.look import OverlayPainter
 from knet_runtime.sources.base import SourceInfo
 from knet_runtime.sources.images import read_image
 from knet_runtime.types import Frame
@@ -41,9 +41,7 @@ def covered(share: float, name: str = "Car") -> Segmentation:
 
 
 def legends(frames: list[tuple[Fraction | None, Segmentation]]) -> list[NDArray[np.uint8]]:
-    painter = OverlayPainter(
-        alpha=0.4, legend=True, names=False, side_by_side=False, classes=(), steady=True
-    )
+    painter = OverlayPainter(Look(legend=True), steady=True)
     image = np.zeros((100, 100, 3), np.uint8)
     return [
         painter.paint(Frame(image, index, pts, str(index)), result)[100:]
@@ -82,7 +80,7 @@ def test_images_without_a_time_have_legends_of_their_own() -> None:
 
 
 def test_a_legend_has_only_what_is_in_the_image(tmp_path: Path) -> None:
-    sink = OverlayImage(tmp_path / "o.png", legend=True)
+    sink = OverlayImage(tmp_path / "o.png", Look(legend=True))
     result = covered(0.2)
     sink.write(Frame(np.zeros((100, 100, 3), np.uint8), 0, None, "a"), result)
     strip = read_image(tmp_path / "o.png")[100:]
@@ -97,14 +95,14 @@ def test_side_by_side_has_the_frame_left_and_the_overlay_right(
 ) -> None:
     frame, mask = a_frame(0, None)
     image, video = tmp_path / "o.png", tmp_path / "o.mp4"
-    OverlayImage(image, side_by_side=True, legend=legend).write(frame, mask)
+    OverlayImage(image, Look(side_by_side=True, legend=legend)).write(frame, mask)
     drawn = read_image(image)
     height, width = HW
     assert (drawn.shape[0] > height) == legend
     assert drawn.shape[1] == 2 * width
     np.testing.assert_array_equal(drawn[:height, :width], frame.image)
     np.testing.assert_array_equal(drawn[:height, width:], mask.overlay(frame.image))
-    sink = OverlayVideo(video, VIDEO, side_by_side=True)
+    sink = OverlayVideo(video, VIDEO, Look(side_by_side=True))
     for index, hw in enumerate([HW, (33, 31)]):
         sink.write(*a_frame(index, Fraction(index, 25), hw))
     sink.close()
@@ -152,8 +150,8 @@ def test_a_folder_of_overlays_never_mixes_runs_nor_writes_over_other_files(tmp_p
 
 def test_wrong_options_of_a_folder_are_refused_and_leave_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="between 0 and 1"):
-        OverlayFolder(tmp_path / "o", alpha=2)
-    sink = OverlayFolder(tmp_path / "o", classes=["bus"])
+        Look(alpha=2)
+    sink = OverlayFolder(tmp_path / "o", Look(classes=("bus",)))
     with pytest.raises(ConfigError, match="there is no class 'bus'"):
         sink.write(*a_frame(0, None))
     sink.close()

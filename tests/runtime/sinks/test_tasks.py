@@ -20,6 +20,7 @@ from knet_runtime.privacy import Concealed, Concealer
 from knet_runtime.segmentation import Instance, Segmentation
 from knet_runtime.sinks import (
     JsonLines,
+    Look,
     MaskFolder,
     OverlayImage,
     OverlayVideo,
@@ -113,7 +114,7 @@ def test_rle_lines_hold_a_mask_for_each_segment_of_the_wanted_classes(
 
 @RESULTS
 def test_overlays_colour_the_things(make: Make, tmp_path: Path) -> None:
-    image = OverlayImage(tmp_path / "o.png", alpha=1.0, legend=True)
+    image = OverlayImage(tmp_path / "o.png", Look(alpha=1.0, legend=True))
     image.write(frame(), make())
     image.close()
     drawn = cv2.imread(str(tmp_path / "o.png"), cv2.IMREAD_COLOR_RGB)
@@ -150,7 +151,7 @@ def test_other_processes_get_the_class_map(make: Make, tmp_path: Path) -> None:
 
 @RESULTS
 def test_privacy_hides_things(make: Make, tmp_path: Path) -> None:
-    sink = OverlayImage(tmp_path / "o.png", alpha=0.0)
+    sink = OverlayImage(tmp_path / "o.png", Look(alpha=0.0))
     Concealed(sink, Concealer(LABELS, ["car"])).write(frame(), make())
     drawn = cv2.imread(str(tmp_path / "o.png"), cv2.IMREAD_COLOR_RGB)
     hidden = make().class_map == 1

@@ -13,12 +13,13 @@ import av
 import cv2
 import numpy as np
 import pytest
+from ros_bags import SECOND, START, record
 
 from knet_runtime.errors import ConfigError, SourceError
 from knet_runtime.sources import open_source
 from knet_runtime.sources.base import Source, SourceOptions
 from knet_runtime.sources.playback import Pace
-from knet_runtime.types import Frame
+from knet_runtime.types import Frame, RosHeader
 
 FRAMES = 6
 
@@ -166,6 +167,25 @@ def test_a_wait_ends_when_it_is_stopped(tmp_path: Path) -> None:
         assert time.monotonic() - began < 0.9
 
 
+def test_a_recording_of_ros_is_played_too(tmp_path: Path) -> None:
+    record(tmp_path / "drive", "mcap", [START, START + SECOND // 50, START + SECOND // 10])
+    gaps = [0, Fraction(1, 50), Fraction(1, 10), Fraction(3, 20)]  # of 0 and 100 ms: 50 on average
+    began = time.monotonic()
+    with opened(tmp_path / "drive", loop=True, realtime=True) as source:
+        assert (source.info.kind, source.info.endless) == ("bag", True)
+        frames = []
+        for frame in islice(source, 5):
+            assert time.monotonic() - began >= float(frame.pts or 0)
+            frames.append(frame)
+    assert [frame.pts for frame in frames] == [*gaps, gaps[-1] + gaps[1]]
+    assert [frame.scene for frame in frames] == [0, 0, 0, 1, 1]
+    assert [frame.name for frame in frames[2:4]] == ["000002", "000003"]
+    for frame, pts in zip(frames, gaps, strict=False):
+        assert frame.ros is not None
+        assert (frame.ros.stamp - START, frame.ros.logged - START - 1000) == (pts * SECOND,) * 2
+    assert RosHeader(0, "camera", 5).later(Fraction(1)) == RosHeader(0, "camera", 5 + SECOND)
+
+
 def images(folder: Path) -> Path:
     return write_images(folder / "photos", "a.png", "b.png")
 
@@ -184,10 +204,12 @@ def test_what_states_no_times_has_no_pace(tmp_path: Path, make: Callable[[Path],
 
 
 @pytest.mark.parametrize("option", ["loop", "realtime"])
-@pytest.mark.parametrize("source", ["0", "/dev/video7", "rtsp://u:p@127.0.0.1:1/x", "http://h/x"])
-def test_live_sources_are_refused(source: str, option: str) -> None:
+@pytest.mark.parametrize(
+    "source", ["-", "0", "/dev/video7", "rtsp://u:p@127.0.0.1:1/x", "http://h/x"]
+)
+def test_what_is_no_file_is_refused(source: str, option: str) -> None:
     with pytest.raises(
-        ConfigError, match="loop and realtime are for videos and images in files; leave"
+        ConfigError, match="loop and realtime are for files, and this is none; leave"
     ) as refused:
         open_source(source, SourceOptions(**{option: True}))  # type: ignore[arg-type]
     assert "u:p" not in str(refused.value)
