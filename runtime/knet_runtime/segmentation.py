@@ -235,8 +235,8 @@ class Segmentation:
 
     def polygons(self) -> dict[int, list[NDArray[np.int32]]]:
         """The outer outlines of each segment's regions by id, as int32 [points, 2] of (x, y) along
-        the edges of pixels (``mask_outlines``). Filled as COCO's tools do, they are its mask with its
-        holes filled, which polygons of COCO cannot hold."""
+        the edges of pixels (``mask_outlines``). Filled as COCO's tools do, they are its mask and
+        its holes, which polygons of COCO cannot hold."""
         return {
             segment.id: [outline.points for outline in mask_outlines(mask, *segment.box[:2])]
             for segment, mask in self.masks()
