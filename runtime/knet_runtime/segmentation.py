@@ -18,6 +18,7 @@ from knet_runtime.counts import Counts, draw_counts
 from knet_runtime.drawing import OPACITY, colourise, encode_png, legend_strip, resized
 from knet_runtime.errors import ConfigError, OutputError
 from knet_runtime.labels import LabelMap
+from knet_runtime.outlines import mask_outlines
 from knet_runtime.painting import Box as Box, Segment as Segment, paint, paint_classes
 from knet_runtime.rle import Rle, rles_of
 from knet_runtime.types import ClassMap, Rgb, Size, Task
@@ -233,18 +234,13 @@ class Segmentation:
         return rles
 
     def polygons(self) -> dict[int, list[NDArray[np.int32]]]:
-        """Each segment's outer outlines by id, as int32 [points, 2] of (x, y) pixels; holes are
-        not told apart."""
-        outlines = {}
-        for segment, mask in self.masks():
-            found, _ = cv2.findContours(
-                np.ascontiguousarray(mask).view(np.uint8),
-                cv2.RETR_EXTERNAL,
-                cv2.CHAIN_APPROX_SIMPLE,
-                offset=segment.box[:2],
-            )
-            outlines[segment.id] = [np.asarray(points, np.int32)[:, 0] for points in found]
-        return outlines
+        """The outer outlines of each segment's regions by id, as int32 [points, 2] of (x, y) along
+        the edges of pixels (``mask_outlines``). Filled as COCO's tools do, they give the mask, with
+        its holes filled too: polygons of COCO cannot hold any."""
+        return {
+            segment.id: [outline.points for outline in mask_outlines(mask, *segment.box[:2])]
+            for segment, mask in self.masks()
+        }
 
     def to_coco(self, image_id: int = 0) -> list[dict[str, Any]]:
         """COCO's results for this image: a dictionary per segment with ``image_id``,
