@@ -25,7 +25,7 @@ from knet_export.graph.onnx_graph import Feed, OnnxGraph
 from knet_export.verify.align import Alignment, align, modules_apart, static_differences
 from knet_export.verify.measure import tensor_difference
 from knet_runtime.bundle.manifest import Kind, Manifest, Precision, Tolerance
-from knet_runtime.bundle.store import Bundle, open_bundle
+from knet_runtime.bundle.store import Bundle, find_bundle, open_bundle
 from knet_runtime.errors import ConfigError
 from knet_runtime.metrics import agreement, inside
 from knet_runtime.preprocess import fit_to_input
@@ -91,7 +91,7 @@ def bisect(
     Raises ConfigError where one of two bundles is fp16 and the other is not: fp16 rescales its
     sums, so that tensors in between are other numbers by right.
     """
-    manifest, graph = bundle.manifest, bundle.graph(kind)
+    manifest, graph, against = bundle.manifest, bundle.graph(kind), find_bundle(against)
     ran = graph.precision != "bf16"
     fitted, _ = fit_to_input(read_image(image), manifest.input)
     feed = {manifest.input.name: fitted[None]}
