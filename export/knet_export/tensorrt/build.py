@@ -22,7 +22,7 @@ import msgspec
 from knet_export.tensorrt.audit import check_delivered, count, read_layers
 from knet_runtime.atomic import check_folder, write_atomic
 from knet_runtime.bundle.manifest import Kind
-from knet_runtime.bundle.store import Bundle
+from knet_runtime.bundle.store import Bundle, check_own
 from knet_runtime.engines.cuda import explain, plain
 from knet_runtime.engines.hardware import this_gpu
 from knet_runtime.engines.plan_store import (
@@ -66,8 +66,9 @@ def build_plan(
     ``on_progress`` is called now and then while it builds; Ctrl-C ends it with nothing written.
     Raises ConfigError for options that contradict each other, EngineUnavailable without TensorRT
     or a GPU, EngineError with the reason when the graph cannot be built or comes out in another
-    precision, OutputError when it cannot be written.
+    precision, OutputError when it cannot be written, as into a packaged bundle.
     """
+    check_own(bundle)
     targets = _in_order(engine, targets)
     module = load_tensorrt(engine)
     _check_known(module, targets)

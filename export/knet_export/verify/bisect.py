@@ -91,11 +91,10 @@ def bisect(
     Raises ConfigError where one of two bundles is fp16 and the other is not: fp16 rescales its
     sums, so that tensors in between are other numbers by right.
     """
-    manifest, graph = bundle.manifest, bundle.graph(kind)
+    manifest, graph, against = bundle.manifest, bundle.graph(kind), find_bundle(against)
     ran = graph.precision != "bf16"
     fitted, _ = fit_to_input(read_image(image), manifest.input)
     feed = {manifest.input.name: fitted[None]}
-    against = find_bundle(against)
     with tempfile.TemporaryDirectory(prefix="knet-bisect-") as folder:
         if against.is_dir():
             other = open_bundle(against)

@@ -52,8 +52,8 @@ class Reference(Protocol):
 
 @contextmanager
 def open_reference(against: Path, bundle: Bundle) -> Iterator[Reference]:
-    """What ``bundle`` is to be compared with: a checkpoint, or another bundle: its folder or
-    the name of a packaged model.
+    """What ``bundle`` is to be compared with: a checkpoint, or another bundle: its folder, or the
+    name of a packaged one.
 
     Raises CheckpointError or BundleError, and ImportError for a checkpoint without PyTorch.
     """
@@ -118,11 +118,12 @@ class BundleReference(Closeable):
 
     def __init__(self, other: Bundle, bundle: Bundle) -> None:
         ours, theirs = bundle.manifest, other.manifest
-        self._other = other.with_input_size(ours.input.size)
+        self._other = other
         self._classes, self._stride = theirs.labels.names, _stride(other)
         self._task = theirs.task
         self._resize = theirs.input.resize
         self.check(bundle)
+        self._other = other.with_input_size(ours.input.size)
         self._engine = open_engine(self._other, _ENGINE, "logits")
         self._outputs = other.graph("logits").outputs
         self.name = f"{other.model_id} ({other.manifest.precision}) on {_ENGINE}"

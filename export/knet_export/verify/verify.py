@@ -162,9 +162,9 @@ def verify_bundle(
     ``data``: a data set with labels (its ``split``) or a folder of images.
 
     The verdict (``VerifyReport.passed``) is also stored in the bundle, for this engine and device,
-    where ``against`` is what it was exported from. Raises CheckpointError or BundleError for models
-    of another kind, DataError without images, EngineError when the engine fails, OutputError when
-    the verdict cannot be stored.
+    where ``against`` is what it was exported from and the bundle is not a packaged one. Raises
+    CheckpointError or BundleError for models of another kind, DataError without images, EngineError
+    when the engine fails, OutputError when the verdict cannot be stored.
 
         >>> from knet_deploy import export_bundle, verify_bundle
         >>> bundle = export_bundle("best.safetensors", "street.knet")
@@ -177,7 +177,7 @@ def verify_bundle(
     images = open_images(Path(data), split, manifest.labels, task=manifest.task)
     with open_engine(opened, engine) as running, open_reference(Path(against), opened) as reference:
         report = verify(opened, running, reference, images, images.name)
-    if report.same_checkpoint:
+    if report.same_checkpoint and not opened.is_packaged:
         record_parity(opened, running.kind, report.parity())
     return report
 

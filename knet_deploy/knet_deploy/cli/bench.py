@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import msgspec
 import typer
 
-from knet_deploy.cli.choices import EnginesOption
+from knet_deploy.cli.choices import BUNDLE, EnginesOption
 from knet_deploy.cli.console import (
     MissingExtra,
     needs_extra,
@@ -45,8 +45,9 @@ def bench(
     bundles: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[NAME.knet ...]",
-            help="Bundles, such as one for each precision; the packaged model by default.",
+            metavar="[BUNDLE ...]",
+            help=f"Bundles, such as one for each precision: {BUNDLE}; the one called default if "
+            "left out.",
             show_default=False,
         ),
     ] = None,
@@ -107,7 +108,7 @@ def bench(
     baselines = _baselines(compare)
     cores = _threads(threads, cpu_budget())
     opened = _open(bundles)
-    trained = _checkpoint(opened, bundles is None, checkpoint) if baselines else None
+    trained = _checkpoint(opened, checkpoint) if baselines else None
     files = result_file(json), result_file(plot, ".png")
     images = _images(source, size or ([] if source else extent.sizes), frames)
     engines = [str(one.value) for one in engine or []] or [
@@ -247,7 +248,7 @@ def _open(paths: list[Path] | None) -> dict[str, Bundle]:
     return found
 
 
-def _checkpoint(bundles: dict[str, Bundle], packaged: bool, given: Path | None) -> Path:
+def _checkpoint(bundles: dict[str, Bundle], given: Path | None) -> Path:
     """The baselines' checkpoint: the one that every bundle was exported from, and no other."""
     import hashlib
 
@@ -255,6 +256,7 @@ def _checkpoint(bundles: dict[str, Bundle], packaged: bool, given: Path | None) 
 
     if given is None:
         checkout = Path(knet_runtime.__file__).parents[2] / _TRAINED
+        packaged = all(bundle.is_packaged for bundle in bundles.values())
         if not (packaged and checkout.is_file()):
             raise ConfigError("--compare needs --checkpoint: what the bundle was exported from")
         given = checkout

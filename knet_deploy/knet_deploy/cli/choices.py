@@ -48,11 +48,15 @@ PlanEngineOption = Annotated[PlanEngine, typer.Option(help="What the plan is for
 
 LABELLED = "Labelled images: our, ADE20K's, Cityscapes' or COCO's layout."
 
+BUNDLE = "NAME.knet, or the name of a packaged model"
+
 # Of run and batch.
 RunEngine = Annotated[EngineName, engine_panel(help=_AUTO)]
 BundleOption = Annotated[
     Path | None,
-    engine_panel("--bundle", "-b", help="The bundle NAME.knet; the packaged model by default."),
+    engine_panel(
+        "--bundle", "-b", help=f"The bundle: {BUNDLE}; the one called default if left out."
+    ),
 ]
 RequireVerified = Annotated[
     bool,

@@ -13,10 +13,10 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from knet_deploy.cli.choices import EngineOption
+from knet_deploy.cli.choices import BUNDLE, EngineOption
 from knet_deploy.cli.console import needs_extra, one_line, result_file, say, say_table, track
 from knet_runtime.bundle.manifest import SegmentRules
-from knet_runtime.bundle.store import open_bundle
+from knet_runtime.bundle.store import find_bundle, open_bundle
 from knet_runtime.errors import ConfigError
 from knet_runtime.labels import LabelMap
 from knet_runtime.segmentation import Segmentation
@@ -43,7 +43,7 @@ class _Model:
 
 def evaluate(
     model: Annotated[
-        Path, typer.Argument(help="A checkpoint, RUN/best.safetensors, or a bundle, NAME.knet.")
+        Path, typer.Argument(help=f"A checkpoint, RUN/best.safetensors, or a bundle, {BUNDLE}.")
     ],
     data: Annotated[Path, typer.Option(help="Labelled images, in a layout that train reads.")],
     split: Annotated[
@@ -90,6 +90,7 @@ def evaluate(
         if not setting.startswith("data."):
             raise ConfigError(f"--set {setting}: eval takes data.* only, the rest is trained")
     json_file, drawing_file = result_file(json), result_file(confusion, ".png")
+    model = find_bundle(model)
     if model.is_dir():
         for option, given in (("--slide", slide), ("--ms-flip", ms_flip), ("--set", settings)):
             if given:

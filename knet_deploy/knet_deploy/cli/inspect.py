@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from knet_deploy.cli.choices import BUNDLE
 from knet_deploy.cli.console import say
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 def inspect(
     bundle: Annotated[
         Path | None,
-        typer.Argument(metavar="[NAME.knet]", help="The bundle; the packaged model by default."),
+        typer.Argument(metavar="[BUNDLE]", help=f"{BUNDLE}; the one called default if left out."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:

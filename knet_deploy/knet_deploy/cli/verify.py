@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from knet_deploy.cli.choices import EngineOption
+from knet_deploy.cli.choices import BUNDLE, EngineOption
 from knet_deploy.cli.console import needs_extra, one_line, parse_size, track
 from knet_runtime.atomic import check_folder, write_json
 from knet_runtime.bundle.manifest import Kind, Parity
@@ -24,7 +24,7 @@ _GOLDEN = "golden images"
 
 
 def verify(
-    bundle: Annotated[Path, typer.Argument(help="The bundle: NAME.knet.")],
+    bundle: Annotated[Path, typer.Argument(help=f"The bundle: {BUNDLE}.")],
     against: Annotated[
         Path | None,
         typer.Option(help="The PyTorch checkpoint that it was exported from, or another bundle."),
@@ -56,7 +56,8 @@ def verify(
     """Compare a bundle with its checkpoint, or with another bundle (which needs no torch), on
     images; or, alone, replay its golden tensors.
 
-    The verdict is stored in the bundle. The exit status is 1 outside the tolerance.
+    The verdict is stored in the bundle, unless it is a packaged one. The exit status is 1 outside
+    the tolerance.
     """
     if (against is None) != (data is None):
         raise ConfigError("--against and --data go together: a reference, and images to compare")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,7 @@ from knet_runtime.errors import BundleError, ConfigError, OutputError
 from knet_runtime.palettes import recoloured
 from knet_runtime.types import Size
 
+_PACKAGE = Path(__file__).resolve().parents[1]
 _BLOCK = 1 << 20
 _SHOWN = 10  # files, in an error
 _MAX_MANIFEST = 1 << 24  # bytes; a real one has some thousands
@@ -105,6 +107,12 @@ class Bundle:
         if len(hashes) > 1:
             digest = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
         return f"{self.manifest.name}@{digest[:12]}"
+
+    @property
+    def is_packaged(self) -> bool:
+        """Whether it is part of the installed package. Such a model stays as it is: what is
+        measured and built on a device goes into bundles of one's own."""
+        return self.path.resolve().parent == _PACKAGE
 
     def file(self, relative: str) -> Path:
         """The absolute path of a listed file; BundleError if the manifest lists others only."""
@@ -223,7 +231,7 @@ def find_bundle(path: Path | str | None = None) -> Path:
 
 def packaged_models() -> dict[str, Path]:
     """The folders of the models that are packaged with knet-deploy, by name."""
-    return {path.stem: path for path in sorted(Path(__file__).parents[1].glob("*.knet"))}
+    return {path.stem: path for path in sorted(_PACKAGE.glob("*.knet"))}
 
 
 def default_bundle_path() -> Path:
@@ -237,12 +245,24 @@ def default_bundle_path() -> Path:
     return path
 
 
+def check_own(bundle: Bundle) -> None:
+    """OutputError, with what to do, for a packaged model: nothing is written into it."""
+    if bundle.is_packaged:
+        folder = bundle.path.resolve()
+        raise OutputError(
+            f"{bundle.path}: is packaged with knet-deploy and stays as it was installed; copy it, "
+            f"and name the copy: cp -r {shlex.quote(str(folder))} {folder.name}"
+        )
+
+
 def record_parity(bundle: Bundle, kind: Kind, parity: Parity) -> None:
     """Store what was measured of the ``kind`` graph in ``manifest.json`` on disk, in place of
     what was measured on the same engine and device before. The file is exchanged whole.
 
-    Raises BundleError when it cannot be read, OutputError when it cannot be written.
+    Raises BundleError when it cannot be read, OutputError when it cannot be written, as a packaged
+    one's never is.
     """
+    check_own(bundle)
     path = bundle.path / MANIFEST_NAME
     with _naming(str(path)):
         data = path.read_bytes()

@@ -23,6 +23,26 @@ def test_verify_alone_replays_the_golden_tensors(call: Call, copied_bundle: Path
     assert "passed" in outcome.out
 
 
+def test_packaged_models_are_compared_by_name_and_stay_as_they_are(
+    call: Call, tmp_path: Path
+) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((90, 120, 3), 90, np.uint8))
+    manifest = default_bundle_path() / "manifest.json"
+    before = manifest.read_bytes()
+    outcome = call("verify", "default", "--against", "default", "--data", tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert "against camvid-knet-edge@" in outcome.out
+    assert "the verdict is not stored" in outcome.out
+    assert "stays as it was installed; copy it, and name the copy: cp -r" in outcome.out
+    assert manifest.read_bytes() == before
+    outcome = call("verify", "default", "--against", "street-panoptic", "--data", tmp_path)
+    assert outcome.code == 2
+    assert "have other tasks (semantic against panoptic)" in outcome.err
+    outcome = call("eval", "street-panoptic", "--slide", "--data", tmp_path)
+    assert outcome.code == 2
+    assert "--slide is for checkpoints: a bundle sees images in one way" in outcome.err
+
+
 def test_verify_wants_checkpoint_and_data_together(call: Call, tmp_path: Path) -> None:
     outcome = call("verify", default_bundle_path(), "--against", tmp_path / "x.safetensors")
     assert outcome.code == 2

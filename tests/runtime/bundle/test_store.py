@@ -449,6 +449,19 @@ def test_packaged_models_have_names(written: Path, monkeypatch: pytest.MonkeyPat
     assert open_bundle("default").path == written.parent / "default"
 
 
+def test_nothing_is_written_into_a_packaged_model(tmp_path: Path, parity):
+    packaged = open_bundle("default")
+    before = (packaged.path / "manifest.json").read_bytes()
+    (tmp_path / "link.knet").symlink_to(packaged.path)
+    for bundle in (packaged, open_bundle(tmp_path / "link.knet")):
+        with pytest.raises(OutputError, match=r"stays as it was installed.*cp -r .*default\.knet"):
+            record_parity(bundle, "logits", parity("openvino"))
+    assert (packaged.path / "manifest.json").read_bytes() == before
+    own = open_bundle(shutil.copytree(packaged.path, tmp_path / "own.knet"))
+    record_parity(own, "logits", parity("openvino"))
+    assert parity("openvino") in open_bundle(own.path).graph("logits").parity
+
+
 def test_file_without_the_right_to_read_is_named(written: Path, monkeypatch: pytest.MonkeyPatch):
     original: Callable[..., object] = Path.open
 
