@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from knet_runtime.drawing import lay, text_scale, text_size, write
 from knet_runtime.labels import Colour, LabelMap
-from knet_runtime.types import ClassMap, Rgb
+from knet_runtime.types import ClassMap, Rgb, Size
 
 Box = tuple[int, int, int, int]
 
@@ -58,7 +58,7 @@ def paint(
     classes: Collection[int] | None = None,
     scale: float = 1.0,
     *,
-    names: bool = False,
+    names: NamePlaces | None = None,
 ) -> Rgb:
     """``image`` uint8 [H, W, 3] RGB under the colours of ``segments``; a new array.
 
@@ -87,9 +87,9 @@ def paint(
         if max(right - left, bottom - top) >= high:
             places = ((left, y) for y in (top - high, top, bottom))
             tags.put(text, colours[thing.id], places)
-    if names:
+    if names is not None:
         stuff = {one.id: one.label for one in shown if not one.is_thing}
-        _name_regions(tags, segment_map, stuff, colours)
+        names.write(tags, segment_map, stuff, colours)
     return painted
 
 
@@ -100,16 +100,16 @@ def paint_classes(
     alpha: float,
     classes: Collection[int] | None = None,
     *,
-    names: bool = False,
+    names: NamePlaces | None = None,
 ) -> Rgb:
     """``image`` uint8 [H, W, 3] RGB under the colours of ``class_map`` [H, W], with borders, as
     ``paint`` does it for stuff; a new array."""
     shown = range(labels.num_classes) if classes is None else classes
     colours = {index: labels.palette[index] for index in shown}
     painted = lay(image, class_map, colours, alpha, lines=colours)
-    if names and alpha and class_map.size:
+    if names is not None and alpha and class_map.size:
         named = {index: labels.names[index] for index in colours}
-        _name_regions(_Tags(painted), class_map, named, colours)
+        names.write(_Tags(painted), class_map, named, colours)
     return painted
 
 
@@ -182,27 +182,54 @@ class _Tags:
         return long + 2 * self._pad, tall + below + 2 * self._pad, below
 
 
-def _name_regions(
-    tags: _Tags, ids: ClassMap, names: Mapping[int, str], colours: Mapping[int, Colour]
-) -> None:
-    """Write the ``names`` of these ids into their large regions that have room for them."""
-    height, width = ids.shape
-    factor = max(1.0, max(height, width) / _COARSE)
-    size = max(1, round(width / factor)), max(1, round(height / factor))
-    coarse = cv2.resize(ids, size, interpolation=cv2.INTER_NEAREST)
-    for id_, name in names.items():
-        # The image's edge counts as the end of a region.
-        mask = cv2.copyMakeBorder((coarse == id_).view(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT)
-        count, regions, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
-        depth = cv2.distanceTransform(mask, cv2.DIST_L2, 3)
-        for number in range(1, count):
-            if stats[number, cv2.CC_STAT_AREA] < _LARGE * coarse.size:
-                continue
-            inside = np.where(regions == number, depth, 0)
-            if 2 * inside.max() * factor > tags.height(name):
-                x, y = _middle(inside)
-                place = round((x - 0.5) * factor), round((y - 0.5) * factor)
-                tags.put(name, colours[id_], (place,), centred=True)
+class NamePlaces:
+    """Where the names of large regions stand in a video: for each video one, which is told of its
+    frames in order.
+
+    A name stays where it is while that place lies well inside its region, so that it does not
+    tremble; a region that has its name keeps it until it is half as large as one that is given one.
+    """
+
+    def __init__(self) -> None:
+        self._size: Size | None = None
+        self._last: dict[str, list[tuple[float, float]]] = {}
+
+    def write(
+        self, tags: _Tags, ids: ClassMap, names: Mapping[int, str], colours: Mapping[int, Colour]
+    ) -> None:
+        """Write the ``names`` of these ids into their large regions that have room for them."""
+        height, width = ids.shape
+        factor = max(1.0, max(height, width) / _COARSE)
+        size = max(1, round(height / factor)), max(1, round(width / factor))
+        coarse = cv2.resize(ids, size[::-1], interpolation=cv2.INTER_NEAREST)
+        before = self._last if size == self._size else {}
+        self._size, self._last = size, {name: [] for name in names.values()}
+        for id_, name in names.items():
+            # The image's edge counts as the end of a region.
+            mask = cv2.copyMakeBorder(
+                (coarse == id_).view(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT
+            )
+            count, regions, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
+            depth = cv2.distanceTransform(mask, cv2.DIST_L2, 3)
+            tall = tags.height(name) / factor
+            for number in range(1, count):
+                kept = [
+                    (depth[round(y), round(x)], (x, y))
+                    for x, y in before.get(name, ())
+                    if regions[round(y), round(x)] == number
+                ]
+                least = _LARGE / 2 if kept else _LARGE
+                if stats[number, cv2.CC_STAT_AREA] < least * coarse.size:
+                    continue
+                deep, place = max(kept, default=(0, (0, 0)))
+                if deep < tall / 4:
+                    inside = np.where(regions == number, depth, 0)
+                    if 2 * inside.max() <= tall:
+                        continue
+                    place = _middle(inside)
+                self._last[name].append(place)
+                x, y = (round((one - 0.5) * factor) for one in place)
+                tags.put(name, colours[id_], ((x, y),), centred=True)
 
 
 def _middle(depth: NDArray[np.floating]) -> tuple[float, float]:

@@ -19,7 +19,7 @@ from knet_runtime.drawing import OPACITY, colourise, encode_png, legend_strip, r
 from knet_runtime.errors import ConfigError, OutputError
 from knet_runtime.labels import LabelMap
 from knet_runtime.outlines import mask_outlines
-from knet_runtime.painting import Box as Box, Segment as Segment, paint, paint_classes
+from knet_runtime.painting import Box as Box, NamePlaces, Segment as Segment, paint, paint_classes
 from knet_runtime.rle import Rle, rles_of
 from knet_runtime.types import ClassMap, Rgb, Size, Task
 
@@ -297,14 +297,16 @@ class Segmentation:
         alpha: float = OPACITY,
         classes: Collection[int] | None = None,
         *,
-        names: bool = False,
+        names: bool | NamePlaces = False,
     ) -> Rgb:
         """``image`` uint8 [H, W, 3] RGB under the classes' colours, with lines between regions,
         things each in a shade of its own with an outline and a label, and the zones of ``counts``.
         ``image`` has the result's size, or is scaled from it; left out, it is the result's own.
         ``alpha`` (0 … 1) is the colours' opacity, ``classes`` are the indices of those drawn (None:
-        all), ``names`` writes classes into their large regions. Raises ConfigError for another
-        alpha, ValueError for an image of another shape, or none."""
+        all), ``names`` writes classes into their large regions, of a video where those of the frame
+        before stand (``NamePlaces``). Raises ConfigError for another alpha, ValueError for an image
+        of another shape, or none."""
+        places = NamePlaces() if names is True else names or None
         image = self.image if image is None else image
         if image is None:
             raise ValueError("this result keeps no image: pass the one that was segmented")
@@ -319,10 +321,10 @@ class Segmentation:
                 raise ValueError(f"image {image.shape[:2]} and result {self.size} differ in shape")
             ids = resized(ids, (height, width))
         if self.task == "semantic":
-            return paint_classes(image, ids, self.labels, alpha, classes, names=names)
+            return paint_classes(image, ids, self.labels, alpha, classes, names=places)
         scale = width / own_width
         segments, labels = self.segments, self.labels
-        painted = paint(image, ids, segments, labels, alpha, classes, scale, names=names)
+        painted = paint(image, ids, segments, labels, alpha, classes, scale, names=places)
         if self.counts is not None and alpha:
             draw_counts(painted, self.counts, scale)
         return painted

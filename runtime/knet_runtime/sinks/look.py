@@ -21,6 +21,7 @@ from knet_runtime.drawing import (
     text_scale,
 )
 from knet_runtime.errors import ConfigError
+from knet_runtime.painting import NamePlaces
 from knet_runtime.segmentation import Segmentation
 from knet_runtime.types import Frame, Rgb, Size
 
@@ -61,14 +62,17 @@ class OverlayPainter:
     """Draws frames under their colours.
 
     ``steady`` drawings are a video's: all have the size of the first one, into which frames of
-    another size are letterboxed, and the legend tells of the last two seconds. Else each has its
-    frame's size, and the legend is its own.
+    another size are letterboxed, names keep their places, and the legend tells of the last two
+    seconds. Else each has its frame's size, and names and legend are its own.
     """
 
     def __init__(self, look: Look, *, steady: bool) -> None:
         self._look = look
         self._steady = steady
         self._hw: Size | None = None
+        self._places = NamePlaces()
+        self._then: Fraction | None = None
+        self._scene = 0
         self._legend = _RecentLegend() if look.legend and steady else None
         self._fresh = monotonic()
 
@@ -81,7 +85,7 @@ class OverlayPainter:
         ``result`` does not have."""
         look = self._look
         classes = result.labels.indices(look.classes) if look.classes else None
-        image = result.overlay(frame.image, look.alpha, classes, names=look.names)
+        image = result.overlay(frame.image, look.alpha, classes, names=self._names(frame))
         if self._hw is None or not self._steady:
             self._hw = image.shape[:2]
         image = letterbox(image, self._hw)
@@ -101,6 +105,15 @@ class OverlayPainter:
             strip = legend_strip(result.labels, width, shares, shown, scale)
             image = np.concatenate([image, strip])
         return image
+
+    def _names(self, frame: Frame) -> bool | NamePlaces:
+        """Of a video the places of the frame before, where one was just before."""
+        if not self._look.names or not self._steady:
+            return self._look.names
+        if frame.scene != self._scene or not _is_recent(self._then, frame.pts):
+            self._places = NamePlaces()
+        self._then, self._scene = frame.pts, frame.scene
+        return self._places
 
 
 class _RecentLegend:

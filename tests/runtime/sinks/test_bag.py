@@ -12,9 +12,10 @@ from typing import Any
 
 import fakes
 import numpy as np
+import psutil
 import pytest
 from numbered import number_of
-from ros_bags import SECOND, START, record
+from ros_bags import SECOND, START, BagWriter, record
 from rosbags.highlevel import AnyReader
 from rosbags.interfaces import ConnectionExtRosbag1, ConnectionExtRosbag2, QosDurability
 
@@ -301,3 +302,23 @@ def test_a_thousand_images_go_through_without_loss_or_drift(
         assert [frame.ros.logged for frame in frames if frame.ros] == [t + 1000 for t in stamps]
         if topic != "classes":
             assert [number_of(frame.image) for frame in frames] == list(range(1000))
+
+
+@pytest.mark.parametrize(("kind", "name"), [("bag", "o.mcap"), ("mcap", "o.bag"), ("db3", "o")])
+def test_memory_does_not_grow_with_a_recording(tmp_path: Path, kind: Any, name: str) -> None:
+    process, drawn = psutil.Process(), np.random.default_rng(0)
+    place = tmp_path / ("in.bag" if kind == "bag" else "in")
+    with BagWriter(place, kind, {"bag": "lz4", "mcap": "storage", "db3": None}[kind]) as bag:
+        for index in range(240):  # noise is as large packed: 55 MB
+            noise = drawn.integers(0, 256, (240, 320, 3), np.uint8)
+            bag.image("/camera/image_raw", START + index * SECOND // 30, noise)
+    held = []
+    with open_source(place) as source:
+        sink = RosBag(tmp_path / name, source.info, "m@1")
+        for frame in source:
+            sink.write(frame, fakes.a_frame(frame.index, frame.pts, image=frame.image)[1])
+            held.append(process.memory_info().rss)
+        sink.close()
+    held.append(process.memory_info().rss)
+    assert len(held) == 241
+    assert max(held[60:]) - held[60] < 12 << 20

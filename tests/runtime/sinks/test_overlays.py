@@ -73,6 +73,50 @@ def test_a_class_keeps_its_place_when_another_one_comes_or_goes() -> None:
     np.testing.assert_array_equal((first == road).all(2), (last == road).all(2))
 
 
+def name_places(frames: list[tuple[Fraction | None, int, range]]) -> list[tuple[int, int]]:
+    """Where a region of these columns has its name, in frames of these times and scenes."""
+    painter, found = OverlayPainter(Look(names=True), steady=True), []
+    image = np.zeros((120, 400, 3), np.uint8)
+    for index, (pts, scene, columns) in enumerate(frames):
+        classes = np.full(image.shape[:2], 255, np.uint8)
+        classes[:, columns] = 0
+        result = Segmentation(classes, CAMVID11)
+        painted = painter.paint(Frame(image, index, pts, str(index), scene=scene), result)
+        rows, across = np.nonzero((painted != result.overlay(image)).any(2))
+        assert across.size
+        found.append((int(across.min()), int(rows.min())))
+    return found
+
+
+def test_a_name_stays_in_its_place_while_that_lies_in_its_region() -> None:
+    wide = [range(left, left + 190) for left in (100, 130, 20, 60, 205, 5)]
+    frames = [(Fraction(index, 25), 0, columns) for index, columns in enumerate(wide)]
+    places, alone = name_places(frames), [name_places([one])[0] for one in frames]
+    assert len(set(alone)) == 6
+    assert places == [*alone[:1] * 4, *alone[4:]]  # the fifth is no longer there where it stood
+
+
+@pytest.mark.parametrize(("pts", "scene"), [(Fraction(9), 0), (Fraction(1, 25), 1), (None, 0)])
+def test_names_are_placed_anew_after_a_gap_in_another_scene_and_without_times(
+    pts: Fraction | None, scene: int
+) -> None:
+    frames = [(Fraction(0), 0, range(100, 300)), (pts, scene, range(130, 330))]
+    assert name_places(frames)[1] == name_places(frames[1:])[0]
+    assert len({*name_places(frames)}) == 2
+
+
+def test_a_region_that_grows_and_shrinks_loses_its_name_late() -> None:
+    painter, shown = OverlayPainter(Look(names=True), steady=True), []
+    image = np.zeros((300, 400, 3), np.uint8)
+    for index, side in enumerate((34, 44, 40, 34, 28)):  # of 120,000 pixels 1,800 are large
+        classes = np.full(image.shape[:2], 255, np.uint8)
+        classes[100 : 100 + side, 100 : 100 + side] = 0
+        result = Segmentation(classes, CAMVID11)
+        painted = painter.paint(Frame(image, index, Fraction(index, 25), str(index)), result)
+        shown.append(bool((painted != result.overlay(image)).any()))
+    assert shown == [False, True, True, True, False]
+
+
 def test_images_without_a_time_have_legends_of_their_own() -> None:
     strips = legends([(None, covered(0.2)), (None, covered(0)), (None, covered(0.2, "Sky"))])
     assert [names(strip, "Car") for strip in strips] == [True, False, False]
