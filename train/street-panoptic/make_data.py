@@ -7,13 +7,14 @@ SOURCE.md describes it. The eleven classes are CamVid's; Car, Pedestrian and Bic
 
 - CamVid's class maps name no objects. A connected region of a thing's class is taken for one object
   where its shape says so, and for a crowd, which is neither learnt nor counted, where it does not.
-  Rows of parked cars can have the shape of one: ``several_cars.json`` names a point of each such
-  region, found by looking at all 558 regions of the training images of 100 pixels and more.
+  Rows of parked cars can have the shape of one: ``cars.json`` names each such region by a point in
+  it, found by looking at all 558 regions of the training images of 100 pixels and more, and where
+  the cars can be told apart, the lines between them, drawn by hand.
 - COCO's categories are mapped to the classes (``CATEGORIES``); a rider and what he rides are one
   Bicyclist. What has no class is void.
 - coco_street_mini's labels are objects alone: stuff is there where a teacher is sure of it.
-- The motorway's cars are those of ``motorway_cars.json``, boxes (left, top, right, bottom; far ones
-  first) drawn by hand; all else there is what the teacher is sure of.
+- The motorway's cars are outlines in ``cars.json`` (far ones first), drawn by hand; all else there
+  is what the teacher is sure of.
 
 Split ``val`` is CamVid's, ``streets`` are synthetic; both are for scores.
 """
@@ -57,10 +58,7 @@ SURE = 0.8  # of the teacher, to be believed
 UNSEEN = 2**31  # the first seed of the streets that score
 SMALLEST = 40  # pixels at 360 × 480 of an object that a shape can be seen of
 TIMES = 4  # that each picture of a motorway is among the training images: there are few
-FARTHEST = 130  # pixels of a car on the motorway that still counts as one
-# The outline of a car seen from behind, in shares of its box.
-BEHIND = [(0.2, 0), (0.8, 0), (0.95, 0.35), (1, 0.5), (1, 0.95), (0.9, 1), (0.1, 1), (0, 0.95)]
-BEHIND += [(0, 0.5), (0.05, 0.35)]
+CARS = Path(__file__).with_name("cars.json")
 # Of one object: the least share of its convex hull that it fills, and widths by heights.
 SHAPES = {CAR: (0.85, 0.5, 3.5), PEDESTRIAN: (0.65, 0.15, 0.9), BICYCLIST: (0.65, 0.25, 1.9)}
 
@@ -75,6 +73,16 @@ class Picture:
     segments: list[tuple[int, bool, Array]] = field(default_factory=list)
 
 
+@dataclass
+class Row:
+    """A region of several cars: a point (x, y) of it, the lines between its cars, each from outside
+    to outside, and a point of each part that is still several cars. Without lines it is a crowd."""
+
+    at: tuple[int, int]
+    cuts: list[list[tuple[int, int]]] = field(default_factory=list)
+    crowds: list[tuple[int, int]] = field(default_factory=list)
+
+
 def _read(path: Path, flags: int = cv2.IMREAD_COLOR) -> Array:
     pixels = cv2.imread(str(path), flags)
     if pixels is None:
@@ -82,11 +90,9 @@ def _read(path: Path, flags: int = cv2.IMREAD_COLOR) -> Array:
     return pixels
 
 
-def regions(
-    labels: Array, several: Sequence[tuple[int, int]] = ()
-) -> Iterator[tuple[int, bool, Array]]:
-    """The segments of a class map [H, W]: stuff, and the regions of things, of which those with one
-    of the points (x, y) of ``several`` are crowds."""
+def regions(labels: Array, rows: Sequence[Row] = ()) -> Iterator[tuple[int, bool, Array]]:
+    """The segments of a class map [H, W]: stuff, and the regions of things, of which ``rows`` are
+    the parts that their lines cut."""
     for value in range(len(NAMES)):
         if value not in THINGS:
             if (labels == value).any():
@@ -94,20 +100,41 @@ def regions(
             continue
         mask = (labels == value).astype(np.uint8)
         scale = labels.shape[0] / 360
+        smallest = SMALLEST * scale**2
         reach = 2 * round(2 * scale) + 1
         # What a pole or a sign cuts in two is close to its other half.
         near = cv2.dilate(mask, np.ones((reach, reach), np.uint8))
         count, groups = cv2.connectedComponents(near, connectivity=8)
         for group in range(1, count):
             own = mask * (groups == group)
+            row = next((row for row in rows if own[row.at[1], row.at[0]]), None)
+            if row is not None:
+                for part in _cut(groups == group, row):
+                    one = own * part
+                    named = any(part[y, x] for x, y in row.crowds) or not row.cuts
+                    if one.any():
+                        yield value, bool(named or one.sum() < smallest), one.astype(bool)
+                continue
             parts, _, stats, _ = cv2.connectedComponentsWithStats(own, connectivity=8)
             areas = stats[1:, cv2.CC_STAT_AREA]
             if parts < 2:
                 continue
             whole = areas.max() >= 0.95 * areas.sum()
-            named = any(own[y, x] for x, y in several)
-            one = whole and not named and _one_object(own, value, SMALLEST * scale**2)
-            yield value, not one, own.astype(bool)
+            yield value, not (whole and _one_object(own, value, smallest)), own.astype(bool)
+
+
+def _cut(region: Array, row: Row) -> Iterator[Array]:
+    """The parts [H, W] of a region between the row's lines, whose pixels are the nearest part's."""
+    lines = np.zeros(region.shape, np.uint8)
+    cv2.polylines(lines, [np.array(line, np.int32) for line in row.cuts], False, 1)
+    count, parts = cv2.connectedComponents((region & (lines == 0)).astype(np.uint8), connectivity=4)
+    _, nearest = cv2.distanceTransformWithLabels(
+        (parts == 0).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    part_of = np.zeros(nearest.max() + 1, parts.dtype)
+    part_of[nearest[parts > 0]] = parts[parts > 0]
+    parts = part_of[nearest] * region
+    yield from (parts == part for part in range(1, count))
 
 
 def _one_object(mask: Array, value: int, smallest: float) -> bool:
@@ -123,43 +150,37 @@ def _one_object(mask: Array, value: int, smallest: float) -> bool:
 
 
 def camvid(root: Path, split: str) -> Iterator[Picture]:
-    several = json.loads(Path(__file__).with_name("several_cars.json").read_text())
+    cars = json.loads(CARS.read_text())["camvid"]
     for name in (root / "split" / f"{split}.txt").read_text().split():
         name = Path(name).stem
         file = next((root / "images" / split).glob(f"{name}.*"))
         labels = _read(root / "labels" / split / f"{name}.png", cv2.IMREAD_UNCHANGED)
         size = labels.shape[:2]
-        segments = list(regions(labels, several=several.get(name, ())))
+        segments = list(regions(labels, [Row(**row) for row in cars.get(name, ())]))
         yield Picture(f"camvid_{name}", file, size, segments)
 
 
 def extra(root: Path) -> Iterator[Picture]:
     """Motorway pictures: stuff that the teacher is sure of, and cars drawn by hand."""
-    cars = json.loads(Path(__file__).with_name("motorway_cars.json").read_text())
+    all_drawn = json.loads(CARS.read_text())["motorway"]
     for file in sorted((root / "extra").glob("*.jpg")):
         size = _read(file).shape[:2]
         labels, sure = _teacher(file.with_suffix(".png"), (180, 240), size)
         stuff = np.where(sure & ~np.isin(labels, THINGS), labels, VOID)
-        segments = list(regions(stuff))
-        for box in cars[file.stem]:
-            mask = _car(box, labels == CAR)
-            segments.append((CAR, mask.sum() < FARTHEST, mask))
+        drawn = all_drawn[file.stem]
+        crowds = [(CAR, True, _filled(outline, size)) for outline in drawn["crowds"]]
+        cars = [_filled(outline, size) for outline in drawn["cars"]]
+        objects = [(CAR, bool(mask.sum() < SMALLEST), mask) for mask in cars]
+        segments = [*regions(stuff), *crowds, *objects]
         for copy in range(TIMES):
             yield Picture(f"extra_{file.stem}_{copy}", file, size, segments)
 
 
-def _car(box: Sequence[int], seen: Array) -> Array:
-    """One car's mask [H, W]: where the teacher has ``seen`` cars in its box, if he saw most of it;
-    else the outline of a car seen from behind."""
-    left, top, right, bottom = box
-    inside = np.zeros(seen.shape, bool)
-    inside[top:bottom, left:right] = True
-    if (seen & inside).sum() >= 0.7 * inside.sum():
-        return seen & inside
-    points = [(left + x * (right - left), top + y * (bottom - top)) for x, y in BEHIND]
-    mask = np.zeros(seen.shape, np.uint8)
-    cv2.fillPoly(mask, [np.round(points).astype(np.int32)], 1)
-    return (mask > 0) & inside
+def _filled(outline: list[tuple[int, int]], size: tuple[int, int]) -> Array:
+    """The mask [H, W] of an outline, whose pixels are in it."""
+    mask = np.zeros(size, np.uint8)
+    cv2.fillPoly(mask, [np.array(outline, np.int32)], 1)
+    return mask.astype(bool)
 
 
 def _teacher(png: Path, shape: tuple[int, int], size: tuple[int, int]) -> tuple[Array, Array]:
