@@ -264,7 +264,7 @@ def test_pixels_classes_and_objects_stay_in_step(
         "data.photometric=0",
     )
     planes = np.stack([classes[ids], ids])
-    image, moved = Samples(1, config, 0, 1001).augmented((3, index), pixels, planes, -1)
+    image, moved, _ = Samples(1, config, 0, 1001).augmented((3, index), pixels, planes, -1)
     assert image.shape == (*crop, 3)
     assert moved.shape == (2, *crop)
     found = moved[1].numpy()
