@@ -8,8 +8,8 @@ SOURCE.md describes it. The eleven classes are CamVid's; Car, Pedestrian and Bic
 - CamVid's class maps name no objects. A connected region of a thing's class is taken for one object
   where its shape says so, and for a crowd, which is neither learnt nor counted, where it does not.
   Rows of parked cars can have the shape of one: ``cars.json`` names each such region by a point in
-  it, found by looking at all 558 regions of the training images of 100 pixels and more, and where
-  the cars can be told apart, the lines between them, drawn by hand.
+  it, found by looking at all 558 regions of the training images of 100 pixels and more. Where the
+  cars of a region can be told apart, it has the lines between them, drawn by hand.
 - COCO's categories are mapped to the classes (``CATEGORIES``); a rider and what he rides are one
   Bicyclist. What has no class is void.
 - coco_street_mini's labels are objects alone: stuff is there where a teacher is sure of it.
